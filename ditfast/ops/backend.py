@@ -1,0 +1,148 @@
+"""Which backend an operation runs on.
+
+A name is taken, in this order, from the call's ``backend=``, the model's, the innermost ``use_backend``, the
+environment variable ``DITFAST_BACKEND``; otherwise the choice is automatic. A name that an operation does not
+have is an error in its own ``backend=`` and is passed over elsewhere (``use_backend("triton")`` means "wherever
+there is a Triton kernel"). A name that the operation has but that cannot run here always raises.
+"""
+
+import importlib.util
+import os
+from contextlib import contextmanager
+
+import torch
+
+# operation -> its backends; `reference` is plain PyTorch
+OPS = {
+    "layer_norm_modulate": ("triton", "reference"),
+    "gated_residual": ("triton", "reference"),
+    "gated_residual_layer_norm_modulate": ("reference",),
+    "mlp": ("reference",),
+    "attention": ("sdpa", "host", "reference"),
+    "patchify": ("reference",),
+    "unpatchify": ("reference",),
+    "patch_embed": ("reference",),
+}
+NAMES = ("auto", *sorted({name for names in OPS.values() for name in names}))
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what the kernels read and write
+
+
+def _checked(name, where):
+    if name not in NAMES:
+        raise ValueError(f"{where} must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_environment = _checked(os.environ.get("DITFAST_BACKEND", "auto"), "DITFAST_BACKEND")
+# A plain global, not a ContextVar: torch.compile guards on it and recompiles when it changes.
+_contexts: tuple[str, ...] = ()
+_log: dict[str, list[str]] | None = None
+
+
+@contextmanager
+def use_backend(name: str):
+    """Run the operations that have the backend ``name`` on it, inside the ``with`` block.
+
+    Nests: each operation takes the innermost name that it has. ``"auto"`` undoes the outer names.
+
+    Raises:
+        ValueError: ``name`` is no backend of any operation.
+    """
+    global _contexts
+    outer = _contexts
+    _contexts = (_checked(name, "backend"), *outer)
+    try:
+        yield
+    finally:
+        _contexts = outer
+
+
+@contextmanager
+def record():
+    """Collect what ran: yields a dict, operation -> list of the backends it ran on, forward and backward."""
+    global _log
+    outer, _log = _log, {}
+    try:
+        yield _log
+    finally:
+        _log = outer
+
+
+def note(op: str, name: str) -> None:
+    """Tell `record` that ``op`` ran on ``name``."""
+    if _log is not None and not torch.compiler.is_compiling():
+        _log.setdefault(op, []).append(name)
+
+
+def active(model_backend: str | None = None) -> tuple[str, ...]:
+    """The names in force, first wins: the model's, those of ``use_backend``, the environment's."""
+    model = () if model_backend is None else (_checked(model_backend, "backend"),)
+    return (*model, *_contexts, _environment)
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+_installed = {name: importlib.util.find_spec(name) is not None for name in ("triton", "ditfast._C")}
+_interpreting = interpreting()
+
+
+def why_not(op: str, name: str, device_type: str) -> str | None:
+    """Why ``op`` cannot run on backend ``name`` on this kind of device; None if it can."""
+    if name not in OPS[op]:
+        return f"{op} has no such backend (it has {', '.join(OPS[op])})"
+    if name == "triton":
+        if not _installed["triton"]:
+            return "triton is not installed"
+        if device_type != "cuda" and not _interpreting:
+            return f"triton needs a CUDA tensor, or TRITON_INTERPRET=1, and this one is on {device_type}"
+    if name == "host":
+        if not _installed["ditfast._C"]:
+            return "the extension ditfast._C is not built"
+        if device_type != "cpu":
+            return f"host needs a CPU tensor, and this one is on {device_type}"
+    return None
+
+
+def choose(op: str, requested, device_type: str, unsupported: str | None = None) -> str:
+    """The backend of one call: a name, or "auto" where only the running operation can tell.
+
+    Args:
+        requested: the call's ``backend=``: None, a name (strict), or a tuple of names in order of preference.
+        unsupported: why these arguments rule out the operation's kernels (None: they do not).
+
+    Raises:
+        ValueError: the call names a backend that the operation does not have.
+        RuntimeError: the backend asked for by name cannot run here, or not on these arguments.
+    """
+    if isinstance(requested, str):
+        if requested != "auto" and requested not in OPS[op]:
+            raise ValueError(f"backend of {op} must be one of auto, {', '.join(OPS[op])}, got {requested!r}")
+        names = (requested,)
+    else:
+        names = active() if requested is None else requested
+    for name in names:
+        if name == "auto":
+            break
+        if name in OPS[op]:
+            reason = why_not(op, name, device_type)
+            if reason is None and name not in ("reference", "sdpa"):
+                reason = unsupported
+            if reason is not None:
+                raise RuntimeError(f"{op}: backend {name!r} cannot run: {reason}")
+            return name
+    if op == "attention":
+        return "sdpa"
+    kernel = device_type == "cuda" and unsupported is None and why_not(op, "triton", device_type) is None
+    return "auto" if kernel else "reference"
+
+
+def resolve(op: str, name: str, device_type: str) -> str:
+    """What "auto" means for this operation, decided while it runs on real tensors."""
+    if name == "auto":
+        name = "triton" if why_not(op, "triton", device_type) is None else "reference"
+    note(op, name)
+    return name

@@ -1,0 +1,49 @@
+"""Argument checks shared by the operations: one clear error that names the argument, the rule and the value."""
+
+import torch
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def tensor(name: str, value, like: torch.Tensor | None = None) -> None:
+    """``value`` is a floating-point tensor, on the device of ``like``."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{name} must be on the device of the first argument, {like.device}, got {value.device}")
+
+
+def shape(name: str, value: torch.Tensor, rule: str, expected: tuple[int, ...]) -> None:
+    """``value`` has the shape ``expected``, which the rule spells in letters, as in "(B, D)"."""
+    if value.shape != expected:
+        raise ValueError(f"{name} must have shape {rule} = {tuple(expected)}, got {tuple(value.shape)}")
+
+
+def rank(name: str, value: torch.Tensor, rule: str, dims: int) -> None:
+    if value.dim() != dims:
+        raise ValueError(f"{name} must have shape {rule}, got {tuple(value.shape)}")
+
+
+def tokens(name: str, x: torch.Tensor) -> None:
+    """``x`` is (B, N, D) with D >= 1."""
+    tensor(name, x)
+    rank(name, x, "(B, N, D)", 3)
+    if x.shape[-1] == 0:
+        raise ValueError(f"{name} must have D >= 1, got shape {tuple(x.shape)}")
+
+
+def modulation(name: str, value: torch.Tensor, x: torch.Tensor) -> None:
+    """``value`` is (B, D), one row per sample of x (B, N, D), or (B, N, D), one row per token."""
+    tensor(name, value, x)
+    b, n, d = x.shape
+    if value.dim() == 3:
+        shape(name, value, "(B, N, D)", (b, n, d))
+    else:
+        shape(name, value, "(B, D)", (b, d))
+
+
+def positive(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")

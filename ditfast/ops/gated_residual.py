@@ -1,0 +1,112 @@
+"""gated_residual: x + gate * (y + bias), the residual connection of adaLN-Zero."""
+
+from ditfast.ops import checks, reference
+from ditfast.ops.backend import choose, note, resolve
+from ditfast.ops.registration import define, differentiable
+from ditfast.ops.rows import unsupported
+
+
+def gated_residual(x, y, gate, bias=None, *, backend=None):
+    """Add a branch to the residual stream, scaled by the sample's gate.
+
+    Args:
+        x: (B, N, D) residual stream.
+        y: (B, N, D) output of the branch.
+        gate: (B, D), any stride between samples, or (B, N, D), one row per token, which runs on the reference.
+        bias: (D,) of the Linear that made y, which then runs without it: its gradient costs no pass of its own.
+        backend: see `ditfast.ops`.
+
+    Returns:
+        (B, N, D) in the dtype of x.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
+        RuntimeError: the backend asked for by name cannot run.
+
+    Source: Peebles & Xie, section 3.2, "adaLN-Zero block".
+    """
+    check(x, y, gate, bias)
+    name = choose(_OP, backend, x.device.type, unsupported(x, y, bias, gate))
+    if name == "reference":
+        note(_OP, name)
+        return reference.gated_residual(x, y, gate, bias)
+    return _call(x, y, gate, bias, name)
+
+
+_OP = "gated_residual"
+
+
+def check(x, y, gate, bias):
+    checks.tokens("x", x)
+    checks.tensor("y", y, x)
+    checks.shape("y", y, "(B, N, D)", tuple(x.shape))
+    checks.modulation("gate", gate, x)
+    if bias is not None:
+        checks.tensor("bias", bias, x)
+        checks.shape("bias", bias, "(D,)", (x.shape[-1],))
+
+
+def _forward(x, y, gate, bias, backend):
+    if resolve(_OP, backend, x.device.type) == "triton":
+        from ditfast.kernels import gated_residual as kernel
+
+        return kernel.forward(x, y, gate, bias)
+    return forward_reference(x, y, gate, bias)
+
+
+def _forward_fake(x, y, gate, bias, backend):
+    return x.new_empty(x.shape)
+
+
+def _backward(dout, y, gate, bias, backend):
+    if resolve(_OP, backend, y.device.type) == "triton":
+        from ditfast.kernels import gated_residual as kernel
+
+        return kernel.backward(dout, y, gate, bias)
+    return backward_reference(dout, y, gate, bias)
+
+
+def _backward_fake(dout, y, gate, bias, backend):
+    dbias = gate.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return y.new_empty(y.shape), gate.new_empty(gate.shape), dbias
+
+
+def forward_reference(x, y, gate, bias):
+    """What the kernel computes, in plain PyTorch without autograd; arithmetic in float32."""
+    y = y.float() if bias is None else y.float() + bias.float()
+    return (x.float() + gate.float().unsqueeze(1) * y).to(x.dtype)
+
+
+def backward_reference(dout, y, gate, bias):
+    """dy, dgate, dbias of `forward_reference` (dx is dout itself); dbias is empty without a bias."""
+    dout = dout.float()
+    dy = dout * gate.float().unsqueeze(1)
+    biased = y.float() if bias is None else y.float() + bias.float()
+    dgate = (dout * biased).sum(1).to(gate.dtype)
+    dbias = gate.new_empty(0) if bias is None else dy.sum((0, 1)).to(bias.dtype)
+    return dy.to(y.dtype), dgate, dbias
+
+
+_forward_op = define(
+    "gated_residual(Tensor x, Tensor y, Tensor gate, Tensor? bias, str backend) -> Tensor", _forward, _forward_fake
+)
+_backward_op = define(
+    "gated_residual_backward(Tensor dout, Tensor y, Tensor gate, Tensor? bias, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx, inputs, output):
+    _, y, gate, bias, ctx.backend = inputs
+    ctx.save_for_backward(y, gate, bias)
+
+
+def _autograd_backward(ctx, backward_op, dout):
+    y, gate, bias = ctx.saved_tensors
+    dy, dgate, dbias = backward_op(dout, y, gate, bias, ctx.backend)
+    return dout, dy, dgate, (None if bias is None else dbias), None
+
+
+_call = differentiable(_OP, _forward_op, _backward_op, _setup_context, _autograd_backward)

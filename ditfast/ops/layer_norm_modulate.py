@@ -1,0 +1,119 @@
+"""layer_norm_modulate: h = LayerNorm(x) * (1 + scale) + shift, the adaLN of the paper's section 3.2."""
+
+import torch
+
+from ditfast.ops import checks, reference
+from ditfast.ops.backend import choose, note, resolve
+from ditfast.ops.registration import define, differentiable
+from ditfast.ops.rows import linear_dtype, unsupported
+
+
+def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
+    """LayerNorm without affine parameters over D, then the sample's scale and shift.
+
+    Args:
+        x: (B, N, D) tokens.
+        shift, scale: (B, D), any stride between samples (views into one (B, 6D) tensor are not copied), or
+            (B, N, D), one row per token, which runs on the reference.
+        eps: added to the variance.
+        backend: see `ditfast.ops`.
+
+    Returns:
+        h: (B, N, D) in the dtype of x; under autocast in the autocast dtype, since a Linear reads it.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
+        RuntimeError: the backend asked for by name cannot run.
+
+    Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", section 3.2, "adaLN".
+    """
+    _check(x, shift, scale)
+    name = choose(_OP, backend, x.device.type, unsupported(x, None, None, shift, scale))
+    dtype = linear_dtype(x)
+    if name == "reference":
+        note(_OP, name)
+        return reference.layer_norm_modulate(x, shift, scale, eps, dtype)
+    return _call(x, shift, scale, eps, dtype, name)[0]
+
+
+_OP = "layer_norm_modulate"
+
+
+def _check(x, shift, scale):
+    checks.tokens("x", x)
+    checks.modulation("shift", shift, x)
+    checks.modulation("scale", scale, x)
+
+
+def _forward(x, shift, scale, eps, out_dtype, backend):
+    if resolve(_OP, backend, x.device.type) == "triton":
+        from ditfast.kernels import layer_norm_modulate as kernel
+
+        return kernel.forward(x, shift, scale, eps, out_dtype)
+    return forward_reference(x, shift, scale, eps, out_dtype)
+
+
+def _forward_fake(x, shift, scale, eps, out_dtype, backend):
+    stats = x.new_empty(x.shape[:2], dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=out_dtype), stats, torch.empty_like(stats)
+
+
+def _backward(dh, x, scale, mean, rstd, shift_dtype, backend):
+    if resolve(_OP, backend, x.device.type) == "triton":
+        from ditfast.kernels import layer_norm_modulate as kernel
+
+        return kernel.backward(dh, x, scale, mean, rstd, shift_dtype)
+    return backward_reference(dh, x, scale, mean, rstd, shift_dtype)
+
+
+def _backward_fake(dh, x, scale, mean, rstd, shift_dtype, backend):
+    return x.new_empty(x.shape), x.new_empty(scale.shape, dtype=shift_dtype), scale.new_empty(scale.shape)
+
+
+def forward_reference(x, shift, scale, eps, out_dtype):
+    """What the kernel computes, in plain PyTorch without autograd; statistics in float32."""
+    x = x.float()
+    mean = x.mean(-1)  # (B, N)
+    xc = x - mean.unsqueeze(-1)
+    rstd = torch.rsqrt(xc.square().mean(-1) + eps)
+    h = xc * rstd.unsqueeze(-1) * (1 + scale.float()).unsqueeze(1) + shift.float().unsqueeze(1)
+    return h.to(out_dtype), mean, rstd
+
+
+def backward_reference(dh, x, scale, mean, rstd, shift_dtype):
+    """dx, dshift, dscale of `forward_reference`."""
+    dh, rstd = dh.float(), rstd.unsqueeze(-1)
+    xhat = (x.float() - mean.unsqueeze(-1)) * rstd  # (B, N, D)
+    g = dh * (1 + scale.float()).unsqueeze(1)
+    dx = rstd * (g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True))
+    return dx.to(x.dtype), dh.sum(1).to(shift_dtype), (dh * xhat).sum(1).to(scale.dtype)
+
+
+_forward_op = define(
+    "layer_norm_modulate(Tensor x, Tensor shift, Tensor scale, float eps, ScalarType out_dtype, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+_backward_op = define(
+    "layer_norm_modulate_backward(Tensor dh, Tensor x, Tensor scale, Tensor mean, Tensor rstd,"
+    " ScalarType shift_dtype, str backend) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx, inputs, output):
+    x, shift, scale, _, _, ctx.backend = inputs
+    _, mean, rstd = output
+    ctx.shift_dtype = shift.dtype
+    ctx.save_for_backward(x, scale, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def _autograd_backward(ctx, backward_op, dh, _dmean, _drstd):
+    dx, dshift, dscale = backward_op(dh, *ctx.saved_tensors, ctx.shift_dtype, ctx.backend)
+    return dx, dshift, dscale, None, None, None
+
+
+_call = differentiable(_OP, _forward_op, _backward_op, _setup_context, _autograd_backward)
