@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+
+namespace ditfast {
+
+enum class DType { kFloat32, kBFloat16, kFloat16 };
+
+// B, N, H, d, and the packed input qkv (B, N, 3, H, d). Its last three dimensions are contiguous;
+// the other two have any stride, counted in elements.
+struct AttentionProblem {
+    DType dtype;
+    std::int64_t batch;
+    std::int64_t tokens;
+    std::int64_t heads;
+    std::int64_t head_dim;
+    std::int64_t stride_b;
+    std::int64_t stride_n;
+    float scale;
+
+    bool empty() const { return batch == 0 || tokens == 0 || heads == 0; }
+};
+
+struct AttentionForward {
+    AttentionProblem problem;
+    const void* qkv;  // (B, N, 3, H, d)
+    void* out;        // (B, N, H, d), contiguous
+    float* lse;       // (B, H, N), contiguous: log of the sum over keys of exp(scale * q.k)
+};
+
+struct AttentionBackward {
+    AttentionProblem problem;
+    const void* dout;  // (B, N, H * d), any strides: those of an expanded gradient are zero
+    const void* qkv;   // (B, N, 3, H, d)
+    const void* out;   // (B, N, H, d), contiguous
+    const float* lse;  // (B, H, N), contiguous
+    void* dqkv;        // (B, N, 3, H, d), contiguous
+    std::int64_t dout_stride_b;
+    std::int64_t dout_stride_n;
+    std::int64_t dout_stride_c;
+};
+
+}  // namespace ditfast

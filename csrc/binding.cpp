@@ -1,0 +1,90 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+
+#include "attention/checks.h"
+#include "attention/host.h"
+#include "build_config.h"
+#include "device.h"
+
+// Tensors come in as addresses, sizes and strides in elements, so that one binary serves every
+// version of torch.
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace ditfast {
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* pointer(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void forward_host(Address qkv, Address out, Address lse, const std::string& dtype,
+                  std::int64_t batch, std::int64_t tokens, std::int64_t heads,
+                  std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n, float scale,
+                  int threads) {
+    const AttentionForward call{
+        {parse_dtype(dtype), batch, tokens, heads, head_dim, stride_b, stride_n, scale},
+        pointer<void>(qkv),
+        pointer<void>(out),
+        pointer<float>(lse),
+    };
+    check(call);
+    check_threads(threads);
+    attention_forward_host(call, threads);
+}
+
+void backward_host(Address dout, Address qkv, Address out, Address lse, Address dqkv,
+                   const std::string& dtype, std::int64_t batch, std::int64_t tokens,
+                   std::int64_t heads, std::int64_t head_dim, std::int64_t stride_b,
+                   std::int64_t stride_n, std::int64_t dout_stride_b, std::int64_t dout_stride_n,
+                   std::int64_t dout_stride_c, float scale, int threads) {
+    const AttentionBackward call{
+        {parse_dtype(dtype), batch, tokens, heads, head_dim, stride_b, stride_n, scale},
+        pointer<void>(dout),
+        pointer<void>(qkv),
+        pointer<void>(out),
+        pointer<float>(lse),
+        pointer<void>(dqkv),
+        dout_stride_b,
+        dout_stride_n,
+        dout_stride_c,
+    };
+    check(call);
+    check_threads(threads);
+    attention_backward_host(call, threads);
+}
+
+py::dict config() {
+    const BuildConfig config = build_config();
+    return py::dict("version"_a = config.version, "compiler"_a = config.compiler,
+                    "build_type"_a = config.build_type, "cuda"_a = config.cuda,
+                    "architectures"_a = config.architectures);
+}
+
+}  // namespace
+}  // namespace ditfast
+
+PYBIND11_MODULE(_C, m) {
+    using release_gil = py::call_guard<py::gil_scoped_release>;
+
+    m.doc() = "ditfast's C++ and CUDA code. Internal: ditfast.ops checks the tensors.";
+    m.def("build_config", &ditfast::config, "How this extension was built.");
+    m.def("cuda_probe", &ditfast::cuda_probe, "device"_a, release_gil(),
+          "Run an empty kernel on a device; return why it could not, or ''.");
+    m.def("attention_forward_host", &ditfast::forward_host, release_gil(), py::kw_only(), "qkv"_a,
+          "out"_a, "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a,
+          "stride_n"_a, "scale"_a, "threads"_a,
+          "qkv (B, N, 3, H, d) -> out (B, N, H * d), lse (B, H, N).");
+    m.def("attention_backward_host", &ditfast::backward_host, release_gil(), py::kw_only(),
+          "dout"_a, "qkv"_a, "out"_a, "lse"_a, "dqkv"_a, "dtype"_a, "batch"_a, "tokens"_a,
+          "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a,
+          "dout_stride_c"_a, "scale"_a, "threads"_a,
+          "dout (B, N, H * d), qkv, out, lse -> dqkv (B, N, 3, H, d).");
+}
