@@ -1,0 +1,65 @@
+# make bench | test | lint | install | clean
+# Each of the first three installs what it needs into $(VENV) first. With `VENV=` the active environment is used as it is,
+# and only the package itself is installed into it, offline.
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+TORCH       ?= torch
+EXTRAS      ?= dev
+PIP_ARGS    ?=
+PYTEST_ARGS ?=
+BENCH_ARGS  ?=
+ifeq ($(origin CXX),default)
+CXX := $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))) c++)
+endif
+
+BUILD_REQUIRES := setuptools wheel pybind11 cmake ninja
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard $(CONSTRAINTS)) $(shell find csrc -type f)
+
+ifeq ($(strip $(VENV)),)
+PY        := $(PYTHON)
+INSTALLED := install-package
+else
+PY := $(VENV)/bin/python
+# the name holds every choice that was made, so that another choice installs again
+CHOICES   := $(CURDIR) $(PYTHON) $(CONSTRAINTS) $(TORCH) $(EXTRAS) $(PIP_ARGS) $(CXX) $(DITFAST_SKIP_CUDA) $(DITFAST_CUDA_ARCHS)
+INSTALLED := $(VENV)/.ditfast-$(firstword $(shell echo '$(CHOICES)' | cksum))
+endif
+PIP := $(PY) -m pip --disable-pip-version-check
+
+.PHONY: bench test lint install install-package compiler clean
+
+bench: $(INSTALLED)
+	$(PY) benchmarks/bench_block.py $(BENCH_ARGS)
+
+test: $(INSTALLED)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	@if command -v clang-format >/dev/null; then find csrc -name '*.[ch]*' -o -name '*.cu*' | xargs clang-format --dry-run -Werror; \
+	else echo "clang-format is not installed: csrc/ was not checked"; fi
+
+install: $(INSTALLED)
+
+install-package: compiler
+	$(PIP) install -q -e . --no-deps --no-build-isolation
+	@$(PY) -m ditfast.doctor
+
+$(VENV)/.ditfast-%: $(SOURCES) | compiler
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "ditfast: $(PYTHON) cannot make a virtual environment: install its venv module (python3-venv on Debian and Ubuntu), or use VENV="; exit 1; }
+	@rm -f $(VENV)/.ditfast-*
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(addprefix -c ,$(CONSTRAINTS)) $(PIP_ARGS) $(BUILD_REQUIRES) $(TORCH)
+	$(PIP) install $(addprefix -c ,$(CONSTRAINTS)) $(PIP_ARGS) --no-build-isolation -e ".[$(EXTRAS)]"
+	@$(PY) -m ditfast.doctor
+	@touch $@
+
+compiler:
+	@command -v $(firstword $(CXX)) >/dev/null || { echo "ditfast: no C++ compiler ($(CXX)): install one, or set CXX to yours"; exit 1; }
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks ditfast/_C.*
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""Diffusion Transformers on fused kernels. Importing this costs nothing: each name is loaded on first use."""
+
+__version__ = "0.1.0"
+
+_HOME = {
+    **dict.fromkeys(
+        ["DiT", "DiTBlock", "FinalLayer", "TimestepEmbedder", "LabelEmbedder", "PatchEmbed"], "ditfast.models"
+    ),
+    **dict.fromkeys(["DiT_models", "modulate", "get_2d_sincos_pos_embed"], "ditfast.models"),
+    **{f"DiT_{size}_{patch}": "ditfast.models" for size in ("XL", "L", "B", "S") for patch in (2, 4, 8)},
+    "use_backend": "ditfast.ops",
+}
+_SUBMODULES = ("kernels", "models", "ops")
+
+__all__ = ["__version__", *_HOME, *_SUBMODULES]
+
+
+def __getattr__(name: str):
+    from importlib import import_module
+
+    if name in _SUBMODULES:
+        return import_module(f"ditfast.{name}")
+    if name in _HOME:
+        value = globals()[name] = getattr(import_module(_HOME[name]), name)
+        return value
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, __all__, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise AttributeError(f"module 'ditfast' has no attribute {name!r}{hint}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,159 @@
+"""What runs on this machine, and why the rest does not.
+
+    python -m ditfast.doctor [--json]
+
+It reports, it does not judge: the exit status is 0 whatever is missing. Only the standard library is imported
+at the top, and each probe is guarded: it starts without torch, without triton and without the extension.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from importlib import import_module
+
+import ditfast
+
+
+def attempt(probe, *args) -> tuple:
+    """(what the probe returned, None), or (None, why it could not)."""
+    try:
+        return probe(*args), None
+    except ModuleNotFoundError as error:
+        return None, f"{error.name or 'a module'} is not installed"
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+def version(module: str) -> str:
+    found, why = attempt(lambda: str(import_module(module).__version__))
+    return found or f"missing ({why})"
+
+
+def driver_gpus() -> list[dict]:
+    """The GPUs as the driver sees them: needs no torch."""
+    fields = ["name", "compute_cap", "memory.total", "driver_version"]
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    keys = ("name", "capability", "memory", "driver")
+    return [dict(zip(keys, map(str.strip, line.split(",")), strict=True)) for line in lines]
+
+
+def torch_gpus() -> list[dict]:
+    cuda = import_module("torch").cuda
+    if not cuda.is_available():
+        return []
+    gpus = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
+    return [
+        {"name": p.name, "capability": f"{p.major}.{p.minor}", "memory": f"{p.total_memory / 2**30:.1f} GiB"}
+        for p in gpus
+    ]
+
+
+def why_no_gpu() -> str:
+    torch = import_module("torch")
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return f"torch {torch.__version__} finds no CUDA device"
+
+
+def gpus() -> dict:
+    """The devices that torch can use; else those that the driver shows, and why torch cannot use them."""
+    driver, _ = attempt(driver_gpus)
+    usable, why = attempt(torch_gpus)
+    if not usable:
+        reason, missing = attempt(why_no_gpu)
+        return {"usable": False, "devices": driver or [], "why_not": why or reason or missing}
+    if driver:
+        usable = [{**gpu, "driver": driver[0]["driver"]} for gpu in usable]  # one driver serves every GPU
+    return {"usable": True, "devices": usable, "why_not": None}
+
+
+def extension() -> dict:
+    config, why = attempt(lambda: dict(import_module("ditfast._C").build_config()))
+    return {"build_config": config, "why_not": why}
+
+
+def operations(device_type: str) -> dict:
+    """For each op, each backend: None if it runs on the device type, else the reason why it does not."""
+
+    def probe() -> dict:
+        backend = import_module("ditfast.ops.backend")
+        return {
+            op: {name: ask(backend.why_not, op, name, device_type) for name in names}
+            for op, names in backend.OPS.items()
+        }
+
+    table, why = attempt(probe)
+    return {"device": device_type, "backends": table, "why_not": why}
+
+
+def ask(why_not, *args) -> str | None:
+    answer, failed = attempt(why_not, *args)
+    return failed or answer
+
+
+def report() -> dict:
+    gpu = gpus()
+    return {
+        "ditfast": ditfast.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{module: version(module) for module in ("torch", "triton", "numpy")},
+        "gpu": gpu,
+        "extension": extension(),
+        "ops": operations("cuda" if gpu["usable"] else "cpu"),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith("DITFAST_") or name == "TRITON_INTERPRET"
+        },
+    }
+
+
+def as_text(found: dict) -> str:
+    rows = [(name, found[name]) for name in ("ditfast", "python", "platform", "torch", "triton", "numpy")]
+
+    gpu = found["gpu"]
+    rows += [("gpu", pairs(device)) for device in gpu["devices"]]
+    if gpu["why_not"]:
+        rows.append(("gpu", f"not usable: {gpu['why_not']}"))
+
+    config, why = found["extension"].values()
+    rows += [("extension", f"missing ({why})")] if why else [("extension", pairs(config))]
+    if found["environment"]:
+        rows.append(("environment", pairs(found["environment"])))
+    lines = align(rows)
+
+    ops = found["ops"]
+    if ops["why_not"]:
+        return "\n".join([*lines, f"ops unknown: {ops['why_not']}"])
+    lines += ["", f"backends on {ops['device']} tensors"]
+    rows = []
+    for op, backends in ops["backends"].items():
+        runs = [name for name, reason in backends.items() if reason is None]
+        rows.append((op, "runs", ", ".join(runs) or "none"))
+        rows += [("", f"not {name}", reason) for name, reason in backends.items() if reason is not None]
+    return "\n".join(lines + align(rows))
+
+
+def pairs(mapping: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in mapping.items())
+
+
+def align(rows: list[tuple]) -> list[str]:
+    """Left-aligned columns; the last one is as long as it likes."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ditfast.doctor", description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    found = report()
+    print(json.dumps(found, indent=2, default=str) if parser.parse_args().json else as_text(found))
+
+
+if __name__ == "__main__":
+    main()

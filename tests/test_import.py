@@ -1,0 +1,49 @@
+"""`import ditfast` is free, and its names are loaded on first use."""
+
+import subprocess
+import sys
+
+import pytest
+
+import ditfast
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after the statement."""
+    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_else():
+    assert not loaded_by("import ditfast") & {"torch", "numpy", "triton", "diffusers"}
+
+
+def test_importing_the_model_loads_neither_triton_nor_diffusers():
+    loaded = loaded_by("from ditfast import DiT")
+    assert "torch" in loaded
+    assert not loaded & {"triton", "diffusers"}
+
+
+def test_every_public_name_resolves_and_is_listed():
+    assert len(set(ditfast.__all__)) == len(ditfast.__all__)
+    for name in ditfast.__all__:
+        assert getattr(ditfast, name) is getattr(ditfast, name)
+        assert name in dir(ditfast)
+
+
+def test_public_names_are_those_of_their_home():
+    from ditfast import models, ops
+
+    assert ditfast.DiT is models.DiT
+    assert ditfast.DiT_XL_2 is models.DiT_models["DiT-XL/2"]
+    assert ditfast.use_backend is ops.use_backend
+    assert sum(name.startswith("DiT_") for name in ditfast.__all__) == 12 + 1  # the presets and DiT_models
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(AttributeError, match=r"no attribute 'DiT_XL2'; did you mean 'DiT_XL_2'\?"):
+        _ = ditfast.DiT_XL2
+    with pytest.raises(AttributeError, match=r"no attribute 'zzzzzz'$"):
+        _ = ditfast.zzzzzz

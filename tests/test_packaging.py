@@ -1,0 +1,134 @@
+"""What an sdist and a wheel carry, how `make` fails, and what the extension links."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ditfast
+
+ROOT = Path(__file__).resolve().parents[1]
+LINUX = sys.platform.startswith("linux")
+
+
+def run(*command, cwd=ROOT, **env):
+    # a `make` above pytest must not steer the one below it
+    inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VENV")}
+    return subprocess.run(
+        list(map(str, command)), cwd=cwd, env={**inherited, **env}, capture_output=True, text=True
+    )
+
+
+def sources(folder: str, *suffixes: str) -> set[str]:
+    files = (ROOT / folder).rglob("*")
+    return {path.relative_to(ROOT).as_posix() for path in files if path.suffix in suffixes}
+
+
+def test_one_version():
+    assert importlib.metadata.version("ditfast") == ditfast.__version__
+
+
+def test_sdist_carries_what_a_build_needs(tmp_path):
+    done = run(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path)
+    assert done.returncode == 0, done.stderr
+    listed = set((tmp_path / "ditfast.egg-info" / "SOURCES.txt").read_text().splitlines())
+    needed = {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE"}
+    needed |= sources("csrc", ".cpp", ".cu", ".h", ".cuh") | sources("kernels", ".py")
+    needed |= sources("ditfast", ".py")
+    assert not needed - listed
+    assert not [name for name in listed if name.startswith(("tests/", "benchmarks/", "build/"))]
+    assert not [name for name in listed if name.endswith((".so", ".pyc"))]
+
+
+@pytest.mark.slow
+def test_sdist_makes_a_wheel_that_works(tmp_path):
+    done = run(
+        *(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path),
+        *("sdist", "--formats", "gztar", "--dist-dir", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("ditfast-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    pip = (sys.executable, "-m", "pip")
+    offline = ("--no-index", "--no-deps", "--no-build-isolation")
+    source = tmp_path / archive.name.removesuffix(".tar.gz")
+    done = run(*pip, "wheel", *offline, "-w", tmp_path, source, cwd=tmp_path, DITFAST_SKIP_CUDA="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    (wheel,) = tmp_path.glob("ditfast-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    kernels = {name.removeprefix("ditfast/") for name in names if name.startswith("ditfast/kernels/")}
+    assert kernels == sources("kernels", ".py")
+    assert {name.split("/")[0] for name in names} == {"ditfast", f"ditfast-{ditfast.__version__}.dist-info"}
+    assert sum(name.endswith((".so", ".pyd")) for name in names) == 1
+    assert not [name for name in names if name.endswith((".cpp", ".cu", ".h"))]
+
+    target = tmp_path / "installed"
+    assert run(*pip, "install", *offline, "--target", target, wheel).returncode == 0
+    code = "import ditfast.kernels as k, ditfast._C as c; print(k.__file__, c.__file__, c.build_config())"
+    done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(target))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(str(target)) == 2
+
+
+def test_kernels_cannot_be_imported_by_another_name():
+    done = run(sys.executable, "-c", "import kernels", cwd=ROOT)
+    assert done.returncode != 0 and "ditfast.kernels" in done.stderr
+    done = run(sys.executable, "-c", "import ditfast.kernels as k; print(k.__file__)", cwd=ROOT.parent)
+    assert Path(done.stdout.strip()).parent.name == "kernels", done.stderr
+
+
+@pytest.mark.skipif(not LINUX or shutil.which("ldd") is None, reason="needs ldd")
+def test_extension_links_neither_torch_nor_cuda():
+    import ditfast._C
+
+    linked = run("ldd", ditfast._C.__file__).stdout
+    assert "libc.so" in linked
+    for library in ("torch", "c10", "cudart", "libcuda"):
+        assert library not in linked
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@needs_make
+@pytest.mark.parametrize("venv", ["", "{tmp}/venv"])
+def test_missing_compiler_is_one_line(tmp_path, venv):
+    done = run("make", "test", f"VENV={venv.format(tmp=tmp_path)}", "CXX=/nowhere/c++")
+    assert done.returncode != 0
+    said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make")]
+    assert said == ["ditfast: no C++ compiler (/nowhere/c++): install one, or set CXX to yours"]
+    assert not list(tmp_path.iterdir())
+
+
+@needs_make
+def test_missing_venv_module_is_one_line(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    done = run("make", "bench", f"VENV={tmp_path}/venv", f"PYTHON={python}")
+    assert done.returncode != 0
+    said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make")]
+    assert len(said) == 1 and "install its venv module" in said[0]
+
+
+def test_setup_names_the_missing_compiler():
+    done = run(sys.executable, "setup.py", "-q", "build_ext", CXX="/nowhere/c++")
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].startswith("ditfast: no C++ compiler (/nowhere/c++)")
+
+
+@needs_make
+@pytest.mark.parametrize("job", ["test", "bench"])
+def test_active_environment_gets_the_package_alone_and_offline(job):
+    plan = run("make", "-n", job, "VENV=").stdout
+    installs = [line for line in plan.splitlines() if " pip " in line]
+    assert len(installs) == 1
+    assert "-e . --no-deps --no-build-isolation" in installs[0]
