@@ -139,7 +139,8 @@ def as_text(found: dict) -> str:
 
 
 def pairs(mapping: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in mapping.items())
+    texts = {key: " ".join(value) if isinstance(value, list) else value for key, value in mapping.items()}
+    return ", ".join(f"{key} {text}" for key, text in texts.items())
 
 
 def align(rows: list[tuple]) -> list[str]:
