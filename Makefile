@@ -1,6 +1,6 @@
 # make bench | test | lint | install | clean
-# Each of the first three installs what it needs into $(VENV) first. With `VENV=` the active environment is used as it is,
-# and only the package itself is installed into it, offline.
+# Each but the last installs what it needs into $(VENV) first. With `VENV=` the active environment is used as it is, and
+# only the package itself is installed into it, offline. Another torch: make test TORCH=torch==2.12.0 CONSTRAINTS=
 PYTHON      ?= python3
 VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -61,5 +61,5 @@ compiler:
 	@command -v $(firstword $(CXX)) >/dev/null || { echo "ditfast: no C++ compiler ($(CXX)): install one, or set CXX to yours"; exit 1; }
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks ditfast/_C.*
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks ditfast/_C.* $(addsuffix /.ditfast-*,$(VENV))
+	find ditfast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

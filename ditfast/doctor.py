@@ -140,7 +140,7 @@ def as_text(found: dict) -> str:
 
 def pairs(mapping: dict) -> str:
     texts = {key: " ".join(value) if isinstance(value, list) else value for key, value in mapping.items()}
-    return ", ".join(f"{key} {text}" for key, text in texts.items())
+    return ", ".join(f"{key} {text or 'none'}" for key, text in texts.items())
 
 
 def align(rows: list[tuple]) -> list[str]:
