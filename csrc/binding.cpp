@@ -25,10 +25,9 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-void forward_host(Address qkv, Address out, Address lse, const std::string& dtype,
-                  std::int64_t batch, std::int64_t tokens, std::int64_t heads,
-                  std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n, float scale,
-                  int threads) {
+void forward_host(Address qkv, Address out, Address lse, const std::string& dtype, std::int64_t batch,
+                  std::int64_t tokens, std::int64_t heads, std::int64_t head_dim, std::int64_t stride_b,
+                  std::int64_t stride_n, float scale, int threads) {
     const AttentionForward call{
         {parse_dtype(dtype), batch, tokens, heads, head_dim, stride_b, stride_n, scale},
         pointer<void>(qkv),
@@ -41,10 +40,10 @@ void forward_host(Address qkv, Address out, Address lse, const std::string& dtyp
 }
 
 void backward_host(Address dout, Address qkv, Address out, Address lse, Address dqkv,
-                   const std::string& dtype, std::int64_t batch, std::int64_t tokens,
-                   std::int64_t heads, std::int64_t head_dim, std::int64_t stride_b,
-                   std::int64_t stride_n, std::int64_t dout_stride_b, std::int64_t dout_stride_n,
-                   std::int64_t dout_stride_c, float scale, int threads) {
+                   const std::string& dtype, std::int64_t batch, std::int64_t tokens, std::int64_t heads,
+                   std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
+                   std::int64_t dout_stride_b, std::int64_t dout_stride_n, std::int64_t dout_stride_c,
+                   float scale, int threads) {
     const AttentionBackward call{
         {parse_dtype(dtype), batch, tokens, heads, head_dim, stride_b, stride_n, scale},
         pointer<void>(dout),
@@ -78,13 +77,11 @@ PYBIND11_MODULE(_C, m) {
     m.def("build_config", &ditfast::config, "How this extension was built.");
     m.def("cuda_probe", &ditfast::cuda_probe, "device"_a, release_gil(),
           "Run an empty kernel on a device; return why it could not, or ''.");
-    m.def("attention_forward_host", &ditfast::forward_host, release_gil(), py::kw_only(), "qkv"_a,
-          "out"_a, "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a,
-          "stride_n"_a, "scale"_a, "threads"_a,
-          "qkv (B, N, 3, H, d) -> out (B, N, H * d), lse (B, H, N).");
-    m.def("attention_backward_host", &ditfast::backward_host, release_gil(), py::kw_only(),
-          "dout"_a, "qkv"_a, "out"_a, "lse"_a, "dqkv"_a, "dtype"_a, "batch"_a, "tokens"_a,
-          "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a,
-          "dout_stride_c"_a, "scale"_a, "threads"_a,
+    m.def("attention_forward_host", &ditfast::forward_host, release_gil(), py::kw_only(), "qkv"_a, "out"_a,
+          "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a,
+          "scale"_a, "threads"_a, "qkv (B, N, 3, H, d) -> out (B, N, H * d), lse (B, H, N).");
+    m.def("attention_backward_host", &ditfast::backward_host, release_gil(), py::kw_only(), "dout"_a, "qkv"_a,
+          "out"_a, "lse"_a, "dqkv"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a,
+          "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a, "dout_stride_c"_a, "scale"_a, "threads"_a,
           "dout (B, N, H * d), qkv, out, lse -> dqkv (B, N, 3, H, d).");
 }

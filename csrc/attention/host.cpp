@@ -16,8 +16,8 @@ enum Part { kQuery, kKey, kValue };
 
 // One head of a packed (B, N, 3, H, d) tensor: (N, d).
 template <class T>
-Rows<T> packed_head(T* data, const AttentionProblem& p, std::int64_t stride_b,
-                    std::int64_t stride_n, Part part, std::int64_t b, std::int64_t h) {
+Rows<T> packed_head(T* data, const AttentionProblem& p, std::int64_t stride_b, std::int64_t stride_n,
+                    Part part, std::int64_t b, std::int64_t h) {
     return {data + b * stride_b + (part * p.heads + h) * p.head_dim, stride_n, 1};
 }
 
@@ -56,6 +56,10 @@ void scale_by(float* values, float factor, std::int64_t size) {
     for (std::int64_t i = 0; i < size; ++i) values[i] *= factor;
 }
 
+void divide_by(float* values, float divisor, std::int64_t size) {
+    for (std::int64_t i = 0; i < size; ++i) values[i] /= divisor;
+}
+
 template <class T>
 void forward_head(const AttentionForward& call, std::int64_t b, std::int64_t h) {
     const AttentionProblem& p = call.problem;
@@ -85,7 +89,7 @@ void forward_head(const AttentionForward& call, std::int64_t b, std::int64_t h) 
             add_product(acc, weights, v, queries, keys, d);
         }
         for (std::int64_t i = 0; i < queries; ++i) {
-            scale_by(acc[i], 1.0f / softmax[i].sum, d);
+            divide_by(acc[i], softmax[i].sum, d);
             lse[first + i] = softmax[i].log_sum_exp();
         }
         store(acc, out, first, queries, d);
@@ -123,12 +127,11 @@ void backward_head(const AttentionBackward& call, std::int64_t b, std::int64_t h
     };
     const auto gradient = [&](Part part) {
         const std::int64_t stride_n = 3 * p.heads * d;
-        return packed_head(static_cast<T*>(call.dqkv), p, p.tokens * stride_n, stride_n, part, b,
-                           h);
+        return packed_head(static_cast<T*>(call.dqkv), p, p.tokens * stride_n, stride_n, part, b, h);
     };
     const std::int64_t dout_offset = b * call.dout_stride_b + h * d * call.dout_stride_c;
-    const Rows<const T> dout_rows{static_cast<const T*>(call.dout) + dout_offset,
-                                  call.dout_stride_n, call.dout_stride_c};
+    const Rows<const T> dout_rows{static_cast<const T*>(call.dout) + dout_offset, call.dout_stride_n,
+                                  call.dout_stride_c};
     const float* lse = call.lse + (b * p.heads + h) * p.tokens;
     const std::vector<float> delta =
         row_dot(dout_rows, head_of(static_cast<const T*>(call.out), p, b, h), p.tokens, d);
@@ -152,8 +155,7 @@ void backward_head(const AttentionBackward& call, std::int64_t b, std::int64_t h
             dlogits.clear();
             add_product(dlogits, dout, v_t, queries, d, keys);
             for (std::int64_t i = 0; i < queries; ++i) {
-                softmax_backward(weights[i], dlogits[i], lse[first + i], delta[first + i], p.scale,
-                                 keys);
+                softmax_backward(weights[i], dlogits[i], lse[first + i], delta[first + i], p.scale, keys);
             }
             add_transposed_product(dv, weights, dout, keys, queries, d);
             add_transposed_product(dk, dlogits, q, keys, queries, d);
@@ -167,7 +169,7 @@ void backward_head(const AttentionBackward& call, std::int64_t b, std::int64_t h
     }
 }
 
-// Runs body(element type's zero, b, h) for every head.
+// Runs body(zero, b, h) for every head; the type of `zero` is that of the elements.
 template <class Body>
 void for_each_head(const AttentionProblem& p, int threads, const Body& body) {
     if (p.empty()) return;
@@ -175,9 +177,12 @@ void for_each_head(const AttentionProblem& p, int threads, const Body& body) {
         const std::int64_t b = index / p.heads;
         const std::int64_t h = index % p.heads;
         switch (p.dtype) {
-            case DType::kFloat32: return body(float{}, b, h);
-            case DType::kBFloat16: return body(BFloat16{}, b, h);
-            case DType::kFloat16: return body(Float16{}, b, h);
+            case DType::kFloat32:
+                return body(float{}, b, h);
+            case DType::kBFloat16:
+                return body(BFloat16{}, b, h);
+            case DType::kFloat16:
+                return body(Float16{}, b, h);
         }
     });
 }

@@ -66,7 +66,7 @@ inline BFloat16 from_float<BFloat16>(float value) {
 inline std::uint32_t round_to_float16(std::uint32_t magnitude) {
     if (magnitude > 0x7f800000u) return 0x7e00u;   // NaN
     if (magnitude >= 0x47800000u) return 0x7c00u;  // 2^16 and above
-    if (magnitude < 0x38800000u) {  // subnormal: next to 0.5, one fp32 ulp is exactly 2^-24
+    if (magnitude < 0x38800000u) {                 // subnormal: next to 0.5, one fp32 ulp is exactly 2^-24
         return float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f);
     }
     const std::uint32_t half = 0x0fffu + ((magnitude >> 13) & 1u);

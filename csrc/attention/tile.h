@@ -11,8 +11,7 @@ namespace ditfast {
 // A small row-major fp32 matrix.
 class Tile {
   public:
-    Tile(std::int64_t rows, std::int64_t cols)
-        : cols_(cols), data_(static_cast<std::size_t>(rows * cols)) {}
+    Tile(std::int64_t rows, std::int64_t cols) : cols_(cols), data_(static_cast<std::size_t>(rows * cols)) {}
 
     float* operator[](std::int64_t row) { return data_.data() + row * cols_; }
     const float* operator[](std::int64_t row) const { return data_.data() + row * cols_; }
@@ -30,14 +29,11 @@ struct Rows {
     std::int64_t stride_row;
     std::int64_t stride_col;
 
-    T& at(std::int64_t row, std::int64_t col) const {
-        return data[row * stride_row + col * stride_col];
-    }
+    T& at(std::int64_t row, std::int64_t col) const { return data[row * stride_row + col * stride_col]; }
 };
 
 template <class T>
-void load(Tile& tile, const Rows<const T>& from, std::int64_t first, std::int64_t rows,
-          std::int64_t cols) {
+void load(Tile& tile, const Rows<const T>& from, std::int64_t first, std::int64_t rows, std::int64_t cols) {
     for (std::int64_t r = 0; r < rows; ++r) {
         for (std::int64_t c = 0; c < cols; ++c) tile[r][c] = to_float(from.at(first + r, c));
     }
@@ -52,8 +48,7 @@ void load_transposed(Tile& tile, const Rows<const T>& from, std::int64_t first, 
 }
 
 template <class T>
-void store(const Tile& tile, const Rows<T>& to, std::int64_t first, std::int64_t rows,
-           std::int64_t cols) {
+void store(const Tile& tile, const Rows<T>& to, std::int64_t first, std::int64_t rows, std::int64_t cols) {
     for (std::int64_t r = 0; r < rows; ++r) {
         for (std::int64_t c = 0; c < cols; ++c) to.at(first + r, c) = from_float<T>(tile[r][c]);
     }
@@ -65,8 +60,8 @@ inline void add_scaled(float* __restrict y, float a, const float* __restrict x, 
 }
 
 // c (rows, cols) += a (rows, inner) b (inner, cols)
-inline void add_product(Tile& c, const Tile& a, const Tile& b, std::int64_t rows,
-                        std::int64_t inner, std::int64_t cols) {
+inline void add_product(Tile& c, const Tile& a, const Tile& b, std::int64_t rows, std::int64_t inner,
+                        std::int64_t cols) {
     for (std::int64_t r = 0; r < rows; ++r) {
         for (std::int64_t i = 0; i < inner; ++i) add_scaled(c[r], a[r][i], b[i], cols);
     }

@@ -1,0 +1,387 @@
+"""ditfast._C: how it was built, and its attention on the CPU against float64."""
+
+import re
+import subprocess
+import threading
+import time
+
+import pytest
+import torch
+
+import ditfast
+from ditfast import _C
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [
+    (2, 1, 3, 64),
+    (3, 7, 1, 40),
+    (2, 77, 3, 72),
+    (1, 257, 2, 72),
+    (2, 64, 2, 64),
+    (1, 65, 1, 1),
+    (1, 9, 1, 256),
+]
+NAN = float("nan")
+INF = float("inf")
+
+
+def geometry(qkv, heads, scale=None, threads=2):
+    b, n, width = qkv.shape
+    d = width // (3 * heads)
+    return {
+        "dtype": str(qkv.dtype).removeprefix("torch."),
+        "batch": b,
+        "tokens": n,
+        "heads": heads,
+        "head_dim": d,
+        "stride_b": qkv.stride(0),
+        "stride_n": qkv.stride(1),
+        "scale": d**-0.5 if scale is None else scale,
+        "threads": threads,
+    }
+
+
+def forward(qkv, heads, **options):
+    """out and lse, each filled with NaN before the call."""
+    b, n, width = qkv.shape
+    out = torch.full((b, n, width // 3), NAN, dtype=qkv.dtype)
+    lse = torch.full((b, heads, n), NAN)
+    pointers = {"qkv": qkv.data_ptr(), "out": out.data_ptr(), "lse": lse.data_ptr()}
+    _C.attention_forward_host(**pointers, **geometry(qkv, heads, **options))
+    return out, lse
+
+
+def backward(dout, qkv, out, lse, heads, **options):
+    dqkv = torch.full(qkv.shape, NAN, dtype=qkv.dtype)
+    tensors = {"dout": dout, "qkv": qkv, "out": out, "lse": lse, "dqkv": dqkv}
+    strides = dict(zip(["dout_stride_b", "dout_stride_n", "dout_stride_c"], dout.stride(), strict=True))
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    _C.attention_backward_host(**pointers, **strides, **geometry(qkv, heads, **options))
+    return dqkv
+
+
+def run(qkv, dout, heads, **options):
+    out, lse = forward(qkv, heads, **options)
+    return out, lse, backward(dout, qkv, out, lse, heads, **options)
+
+
+def reference(qkv, dout, heads, dtype, scale=None):
+    """out, lse, dqkv and logits by plain tensor operations in the dtype."""
+    b, n, width = qkv.shape
+    d = width // (3 * heads)
+    qkv = qkv.detach().to(dtype).requires_grad_()
+    q, k, v = qkv.view(b, n, 3, heads, d).permute(2, 0, 3, 1, 4)
+    logits = q @ k.mT * (d**-0.5 if scale is None else scale)
+    out = (logits.softmax(-1) @ v).transpose(1, 2).reshape(b, n, heads * d)
+    (dqkv,) = torch.autograd.grad(out, qkv, dout.to(dtype))
+    return out.detach(), logits.logsumexp(-1).detach(), dqkv, logits.detach()
+
+
+def assert_within_budget(name, got, low, exact, weight_error):
+    """At most twice the error of the same computation in got's dtype, in the maximum and per sample in L2.
+
+    weight_error is what fp32 logits and log-sum-exp cost a weight exp(logit - lse), relative to its value; a
+    softmax that divides by its own sum does not have it.
+    """
+    eps = torch.finfo(got.dtype).eps
+    error, allowed = (got - exact).abs(), (low - exact).abs()
+    largest = exact.abs().max()
+    ulp = eps * 2 ** largest.log2().floor()
+    assert error.max() <= 2 * allowed.max() + 2 * ulp + weight_error * largest, name
+
+    norm = exact.flatten(1).norm(dim=1)
+    error, allowed = error.flatten(1).norm(dim=1), allowed.flatten(1).norm(dim=1)
+    assert (error <= 2 * allowed + (eps + weight_error) * norm).all(), name
+
+
+def assert_right(qkv, dout, heads, scale=None):
+    out, lse, dqkv = run(qkv, dout, heads, scale=scale)
+    exact_out, exact_lse, exact_dqkv, logits = reference(qkv, dout, heads, torch.float64, scale)
+    low_out, _, low_dqkv, _ = reference(qkv, dout, heads, qkv.dtype, scale)
+    weight_error = 2 * torch.finfo(torch.float32).eps * max(logits.abs().max(), exact_lse.abs().max())
+    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=2e-6)
+    assert_within_budget("out", out, low_out, exact_out, weight_error)
+    for name, *parts in zip("qkv", *(t.chunk(3, dim=-1) for t in (dqkv, low_dqkv, exact_dqkv)), strict=True):
+        assert_within_budget(f"d{name}", *parts, weight_error)
+
+
+def sample(b, n, heads, d, dtype, seed=0):
+    """qkv and dout; each sample of the batch at its own scale."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.linspace(1, 0.5, b).view(b, 1, 1)
+    qkv = torch.randn(b, n, 3 * heads * d, generator=generator) * scales
+    dout = torch.randn(b, n, heads * d, generator=generator) * scales
+    return qkv.to(dtype), dout.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_float64(shape, dtype):
+    assert_right(*sample(*shape, dtype), heads=shape[2])
+
+
+def test_scale_is_used():
+    assert_right(*sample(2, 33, 2, 24, torch.float32), heads=2, scale=0.7)
+
+
+def padded(t):
+    """The same values in rows that are 8 elements longer; the padding is NaN."""
+    rows = torch.full((*t.shape[:-1], t.shape[-1] + 8), NAN, dtype=t.dtype)
+    rows[..., : t.shape[-1]] = t
+    return rows[..., : t.shape[-1]]
+
+
+def token_major(t):
+    return t.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def channel_major(t):
+    return t.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", [padded, token_major])
+def test_strided_qkv(layout, dtype):
+    qkv, dout = sample(2, 77, 3, 40, dtype)
+    assert layout(qkv).stride() != qkv.stride()
+    for got, expected in zip(run(layout(qkv), dout, 3), run(qkv, dout, 3), strict=True):
+        torch.testing.assert_close(got, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [padded, token_major, channel_major])
+def test_strided_dout(layout):
+    qkv, dout = sample(2, 77, 3, 40, torch.bfloat16)
+    assert layout(dout).stride() != dout.stride()
+    assert torch.equal(run(qkv, layout(dout), 3)[2], run(qkv, dout, 3)[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_expanded_tensors(dtype):
+    """The gradient of a sum has only zero strides; one sample may be expanded over the batch."""
+    qkv, _ = sample(1, 77, 2, 40, dtype)
+    qkv = qkv.expand(2, -1, -1)
+    dout = torch.ones((), dtype=dtype).expand(2, 77, 80)
+    assert_right(qkv, dout, heads=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("level", [-1e4, 1e4])
+@pytest.mark.parametrize("n", [1, 63, 65])
+def test_logits_of_large_magnitude(n, level, dtype):
+    """All logits lie near -1e4, where one leaked zero key would take all the weight, or near 1e4."""
+    heads, d = 2, 16
+    qkv, dout = sample(2, n, heads, d, dtype)
+    q, k, _ = qkv.view(2, n, 3, heads, d).unbind(2)
+    q[..., 0] = 128.0
+    k[..., 0] = level / 128.0
+    assert_right(qkv, dout, heads, scale=1.0)
+
+
+def every_16_bit_value(dtype):
+    return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+
+
+def with_values(v):
+    """qkv (B, N, 3*H*d) of zero queries and keys, so that all weights are equal."""
+    return torch.cat([torch.zeros_like(v), torch.zeros_like(v), v], dim=-1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_every_value_passes_unchanged(dtype):
+    values = every_16_bit_value(dtype).view(1024, 1, 64)
+    out, _ = forward(with_values(values), 1)
+    assert torch.equal(out.isnan(), values.isnan())
+    finite_or_inf = ~values.isnan()
+    assert torch.equal(out[finite_or_inf].view(torch.int16), (values + 0)[finite_or_inf].view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("step", [1, 3])
+def test_rounds_to_nearest_even(dtype, step):
+    """The mean of two neighbours lies halfway: a tie, also among subnormals."""
+    values = every_16_bit_value(dtype)
+    pairs = torch.stack([values, values.roll(-step)], dim=1)  # (65536, 2)
+    keep = (pairs.float().abs() < 1e38).all(dim=1) & (pairs[:, 0].sign() == pairs[:, 1].sign())
+    pairs = pairs[keep].unsqueeze(-1)  # (B, 2, 1)
+    expected = pairs.double().mean(dim=1).float().to(dtype)
+    out, _ = forward(with_values(pairs), 1)
+    assert len(pairs) > 60000
+    assert torch.equal(out, expected.unsqueeze(1).expand_as(out))
+
+
+def test_float16_gradients_overflow_to_infinity():
+    qkv, dout = sample(1, 5, 1, 8, torch.float16)
+    dout.fill_(30000.0)
+    dv = run(qkv * 0, dout, 1)[2].chunk(3, dim=-1)[2]
+    assert (dv == 30000.0).all()
+    qkv.view(1, 5, 3, 8)[:, :, 0] = 8  # every query picks the first key
+    qkv.view(1, 5, 3, 8)[:, :, 1] = -8
+    qkv.view(1, 5, 3, 8)[:, 0, 1] = 8
+    assert (run(qkv, dout, 1)[2].chunk(3, dim=-1)[2][:, 0] == INF).all()
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize("token", [0, 70])
+def test_what_is_not_finite_stays_so(part, bad, token):
+    """NaN and infinity come out where plain float64 has them, in the same head only."""
+    qkv, dout = sample(2, 77, 3, 16, torch.float32)
+    qkv.view(2, 77, 3, 3, 16)[1, token, part, 1, 4] = bad
+    out, _, dqkv = run(qkv, dout, 3)
+    exact_out, _, exact_dqkv, _ = reference(qkv, dout, 3, torch.float64)
+    assert not exact_out.isfinite().all()
+    assert torch.equal(out.isnan(), exact_out.isnan())
+    assert torch.equal(out.isinf(), exact_out.isinf())
+    assert torch.equal(dqkv.isfinite(), exact_dqkv.isfinite())
+
+
+def test_keys_of_logit_minus_infinity_have_no_weight():
+    """The first block of keys has only such logits; the softmax over the rest is still finite."""
+    qkv, _ = sample(1, 100, 1, 8, torch.float32)
+    q, k, _ = qkv.view(1, 100, 3, 8).unbind(2)
+    q[..., 0] = 1.0
+    k[:, :70, 0] = -INF
+    out, lse = forward(qkv, 1)
+    exact_out, exact_lse, _, _ = reference(qkv, out, 1, torch.float64)
+    torch.testing.assert_close(out.double(), exact_out, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bit_equal_for_any_number_of_threads(dtype):
+    qkv, dout = sample(3, 77, 3, 40, dtype)
+    first = run(qkv, dout, 3, threads=1)
+    for threads in [1, 2, 5, 64]:
+        for got, expected in zip(run(qkv, dout, 3, threads=threads), first, strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_bit_equal_for_any_batch():
+    qkv, dout = sample(3, 77, 2, 40, torch.float32)
+    whole = run(qkv, dout, 2)
+    for i in range(3):
+        for got, expected in zip(run(qkv[i : i + 1], dout[i : i + 1], 2), whole, strict=True):
+            assert torch.equal(got[0], expected[i])
+
+
+def test_other_python_threads_run_meanwhile():
+    qkv, _ = sample(1, 1024, 8, 64, torch.float32)
+    calls = threading.Thread(target=lambda: [forward(qkv, 8, threads=1) for _ in range(3)])
+    longest, before = 0.0, time.perf_counter()
+    start = before
+    calls.start()
+    while calls.is_alive():
+        time.sleep(0.001)
+        longest, before = max(longest, time.perf_counter() - before), time.perf_counter()
+    assert longest < (before - start) / 4
+
+
+@pytest.mark.parametrize("shape", [(0, 7, 24), (2, 0, 24)])
+def test_empty(shape):
+    """torch gives an empty tensor a null pointer."""
+    qkv = torch.empty(shape)
+    dout = torch.empty(*shape[:2], 8)
+    assert qkv.data_ptr() == 0
+    out, lse, dqkv = run(qkv, dout, 1)
+    assert out.numel() == lse.numel() == dqkv.numel() == 0
+
+
+BAD_IN_BOTH = [
+    ({"dtype": "float64"}, "dtype must be float32, bfloat16 or float16, got 'float64'"),
+    ({"batch": -1}, "batch must be at least 0, got -1"),
+    ({"tokens": -2}, "tokens must be at least 0, got -2"),
+    ({"heads": -3}, "heads must be at least 0, got -3"),
+    ({"head_dim": 0}, "head_dim must be in 1..256, got 0"),
+    ({"head_dim": 257}, "head_dim must be in 1..256, got 257"),
+    ({"stride_b": -1}, "stride_b must be at least 0, got -1"),
+    ({"stride_n": -1}, "stride_n must be at least 0, got -1"),
+    ({"scale": NAN}, "scale must be finite, got nan"),
+    ({"scale": INF}, "scale must be finite, got inf"),
+    ({"threads": 0}, "threads must be at least 1, got 0"),
+    ({"qkv": 0}, "qkv must be a pointer to a non-empty tensor, got null"),
+    ({"out": 0}, "out must be a pointer to a non-empty tensor, got null"),
+    ({"lse": 0}, "lse must be a pointer to a non-empty tensor, got null"),
+]
+BAD_IN_BACKWARD = [
+    ({"dout_stride_b": -1}, "dout_stride_b must be at least 0, got -1"),
+    ({"dout_stride_n": -1}, "dout_stride_n must be at least 0, got -1"),
+    ({"dout_stride_c": -1}, "dout_stride_c must be at least 0, got -1"),
+    ({"dout": 0}, "dout must be a pointer to a non-empty tensor, got null"),
+    ({"dqkv": 0}, "dqkv must be a pointer to a non-empty tensor, got null"),
+]
+
+
+def arguments(**changes):
+    """A correct call of the backward, but for the changes, and the tensors that it points to."""
+    qkv, dout = sample(1, 3, 1, 4, torch.float32)
+    out, lse = forward(qkv, 1)
+    tensors = {"dout": dout, "qkv": qkv, "out": out, "lse": lse, "dqkv": torch.empty_like(qkv)}
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    strides = {"dout_stride_b": 12, "dout_stride_n": 4, "dout_stride_c": 1}
+    return {**pointers, **strides, **geometry(qkv, 1), **changes}, tensors
+
+
+def without_dout(call):
+    return {name: value for name, value in call.items() if not name.startswith("d") or name == "dtype"}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_IN_BOTH, ids=lambda x: x if isinstance(x, str) else "")
+def test_bad_forward_call(change, message):
+    call, _tensors = arguments(**change)
+    with pytest.raises(ValueError, match=re.escape(f"attention: {message}")):
+        _C.attention_forward_host(**without_dout(call))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), BAD_IN_BOTH + BAD_IN_BACKWARD, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_bad_backward_call(change, message):
+    call, _tensors = arguments(**change)
+    with pytest.raises(ValueError, match=re.escape(f"attention: {message}")):
+        _C.attention_backward_host(**call)
+
+
+def test_arguments_are_passed_by_name():
+    call, _tensors = arguments()
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        _C.attention_backward_host(*call.values())
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        _C.attention_forward_host(**{**without_dout(call), "batch": 1.5})
+
+
+def test_build_config():
+    config = _C.build_config()
+    assert list(config) == ["version", "compiler", "build_type", "cuda", "architectures"]
+    assert config["version"] == ditfast.__version__
+    assert re.fullmatch(r"\w+ \d+(\.\d+)*", config["compiler"])
+    assert config["build_type"] == "Release"
+    if config["cuda"] is None:
+        assert config["architectures"] == []
+    else:
+        assert re.fullmatch(r"\d+\.\d+", config["cuda"])
+        assert config["architectures"]
+        assert all(re.fullmatch(r"(sm|compute)_\d+[a-z]?", name) for name in config["architectures"])
+
+
+def test_binary_stands_alone():
+    """Neither torch nor a CUDA library is linked: one binary serves every version of both."""
+    linked = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True).stdout
+    assert "libc.so" in linked
+    assert not re.search(r"libtorch|libc10|libcudart|libcuda\b|not found", linked)
+
+
+def test_cuda_probe_says_why_not():
+    reason = _C.cuda_probe(4096)
+    if _C.build_config()["cuda"] is None:
+        assert reason == "built without CUDA"
+    else:
+        assert re.search("driver|device|ordinal", reason)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(_C.build_config()["cuda"] is None, reason="the extension is built without CUDA")
+def test_cuda_probe_runs():
+    device = torch.cuda.current_device()
+    assert _C.cuda_probe(device) == ""
+    assert torch.cuda.current_device() == device
