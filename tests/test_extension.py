@@ -266,14 +266,13 @@ def test_bit_equal_for_any_batch():
 
 def test_other_python_threads_run_meanwhile():
     qkv, _ = sample(1, 1024, 8, 64, torch.float32)
-    calls = threading.Thread(target=lambda: [forward(qkv, 8, threads=1) for _ in range(3)])
-    longest, before = 0.0, time.perf_counter()
-    start = before
-    calls.start()
-    while calls.is_alive():
+    call = threading.Thread(target=lambda: forward(qkv, 8, threads=1))
+    call.start()
+    turns = 0
+    while call.is_alive():
         time.sleep(0.001)
-        longest, before = max(longest, time.perf_counter() - before), time.perf_counter()
-    assert longest < (before - start) / 4
+        turns += 1
+    assert turns > 10
 
 
 @pytest.mark.parametrize("shape", [(0, 7, 24), (2, 0, 24)])
