@@ -1,0 +1,189 @@
+"""The adaLN-Zero block of a DiT and its final layer."""
+
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ditfast import ops
+from ditfast.models.carry import Carry, condition, junction, pend, settle, start
+from ditfast.models.plain import is_plain, runs
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a packed qkv Linear; (B, N, D) -> (B, N, D).
+
+    Args:
+        dim: D.
+        num_heads: H; the head dim is d = D / H.
+        qkv_bias: whether the qkv Linear has a bias.
+        qk_norm: LayerNorm over d of q and of k.
+        attn_drop, proj_drop: probability of dropping an attention weight, an output; in training only.
+
+    Raises:
+        ValueError: D is not divisible by H.
+
+    Source: Vaswani et al., "Attention Is All You Need", section 3.2.
+    """
+
+    def __init__(self, dim, num_heads=8, qkv_bias=False, qk_norm=False, attn_drop=0.0, proj_drop=0.0):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads must divide hidden_size={dim}, got {num_heads}")
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x, backends=None):
+        return self.proj_drop(self.proj(self._heads(x, backends)))
+
+    def split(self, x, backends):
+        """The output without the bias of ``proj``, and that bias (None where it is already added)."""
+        drop = self.proj_drop
+        drops = not is_plain(drop, nn.Dropout) or (drop.training and drop.p > 0)
+        if drops or not is_plain(self.proj, nn.Linear):
+            return self.forward(x, backends), None
+        return F.linear(self._heads(x, backends), self.proj.weight), self.proj.bias
+
+    def _heads(self, x, backends):
+        qkv = self.qkv(x)  # (B, N, 3*D)
+        dropout = self.attn_drop.p if self.training else 0.0
+        if dropout == 0 and is_plain(self.q_norm, nn.Identity) and is_plain(self.k_norm, nn.Identity):
+            return ops.attention(qkv, self.num_heads, self.scale, backend=backends)
+        # the fused operation takes q and k as the Linear wrote them, and drops nothing
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)  # (B, H, N, d)
+        return out.transpose(1, 2).flatten(2)  # (B, N, D)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (tanh), Linear; (B, N, D) -> (B, N, D).
+
+    Args:
+        in_features: D.
+        hidden_features: width between the two Linears.
+
+    Source: Peebles & Xie, section 3.2, "pointwise feedforward".
+    """
+
+    def __init__(self, in_features, hidden_features):
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.act = nn.GELU(approximate="tanh")
+        self.fc2 = nn.Linear(hidden_features, in_features)
+
+    def forward(self, x, backends=None):
+        if not self._is_fusible():
+            return self.fc2(self.act(self.fc1(x)))
+        return ops.mlp(x, *self._weights(), self.fc2.bias, backend=backends)
+
+    def split(self, x, backends):
+        """The output without the bias of ``fc2``, and that bias (None where it is already added)."""
+        if not self._is_fusible():
+            return self.forward(x, backends), None
+        return ops.mlp(x, *self._weights(), backend=backends), self.fc2.bias
+
+    def _is_fusible(self):
+        linears = is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear)
+        gelu = is_plain(self.act, nn.GELU) and self.act.approximate == "tanh"
+        return linears and gelu and self.fc1.bias is not None
+
+    def _weights(self):
+        return self.fc1.weight, self.fc1.bias, self.fc2.weight
+
+
+def branch(module: nn.Module, h, backends):
+    """The output of ``module``, an `Attention` or `Mlp` or what replaced it, and the bias still to be added."""
+    for cls in (Attention, Mlp):
+        if is_plain(module, cls):
+            return module.split(h, backends)
+        if runs(module, cls):
+            return module(h, backends=backends), None
+    return module(h), None
+
+
+class DiTBlock(nn.Module):
+    """A transformer block with adaptive LayerNorm whose gates start at zero (adaLN-Zero).
+
+    ``block(x, c)`` maps tokens (B, N, D) and conditioning (B, D) to tokens (B, N, D). ``block(carry, c)`` with
+    a `Carry` returns a `Carry`: the same tokens with the last branch still to be added.
+
+    Args:
+        hidden_size: D.
+        num_heads: attention heads; must divide D.
+        mlp_ratio: width of the MLP over D.
+        block_kwargs: ``qk_norm``, ``attn_drop``, ``proj_drop`` of `Attention`.
+
+    Raises:
+        TypeError: another keyword.
+        ValueError: the heads do not divide D.
+
+    Source: Peebles & Xie, section 3.2, "adaLN-Zero block".
+    """
+
+    def __init__(self, hidden_size, num_heads, mlp_ratio=4.0, **block_kwargs):
+        super().__init__()
+        unknown = block_kwargs.keys() - {"qk_norm", "attn_drop", "proj_drop"}
+        if unknown:
+            raise TypeError(
+                f"DiTBlock got an unknown argument {min(unknown)!r}; it takes hidden_size, num_heads, mlp_ratio, "
+                "qk_norm, attn_drop and proj_drop"
+            )
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads, qkv_bias=True, **block_kwargs)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    @property
+    def is_native(self):
+        return runs(self, DiTBlock)
+
+    def forward(self, x, c, backends=None):
+        if isinstance(x, Carry):
+            return self._carried(x, c)
+        return settle(self._carried(start(x, c, backends or ops.backend.active()), c)).x
+
+    def _carried(self, carry, c):
+        rows = condition(self.adaLN_modulation, c, carry.silu_c, 6)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows  # (B, D) each
+        x, h = junction(carry, self.norm1, shift_msa, scale_msa)  # (B, N, D) each
+        y, bias = branch(self.attn, h, carry.backends)
+        x, h = junction(pend(carry, x, y, gate_msa, bias), self.norm2, shift_mlp, scale_mlp)
+        y, bias = branch(self.mlp, h, carry.backends)
+        # a copy, because FSDP frees the parameter when the block returns
+        return pend(carry, x, y, gate_mlp, None if bias is None else bias.clone())
+
+
+class FinalLayer(nn.Module):
+    """adaLN and a Linear from tokens, or a `Carry`, to patches: (B, N, D), (B, D) -> (B, N, p*p*C).
+
+    Args:
+        hidden_size: D.
+        patch_size: p, in pixels of the latent.
+        out_channels: C.
+
+    Source: Peebles & Xie, section 3.2, "Transformer decoder".
+    """
+
+    def __init__(self, hidden_size, patch_size, out_channels):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    @property
+    def is_native(self):
+        return runs(self, FinalLayer)
+
+    def forward(self, x, c, backends=None):
+        carry = x if isinstance(x, Carry) else start(x, c, backends or ops.backend.active())
+        shift, scale = condition(self.adaLN_modulation, c, carry.silu_c, 2)  # (B, D) each
+        _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
+        return self.linear(h)  # (B, N, p*p*C)

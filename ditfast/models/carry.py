@@ -1,0 +1,70 @@
+"""The residual stream between blocks, with the last branch still to be added.
+
+A block ends with ``x + gate * branch`` and the next begins with a LayerNorm of that sum. Both are done in one
+pass, the junction, if the block hands on the branch instead of the sum.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ditfast import ops
+from ditfast.models.plain import is_plain
+
+
+class Carry(NamedTuple):
+    """What blocks exchange in place of tokens, which are ``x + gate * (y + bias)``, or x where y is None."""
+
+    x: torch.Tensor  # (B, N, D)
+    y: torch.Tensor | None  # (B, N, D) branch that is not yet added
+    gate: torch.Tensor | None  # (B, D)
+    bias: torch.Tensor | None  # (D,) of the Linear that made y
+    silu_c: torch.Tensor  # (B, D) SiLU of the conditioning, the same for all blocks
+    backends: tuple[str, ...]  # in force when the forward began; a recompute in backward takes the same
+
+
+def start(x, c, backends) -> Carry:
+    return Carry(x, None, None, None, F.silu(c), backends)
+
+
+def pend(carry: Carry, x, y, gate, bias) -> Carry:
+    """Leave ``gate * (y + bias)`` for the next junction to add to x."""
+    return Carry(x, y, gate, bias, carry.silu_c, carry.backends)
+
+
+def settle(carry: Carry) -> Carry:
+    """Add the pending branch."""
+    if carry.y is None:
+        return carry
+    x = ops.gated_residual(carry.x, carry.y, carry.gate, carry.bias, backend=carry.backends)
+    return pend(carry, x, None, None, None)
+
+
+def condition(adaln: nn.Module, c, silu_c, parts: int):
+    """The rows of shifts, scales and gates that ``adaln`` makes of the conditioning, each (B, D)."""
+    if is_plain(adaln, nn.Sequential) and len(adaln) == 2 and is_plain(adaln[0], nn.SiLU):
+        rows = adaln[1](silu_c)
+    else:
+        rows = adaln(c)
+    return rows.chunk(parts, dim=1)
+
+
+def modulate(x, shift, scale):
+    """``x * (1 + scale) + shift`` with one row per sample: x (B, N, D); shift, scale (B, D).
+
+    Source: Peebles & Xie, section 3.2, "adaLN block".
+    """
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def junction(carry: Carry, norm: nn.Module, shift, scale):
+    """The tokens with the pending branch added, and their norm modulated: (B, N, D) each."""
+    if not (is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None):
+        x = settle(carry).x
+        return x, modulate(norm(x), shift, scale)
+    x, y, gate, bias, _, backends = carry
+    if y is None:
+        return x, ops.layer_norm_modulate(x, shift, scale, norm.eps, backend=backends)
+    return ops.gated_residual_layer_norm_modulate(x, y, gate, shift, scale, norm.eps, bias, backend=backends)

@@ -1,0 +1,215 @@
+"""DiT: a transformer over latent patches, conditioned on timestep and class."""
+
+import math
+
+import torch
+import torch.nn as nn
+
+from ditfast import ops
+from ditfast.models.blocks import DiTBlock, FinalLayer
+from ditfast.models.carry import settle, start
+from ditfast.models.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, get_2d_sincos_pos_embed
+from ditfast.models.plain import is_plain, is_watched
+
+
+class DiT(nn.Module):
+    """Diffusion Transformer with adaLN-Zero blocks.
+
+    Args:
+        input_size: S, height and width of the latent in pixels.
+        patch_size: p, in latent pixels; must divide S.
+        in_channels: C of the latent.
+        hidden_size: D; a multiple of 4 and of num_heads.
+        depth: number of blocks.
+        num_heads: attention heads per block.
+        mlp_ratio: width of a block's MLP over D.
+        class_dropout_prob: how often training replaces a label by the null label.
+        num_classes: K; the null label is K.
+        learn_sigma: predict a variance beside the noise: C_out = 2 * C, else C.
+        backend: name of the backend that the model's operations prefer; None: see `ditfast.use_backend`.
+
+    Raises:
+        ValueError: sizes that do not divide, or an unknown backend.
+
+    Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", section 3.2.
+    """
+
+    def __init__(
+        self,
+        input_size=32,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=1152,
+        depth=28,
+        num_heads=16,
+        mlp_ratio=4.0,
+        class_dropout_prob=0.1,
+        num_classes=1000,
+        learn_sigma=True,
+        backend=None,
+    ):
+        super().__init__()
+        if hidden_size % 4:
+            raise ValueError(f"hidden_size must be a multiple of 4, got {hidden_size}")
+        ops.backend.active(backend)  # rejects an unknown name now, not at the first forward
+        self.learn_sigma = learn_sigma
+        self.in_channels = in_channels
+        self.out_channels = in_channels * 2 if learn_sigma else in_channels
+        self.patch_size = patch_size
+        self.num_heads = num_heads
+        self.backend = backend
+
+        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
+        pos_embed = torch.zeros(1, self.x_embedder.num_patches, hidden_size)  # (1, N, D)
+        self.pos_embed = nn.Parameter(pos_embed, requires_grad=False)
+        self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self.initialize_weights()
+
+    def initialize_weights(self):
+        """Set every parameter: xavier-uniform projections, small normal embeddings, zero gates and zero output.
+
+        Source: Peebles & Xie, section 3.2, "adaLN-Zero block", and section 4, "Training".
+        """
+        self.apply(_init_linear)
+        embed = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], self.x_embedder.grid_size[0])  # (N, D)
+        self.pos_embed.data.copy_(torch.from_numpy(embed).float().unsqueeze(0))
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.data.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        for layer in (*self.blocks, self.final_layer):
+            nn.init.zeros_(layer.adaLN_modulation[-1].weight)
+            nn.init.zeros_(layer.adaLN_modulation[-1].bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.linear.bias)
+
+    def unpatchify(self, x):
+        """Patches to images: (B, N, p*p*C_out) -> (B, C_out, S, S).
+
+        Raises:
+            ValueError: N is not the square of a whole number.
+        """
+        if math.isqrt(x.shape[1]) ** 2 != x.shape[1]:
+            raise ValueError(f"x must have a square number of tokens, got shape {tuple(x.shape)}")
+        return ops.unpatchify(x, self.patch_size, backend=ops.backend.active(self.backend))
+
+    def forward(self, x, t, y, *, return_hidden=None):
+        """Predict the noise (and variance) in a noisy latent.
+
+        Args:
+            x: (B, C, S, S) noisy latents.
+            t: (B,) timesteps, whole or fractional.
+            y: (B,) integer labels, K for the null label.
+            return_hidden: indices of blocks whose output tokens are wanted too.
+
+        Returns:
+            (B, C_out, S, S); with ``return_hidden`` also a list of (B, N, D) tokens, one per index, in order.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong dtype, shape or device; no such block.
+            IndexError: on the CPU, a label outside the table.
+        """
+        self._check(x, t, y, return_hidden or ())
+        backends = ops.backend.active(self.backend)
+        c = self.t_embedder(t) + self.y_embedder(y, self.training)  # (B, D)
+        carry = start(self._embed(x, backends), c, backends)
+        hidden = {}
+        for i, block in enumerate(self.blocks):
+            carry = _advance(block, carry, c)
+            if return_hidden is not None and i in return_hidden:
+                carry = settle(carry)
+                hidden[i] = carry.x  # (B, N, D)
+        x = _finish(self.final_layer, carry, c)  # (B, N, p*p*C_out)
+        x = self.unpatchify(x)  # (B, C_out, S, S)
+        return x if return_hidden is None else (x, [hidden[i] for i in return_hidden])
+
+    def forward_with_cfg(self, x, t, y, cfg_scale, cfg_channels=3):
+        """Predict with classifier-free guidance, for a batch whose halves have the same latents.
+
+        Args:
+            x: (2B, C, S, S); the second half is not read, the first is used twice.
+            t: (2B,) timesteps.
+            y: (2B,) labels, then null labels.
+            cfg_scale: 1 for no guidance.
+            cfg_channels: how many leading channels are guided; 3 is what the released samples were made with.
+
+        Returns:
+            (2B, C_out, S, S) with equal guided channels in both halves.
+
+        Raises:
+            ValueError: an odd batch, or more guided channels than there are.
+
+        Source: Peebles & Xie, section 3.1, "Classifier-free guidance".
+        """
+        if x.shape[0] % 2:
+            raise ValueError(f"x must have an even batch for guidance, got shape {tuple(x.shape)}")
+        if not 0 <= cfg_channels <= self.out_channels:
+            raise ValueError(f"cfg_channels must be in [0, {self.out_channels}], got {cfg_channels}")
+        half = x[: x.shape[0] // 2]
+        out = self(torch.cat([half, half]), t, y)
+        guided, rest = out[:, :cfg_channels], out[:, cfg_channels:]
+        cond, uncond = guided.chunk(2)
+        guided = uncond + cfg_scale * (cond - uncond)  # (B, cfg_channels, S, S)
+        return torch.cat([torch.cat([guided, guided]), rest], dim=1)
+
+    def _embed(self, x, backends):
+        """Latents (B, C, S, S) to tokens (B, N, D) with their position."""
+        embedder = self.x_embedder
+        fusible = is_plain(embedder, PatchEmbed) and is_plain(embedder.proj, nn.Conv2d)
+        if not fusible or embedder.proj.bias is None:
+            return embedder(x) + self.pos_embed
+        proj = embedder.proj
+        return ops.patch_embed(x, proj.weight, proj.bias, self.pos_embed, self.patch_size, backend=backends)
+
+    def _check(self, x, t, y, return_hidden):
+        c, (height, width), dtype = self.in_channels, self.x_embedder.img_size, self.pos_embed.dtype
+        if x.dim() != 4 or tuple(x.shape[1:]) != (c, height, width):
+            raise ValueError(f"x must have shape (B, C, S, S) = (B, {c}, {height}, {width}), got {tuple(x.shape)}")
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x must have the model's dtype {dtype} outside of autocast, got {x.dtype}")
+        for name, value in (("t", t), ("y", y)):
+            if tuple(value.shape) != (x.shape[0],):
+                raise ValueError(f"{name} must have shape (B,) = ({x.shape[0]},), got {tuple(value.shape)}")
+            if value.device != x.device:
+                raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
+        if t.dtype == torch.bool or t.is_complex():
+            raise TypeError(f"t must be floating-point or integer, got {t.dtype}")
+        if y.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"y must be int64 or int32, got {y.dtype}")
+        for i in return_hidden:
+            if not 0 <= i < len(self.blocks):
+                raise ValueError(f"return_hidden must hold blocks in [0, {len(self.blocks) - 1}], got {i}")
+
+
+def _init_linear(module):
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _is_carried(layer):
+    """Whether a block or final layer, maybe inside a wrapper that passes on its attributes, may get a `Carry`."""
+    # reentrant checkpointing loses the gradients of tensors inside a tuple
+    reentrant = getattr(getattr(layer, "checkpoint_impl", None), "name", "") == "REENTRANT"
+    return getattr(layer, "is_native", False) and not reentrant and not is_watched(layer)
+
+
+def _on_tokens(layer, carry, c):
+    """What ``layer`` makes of tokens, for a layer that others have replaced, or whose calls they watch."""
+    x = settle(carry).x  # (B, N, D)
+    return layer(x, c, backends=carry.backends) if getattr(layer, "is_native", False) else layer(x, c)
+
+
+def _advance(block, carry, c):
+    if _is_carried(block):
+        return block(carry, c)
+    return start(_on_tokens(block, carry, c), c, carry.backends)
+
+
+def _finish(layer, carry, c):
+    return layer(carry, c) if _is_carried(layer) else _on_tokens(layer, carry, c)

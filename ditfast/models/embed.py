@@ -1,0 +1,146 @@
+"""What enters a DiT: patches with their position, the timestep, the class label."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+
+class PatchEmbed(nn.Module):
+    """Patches of a square image, each projected to a token: (B, C, S, S) -> (B, N, D), N = (S/p)².
+
+    Args:
+        img_size: S, in pixels (of the latent).
+        patch_size: p; must divide S.
+        in_chans: C.
+        embed_dim: D.
+        bias: whether the projection has one.
+
+    Raises:
+        ValueError: p does not divide S.
+
+    Source: Peebles & Xie, section 3.2, "Patchify".
+    """
+
+    def __init__(self, img_size=224, patch_size=16, in_chans=3, embed_dim=768, bias=True):
+        super().__init__()
+        if img_size % patch_size:
+            raise ValueError(f"patch_size must divide input_size={img_size}, got {patch_size}")
+        grid = img_size // patch_size
+        self.img_size = (img_size, img_size)
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (grid, grid)
+        self.num_patches = grid * grid
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size, bias=bias)
+
+    def forward(self, x):
+        return self.proj(x).flatten(2).transpose(1, 2)  # (B, N, D)
+
+
+class TimestepEmbedder(nn.Module):
+    """Timesteps, whole or fractional, as vectors: (B,) -> (B, D).
+
+    Args:
+        hidden_size: D.
+        frequency_embedding_size: number of cosines and sines.
+
+    Source: Peebles & Xie, section 3.2; Vaswani et al., "Attention Is All You Need", section 3.5.
+    """
+
+    def __init__(self, hidden_size, frequency_embedding_size=256):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_embedding_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+        self.frequency_embedding_size = frequency_embedding_size
+
+    @staticmethod
+    def timestep_embedding(t, dim, max_period=10000):
+        """Cosines, then sines, of t at dim // 2 frequencies from 1 to almost 1 / max_period: (B, dim) float32."""
+        half = dim // 2
+        steps = torch.arange(half, dtype=torch.float32, device=t.device)
+        frequencies = torch.exp(-math.log(max_period) * steps / half)  # (dim // 2,)
+        angles = t[:, None].float() * frequencies[None]  # (B, dim // 2)
+        embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return nn.functional.pad(embedding, (0, dim % 2))
+
+    def forward(self, t):
+        frequencies = self.timestep_embedding(t, self.frequency_embedding_size)  # (B, 256)
+        return self.mlp(frequencies.to(next(self.mlp.parameters()).dtype))  # (B, D)
+
+
+class LabelEmbedder(nn.Module):
+    """Class labels as vectors, dropped at random for classifier-free guidance: (B,) -> (B, D).
+
+    Args:
+        num_classes: K; the null label is K.
+        hidden_size: D.
+        dropout_prob: how often training replaces a label by the null label; with 0 there is no null label.
+
+    Raises:
+        IndexError: on the CPU, a label outside the table. On a GPU PyTorch's own assertion stops the kernel.
+
+    Source: Peebles & Xie, section 3.1, "Classifier-free guidance"; Ho & Salimans, "Classifier-Free Diffusion
+    Guidance", section 3.2.
+    """
+
+    def __init__(self, num_classes, hidden_size, dropout_prob):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + int(dropout_prob > 0), hidden_size)
+        self.num_classes = num_classes
+        self.dropout_prob = dropout_prob
+
+    def token_drop(self, labels, force_drop_ids=None):
+        """Replace labels by the null label: at random, or those where ``force_drop_ids`` (B,) is 1."""
+        if force_drop_ids is None:
+            dropped = torch.rand(labels.shape[0], device=labels.device) < self.dropout_prob
+        else:
+            dropped = force_drop_ids == 1
+        return torch.where(dropped, self.num_classes, labels)
+
+    def forward(self, labels, train, force_drop_ids=None):
+        if (train and self.dropout_prob > 0) or force_drop_ids is not None:
+            labels = self.token_drop(labels, force_drop_ids)
+        try:
+            return self.embedding_table(labels)  # (B, D)
+        except IndexError as error:
+            rows = self.num_classes + int(self.dropout_prob > 0)
+            raise IndexError(
+                f"y must be in [0, {rows - 1}], got values from {int(labels.min())} to {int(labels.max())}"
+            ) from error
+
+
+def get_2d_sincos_pos_embed(embed_dim, grid_size, cls_token=False, extra_tokens=0):
+    """Sine-cosine position of every patch of a square grid, row by row: float64 (grid_size², embed_dim).
+
+    The first half of the channels encodes the column, the second the row. With ``cls_token``, ``extra_tokens`` rows
+    of zeros come first.
+    """
+    along = np.arange(grid_size, dtype=np.float32)
+    grid = np.stack(np.meshgrid(along, along))  # (2, grid_size, grid_size): the column, then the row
+    embed = get_2d_sincos_pos_embed_from_grid(embed_dim, grid)
+    if cls_token and extra_tokens > 0:
+        embed = np.concatenate([np.zeros([extra_tokens, embed_dim]), embed])
+    return embed
+
+
+def get_2d_sincos_pos_embed_from_grid(embed_dim, grid):
+    """Positions from two arrays of M coordinates, one for each half of the channels: float64 (M, embed_dim)."""
+    if embed_dim % 2:
+        raise ValueError(f"embed_dim must be even, got {embed_dim}")
+    halves = [get_1d_sincos_pos_embed_from_grid(embed_dim // 2, grid[axis]) for axis in (0, 1)]
+    return np.concatenate(halves, axis=1)
+
+
+def get_1d_sincos_pos_embed_from_grid(embed_dim, pos):
+    """Sines, then cosines, of M coordinates ``pos`` at embed_dim / 2 frequencies: float64 (M, embed_dim).
+
+    Source: Vaswani et al., "Attention Is All You Need", section 3.5.
+    """
+    if embed_dim % 2:
+        raise ValueError(f"embed_dim must be even, got {embed_dim}")
+    half = embed_dim // 2
+    frequencies = 10000.0 ** -(np.arange(half, dtype=np.float64) / half)  # (embed_dim / 2,)
+    angles = np.outer(np.reshape(pos, -1), frequencies)  # (M, embed_dim / 2)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)

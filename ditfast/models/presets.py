@@ -1,0 +1,51 @@
+"""The twelve models of the paper by name: sizes S, B, L, XL (table 1), patches of 2, 4 and 8 latent pixels."""
+
+from difflib import get_close_matches
+
+from ditfast.models.dit import DiT
+
+SIZES = {
+    "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
+    "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16},
+    "B": {"depth": 12, "hidden_size": 768, "num_heads": 12},
+    "S": {"depth": 12, "hidden_size": 384, "num_heads": 6},
+}
+
+
+def _preset(size, patch_size):
+    def build(**kwargs):
+        return DiT(patch_size=patch_size, **SIZES[size], **kwargs)
+
+    build.__name__ = build.__qualname__ = f"DiT_{size}_{patch_size}"
+    build.__doc__ = f"DiT-{size}/{patch_size}; keyword arguments go to `DiT`."
+    return build
+
+
+DiT_XL_2, DiT_XL_4, DiT_XL_8 = _preset("XL", 2), _preset("XL", 4), _preset("XL", 8)
+DiT_L_2, DiT_L_4, DiT_L_8 = _preset("L", 2), _preset("L", 4), _preset("L", 8)
+DiT_B_2, DiT_B_4, DiT_B_8 = _preset("B", 2), _preset("B", 4), _preset("B", 8)
+DiT_S_2, DiT_S_4, DiT_S_8 = _preset("S", 2), _preset("S", 4), _preset("S", 8)
+
+
+class _Presets(dict):
+    def __missing__(self, name):
+        near = get_close_matches(str(name), self, n=1, cutoff=0)
+        raise KeyError(f"unknown model {name!r}: did you mean {near[0]!r}? There are {', '.join(self)}")
+
+
+DiT_models = _Presets(
+    {
+        "DiT-XL/2": DiT_XL_2,
+        "DiT-XL/4": DiT_XL_4,
+        "DiT-XL/8": DiT_XL_8,
+        "DiT-L/2": DiT_L_2,
+        "DiT-L/4": DiT_L_4,
+        "DiT-L/8": DiT_L_8,
+        "DiT-B/2": DiT_B_2,
+        "DiT-B/4": DiT_B_4,
+        "DiT-B/8": DiT_B_8,
+        "DiT-S/2": DiT_S_2,
+        "DiT-S/4": DiT_S_4,
+        "DiT-S/8": DiT_S_8,
+    }
+)
