@@ -126,7 +126,9 @@ def _backward_fake(dout, qkv, out, lse, scale, backend):
 
 
 _forward_op = define(
-    "attention(Tensor qkv, int num_heads, float scale, str backend) -> (Tensor, Tensor)", _forward, _forward_fake
+    "attention(Tensor qkv, int num_heads, float scale, str backend) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
 )
 _backward_op = define(
     "attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, float scale, str backend) -> Tensor",

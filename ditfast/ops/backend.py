@@ -16,7 +16,7 @@ import torch
 OPS = {
     "layer_norm_modulate": ("triton", "reference"),
     "gated_residual": ("triton", "reference"),
-    "gated_residual_layer_norm_modulate": ("reference",),
+    "gated_residual_layer_norm_modulate": ("triton", "reference"),
     "mlp": ("reference",),
     "attention": ("sdpa", "host", "reference"),
     "patchify": ("reference",),

@@ -44,6 +44,17 @@ def modulation(name: str, value: torch.Tensor, x: torch.Tensor) -> None:
         shape(name, value, "(B, D)", (b, d))
 
 
+def residual(x, y, gate, bias) -> None:
+    """x, y (B, N, D), gate (B, D) or (B, N, D), bias (D,) or None."""
+    tokens("x", x)
+    tensor("y", y, x)
+    shape("y", y, "(B, N, D)", tuple(x.shape))
+    modulation("gate", gate, x)
+    if bias is not None:
+        tensor("bias", bias, x)
+        shape("bias", bias, "(D,)", (x.shape[-1],))
+
+
 def positive(name: str, value) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")

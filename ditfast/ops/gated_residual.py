@@ -1,6 +1,6 @@
 """gated_residual: x + gate * (y + bias), the residual connection of adaLN-Zero."""
 
-from ditfast.ops import checks, reference
+from ditfast.ops import checks, explicit, reference
 from ditfast.ops.backend import choose, note, resolve
 from ditfast.ops.registration import define, differentiable
 from ditfast.ops.rows import unsupported
@@ -25,7 +25,7 @@ def gated_residual(x, y, gate, bias=None, *, backend=None):
 
     Source: Peebles & Xie, section 3.2, "adaLN-Zero block".
     """
-    check(x, y, gate, bias)
+    checks.residual(x, y, gate, bias)
     name = choose(_OP, backend, x.device.type, unsupported(x, y, bias, gate))
     if name == "reference":
         note(_OP, name)
@@ -36,22 +36,12 @@ def gated_residual(x, y, gate, bias=None, *, backend=None):
 _OP = "gated_residual"
 
 
-def check(x, y, gate, bias):
-    checks.tokens("x", x)
-    checks.tensor("y", y, x)
-    checks.shape("y", y, "(B, N, D)", tuple(x.shape))
-    checks.modulation("gate", gate, x)
-    if bias is not None:
-        checks.tensor("bias", bias, x)
-        checks.shape("bias", bias, "(D,)", (x.shape[-1],))
-
-
 def _forward(x, y, gate, bias, backend):
     if resolve(_OP, backend, x.device.type) == "triton":
         from ditfast.kernels import gated_residual as kernel
 
         return kernel.forward(x, y, gate, bias)
-    return forward_reference(x, y, gate, bias)
+    return explicit.gated_residual(x, y, gate, bias)
 
 
 def _forward_fake(x, y, gate, bias, backend):
@@ -63,7 +53,7 @@ def _backward(dout, y, gate, bias, backend):
         from ditfast.kernels import gated_residual as kernel
 
         return kernel.backward(dout, y, gate, bias)
-    return backward_reference(dout, y, gate, bias)
+    return explicit.gated_residual_backward(dout, y, gate, bias)
 
 
 def _backward_fake(dout, y, gate, bias, backend):
@@ -71,24 +61,10 @@ def _backward_fake(dout, y, gate, bias, backend):
     return y.new_empty(y.shape), gate.new_empty(gate.shape), dbias
 
 
-def forward_reference(x, y, gate, bias):
-    """What the kernel computes, in plain PyTorch without autograd; arithmetic in float32."""
-    y = y.float() if bias is None else y.float() + bias.float()
-    return (x.float() + gate.float().unsqueeze(1) * y).to(x.dtype)
-
-
-def backward_reference(dout, y, gate, bias):
-    """dy, dgate, dbias of `forward_reference` (dx is dout itself); dbias is empty without a bias."""
-    dout = dout.float()
-    dy = dout * gate.float().unsqueeze(1)
-    biased = y.float() if bias is None else y.float() + bias.float()
-    dgate = (dout * biased).sum(1).to(gate.dtype)
-    dbias = gate.new_empty(0) if bias is None else dy.sum((0, 1)).to(bias.dtype)
-    return dy.to(y.dtype), dgate, dbias
-
-
 _forward_op = define(
-    "gated_residual(Tensor x, Tensor y, Tensor gate, Tensor? bias, str backend) -> Tensor", _forward, _forward_fake
+    "gated_residual(Tensor x, Tensor y, Tensor gate, Tensor? bias, str backend) -> Tensor",
+    _forward,
+    _forward_fake,
 )
 _backward_op = define(
     "gated_residual_backward(Tensor dout, Tensor y, Tensor gate, Tensor? bias, str backend)"

@@ -2,7 +2,7 @@
 
 import torch
 
-from ditfast.ops import checks, reference
+from ditfast.ops import checks, explicit, reference
 from ditfast.ops.backend import choose, note, resolve
 from ditfast.ops.registration import define, differentiable
 from ditfast.ops.rows import linear_dtype, unsupported
@@ -50,7 +50,7 @@ def _forward(x, shift, scale, eps, out_dtype, backend):
         from ditfast.kernels import layer_norm_modulate as kernel
 
         return kernel.forward(x, shift, scale, eps, out_dtype)
-    return forward_reference(x, shift, scale, eps, out_dtype)
+    return explicit.layer_norm_modulate(x, shift, scale, eps, out_dtype)
 
 
 def _forward_fake(x, shift, scale, eps, out_dtype, backend):
@@ -58,35 +58,16 @@ def _forward_fake(x, shift, scale, eps, out_dtype, backend):
     return x.new_empty(x.shape, dtype=out_dtype), stats, torch.empty_like(stats)
 
 
-def _backward(dh, x, scale, mean, rstd, shift_dtype, backend):
+def _backward(dh, x, scale, mean, rstd, backend):
     if resolve(_OP, backend, x.device.type) == "triton":
         from ditfast.kernels import layer_norm_modulate as kernel
 
-        return kernel.backward(dh, x, scale, mean, rstd, shift_dtype)
-    return backward_reference(dh, x, scale, mean, rstd, shift_dtype)
+        return kernel.backward(dh, x, scale, mean, rstd)
+    return explicit.layer_norm_modulate_backward(dh, x, scale, mean, rstd)
 
 
-def _backward_fake(dh, x, scale, mean, rstd, shift_dtype, backend):
-    return x.new_empty(x.shape), x.new_empty(scale.shape, dtype=shift_dtype), scale.new_empty(scale.shape)
-
-
-def forward_reference(x, shift, scale, eps, out_dtype):
-    """What the kernel computes, in plain PyTorch without autograd; statistics in float32."""
-    x = x.float()
-    mean = x.mean(-1)  # (B, N)
-    xc = x - mean.unsqueeze(-1)
-    rstd = torch.rsqrt(xc.square().mean(-1) + eps)
-    h = xc * rstd.unsqueeze(-1) * (1 + scale.float()).unsqueeze(1) + shift.float().unsqueeze(1)
-    return h.to(out_dtype), mean, rstd
-
-
-def backward_reference(dh, x, scale, mean, rstd, shift_dtype):
-    """dx, dshift, dscale of `forward_reference`."""
-    dh, rstd = dh.float(), rstd.unsqueeze(-1)
-    xhat = (x.float() - mean.unsqueeze(-1)) * rstd  # (B, N, D)
-    g = dh * (1 + scale.float()).unsqueeze(1)
-    dx = rstd * (g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True))
-    return dx.to(x.dtype), dh.sum(1).to(shift_dtype), (dh * xhat).sum(1).to(scale.dtype)
+def _backward_fake(dh, x, scale, mean, rstd, backend):
+    return x.new_empty(x.shape), scale.new_empty(2, *scale.shape)
 
 
 _forward_op = define(
@@ -96,23 +77,22 @@ _forward_op = define(
     _forward_fake,
 )
 _backward_op = define(
-    "layer_norm_modulate_backward(Tensor dh, Tensor x, Tensor scale, Tensor mean, Tensor rstd,"
-    " ScalarType shift_dtype, str backend) -> (Tensor, Tensor, Tensor)",
+    "layer_norm_modulate_backward(Tensor dh, Tensor x, Tensor scale, Tensor mean, Tensor rstd, str backend)"
+    " -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
 
 
 def _setup_context(ctx, inputs, output):
-    x, shift, scale, _, _, ctx.backend = inputs
+    x, _, scale, _, _, ctx.backend = inputs
     _, mean, rstd = output
-    ctx.shift_dtype = shift.dtype
     ctx.save_for_backward(x, scale, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
 
 
 def _autograd_backward(ctx, backward_op, dh, _dmean, _drstd):
-    dx, dshift, dscale = backward_op(dh, *ctx.saved_tensors, ctx.shift_dtype, ctx.backend)
+    dx, (dshift, dscale) = backward_op(dh, *ctx.saved_tensors, ctx.backend)
     return dx, dshift, dscale, None, None, None
 
 

@@ -29,7 +29,9 @@ def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
     return reference.patchify(x, patch_size, channels_last)
 
 
-def unpatchify(tokens, patch_size: int, grid: tuple[int, int] | None = None, channels_last: bool = True, *, backend=None):
+def unpatchify(
+    tokens, patch_size: int, grid: tuple[int, int] | None = None, channels_last: bool = True, *, backend=None
+):
     """Put patches together again: the inverse of `patchify`.
 
     Args:

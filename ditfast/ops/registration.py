@@ -33,9 +33,7 @@ def _no_jvp(name):
 
 def _no_double_backward(name):
     def backward(ctx, *grads):
-        raise NotImplementedError(
-            f"{name}: double backward is not supported by the kernels; use backend='reference'"
-        )
+        raise NotImplementedError(f"{name}: double backward is not supported by the kernels; use backend='reference'")
 
     return backward
 

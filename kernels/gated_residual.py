@@ -1,0 +1,98 @@
+"""x + gate * (y + bias); contract: ditfast/ops/gated_residual.py."""
+
+import torch
+import triton
+import triton.language as tl
+from ditfast.kernels.rows import (
+    backward_options,
+    forward_options,
+    load_row,
+    locate,
+    sum_partials,
+    unit_stride,
+)
+
+
+@triton.jit
+def forward_kernel(
+    x, y, gate, bias, out, N,
+    x_b, x_n, y_b, y_n, gate_b,
+    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    _, b, first = locate(N, CHUNK)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < D
+    gate_row = load_row(gate + b * gate_b, cols, mask)  # (D,)
+    for i in range(CHUNK):
+        n = first + i
+        live = mask & (n < N)
+        y_row = load_row(y + b * y_b + n * y_n, cols, live)
+        if HAS_BIAS:
+            y_row += load_row(bias, cols, mask)
+        out_row = load_row(x + b * x_b + n * x_n, cols, live) + gate_row * y_row
+        tl.store(out + (b * N + n) * D + cols, out_row.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def backward_kernel(
+    dout, y, gate, bias, dy, partial, N,
+    dout_b, dout_n, y_b, y_n, gate_b,
+    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    program, b, first = locate(N, CHUNK)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < D
+    gate_row = load_row(gate + b * gate_b, cols, mask)  # (D,)
+    dgate = tl.zeros((BLOCK,), tl.float32)
+    dbias = tl.zeros((BLOCK,), tl.float32)
+    for n in tl.range(first, tl.minimum(first + CHUNK, N), num_stages=STAGES):
+        dout_row = load_row(dout + b * dout_b + n * dout_n, cols, mask)
+        y_row = load_row(y + b * y_b + n * y_n, cols, mask)
+        if HAS_BIAS:
+            y_row += load_row(bias, cols, mask)
+        dy_row = dout_row * gate_row
+        tl.store(dy + (b * N + n) * D + cols, dy_row.to(dy.dtype.element_ty), mask=mask)
+        dgate += dout_row * y_row
+        dbias += dy_row
+    partial += program * D + cols  # (1 or 2, B, chunks, D): dgate, dbias
+    tl.store(partial, dgate, mask=mask)
+    if HAS_BIAS:
+        tl.store(partial + tl.num_programs(0).to(tl.int64) * D, dbias, mask=mask)
+
+
+def forward(x, y, gate, bias):
+    """(B, N, D) in the dtype of x."""
+    b, n, d = x.shape
+    x, y, gate = unit_stride(x), unit_stride(y), unit_stride(gate)
+    bias = None if bias is None else unit_stride(bias)
+    out = x.new_empty(x.shape)
+    if x.numel():
+        options = forward_options(b, n, d)
+        forward_kernel[(b * triton.cdiv(n, options["CHUNK"]),)](
+            x, y, gate, bias, out, n,
+            *x.stride()[:2], *y.stride()[:2], gate.stride(0),
+            HAS_BIAS=bias is not None, **options,
+        )  # fmt: skip
+    return out
+
+
+def backward(dout, y, gate, bias):
+    """dy (B, N, D), dgate (B, D), dbias (D,), empty without a bias."""
+    b, n, d = y.shape
+    dout, y, gate = unit_stride(dout), unit_stride(y), unit_stride(gate)
+    bias = None if bias is None else unit_stride(bias)
+    options = backward_options(b, n, d)
+    chunks = triton.cdiv(n, options["CHUNK"])
+    dy = y.new_empty(y.shape)
+    partial = y.new_empty(1 if bias is None else 2, b, chunks, d, dtype=torch.float32)
+    if y.numel():
+        backward_kernel[(b * chunks,)](
+            dout, y, gate, bias, dy, partial, n,
+            *dout.stride()[:2], *y.stride()[:2], gate.stride(0),
+            HAS_BIAS=bias is not None, **options,
+        )  # fmt: skip
+    dgate = sum_partials(partial[0], gate.dtype)
+    if bias is None:
+        return dy, dgate, gate.new_empty(0)
+    dbias = sum_partials(partial[1].reshape(1, b * chunks, d), bias.dtype)[0]
+    return dy, dgate, dbias

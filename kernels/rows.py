@@ -1,0 +1,104 @@
+"""What the kernels over token rows (B, N, D) share.
+
+Every program owns a chunk of consecutive tokens of one sample and walks over them with the whole row (D)
+in registers, so that the sample's shift, scale and gate are loaded once per chunk. Backward programs keep
+their sums over tokens in float32 registers and write them once per chunk; `sum_partials` adds the chunks in
+a fixed order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+
+def forward_options(batch: int, tokens: int, d: int) -> dict:
+    """16 elements of a row per thread; a chunk of up to 4 tokens that leaves about 1024 programs.
+
+    BLOCK is one power of two, masked to D: every access is 16 bytes wide. Nothing depends on the machine.
+    """
+    block = max(32, triton.next_power_of_2(d))
+    chunk = _chunk_size(batch * tokens, programs=1024, most=4)
+    return {"D": d, "BLOCK": block, "CHUNK": chunk, "num_warps": min(16, max(1, block // 512))}
+
+
+def backward_options(batch: int, tokens: int, d: int) -> dict:
+    """8 elements per thread, since the sums over tokens live in registers; a chunk of up to 32 tokens.
+
+    STAGES rows are in flight, prefetched to shared memory; long rows would not fit into 99 KB of it.
+    """
+    block = max(32, triton.next_power_of_2(d))
+    chunk = _chunk_size(batch * tokens, programs=512, most=32)
+    stages = 3 if block <= 2048 else 1
+    return {
+        "D": d,
+        "BLOCK": block,
+        "CHUNK": chunk,
+        "STAGES": stages,
+        "num_warps": min(32, max(1, block // 256)),
+    }
+
+
+def _chunk_size(rows: int, programs: int, most: int) -> int:
+    size = 1
+    while size < most and rows >= 2 * size * programs:
+        size *= 2
+    return size
+
+
+def unit_stride(t: torch.Tensor) -> torch.Tensor:
+    """``t`` with unit stride in its last dimension; a copy only where it has another."""
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+@triton.jit
+def locate(N, CHUNK: tl.constexpr):
+    """(program, its sample, its first token) in a grid of B * cdiv(N, CHUNK) programs, as int64."""
+    program = tl.program_id(0).to(tl.int64)
+    chunks = tl.cdiv(N, CHUNK)
+    return program, program // chunks, program % chunks * CHUNK
+
+
+@triton.jit
+def load_row(pointer, cols, mask):
+    return tl.load(pointer + cols, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def normalize(x, mask, eps, D: tl.constexpr):
+    """Mean and 1/sigma of a row, two-pass in float32, and the centred row with zeros beyond D."""
+    mean = tl.sum(x, 0) / D
+    centred = tl.where(mask, x - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / D + tl.cast(eps, tl.float32))
+    return mean, rstd, centred
+
+
+@triton.jit
+def layer_norm_grad(dh, xhat, scale1, rstd, D: tl.constexpr):
+    """Gradient of LN(x) * scale1 + shift by x. All inputs are zero beyond D."""
+    g = dh * scale1
+    c1 = tl.sum(g, 0) / D
+    c2 = tl.sum(g * xhat, 0) / D
+    return rstd * (g - c1 - xhat * c2)
+
+
+@triton.jit
+def _sum_partials_kernel(partial, out, count, stride_outer, stride_count, D, BLOCK: tl.constexpr):
+    outer = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < D
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in range(count):
+        total += tl.load(
+            partial + outer * stride_outer + tl.cast(i, tl.int64) * stride_count + cols, mask=mask, other=0.0
+        )
+    tl.store(out + outer * D + cols, total.to(out.dtype.element_ty), mask=mask)
+
+
+def sum_partials(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(outer, count, D) float32, unit stride in D -> (outer, D) in ``dtype``, added in order of ``count``."""
+    outer, count, d = partial.shape
+    out = partial.new_empty(outer, d, dtype=dtype)
+    if out.numel():
+        grid = (outer, triton.cdiv(d, 128))
+        _sum_partials_kernel[grid](partial, out, count, *partial.stride()[:2], d, BLOCK=128, num_warps=4)
+    return out

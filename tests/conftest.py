@@ -1,0 +1,34 @@
+"""Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before they are defined."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Every tensor that the package allocates starts as NaN, so that an element left unwritten shows."""
+    new_empty = torch.Tensor.new_empty
+
+    def new_nan(self, *shape, **kwargs):
+        out = new_empty(self, *shape, **kwargs)
+        return out.fill_(float("nan")) if out.is_floating_point() else out
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_nan)

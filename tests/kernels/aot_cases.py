@@ -1,0 +1,41 @@
+"""Call each launcher on tensors of the shapes and dtypes that the model gives it."""
+
+import torch
+
+
+def launch(case):
+    """Forward and backward launchers of ``case["op"]``; the tensors' values do not matter."""
+    branch = getattr(torch, case["dtype"])
+    stream = getattr(torch, case.get("stream_dtype", case["dtype"]))
+    globals()[f"_{case['op']}"](tuple(case["shape"]), stream, branch)
+
+
+def _tensors(shape, stream, branch):
+    b, _, d = shape
+    x, y = torch.empty(shape, dtype=stream), torch.empty(shape, dtype=branch)
+    shift, scale, gate = torch.empty(b, 6 * d, dtype=branch).chunk(6, dim=1)[:3]
+    return x, y, shift, scale, gate, torch.empty(d, dtype=stream)
+
+
+def _layer_norm_modulate(shape, stream, branch):
+    from ditfast.kernels import layer_norm_modulate as kernel
+
+    x, y, shift, scale, _, _ = _tensors(shape, stream, branch)
+    h, mean, rstd = kernel.forward(x, shift, scale, 1e-6, branch)
+    kernel.backward(h, x, scale, mean, rstd)
+
+
+def _gated_residual(shape, stream, branch):
+    from ditfast.kernels import gated_residual as kernel
+
+    x, y, _, _, gate, bias = _tensors(shape, stream, branch)
+    kernel.forward(x, y, gate, bias)
+    kernel.backward(x, y, gate, bias)
+
+
+def _gated_residual_layer_norm_modulate(shape, stream, branch):
+    from ditfast.kernels import junction as kernel
+
+    x, y, shift, scale, gate, bias = _tensors(shape, stream, branch)
+    x_new, h, mean, rstd = kernel.forward(x, y, gate, shift, scale, 1e-6, bias, branch)
+    kernel.backward(x, h, x_new, y, gate, scale, bias, mean, rstd)
