@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+
 from ditfast.kernels.rows import (
     backward_options,
     forward_options,

@@ -82,23 +82,25 @@ def layer_norm_grad(dh, xhat, scale1, rstd, D: tl.constexpr):
 
 
 @triton.jit
-def _sum_partials_kernel(partial, out, count, stride_outer, stride_count, D, BLOCK: tl.constexpr):
+def _sum_partials_kernel(partial, out, count, stride, D, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     outer = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = cols < D
-    total = tl.zeros((BLOCK,), tl.float32)
-    for i in range(count):
-        total += tl.load(
-            partial + outer * stride_outer + tl.cast(i, tl.int64) * stride_count + cols, mask=mask, other=0.0
-        )
-    tl.store(out + outer * D + cols, total.to(out.dtype.element_ty), mask=mask)
+    total = tl.zeros((COUNT, BLOCK), tl.float32)
+    for first in range(0, count, COUNT):
+        rows = first + tl.arange(0, COUNT)
+        mask = (rows < count)[:, None] & (cols < D)[None, :]
+        at = rows.to(tl.int64)[:, None] * D + cols[None, :]
+        total += tl.load(partial + outer * stride + at, mask=mask, other=0.0)
+    tl.store(out + outer * D + cols, tl.sum(total, 0).to(out.dtype.element_ty), mask=cols < D)
 
 
 def sum_partials(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(outer, count, D) float32, unit stride in D -> (outer, D) in ``dtype``, added in order of ``count``."""
+    """(outer, count, D) float32, contiguous -> (outer, D) in ``dtype``, added in an order fixed by ``count``."""
     outer, count, d = partial.shape
+    if not partial.numel():
+        return partial.new_zeros(outer, d, dtype=dtype)
     out = partial.new_empty(outer, d, dtype=dtype)
-    if out.numel():
-        grid = (outer, triton.cdiv(d, 128))
-        _sum_partials_kernel[grid](partial, out, count, *partial.stride()[:2], d, BLOCK=128, num_warps=4)
+    rows = min(64, triton.next_power_of_2(count))
+    grid = (outer, triton.cdiv(d, 64))
+    _sum_partials_kernel[grid](partial, out, count, count * d, d, COUNT=rows, BLOCK=64, num_warps=4)
     return out

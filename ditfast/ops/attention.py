@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from ditfast.ops import checks, reference
 from ditfast.ops.backend import DTYPES, choose, note
-from ditfast.ops.registration import define, differentiable
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run
 
 
 def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
@@ -144,8 +144,9 @@ def _setup_context(ctx, inputs, output):
     ctx.mark_non_differentiable(lse)
 
 
-def _autograd_backward(ctx, backward_op, dout, _dlse):
-    return backward_op(dout, *ctx.saved_tensors, ctx.scale, ctx.backend), None, None, None
+def _autograd_backward(ctx, dout, _dlse):
+    return run(_backward_op, dout, *ctx.saved_tensors, ctx.scale, ctx.backend), None, None, None
 
 
-_call = differentiable(_OP, _forward_op, _backward_op, _setup_context, _autograd_backward)
+reject_double_backward(_OP, _backward_op)
+_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)

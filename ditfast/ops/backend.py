@@ -17,11 +17,11 @@ OPS = {
     "layer_norm_modulate": ("triton", "reference"),
     "gated_residual": ("triton", "reference"),
     "gated_residual_layer_norm_modulate": ("triton", "reference"),
-    "mlp": ("reference",),
+    "mlp": ("triton", "reference"),
     "attention": ("sdpa", "host", "reference"),
-    "patchify": ("reference",),
-    "unpatchify": ("reference",),
-    "patch_embed": ("reference",),
+    "patchify": ("triton", "reference"),
+    "unpatchify": ("triton", "reference"),
+    "patch_embed": ("triton", "reference"),
 }
 NAMES = ("auto", *sorted({name for names in OPS.values() for name in names}))
 

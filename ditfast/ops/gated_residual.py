@@ -2,7 +2,7 @@
 
 from ditfast.ops import checks, explicit, reference
 from ditfast.ops.backend import choose, note, resolve
-from ditfast.ops.registration import define, differentiable
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run
 from ditfast.ops.rows import unsupported
 
 
@@ -79,10 +79,11 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(y, gate, bias)
 
 
-def _autograd_backward(ctx, backward_op, dout):
+def _autograd_backward(ctx, dout):
     y, gate, bias = ctx.saved_tensors
-    dy, dgate, dbias = backward_op(dout, y, gate, bias, ctx.backend)
+    dy, dgate, dbias = run(_backward_op, dout, y, gate, bias, ctx.backend)
     return dout, dy, dgate, (None if bias is None else dbias), None
 
 
-_call = differentiable(_OP, _forward_op, _backward_op, _setup_context, _autograd_backward)
+reject_double_backward(_OP, _backward_op)
+_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)

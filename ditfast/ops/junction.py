@@ -4,7 +4,7 @@ import torch
 
 from ditfast.ops import checks, explicit, reference
 from ditfast.ops.backend import choose, note, resolve
-from ditfast.ops.registration import define, differentiable
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run
 from ditfast.ops.rows import linear_dtype, unsupported
 
 
@@ -95,10 +95,11 @@ def _setup_context(ctx, inputs, output):
     ctx.mark_non_differentiable(mean, rstd)
 
 
-def _autograd_backward(ctx, backward_op, dx_new, dh, _dmean, _drstd):
+def _autograd_backward(ctx, dx_new, dh, _dmean, _drstd):
     bias = ctx.saved_tensors[4]
-    dx, dy, (dgate, dshift, dscale), dbias = backward_op(dx_new, dh, *ctx.saved_tensors, ctx.backend)
+    dx, dy, (dgate, dshift, dscale), dbias = run(_backward_op, dx_new, dh, *ctx.saved_tensors, ctx.backend)
     return dx, dy, dgate, dshift, dscale, None, (None if bias is None else dbias), None, None
 
 
-_call = differentiable(_OP, _forward_op, _backward_op, _setup_context, _autograd_backward)
+reject_double_backward(_OP, _backward_op)
+_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)

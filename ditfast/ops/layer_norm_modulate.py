@@ -4,7 +4,7 @@ import torch
 
 from ditfast.ops import checks, explicit, reference
 from ditfast.ops.backend import choose, note, resolve
-from ditfast.ops.registration import define, differentiable
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run
 from ditfast.ops.rows import linear_dtype, unsupported
 
 
@@ -91,9 +91,10 @@ def _setup_context(ctx, inputs, output):
     ctx.mark_non_differentiable(mean, rstd)
 
 
-def _autograd_backward(ctx, backward_op, dh, _dmean, _drstd):
-    dx, (dshift, dscale) = backward_op(dh, *ctx.saved_tensors, ctx.backend)
+def _autograd_backward(ctx, dh, _dmean, _drstd):
+    dx, (dshift, dscale) = run(_backward_op, dh, *ctx.saved_tensors, ctx.backend)
     return dx, dshift, dscale, None, None, None
 
 
-_call = differentiable(_OP, _forward_op, _backward_op, _setup_context, _autograd_backward)
+reject_double_backward(_OP, _backward_op)
+_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)

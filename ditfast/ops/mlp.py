@@ -1,11 +1,19 @@
-"""mlp: Linear, GELU (tanh), Linear in one operation."""
+"""mlp: Linear, GELU (tanh), Linear in one autograd node."""
+
+import torch
+import torch.nn.functional as F
 
 from ditfast.ops import checks, reference
-from ditfast.ops.backend import choose, note
+from ditfast.ops.backend import DTYPES, choose, note, resolve
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run
+from ditfast.ops.rows import linear_dtype
 
 
 def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     """``gelu(h @ w1.T + b1) @ w2.T + b2`` with the tanh form of GELU.
+
+    The GEMMs are the library's. One pass of backward gives the gradient before GELU and b1's gradient, and the
+    activation again if it was not kept.
 
     Args:
         h: (B, N, D) tokens.
@@ -15,7 +23,7 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
         backend: see `ditfast.ops`.
 
     Returns:
-        (B, N, D_out), in the dtype that ``torch.nn.functional.linear`` gives.
+        (B, N, D_out) in the dtype of h; under autocast in the autocast dtype.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
@@ -24,9 +32,17 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     Source: Peebles & Xie, section 3.2, "pointwise feedforward"; Hendrycks & Gimpel, "Gaussian Error Linear Units".
     """
     _check(h, w1, b1, w2, b2)
-    name = choose(_OP, backend, h.device.type)
-    note(_OP, name)
-    return reference.mlp(h, w1, b1, w2, b2)
+    dtype = linear_dtype(h)
+    name = choose(_OP, backend, h.device.type, _unsupported(dtype, h, w1, b1, w2, b2))
+    if name == "reference":
+        note(_OP, name)
+        return reference.mlp(h, w1, b1, w2, b2)
+    # cast here as autocast would, where autograd sees it
+    h, w1, b1, w2 = (t.to(dtype) for t in (h, w1, b1, w2))
+    b2 = None if b2 is None else b2.to(dtype)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (h, w1, b1, w2, b2)):
+        return _call(h, w1, b1, w2, b2, recompute, name)[0]
+    return _inference_op(h, w1, b1, w2, b2, name)
 
 
 _OP = "mlp"
@@ -44,3 +60,102 @@ def _check(h, w1, b1, w2, b2):
     if b2 is not None:
         checks.tensor("b2", b2, h)
         checks.shape("b2", b2, "(D_out,)", (w2.shape[0],))
+
+
+def _unsupported(dtype, *tensors):
+    if dtype not in DTYPES:
+        return f"the kernels take float32, float16 and bfloat16, got {dtype}"
+    autocast = dtype != tensors[0].dtype
+    if not autocast and any(t is not None and t.dtype != dtype for t in tensors):
+        return "the kernels need one dtype for h, weights and biases outside of autocast"
+    return None
+
+
+def _inference(h, w1, b1, w2, b2, backend):
+    resolve(_OP, backend, h.device.type)
+    rows = h.reshape(-1, h.shape[-1])
+    if h.is_cuda:  # GELU in the GEMM's epilogue; this function's CPU version is the erf form
+        act = torch._addmm_activation(b1, rows, w1.t(), use_gelu=True)
+    else:
+        act = F.gelu(F.linear(rows, w1, b1), approximate="tanh")
+    return F.linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
+
+
+def _inference_fake(h, w1, b1, w2, b2, backend):
+    return h.new_empty(*h.shape[:2], w2.shape[0])
+
+
+def _forward(h, w1, b1, w2, b2, recompute, backend):
+    resolve(_OP, backend, h.device.type)
+    pre = F.linear(h.reshape(-1, h.shape[-1]), w1, b1)  # (B*N, F)
+    act = F.gelu(pre, approximate="tanh")
+    y = F.linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
+    return y, pre, pre.new_empty(0) if recompute else act
+
+
+def _forward_fake(h, w1, b1, w2, b2, recompute, backend):
+    pre = h.new_empty(h.shape[0] * h.shape[1], w1.shape[0])
+    return _inference_fake(h, w1, b1, w2, b2, backend), pre, pre.new_empty(0) if recompute else torch.empty_like(pre)
+
+
+def _backward(dy, h, w1, w2, pre, act, needs, backend):
+    dy, rows = dy.reshape(-1, w2.shape[0]), h.reshape(-1, h.shape[-1])
+    recompute = act.numel() != pre.numel()
+    dpre = dy @ w2  # (B*N, F), still after GELU
+    if resolve(_OP, backend, h.device.type) == "triton":
+        from ditfast.kernels import gelu
+
+        again, db1 = gelu.backward_(dpre, pre, recompute, w1.dtype)
+    else:
+        dpre = torch.ops.aten.gelu_backward(dpre, pre, approximate="tanh")
+        again, db1 = F.gelu(pre, approximate="tanh") if recompute else None, dpre.sum(0)
+    act = again if recompute else act
+    return (
+        (dpre @ w1).view_as(h) if needs[0] else dy.new_empty(0),
+        dpre.t() @ rows if needs[1] else dy.new_empty(0),
+        db1,
+        dy.t() @ act if needs[3] else dy.new_empty(0),
+        dy.sum(0) if needs[4] else dy.new_empty(0),
+    )
+
+
+def _backward_fake(dy, h, w1, w2, pre, act, needs, backend):
+    shapes = (h.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
+    wanted = (needs[0], needs[1], True, needs[3], needs[4])
+    return tuple(dy.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
+
+
+_inference_op = define(
+    "mlp_inference(Tensor h, Tensor w1, Tensor b1, Tensor w2, Tensor? b2, str backend) -> Tensor",
+    _inference,
+    _inference_fake,
+)
+_forward_op = define(
+    "mlp(Tensor h, Tensor w1, Tensor b1, Tensor w2, Tensor? b2, bool recompute, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+_backward_op = define(
+    "mlp_backward(Tensor dy, Tensor h, Tensor w1, Tensor w2, Tensor pre, Tensor act, bool[] needs, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx, inputs, output):
+    h, w1, _, w2, _, _, ctx.backend = inputs
+    _, pre, act = output
+    ctx.save_for_backward(h, w1, w2, pre, act)
+    ctx.mark_non_differentiable(pre, act)
+
+
+def _autograd_backward(ctx, dy, _dpre, _dact):
+    needs = list(ctx.needs_input_grad[:5])
+    grads = run(_backward_op, dy, *ctx.saved_tensors, needs, ctx.backend)
+    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None
+
+
+reject_double_backward(_OP, _backward_op)
+_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)

@@ -2,8 +2,12 @@
 
 import math
 
+import torch
+
 from ditfast.ops import checks, reference
-from ditfast.ops.backend import choose, note
+from ditfast.ops.backend import DTYPES, choose, note, resolve
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run
+from ditfast.ops.rows import linear_dtype
 
 
 def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
@@ -25,8 +29,11 @@ def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
     Source: Peebles & Xie, section 3.2, "Patchify".
     """
     _check_image(x, patch_size)
-    note("patchify", choose("patchify", backend, x.device.type))
-    return reference.patchify(x, patch_size, channels_last)
+    name = choose("patchify", backend, x.device.type, _unsupported(x))
+    if name == "reference":
+        note("patchify", name)
+        return reference.patchify(x, patch_size, channels_last)
+    return _patchify_call(x, patch_size, channels_last, name)
 
 
 def unpatchify(
@@ -51,8 +58,11 @@ def unpatchify(
     Source: Peebles & Xie, section 3.2, "Transformer decoder".
     """
     grid = _check_tokens(tokens, patch_size, grid)
-    note("unpatchify", choose("unpatchify", backend, tokens.device.type))
-    return reference.unpatchify(tokens, patch_size, grid, channels_last)
+    name = choose("unpatchify", backend, tokens.device.type, _unsupported(tokens))
+    if name == "reference":
+        note("unpatchify", name)
+        return reference.unpatchify(tokens, patch_size, grid, channels_last)
+    return _unpatchify_call(tokens, patch_size, *grid, channels_last, name)
 
 
 def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
@@ -66,7 +76,8 @@ def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
         backend: see `ditfast.ops`.
 
     Returns:
-        (B, N, D) tokens.
+        (B, N, D) in the dtype of the projection (autocast's, where it is on) promoted with pos_embed's: the residual
+        stream stays float32 under autocast.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
@@ -76,8 +87,15 @@ def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
     """
     _check_image(x, patch_size)
     _check_projection(x, weight, bias, pos_embed, patch_size)
-    note("patch_embed", choose("patch_embed", backend, x.device.type))
-    return reference.patch_embed(x, weight, bias, pos_embed, patch_size)
+    name = choose("patch_embed", backend, x.device.type, _unsupported(x, weight, bias, pos_embed))
+    if name == "reference":
+        note("patch_embed", name)
+        return reference.patch_embed(x, weight, bias, pos_embed, patch_size)
+    dtype = linear_dtype(x)
+    x, weight, bias = (t.to(dtype) for t in (x, weight, bias))  # as autocast would, where autograd sees it
+    pos = pos_embed.reshape(pos_embed.shape[-2:])
+    out_dtype = torch.promote_types(dtype, pos.dtype)
+    return _embed_call(x, weight.flatten(1), bias, pos, patch_size, out_dtype, name)
 
 
 def _check_image(x, patch_size):
@@ -117,3 +135,134 @@ def _check_tokens(tokens, patch_size, grid):
     if len(grid) != 2 or grid[0] * grid[1] != n:
         raise ValueError(f"grid must be (rows, columns) with rows * columns = N = {n}, got {tuple(grid)}")
     return tuple(grid)
+
+
+def _unsupported(*tensors):
+    for t in tensors:
+        if t.dtype not in DTYPES:
+            return f"the kernels take float32, float16 and bfloat16, got {t.dtype}"
+    return None
+
+
+def _kernels(op, backend, x):
+    """The module of Triton kernels, or None where the running operation takes the reference."""
+    if resolve(op, backend, x.device.type) != "triton":
+        return None
+    from ditfast.kernels import patches
+
+    return patches
+
+
+def _patchify(x, patch_size, channels_last, backend):
+    if kernels := _kernels("patchify", backend, x):
+        return kernels.patchify(x, patch_size, channels_last)
+    return reference.patchify(x, patch_size, channels_last).clone(memory_format=torch.contiguous_format)
+
+
+def _patchify_fake(x, patch_size, channels_last, backend):
+    b, c, height, width = x.shape
+    p = patch_size
+    return x.new_empty(b, (height // p) * (width // p), c * p * p)
+
+
+def _unpatchify(tokens, patch_size, grid_h, grid_w, channels_last, backend):
+    if kernels := _kernels("unpatchify", backend, tokens):
+        return kernels.unpatchify(tokens, patch_size, grid_h, grid_w, channels_last)
+    image = reference.unpatchify(tokens, patch_size, (grid_h, grid_w), channels_last)
+    return image.clone(memory_format=torch.contiguous_format)
+
+
+def _unpatchify_fake(tokens, patch_size, grid_h, grid_w, channels_last, backend):
+    p = patch_size
+    return tokens.new_empty(tokens.shape[0], tokens.shape[2] // (p * p), grid_h * p, grid_w * p)
+
+
+def _embed(x, weight, bias, pos, patch_size, out_dtype, backend):
+    if kernels := _kernels("patch_embed", backend, x):
+        unit = [t if t.stride(-1) == 1 else t.contiguous() for t in (bias, pos)]
+        return kernels.patch_embed(x, weight.contiguous(), *unit, patch_size, out_dtype)
+    tokens = torch.nn.functional.linear(reference.patchify(x, patch_size), weight, bias)
+    return (tokens + pos).to(out_dtype)
+
+
+def _embed_fake(x, weight, bias, pos, patch_size, out_dtype, backend):
+    p = patch_size
+    n = (x.shape[2] // p) * (x.shape[3] // p)
+    return x.new_empty(x.shape[0], n, weight.shape[0], dtype=out_dtype)
+
+
+def _embed_backward(dout, x, weight, patch_size, needs, backend):
+    """Once per model: GEMMs of the library around the patch kernels."""
+    (b, _, d), empty = dout.shape, x.new_empty(0)
+    rows = dout.to(x.dtype).reshape(-1, d)  # (B*N, D)
+    dx = dweight = empty
+    if needs[0]:
+        grid = x.shape[2] // patch_size, x.shape[3] // patch_size
+        dx = _unpatchify((rows @ weight).view(b, -1, weight.shape[1]), patch_size, *grid, False, backend)
+    if needs[1]:
+        patches = _patchify(x, patch_size, False, backend)
+        dweight = rows.t() @ patches.view(-1, weight.shape[1])
+    dbias = dout.sum((0, 1), dtype=torch.float32).to(x.dtype) if needs[2] else empty
+    dpos = dout.sum(0, dtype=torch.float32).to(dout.dtype) if needs[3] else dout.new_empty(0)
+    return dx, dweight, dbias, dpos
+
+
+def _embed_backward_fake(dout, x, weight, patch_size, needs, backend):
+    shapes = ((x, x.shape), (x, weight.shape), (x, weight.shape[:1]), (dout, dout.shape[1:]))
+    return tuple(t.new_empty(shape if n else (0,)) for (t, shape), n in zip(shapes, needs, strict=True))
+
+
+_patchify_op = define(
+    "patchify(Tensor x, int patch_size, bool channels_last, str backend) -> Tensor", _patchify, _patchify_fake
+)
+_unpatchify_op = define(
+    "unpatchify(Tensor tokens, int patch_size, int grid_h, int grid_w, bool channels_last, str backend) -> Tensor",
+    _unpatchify,
+    _unpatchify_fake,
+)
+_embed_op = define(
+    "patch_embed(Tensor x, Tensor weight, Tensor bias, Tensor pos, int patch_size, ScalarType out_dtype, str backend)"
+    " -> Tensor",
+    _embed,
+    _embed_fake,
+)
+_embed_backward_op = define(
+    "patch_embed_backward(Tensor dout, Tensor x, Tensor weight, int patch_size, bool[] needs, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _embed_backward,
+    _embed_backward_fake,
+)
+
+
+def _patchify_context(ctx, inputs, output):
+    x, ctx.patch_size, ctx.channels_last, ctx.backend = inputs
+    ctx.grid = x.shape[2] // ctx.patch_size, x.shape[3] // ctx.patch_size
+
+
+def _patchify_backward(ctx, dout):
+    return run(_unpatchify_op, dout, ctx.patch_size, *ctx.grid, ctx.channels_last, ctx.backend), None, None, None
+
+
+def _unpatchify_context(ctx, inputs, output):
+    _, ctx.patch_size, _, _, ctx.channels_last, ctx.backend = inputs
+
+
+def _unpatchify_backward(ctx, dout):
+    return run(_patchify_op, dout, ctx.patch_size, ctx.channels_last, ctx.backend), None, None, None, None, None
+
+
+def _embed_context(ctx, inputs, output):
+    x, weight, _, _, ctx.patch_size, _, ctx.backend = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _embed_autograd(ctx, dout):
+    needs = list(ctx.needs_input_grad[:4])
+    grads = run(_embed_backward_op, dout, *ctx.saved_tensors, ctx.patch_size, needs, ctx.backend)
+    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None
+
+
+_patchify_call = differentiable("patchify", _patchify_op, _patchify_context, _patchify_backward)
+_unpatchify_call = differentiable("unpatchify", _unpatchify_op, _unpatchify_context, _unpatchify_backward)
+reject_double_backward("patch_embed", _embed_backward_op)
+_embed_call = differentiable("patch_embed", _embed_op, _embed_context, _embed_autograd)

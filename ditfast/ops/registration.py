@@ -21,59 +21,54 @@ def define(schema: str, implementation, fake):
     return getattr(torch.ops.ditfast, name).default
 
 
-def below_autograd(op, *args):
+def _below_autograd(op, *args):
     """Call ``op`` where its autograd has nothing to do; modes that watch operations still see it."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
 
-def _no_jvp(name):
-    return NotImplementedError(f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'")
+def run(op, *args):
+    """Call ``op`` inside a backward: with its own autograd only under ``create_graph=True``."""
+    return op(*args) if torch.is_grad_enabled() else _below_autograd(op, *args)
 
 
-def _no_double_backward(name):
+def reject_double_backward(name: str, backward_op) -> None:
+    """Make the gradients of ``name`` say that they cannot be differentiated; they would pass for constants."""
+
     def backward(ctx, *grads):
         raise NotImplementedError(f"{name}: double backward is not supported by the kernels; use backend='reference'")
 
-    return backward
+    torch.library.register_autograd(backward_op, backward, lib=_library)
 
 
-def differentiable(name: str, forward_op, backward_op, setup_context, backward):
-    """Attach gradients to ``forward_op`` and return the function to call.
+def differentiable(name: str, op, setup_context, backward):
+    """Attach gradients to ``op`` and return the function to call.
 
     Args:
-        backward_op: the operation that computes gradients; it is made to reject differentiation itself.
-        setup_context, backward: as in ``torch.library.register_autograd``. ``backward`` gets as its first argument
-            a function that calls ``backward_op``.
+        setup_context, backward: as in ``torch.library.register_autograd``; ``backward`` calls operations with `run`.
     """
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
+    no_jvp = f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'"
 
-    def run_backward(ctx, *grads):
-        if torch.is_grad_enabled():  # create_graph=True: the operation records that it cannot be differentiated
-            return backward(ctx, backward_op, *grads)
-        return backward(ctx, lambda *args: below_autograd(backward_op, *args), *grads)
+    def forward(*args):
+        return _below_autograd(op, *args)
 
-    torch.library.register_autograd(forward_op, run_backward, setup_context=setup_context, lib=_library)
-    torch.library.register_autograd(backward_op, _no_double_backward(name), lib=_library)
-
-    def eager_forward(*args):
-        return below_autograd(forward_op, *args)
-
-    def eager_jvp(ctx, *tangents):
-        raise _no_jvp(name)
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(no_jvp)
 
     members = {
-        "forward": staticmethod(eager_forward),
+        "forward": staticmethod(forward),
         "setup_context": staticmethod(setup_context),
-        "backward": staticmethod(run_backward),
-        "jvp": staticmethod(eager_jvp),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(jvp),
     }
     eager = type(name, (torch.autograd.Function,), members)
 
     def call(*args):
-        if torch.compiler.is_compiling():
-            if forward_ad._current_level >= 0:
-                raise _no_jvp(name)
-            return forward_op(*args)
-        return eager.apply(*args)
+        if not torch.compiler.is_compiling():
+            return eager.apply(*args)
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError(no_jvp)
+        return op(*args)
 
     return call

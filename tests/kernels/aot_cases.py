@@ -39,3 +39,23 @@ def _gated_residual_layer_norm_modulate(shape, stream, branch):
     x, y, shift, scale, gate, bias = _tensors(shape, stream, branch)
     x_new, h, mean, rstd = kernel.forward(x, y, gate, shift, scale, 1e-6, bias, branch)
     kernel.backward(x, h, x_new, y, gate, scale, bias, mean, rstd)
+
+
+def _mlp(shape, stream, branch):
+    from ditfast.kernels import gelu
+
+    b, n, d = shape
+    pre = torch.empty(b * n, 4 * d, dtype=branch)
+    gelu.backward_(torch.empty_like(pre), pre, True, branch)
+    gelu.backward_(torch.empty_like(pre), pre, False, branch)
+
+
+def _patches(shape, stream, branch):
+    from ditfast.kernels import patches
+
+    b, n, d = shape
+    side = round(n**0.5)
+    for p in (2, 4, 8):
+        x, weight = torch.empty(b, 4, side * p, side * p, dtype=branch), torch.empty(d, 4 * p * p, dtype=branch)
+        patches.patch_embed(x, weight, torch.empty(d, dtype=branch), torch.empty(n, d, dtype=stream), p, stream)
+        patches.unpatchify(patches.patchify(x, p, True), p, side, side, True)
