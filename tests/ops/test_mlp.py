@@ -1,0 +1,173 @@
+"""The MLP in one autograd node, held to the numerical contract."""
+
+import contextlib
+
+import pytest
+import torch
+from contract import compare, run
+
+from ditfast import ops
+
+# the interpreter computes exp(large) with numpy, which warns; on a GPU it is inf
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+NAMES = ("y", "dh", "dw1", "db1", "dw2", "db2")
+PARAMETERS = NAMES[2:]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "mixed": torch.float32}
+
+
+def inputs(kind, b, n, d, f, device, b2=True, dtype=None):
+    g = torch.Generator().manual_seed(3)
+    shapes = ((b, n, d), (f, d), (f,), (d, f), (d,))
+    spreads = (1.0, d**-0.5, 0.5, f**-0.5, 0.5)
+    values = [(torch.randn(s, generator=g) * k).to(DTYPES[kind]) for s, k in zip(shapes, spreads, strict=True)]
+    values[0] *= 3  # GELU's bend and both its tails
+    values = [t.to(device, dtype or t.dtype).requires_grad_() for t in values]
+    return values if b2 else [*values[:4], None]
+
+
+def call(kind, device, recompute):
+    def fn(*args, backend):
+        context = torch.autocast(device, torch.bfloat16) if kind == "mixed" else contextlib.nullcontext()
+        with context:
+            return ops.mlp(*args, recompute, backend=backend)
+
+    return fn
+
+
+@pytest.mark.parametrize("recompute", (False, True))
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("shape", ((3, 7, 48, 200), (2, 77, 96, 384), (1, 1, 8, 1536), (3, 257, 16, 520)))
+def test_contract(shape, kind, recompute, device, poisoned):
+    b, n, d, _ = shape
+    out = torch.bfloat16 if kind == "mixed" else DTYPES[kind]
+    weights = [torch.randn(b, n, d, generator=torch.Generator().manual_seed(4)).to(device, out)]
+    compare(
+        call(kind, device, recompute),
+        lambda dtype: inputs(kind, *shape, device, dtype=dtype),
+        names=NAMES,
+        parameters=PARAMETERS,
+        weights=weights,
+        backend="triton",
+    )
+
+
+def test_recompute_changes_what_is_kept_and_nothing_else(device):
+    results, kept = [], []
+    for recompute in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t):
+            args = inputs("fp32", 2, 5, 16, 64, device)
+            out = ops.mlp(*args, recompute, backend="triton")
+        kept.append(sum(sizes))
+        results.append(torch.autograd.grad(out.square().sum(), args))
+    assert kept[0] - kept[1] == 2 * 5 * 64
+    for name, a, b in zip(NAMES[1:], *results, strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_without_the_second_bias(device):
+    args = inputs("fp32", 2, 5, 16, 64, device, b2=False)
+    got, expected = (ops.mlp(*args, backend=name) for name in ("triton", "reference"))
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_inference_agrees_with_training(kind, device):
+    args = inputs(kind, 3, 7, 48, 200, device)
+    fn = call(kind, device, False)
+    trained = fn(*args, backend="triton")
+    with torch.no_grad():
+        inferred = fn(*args, backend="triton")
+    assert inferred.dtype == trained.dtype and not inferred.requires_grad
+    eps = torch.finfo(trained.dtype).eps
+    torch.testing.assert_close(inferred, trained, rtol=4 * eps, atol=4 * eps)
+
+
+@pytest.mark.parametrize("frozen", range(5))
+def test_frozen_arguments_get_no_gradient(frozen, device):
+    """Weights of an adapted model are frozen: their gradients are neither returned nor computed."""
+    grads = []
+    for name in ("triton", "reference"):
+        args = inputs("fp32", 2, 5, 16, 64, device)
+        args[frozen].requires_grad_(False)
+        leaves = [t for t in args if t.requires_grad]
+        grads.append(torch.autograd.grad(ops.mlp(*args, backend=name).square().sum(), leaves))
+        assert args[frozen].grad is None
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_repeats_are_bit_equal(device):
+    args = inputs("bf16", 3, 33, 48, 600, device)
+    weights = [torch.ones(3, 33, 48, dtype=torch.bfloat16, device=device)]
+    first, second = (run(lambda *a: ops.mlp(*a, True, backend="triton"), args, weights) for _ in range(2))
+    for name, a, b in zip(NAMES, first, second, strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_many_chunks_of_rows(device):
+    """More than 64 partials, so that the fixed-order sum takes several rounds."""
+    args = inputs("fp32", 2, 600, 8, 24, device)
+    grads = [torch.autograd.grad(ops.mlp(*args, backend=n).square().sum(), args) for n in ("triton", "reference")]
+    for name, a, b in zip(NAMES[1:], *grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("value", (float("nan"), float("inf")))
+def test_nan_and_inf_come_out(value, device):
+    for name in ("triton", "reference"):
+        args = inputs("fp32", 3, 4, 16, 64, device)
+        with torch.no_grad():
+            args[0][1, 2, 3] = value
+        out = ops.mlp(*args, backend=name)
+        grad = torch.autograd.grad(out.sum(), args[0])[0]
+        for t in (out, grad):
+            assert not torch.isfinite(t[1, 2]).all()
+            assert torch.isfinite(t[0]).all() and torch.isfinite(t[2]).all()
+
+
+@pytest.mark.parametrize("kind", ("fp32", "bf16"))
+@pytest.mark.parametrize("requires_grad", (True, False))
+@pytest.mark.parametrize("recompute", (True, False))
+def test_opcheck(kind, requires_grad, recompute):
+    args = [t.requires_grad_(requires_grad) for t in inputs(kind, 2, 3, 16, 32, "cpu")]
+    torch.library.opcheck(torch.ops.ditfast.mlp.default, (*args, recompute, "triton"))
+    if not requires_grad:
+        torch.library.opcheck(torch.ops.ditfast.mlp_inference.default, (*args, "triton"))
+
+
+@pytest.mark.parametrize("kind", ("fp32", "mixed"))
+def test_compiles_fullgraph(kind, device):
+    fn = call(kind, device, True)
+    compiled = torch.compile(lambda *a: fn(*a, backend="triton"), fullgraph=True, backend="aot_eager")
+    for n in (5, 6, 9):
+        args = inputs(kind, 2, n, 16, 64, device)
+        weights = [torch.randn(2, n, 16, device=device).to(torch.bfloat16 if kind == "mixed" else torch.float32)]
+        eager, graph = (run(f, args, weights) for f in (lambda *a: fn(*a, backend="triton"), compiled))
+        for name, a, b in zip(NAMES, eager, graph, strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_explicit_formulas_keep_the_contract(device, monkeypatch):
+    """What runs inside the operation when a kernel was expected and is not used."""
+    from importlib import import_module
+
+    monkeypatch.setattr(import_module("ditfast.ops.mlp"), "resolve", lambda *_: "reference")
+    weights = [torch.randn(3, 7, 48, generator=torch.Generator().manual_seed(4)).bfloat16().to(device)]
+    for recompute in (False, True):
+        compare(
+            call("bf16", device, recompute),
+            lambda dtype: inputs("bf16", 3, 7, 48, 200, device, dtype=dtype),
+            names=NAMES,
+            parameters=PARAMETERS,
+            weights=weights,
+            backend="triton",
+        )
+
+
+def test_empty_batch(device):
+    args = inputs("fp32", 0, 5, 16, 64, device)
+    out = ops.mlp(*args, backend="triton")
+    grads = torch.autograd.grad(out.sum(), args)
+    assert out.shape == (0, 5, 16) and all(not g.any() for g in grads)
