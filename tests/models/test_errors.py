@@ -1,0 +1,90 @@
+"""Bad input: one error that names the argument, the rule and the value."""
+
+import pytest
+import torch
+
+import ditfast
+from ditfast.models import DiT, DiT_models, DiTBlock
+
+SMALL = dict(input_size=8, hidden_size=32, depth=1, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"patch_size": 3}, "patch_size must divide input_size=8, got 3"),
+        ({"num_heads": 5}, "num_heads must divide hidden_size=32, got 5"),
+        ({"hidden_size": 30}, "hidden_size must be a multiple of 4, got 30"),
+        ({"backend": "cudnn"}, "backend must be one of .*, got 'cudnn'"),
+    ],
+)
+def test_constructor(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DiT(**{**SMALL, **changes})
+
+
+def test_block_argument():
+    with pytest.raises(TypeError, match="unknown argument 'qk_scale'; it takes hidden_size"):
+        DiTBlock(32, 2, qk_scale=1.0)
+
+
+def test_preset():
+    with pytest.raises(KeyError, match=r"unknown model 'DiT-XL-2': did you mean 'DiT-XL/2'\?"):
+        DiT_models["DiT-XL-2"]
+
+
+X, T, Y = (3, 4, 8, 8), torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"x": torch.zeros(3, 4, 64)}, ValueError, r"x must have shape .* = \(B, 4, 8, 8\), got \(3, 4, 64\)"),
+        ({"x": torch.zeros(3, 3, 8, 8)}, ValueError, r"x must have shape .*, got \(3, 3, 8, 8\)"),
+        ({"x": torch.zeros(3, 4, 16, 16)}, ValueError, r"x must have shape .*, got \(3, 4, 16, 16\)"),
+        (
+            {"x": torch.zeros(X, dtype=torch.float16)},
+            TypeError,
+            "x must have the model's dtype torch.float32 .*float16",
+        ),
+        ({"t": torch.tensor([1, 2])}, ValueError, r"t must have shape \(B,\) = \(3,\), got \(2,\)"),
+        ({"t": torch.tensor(1)}, ValueError, r"t must have shape \(B,\) = \(3,\), got \(\)"),
+        ({"t": torch.ones(3, dtype=torch.bool)}, TypeError, "t must be floating-point or integer, got torch.bool"),
+        ({"t": T.to("meta")}, ValueError, "t must be on the device of x, cpu, got meta"),
+        ({"y": torch.zeros(3, 1).long()}, ValueError, r"y must have shape \(B,\) = \(3,\), got \(3, 1\)"),
+        ({"y": Y.float()}, TypeError, "y must be int64 or int32, got torch.float32"),
+        ({"y": Y + 995}, IndexError, r"y must be in \[0, 1000\], got values from 999 to 1001"),
+        ({"y": Y - 5}, IndexError, r"y must be in \[0, 1000\], got values from -1 to 1"),
+        ({"return_hidden": [1]}, ValueError, r"return_hidden must hold blocks in \[0, 0\], got 1"),
+    ],
+)
+def test_forward(change, error, message):
+    inputs = {"x": torch.zeros(X), "t": T, "y": Y, **change}
+    with pytest.raises(error, match=message):
+        DiT(**SMALL).eval()(**inputs)
+
+
+def test_null_label_that_does_not_exist():
+    model = DiT(**SMALL, class_dropout_prob=0.0)
+    with pytest.raises(IndexError, match=r"y must be in \[0, 999\]"):
+        model(torch.zeros(X), T, torch.full((3,), 1000))
+
+
+def test_guidance():
+    model = DiT(**SMALL).eval()
+    with pytest.raises(ValueError, match="x must have an even batch"):
+        model.forward_with_cfg(torch.zeros(X), T, Y, 4.0)
+    with pytest.raises(ValueError, match=r"cfg_channels must be in \[0, 8\], got 9"):
+        model.forward_with_cfg(torch.zeros(2, 4, 8, 8), T[:2], Y[:2], 4.0, cfg_channels=9)
+
+
+def test_unpatchify_needs_a_square():
+    with pytest.raises(ValueError, match=r"x must have a square number of tokens, got shape \(1, 15, 32\)"):
+        DiT(**SMALL).unpatchify(torch.zeros(1, 15, 32))
+
+
+def test_backend_that_cannot_run(monkeypatch):
+    monkeypatch.setattr(ditfast.ops.backend, "why_not", lambda op, name, device: "it is not there")
+    model = DiT(**SMALL, backend="triton")
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run: it is not there"):
+        model(torch.zeros(X), T, Y)

@@ -1,0 +1,140 @@
+"""Checkpointing, choice of backend, autocast."""
+
+import pytest
+import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.utils.checkpoint import checkpoint
+
+from ditfast import ops, use_backend
+
+IMPLEMENTATIONS = [CheckpointImpl.NO_REENTRANT, CheckpointImpl.REENTRANT]
+
+
+@pytest.fixture
+def inputs(kit):
+    x, t, y = kit.batch()
+    return x.requires_grad_(), t, y
+
+
+def checkpointed(model, implementation):
+    for i, block in enumerate(model.blocks):
+        model.blocks[i] = checkpoint_wrapper(block, checkpoint_impl=implementation)
+    return model
+
+
+def backward(out):
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+
+
+def grads(model, x):
+    named = ((name.replace("_checkpoint_wrapped_module.", ""), p) for name, p in model.named_parameters())
+    return {"x": x.grad, **{name: p.grad for name, p in named if p.requires_grad}}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_checkpointed_blocks(kit, implementation):
+    results = []
+    for model in (kit.tiny(), checkpointed(kit.tiny(), implementation)):
+        x, t, y = kit.batch()
+        out = model(x.requires_grad_(), t, y)
+        backward(out)
+        results.append((out, grads(model, x)))
+    (plain, plain_grads), (out, out_grads) = results
+    kit.close(out, plain, 2e-6)
+    kit.close(out_grads, plain_grads, 5e-6)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoint_of_a_block_alone(kit, reentrant):
+    block, c = kit.tiny().blocks[0], kit.arr("c", (2, 32))
+    results = []
+    for call in (block, lambda x, c: checkpoint(block, x, c, use_reentrant=reentrant)):
+        block.zero_grad()
+        x = kit.arr("tokens", (2, 5, 32)).requires_grad_()
+        backward(call(x, c))
+        results.append({name: grad.clone() for name, grad in grads(block, x).items()})
+    kit.close(*results, 1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_recompute_uses_the_backend_of_forward(kit, inputs, implementation):
+    assert ops.backend.active() == ("auto",)
+    model = checkpointed(kit.tiny(), implementation)
+    with ops.backend.record() as log:
+        with use_backend("reference"):
+            out = model(*inputs)
+        assert log["attention"] == ["reference"] * 3
+        backward(out)
+    assert set(log["attention"]) == {"reference"} and len(log["attention"]) > 3
+    with ops.backend.record() as log:
+        model(*inputs)
+    assert log["attention"] == ["sdpa"] * 3
+
+
+def test_the_models_backend_comes_first(kit, inputs):
+    model = kit.tiny(backend="reference")
+    with ops.backend.record() as log, use_backend("sdpa"):
+        model(*inputs)
+        kit.tiny()(*inputs)
+    assert log["attention"] == ["reference"] * 3 + ["sdpa"] * 3
+    assert set(log["unpatchify"]) == {"reference"}
+
+
+def test_backend_reaches_hooked_modules(kit, inputs):
+    model = kit.tiny(backend="reference")
+    model.blocks[0].register_forward_hook(lambda *args: None)
+    model.blocks[1].attn.register_forward_hook(lambda *args: None)
+    with ops.backend.record() as log:
+        model(*inputs)
+    assert log["attention"] == ["reference"] * 3
+
+
+def test_autocast(kit, inputs):
+    model = kit.tiny()
+    expected = model(*inputs)
+    expected_grads = kit.gradients(model, expected, inputs[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        out, (tokens,) = model(*inputs, return_hidden=[1])
+    assert tokens.dtype == torch.float32  # the residual stream keeps its precision
+    assert out.dtype == torch.bfloat16
+    kit.close(out.float(), expected, 0.03)
+    for name, grad in kit.gradients(model, out, inputs[0]).items():
+        assert grad.dtype == torch.float32, name
+        error = (grad - expected_grads[name]).norm() / expected_grads[name].norm()
+        assert error < 0.05, name
+
+
+@torch.no_grad()
+def test_autocast_equals_the_original_sequence(kit):
+    model, inputs = kit.tiny(), kit.batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        kit.close(model(*inputs).float(), kit.original(model, *inputs).float(), 0.02)
+
+
+@torch.no_grad()
+def test_input_of_another_dtype_under_autocast(kit):
+    x, t, y = kit.batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        kit.close(kit.tiny()(x.bfloat16(), t, y).float(), kit.tiny()(x, t, y).float(), 0.03)
+
+
+def test_label_dropout_in_training_only(kit):
+    model = kit.tiny(class_dropout_prob=0.999)
+    x, t, y = kit.batch()
+    null = torch.full_like(y, 7)
+    assert not torch.equal(model(x, t, y), model(x, t, null))
+    model.train()
+    kit.close(model(x, t, y), model(x, t, null), 1e-6)
+
+
+@torch.no_grad()
+def test_guided_channels(kit):
+    model, (x, t, y) = kit.tiny(), kit.batch(4)
+    out = model(torch.cat([x[:2], x[:2]]), t, y)
+    cond, uncond = out.chunk(2)
+    for channels in (0, 3, 8):
+        got = model.forward_with_cfg(x, t, y, 2.5, cfg_channels=channels)
+        guided = (uncond + 2.5 * (cond - uncond))[:, :channels]
+        kit.close(got[:2, :channels], guided, 1e-6)
+        kit.close(got[2:, :channels], guided, 1e-6)
+        kit.close(got[:, channels:], out[:, channels:], 1e-6)
