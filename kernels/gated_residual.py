@@ -14,39 +14,37 @@ from ditfast.kernels.rows import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def forward_kernel(
-    x, y, gate, bias, out, N,
+    x, y, gate, bias, out, N, chunk,
     x_b, x_n, y_b, y_n, gate_b,
-    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    _, b, first = locate(N, CHUNK)
+    _, b, first = locate(N, chunk)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
     gate_row = load_row(gate + b * gate_b, cols, mask)  # (D,)
-    for i in range(CHUNK):
-        n = first + i
-        live = mask & (n < N)
-        y_row = load_row(y + b * y_b + n * y_n, cols, live)
+    for n in tl.range(first, tl.minimum(first + chunk, N), num_stages=STAGES):
+        y_row = load_row(y + b * y_b + n * y_n, cols, mask)
         if HAS_BIAS:
             y_row += load_row(bias, cols, mask)
-        out_row = load_row(x + b * x_b + n * x_n, cols, live) + gate_row * y_row
-        tl.store(out + (b * N + n) * D + cols, out_row.to(out.dtype.element_ty), mask=live)
+        out_row = load_row(x + b * x_b + n * x_n, cols, mask) + gate_row * y_row
+        tl.store(out + (b * N + n) * D + cols, out_row.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def backward_kernel(
-    dout, y, gate, bias, dy, partial, N,
+    dout, y, gate, bias, dy, partial, N, chunk,
     dout_b, dout_n, y_b, y_n, gate_b,
-    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    program, b, first = locate(N, CHUNK)
+    program, b, first = locate(N, chunk)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
     gate_row = load_row(gate + b * gate_b, cols, mask)  # (D,)
     dgate = tl.zeros((BLOCK,), tl.float32)
     dbias = tl.zeros((BLOCK,), tl.float32)
-    for n in tl.range(first, tl.minimum(first + CHUNK, N), num_stages=STAGES):
+    for n in tl.range(first, tl.minimum(first + chunk, N), num_stages=STAGES):
         dout_row = load_row(dout + b * dout_b + n * dout_n, cols, mask)
         y_row = load_row(y + b * y_b + n * y_n, cols, mask)
         if HAS_BIAS:
@@ -68,9 +66,9 @@ def forward(x, y, gate, bias):
     bias = None if bias is None else unit_stride(bias)
     out = x.new_empty(x.shape)
     if x.numel():
-        options = forward_options(b, n, d)
-        forward_kernel[(b * triton.cdiv(n, options["CHUNK"]),)](
-            x, y, gate, bias, out, n,
+        chunk, options = forward_options(b, n, d)
+        forward_kernel[(b * triton.cdiv(n, chunk),)](
+            x, y, gate, bias, out, n, chunk,
             *x.stride()[:2], *y.stride()[:2], gate.stride(0),
             HAS_BIAS=bias is not None, **options,
         )  # fmt: skip
@@ -82,13 +80,13 @@ def backward(dout, y, gate, bias):
     b, n, d = y.shape
     dout, y, gate = unit_stride(dout), unit_stride(y), unit_stride(gate)
     bias = None if bias is None else unit_stride(bias)
-    options = backward_options(b, n, d)
-    chunks = triton.cdiv(n, options["CHUNK"])
+    chunk, options = backward_options(b, n, d)
+    chunks = triton.cdiv(n, chunk)
     dy = y.new_empty(y.shape)
     partial = y.new_empty(1 if bias is None else 2, b, chunks, d, dtype=torch.float32)
     if y.numel():
         backward_kernel[(b * chunks,)](
-            dout, y, gate, bias, dy, partial, n,
+            dout, y, gate, bias, dy, partial, n, chunk,
             *dout.stride()[:2], *y.stride()[:2], gate.stride(0),
             HAS_BIAS=bias is not None, **options,
         )  # fmt: skip

@@ -16,43 +16,41 @@ from ditfast.kernels.rows import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def forward_kernel(
-    x, y, gate, shift, scale, bias, x_new, h, mean, rstd, N, eps,
+    x, y, gate, shift, scale, bias, x_new, h, mean, rstd, N, chunk, eps,
     x_b, x_n, y_b, y_n, gate_b, shift_b, scale_b,
-    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    _, b, first = locate(N, CHUNK)
+    _, b, first = locate(N, chunk)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
     gate_row = load_row(gate + b * gate_b, cols, mask)  # (D,)
     shift_row = load_row(shift + b * shift_b, cols, mask)
     scale_row = 1.0 + load_row(scale + b * scale_b, cols, mask)
-    for i in range(CHUNK):
-        n = first + i
-        live = n < N
-        y_row = load_row(y + b * y_b + n * y_n, cols, mask & live)
+    for n in tl.range(first, tl.minimum(first + chunk, N), num_stages=STAGES):
+        y_row = load_row(y + b * y_b + n * y_n, cols, mask)
         if HAS_BIAS:
             y_row += load_row(bias, cols, mask)
-        x_row = load_row(x + b * x_b + n * x_n, cols, mask & live) + gate_row * y_row
+        x_row = load_row(x + b * x_b + n * x_n, cols, mask) + gate_row * y_row
         # LN reads what the next kernel will read: x_new as stored
         x_row = x_row.to(x_new.dtype.element_ty).to(tl.float32)
         mu, r, centred = normalize(x_row, mask, eps, D)
         row = b * N + n
-        tl.store(x_new + row * D + cols, x_row.to(x_new.dtype.element_ty), mask=mask & live)
+        tl.store(x_new + row * D + cols, x_row.to(x_new.dtype.element_ty), mask=mask)
         h_row = centred * r * scale_row + shift_row
-        tl.store(h + row * D + cols, h_row.to(h.dtype.element_ty), mask=mask & live)
-        tl.store(mean + row, mu, mask=live)
-        tl.store(rstd + row, r, mask=live)
+        tl.store(h + row * D + cols, h_row.to(h.dtype.element_ty), mask=mask)
+        tl.store(mean + row, mu)
+        tl.store(rstd + row, r)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def backward_kernel(
-    dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, dx, dy, partial, N,
+    dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, dx, dy, partial, N, chunk,
     dx_new_b, dx_new_n, dh_b, dh_n, y_b, y_n, gate_b, scale_b,
-    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    program, b, first = locate(N, CHUNK)
+    program, b, first = locate(N, chunk)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
     gate_row = load_row(gate + b * gate_b, cols, mask)  # (D,)
@@ -61,7 +59,7 @@ def backward_kernel(
     dshift = tl.zeros((BLOCK,), tl.float32)
     dscale = tl.zeros((BLOCK,), tl.float32)
     dx_sum = tl.zeros((BLOCK,), tl.float32)
-    for n in tl.range(first, tl.minimum(first + CHUNK, N), num_stages=STAGES):
+    for n in tl.range(first, tl.minimum(first + chunk, N), num_stages=STAGES):
         row = b * N + n
         dh_row = load_row(dh + b * dh_b + n * dh_n, cols, mask)
         x_row = load_row(x_new + row * D, cols, mask)
@@ -95,9 +93,9 @@ def forward(x, y, gate, shift, scale, eps, bias, out_dtype):
     x_new, h = x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
     mean, rstd = (x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
     if x.numel():
-        options = forward_options(b, n, d)
-        forward_kernel[(b * triton.cdiv(n, options["CHUNK"]),)](
-            x, y, gate, shift, scale, bias, x_new, h, mean, rstd, n, eps,
+        chunk, options = forward_options(b, n, d)
+        forward_kernel[(b * triton.cdiv(n, chunk),)](
+            x, y, gate, shift, scale, bias, x_new, h, mean, rstd, n, chunk, eps,
             *x.stride()[:2], *y.stride()[:2], gate.stride(0), shift.stride(0), scale.stride(0),
             HAS_BIAS=bias is not None, **options,
         )  # fmt: skip
@@ -109,13 +107,13 @@ def backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
     b, n, d = x_new.shape
     dx_new, dh, y, gate, scale = (unit_stride(t) for t in (dx_new, dh, y, gate, scale))
     bias = None if bias is None else unit_stride(bias)
-    options = backward_options(b, n, d)
-    chunks = triton.cdiv(n, options["CHUNK"])
+    chunk, options = backward_options(b, n, d)
+    chunks = triton.cdiv(n, chunk)
     dx, dy = x_new.new_empty(x_new.shape), y.new_empty(y.shape)
     partial = y.new_empty(3 if bias is None else 4, b, chunks, d, dtype=torch.float32)
     if y.numel():
         backward_kernel[(b * chunks,)](
-            dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, dx, dy, partial, n,
+            dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, dx, dy, partial, n, chunk,
             *dx_new.stride()[:2], *dh.stride()[:2], *y.stride()[:2], gate.stride(0), scale.stride(0),
             HAS_BIAS=bias is not None, **options,
         )  # fmt: skip

@@ -16,42 +16,40 @@ from ditfast.kernels.rows import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def forward_kernel(
-    x, shift, scale, h, mean, rstd, N, eps,
+    x, shift, scale, h, mean, rstd, N, chunk, eps,
     x_b, x_n, shift_b, scale_b,
-    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    _, b, first = locate(N, CHUNK)
+    _, b, first = locate(N, chunk)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
     shift_row = load_row(shift + b * shift_b, cols, mask)  # (D,)
     scale_row = 1.0 + load_row(scale + b * scale_b, cols, mask)
-    for i in range(CHUNK):
-        n = first + i
-        live = n < N
-        x_row = load_row(x + b * x_b + n * x_n, cols, mask & live)
+    for n in tl.range(first, tl.minimum(first + chunk, N), num_stages=STAGES):
+        x_row = load_row(x + b * x_b + n * x_n, cols, mask)
         mu, r, centred = normalize(x_row, mask, eps, D)
         h_row = centred * r * scale_row + shift_row
         row = b * N + n
-        tl.store(h + row * D + cols, h_row.to(h.dtype.element_ty), mask=mask & live)
-        tl.store(mean + row, mu, mask=live)
-        tl.store(rstd + row, r, mask=live)
+        tl.store(h + row * D + cols, h_row.to(h.dtype.element_ty), mask=mask)
+        tl.store(mean + row, mu)
+        tl.store(rstd + row, r)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def backward_kernel(
-    dh, x, scale, mean, rstd, dx, partial, N,
+    dh, x, scale, mean, rstd, dx, partial, N, chunk,
     dh_b, dh_n, x_b, x_n, scale_b,
-    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    program, b, first = locate(N, CHUNK)
+    program, b, first = locate(N, chunk)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
     scale_row = 1.0 + load_row(scale + b * scale_b, cols, mask)  # (D,)
     dshift = tl.zeros((BLOCK,), tl.float32)
     dscale = tl.zeros((BLOCK,), tl.float32)
-    for n in tl.range(first, tl.minimum(first + CHUNK, N), num_stages=STAGES):
+    for n in tl.range(first, tl.minimum(first + chunk, N), num_stages=STAGES):
         row = b * N + n
         dh_row = load_row(dh + b * dh_b + n * dh_n, cols, mask)
         x_row = load_row(x + b * x_b + n * x_n, cols, mask)
@@ -73,9 +71,9 @@ def forward(x, shift, scale, eps, out_dtype):
     h = x.new_empty(x.shape, dtype=out_dtype)
     mean, rstd = (x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
     if x.numel():
-        options = forward_options(b, n, d)
-        forward_kernel[(b * triton.cdiv(n, options["CHUNK"]),)](
-            x, shift, scale, h, mean, rstd, n, eps,
+        chunk, options = forward_options(b, n, d)
+        forward_kernel[(b * triton.cdiv(n, chunk),)](
+            x, shift, scale, h, mean, rstd, n, chunk, eps,
             *x.stride()[:2], shift.stride(0), scale.stride(0),
             **options,
         )  # fmt: skip
@@ -86,13 +84,13 @@ def backward(dh, x, scale, mean, rstd):
     """dx (B, N, D) and (2, B, D): dshift, dscale."""
     b, n, d = x.shape
     dh, x, scale = unit_stride(dh), unit_stride(x), unit_stride(scale)
-    options = backward_options(b, n, d)
-    chunks = triton.cdiv(n, options["CHUNK"])
+    chunk, options = backward_options(b, n, d)
+    chunks = triton.cdiv(n, chunk)
     dx = x.new_empty(x.shape)
     partial = x.new_empty(2, b, chunks, d, dtype=torch.float32)
     if x.numel():
         backward_kernel[(b * chunks,)](
-            dh, x, scale, mean, rstd, dx, partial, n,
+            dh, x, scale, mean, rstd, dx, partial, n, chunk,
             *dh.stride()[:2], *x.stride()[:2], scale.stride(0),
             **options,
         )  # fmt: skip

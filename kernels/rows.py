@@ -11,31 +11,24 @@ import triton
 import triton.language as tl
 
 
-def forward_options(batch: int, tokens: int, d: int) -> dict:
-    """16 elements of a row per thread; a chunk of up to 4 tokens that leaves about 1024 programs.
-
-    BLOCK is one power of two, masked to D: every access is 16 bytes wide. Nothing depends on the machine.
-    """
-    block = max(32, triton.next_power_of_2(d))
-    chunk = _chunk_size(batch * tokens, programs=1024, most=4)
-    return {"D": d, "BLOCK": block, "CHUNK": chunk, "num_warps": min(16, max(1, block // 512))}
+def forward_options(batch: int, tokens: int, d: int) -> tuple[int, dict]:
+    """Tokens per program, at most 4 and so that about 1024 programs remain; 16 elements of a row per thread."""
+    return _chunk_size(batch * tokens, programs=1024, most=4), _options(d, per_thread=16)
 
 
-def backward_options(batch: int, tokens: int, d: int) -> dict:
-    """8 elements per thread, since the sums over tokens live in registers; a chunk of up to 32 tokens.
+def backward_options(batch: int, tokens: int, d: int) -> tuple[int, dict]:
+    """Tokens per program, at most 32; 8 elements per thread, since the sums over tokens live in registers."""
+    return _chunk_size(batch * tokens, programs=512, most=32), _options(d, per_thread=8)
+
+
+def _options(d, per_thread):
+    """BLOCK is one power of two, masked to D: every access is 16 bytes wide. Nothing depends on the machine.
 
     STAGES rows are in flight, prefetched to shared memory; long rows would not fit into 99 KB of it.
     """
     block = max(32, triton.next_power_of_2(d))
-    chunk = _chunk_size(batch * tokens, programs=512, most=32)
-    stages = 3 if block <= 2048 else 1
-    return {
-        "D": d,
-        "BLOCK": block,
-        "CHUNK": chunk,
-        "STAGES": stages,
-        "num_warps": min(32, max(1, block // 256)),
-    }
+    warps = min(32, max(1, block // (32 * per_thread)))
+    return {"D": d, "BLOCK": block, "STAGES": 3 if block <= 2048 else 1, "num_warps": warps}
 
 
 def _chunk_size(rows: int, programs: int, most: int) -> int:
@@ -51,11 +44,11 @@ def unit_stride(t: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def locate(N, CHUNK: tl.constexpr):
-    """(program, its sample, its first token) in a grid of B * cdiv(N, CHUNK) programs, as int64."""
+def locate(N, chunk):
+    """(program, its sample, its first token) in a grid of B * cdiv(N, chunk) programs, as int64."""
     program = tl.program_id(0).to(tl.int64)
-    chunks = tl.cdiv(N, CHUNK)
-    return program, program // chunks, program % chunks * CHUNK
+    chunks = tl.cdiv(N, chunk)
+    return program, program // chunks, program % chunks * chunk
 
 
 @triton.jit
