@@ -1,0 +1,51 @@
+"""An earlier measurement against the present one."""
+
+import json
+from pathlib import Path
+
+SCHEMA = 1
+
+
+class Incomparable(ValueError):
+    pass
+
+
+def load(path: Path) -> dict:
+    """A file that ``--json`` wrote.
+
+    Raises:
+        ValueError: it is missing, is not JSON, or has another schema.
+    """
+    if not path.is_file():
+        raise ValueError(f"must be a file that --json wrote, got {str(path)!r}, which does not exist")
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"must be a file that --json wrote, and {str(path)!r} is not JSON") from error
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        raise ValueError(f"must be a file that --json wrote with schema {SCHEMA}, got {str(path)!r}")
+    return result
+
+
+def require_same(old: dict, machine: dict, workload: dict) -> None:
+    """Raise `Incomparable` unless the earlier measurement was made on this machine, of this work."""
+    for what, then, now in (
+        ("machine", old["header"]["machine"], machine),
+        ("workload", old["workload"], workload),
+    ):
+        changed = [k for k in then.keys() | now.keys() if then.get(k) != now.get(k)]
+        if changed:
+            shown = "; ".join(f"{k} was {then.get(k)}, is {now.get(k)}" for k in sorted(changed))
+            raise Incomparable(f"the {what} differs: {shown}")
+
+
+def ratios(old: dict, new: dict) -> list[dict]:
+    """For each case of both: the times, and old over new, which is above 1 if the case became faster."""
+    before = {(c["variant"], c["mode"]): c["ms"]["median"] for c in old["cases"] if c["ms"]}
+    found = []
+    for case in new["cases"]:
+        key = (case["variant"], case["mode"])
+        if case["ms"] and key in before:
+            then, now = before[key], case["ms"]["median"]
+            found.append({"variant": key[0], "mode": key[1], "old_ms": then, "new_ms": now, "ratio": then / now})
+    return found

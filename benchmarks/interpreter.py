@@ -1,0 +1,49 @@
+"""Proof of the Triton kernels without a GPU: small blocks on Triton's interpreter, held to float64.
+
+Run with TRITON_INTERPRET=1, which counts only if it is set before kernels are defined; prints one JSON object.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import parity
+import torch
+import variants
+from workload import Workload, forward_backward, make_blocks, make_inputs
+
+from ditfast.ops import backend
+
+WORKLOAD = {"model": "DiT-S/8", "image_size": 320, "batch": 3, "blocks": 2, "device": "cpu"}  # N = 25
+
+
+def prove(dtype: str) -> dict:
+    workload = Workload(dtype=dtype, **WORKLOAD)
+    blocks, inputs = make_blocks(workload), make_inputs(workload)
+    plain, ours = variants.build("eager", workload, blocks), variants.build("ditfast", workload, blocks)
+    low, ref = forward_backward(plain, workload, inputs), parity.reference(blocks, inputs)
+    with backend.use_backend("triton"), backend.record() as ran:
+        got = forward_backward(ours, workload, inputs)
+    worst = parity.compare(parity.names(plain), got, low, ref)
+    return {
+        "workload": workload.as_dict(),
+        "parity": worst,
+        "backends": {op: sorted(set(b)) for op, b in ran.items()},
+    }
+
+
+def in_subprocess(dtype: str) -> dict:
+    """`prove` in a process whose Triton interprets; {"error": …} if that fails."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, str(Path(__file__)), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    if done.returncode:
+        return {"error": (done.stderr.strip() or "no message").splitlines()[-1]}
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(prove(sys.argv[1])))

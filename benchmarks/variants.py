@@ -1,0 +1,96 @@
+"""The same stack of blocks, with the same weights, executed in different ways."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from workload import Workload
+
+from ditfast import DiTBlock, ops
+from ditfast.models import carry
+
+COMPILE_MODES = {
+    "compile": None,
+    "compile-max-autotune": "max-autotune-no-cudagraphs",
+    "ditfast+compile": None,
+}
+VARIANTS = ("eager", "compile", "compile-max-autotune", "ditfast", "ditfast+compile")
+
+
+class Stack(torch.nn.Module):
+    """Blocks that map (B, N, D) and (B, D) to (B, N, D), one after the other."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x, c):
+        for block in self.blocks:
+            x = block(x, c)
+        return x
+
+
+class CarriedStack(Stack):
+    """`ditfast` blocks as `ditfast.DiT` runs them: the last branch of a block is added by the next one."""
+
+    def forward(self, x, c):
+        carried = carry.start(x, c, ops.backend.active())
+        for block in self.blocks:
+            carried = block(carried, c)
+        return carry.settle(carried).x
+
+
+def with_weights_of(blocks, make_block):
+    """New blocks on the very same parameters."""
+    made = torch.nn.ModuleList([make_block() for _ in blocks])
+    made.load_state_dict(blocks.state_dict(keep_vars=True), assign=True)
+    return made
+
+
+def build(variant: str, workload: Workload, blocks, official_block=None):
+    """The stack that ``variant`` names, on the parameters of ``blocks``."""
+    if variant == "official":
+        return Stack(with_weights_of(blocks, lambda: official_block(workload.dim, workload.heads)))
+    if variant.startswith("ditfast"):
+        with torch.device("meta"):
+            ours = with_weights_of(blocks, lambda: DiTBlock(workload.dim, workload.heads))
+        stack = CarriedStack(ours)
+    else:
+        stack = Stack(blocks)
+    if variant in COMPILE_MODES:
+        return torch.compile(stack, mode=COMPILE_MODES[variant], fullgraph=True, dynamic=False)
+    return stack
+
+
+def why_not(variant: str) -> str | None:
+    """Why this machine cannot run ``variant``; None if it can."""
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    if variant in COMPILE_MODES and shutil.which(compiler) is None:
+        return f"torch.compile needs a C++ compiler and there is no {compiler}"
+    return None
+
+
+def load_official(directory: str):
+    """The ``DiTBlock`` of a checkout of the original.
+
+    Raises:
+        ValueError: there is no models.py, it cannot be imported, or it has no DiTBlock.
+    """
+    path = Path(directory) / "models.py"
+    if not path.is_file():
+        raise ValueError(f"must be a checkout of the original with a models.py, got {directory!r}")
+    spec = importlib.util.spec_from_file_location("official_models", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+        return module.DiTBlock
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path} needs the package {error.name!r}, which is not installed") from error
+    except AttributeError as error:
+        raise ValueError(f"{path} has no DiTBlock") from error
+    finally:
+        sys.path.remove(str(path.parent))
