@@ -1,8 +1,9 @@
 """What runs on this machine, and why the rest does not.
 
-    python -m ditfast.doctor [--json]
+    python -m ditfast.doctor [--json] [--verify]
 
-It reports, it does not judge: the exit status is 0 whatever is missing. Only the standard library is imported
+It reports, it does not judge: the exit status is 0 whatever is missing; with --verify it is 1 if a kernel is
+wrong. Only the standard library is imported
 at the top, and each probe is guarded: it starts without torch, without triton and without the extension.
 """
 
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from importlib import import_module
 
 import ditfast
@@ -72,7 +74,8 @@ def gpus() -> dict:
 
 def extension() -> dict:
     config, why = attempt(lambda: dict(import_module("ditfast._C").build_config()))
-    return {"build_config": config, "why_not": why}
+    probe, failed = attempt(lambda: import_module("ditfast._C").cuda_probe(0))
+    return {"build_config": config, "why_not": why, "gpu_code": why or failed or probe or "runs on GPU 0"}
 
 
 def operations(device_type: str) -> dict:
@@ -120,8 +123,10 @@ def as_text(found: dict) -> str:
     if gpu["why_not"]:
         rows.append(("gpu", f"not usable: {gpu['why_not']}"))
 
-    config, why = found["extension"].values()
-    rows += [("extension", f"missing ({why})")] if why else [("extension", pairs(config))]
+    config, why, gpu_code = found["extension"].values()
+    rows += (
+        [("extension", f"missing ({why})")] if why else [("extension", pairs(config)), ("", f"gpu code: {gpu_code}")]
+    )
     if found["environment"]:
         rows.append(("environment", pairs(found["environment"])))
     lines = align(rows)
@@ -149,11 +154,33 @@ def align(rows: list[tuple]) -> list[str]:
     return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 
+def verify() -> int:
+    """Check every kernel, print a line for each, and return how many failed."""
+    results, why = attempt(lambda: import_module("ditfast.ops.verify").verify_apart())
+    failed = 0
+    try:
+        for result in results or ():
+            outcome = "right" if result.reason is None else f"WRONG: {result.reason}"
+            dtypes = f"{result.stream} {result.branch}".replace("torch.", "")
+            print(f"{result.op:36}{dtypes:20}{result.width:6}  {outcome}  ({result.seconds:.1f} s)", flush=True)
+            failed += result.reason is not None
+    except RuntimeError as error:
+        why = str(error)
+    if why:
+        print(f"not verified: {why}")
+    return failed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ditfast.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--verify", action="store_true", help="also run every kernel's self-check, afresh")
+    arguments = parser.parse_args()
     found = report()
-    print(json.dumps(found, indent=2, default=str) if parser.parse_args().json else as_text(found))
+    print(json.dumps(found, indent=2, default=str) if arguments.json else as_text(found))
+    if arguments.verify:
+        print("\nself-check of the kernels")
+        sys.exit(1 if verify() else 0)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def test_without_triton():
 
 def test_without_the_extension():
     found = json.loads(run_without("ditfast._C"))
-    assert found["extension"] == {"build_config": None, "why_not": "ditfast._C is not installed"}
+    why = "ditfast._C is not installed"
+    assert found["extension"] == {"build_config": None, "why_not": why, "gpu_code": why}
     assert found["ops"]["backends"]["attention"]["host"]
     assert "missing (ditfast._C is not installed)" in run_without("ditfast._C", args=())
 

@@ -34,6 +34,8 @@ def _checked(name, where):
     return name
 
 
+_AUTOMATIC = ("cuda",)  # devices on which the automatic choice considers kernels
+
 _environment = _checked(os.environ.get("DITFAST_BACKEND", "auto"), "DITFAST_BACKEND")
 # A plain global, not a ContextVar: torch.compile guards on it and recompiles when it changes.
 _contexts: tuple[str, ...] = ()
@@ -136,13 +138,20 @@ def choose(op: str, requested, device_type: str, unsupported: str | None = None)
             return name
     if op == "attention":
         return "sdpa"
-    kernel = device_type == "cuda" and unsupported is None and why_not(op, "triton", device_type) is None
+    kernel = device_type in _AUTOMATIC and unsupported is None and why_not(op, "triton", device_type) is None
     return "auto" if kernel else "reference"
 
 
-def resolve(op: str, name: str, device_type: str) -> str:
-    """What "auto" means for this operation, decided while it runs on real tensors."""
+def resolve(op: str, name: str, stream: torch.Tensor, branch: torch.Tensor, width: int) -> str:
+    """What "auto" means for this operation, decided while it runs on real tensors.
+
+    Args:
+        stream, branch: tensors of the residual stream and of a branch, for their dtypes and device.
+        width: the size of what the kernels hold at once: D, the MLP's width, or a patch's.
+    """
     if name == "auto":
-        name = "triton" if why_not(op, "triton", device_type) is None else "reference"
+        from ditfast.ops.selfcheck import trusted
+
+        name = "triton" if trusted(op, stream.dtype, branch.dtype, width, stream.device) else "reference"
     note(op, name)
     return name

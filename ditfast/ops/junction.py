@@ -49,7 +49,7 @@ def _check(x, y, gate, shift, scale, bias):
 
 
 def _forward(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
-    if resolve(_OP, backend, x.device.type) == "triton":
+    if resolve(_OP, backend, x, scale, x.shape[-1]) == "triton":
         from ditfast.kernels import junction as kernel
 
         return kernel.forward(x, y, gate, shift, scale, eps, bias, out_dtype)
@@ -62,7 +62,7 @@ def _forward_fake(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
 
 
 def _backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend):
-    if resolve(_OP, backend, y.device.type) == "triton":
+    if resolve(_OP, backend, x_new, scale, y.shape[-1]) == "triton":
         from ditfast.kernels import junction as kernel
 
         return kernel.backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)

@@ -46,7 +46,7 @@ def _check(x, shift, scale):
 
 
 def _forward(x, shift, scale, eps, out_dtype, backend):
-    if resolve(_OP, backend, x.device.type) == "triton":
+    if resolve(_OP, backend, x, scale, x.shape[-1]) == "triton":
         from ditfast.kernels import layer_norm_modulate as kernel
 
         return kernel.forward(x, shift, scale, eps, out_dtype)
@@ -59,7 +59,7 @@ def _forward_fake(x, shift, scale, eps, out_dtype, backend):
 
 
 def _backward(dh, x, scale, mean, rstd, backend):
-    if resolve(_OP, backend, x.device.type) == "triton":
+    if resolve(_OP, backend, x, scale, x.shape[-1]) == "triton":
         from ditfast.kernels import layer_norm_modulate as kernel
 
         return kernel.backward(dh, x, scale, mean, rstd)

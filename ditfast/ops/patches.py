@@ -144,9 +144,9 @@ def _unsupported(*tensors):
     return None
 
 
-def _kernels(op, backend, x):
+def _kernels(op, backend, stream, branch, width):
     """The module of Triton kernels, or None where the running operation takes the reference."""
-    if resolve(op, backend, x.device.type) != "triton":
+    if resolve(op, backend, stream, branch, width) != "triton":
         return None
     from ditfast.kernels import patches
 
@@ -154,7 +154,7 @@ def _kernels(op, backend, x):
 
 
 def _patchify(x, patch_size, channels_last, backend):
-    if kernels := _kernels("patchify", backend, x):
+    if kernels := _kernels("patchify", backend, x, x, x.shape[1] * patch_size * patch_size):
         return kernels.patchify(x, patch_size, channels_last)
     return reference.patchify(x, patch_size, channels_last).clone(memory_format=torch.contiguous_format)
 
@@ -166,7 +166,7 @@ def _patchify_fake(x, patch_size, channels_last, backend):
 
 
 def _unpatchify(tokens, patch_size, grid_h, grid_w, channels_last, backend):
-    if kernels := _kernels("unpatchify", backend, tokens):
+    if kernels := _kernels("unpatchify", backend, tokens, tokens, tokens.shape[2]):
         return kernels.unpatchify(tokens, patch_size, grid_h, grid_w, channels_last)
     image = reference.unpatchify(tokens, patch_size, (grid_h, grid_w), channels_last)
     return image.clone(memory_format=torch.contiguous_format)
@@ -178,7 +178,7 @@ def _unpatchify_fake(tokens, patch_size, grid_h, grid_w, channels_last, backend)
 
 
 def _embed(x, weight, bias, pos, patch_size, out_dtype, backend):
-    if kernels := _kernels("patch_embed", backend, x):
+    if kernels := _kernels("patch_embed", backend, pos, x, weight.shape[1]):
         unit = [t if t.stride(-1) == 1 else t.contiguous() for t in (bias, pos)]
         return kernels.patch_embed(x, weight.contiguous(), *unit, patch_size, out_dtype)
     tokens = torch.nn.functional.linear(reference.patchify(x, patch_size), weight, bias)

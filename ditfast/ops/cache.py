@@ -1,0 +1,60 @@
+"""Answers of the self-check, kept on disk for this GPU, driver, torch, triton and kernel source.
+
+One JSON file per such environment, in ``$DITFAST_CACHE_DIR``, else ``$XDG_CACHE_HOME/ditfast``, else
+``~/.cache/ditfast``. Several processes may write: each replaces the file as a whole. A file that cannot be read or
+written is as good as none.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+
+def folder() -> Path:
+    base = os.environ.get("DITFAST_CACHE_DIR")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditfast"
+
+
+@cache
+def environment(device: torch.device) -> str:
+    """Name of the file: whatever could make a right kernel wrong is in it."""
+    import triton
+
+    from ditfast import kernels
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(kernels.__path__[0]).glob("*.py")):
+        digest.update(path.read_bytes())
+    machine = "cpu"
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)} {torch._C._cuda_getDriverVersion()}"
+    digest.update(f"{machine} {torch.__version__} {triton.__version__}".encode())
+    return f"selfcheck-{digest.hexdigest()[:24]}.json"
+
+
+def load(device: torch.device) -> dict[str, bool]:
+    """All answers on disk; empty where there are none or the file is damaged."""
+    try:
+        answers = json.loads((folder() / environment(device)).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in answers.items() if isinstance(v, bool)} if isinstance(answers, dict) else {}
+
+
+def store(device: torch.device, key: str, answer: bool) -> None:
+    """Add one answer to those on disk, if the disk lets us."""
+    with contextlib.suppress(OSError):
+        folder().mkdir(parents=True, exist_ok=True)
+        answers = load(device) | {key: answer}
+        handle, name = tempfile.mkstemp(dir=folder(), suffix=".tmp")
+        with os.fdopen(handle, "w") as file:
+            json.dump(answers, file, indent=0, sort_keys=True)
+        os.replace(name, folder() / environment(device))

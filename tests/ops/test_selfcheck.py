@@ -1,0 +1,242 @@
+"""The self-check, with Triton's interpreter on CPU tensors as the "GPU"."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from ditfast import ops
+from ditfast.ops import backend, cache, selfcheck, verify
+
+CPU = torch.device("cpu")
+KEY = ("layer_norm_modulate", torch.float32, torch.float32, 32)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """An empty cache, small problems, and kernels considered on CPU tensors too."""
+    monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(backend, "_AUTOMATIC", ("cuda", "cpu"))
+    monkeypatch.setattr(selfcheck, "TOKENS", 9)
+    monkeypatch.setattr(selfcheck, "_answers", {})
+    cache.environment.cache_clear()
+    yield tmp_path / "cache"
+    cache.environment.cache_clear()
+
+
+def arguments():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(2, 5, 32, generator=g), torch.randn(2, 32, generator=g), torch.randn(2, 32, generator=g)
+
+
+def run():
+    """The backends that layer_norm_modulate ran on, and whether it was right."""
+    x, shift, scale = arguments()
+    with backend.record() as ran:
+        h = ops.layer_norm_modulate(x, shift, scale)
+    torch.testing.assert_close(h, ops.layer_norm_modulate(x, shift, scale, backend="reference"))
+    return ran["layer_norm_modulate"]
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    """A kernel that is one per cent off."""
+    from ditfast.kernels import layer_norm_modulate as kernel
+
+    forward = kernel.forward
+
+    def off(*args):
+        h, mean, rstd = forward(*args)
+        return h * 1.01, mean, rstd
+
+    monkeypatch.setattr(kernel, "forward", off)
+
+
+def files(folder):
+    return sorted(p.name for p in folder.glob("*")) if folder.exists() else []
+
+
+def test_a_right_kernel_is_used(fresh):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run() == ["triton"]
+    (name,) = files(fresh)
+    assert json.loads((fresh / name).read_text()) == {"layer_norm_modulate float32 float32 32": True}
+
+
+def test_a_wrong_kernel_is_named_once_and_not_used(wrong):
+    with pytest.warns(RuntimeWarning, match="layer_norm_modulate float32 float32 32 failed") as caught:
+        assert run() == ["reference"]
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run() == ["reference"]
+    assert "h: max error" in selfcheck.check(*KEY, CPU).reason
+
+
+def test_a_wrong_gradient_is_found(monkeypatch):
+    from ditfast.kernels import layer_norm_modulate as kernel
+
+    backward = kernel.backward
+    monkeypatch.setattr(kernel, "backward", lambda *a: (backward(*a)[0], backward(*a)[1].flip(0)))
+    assert "dshift" in selfcheck.check(*KEY, CPU).reason
+
+
+def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch):
+    from ditfast.kernels import layer_norm_modulate as kernel
+
+    def broken(*args):
+        raise ValueError("no such instruction")
+
+    monkeypatch.setattr(kernel, "forward", broken)
+    with pytest.warns(RuntimeWarning, match="layer_norm_modulate"):
+        assert run() == ["reference"]
+    assert selfcheck.check(*KEY, CPU).reason == "ValueError: no such instruction"
+
+
+def test_the_second_process_reads_the_answer(monkeypatch):
+    assert run() == ["triton"]
+    monkeypatch.setattr(selfcheck, "_answers", {})
+    monkeypatch.setattr(selfcheck, "check", lambda *_: pytest.fail("checked again"))
+    assert run() == ["triton"]
+
+
+def test_the_answer_is_remembered_in_the_process(monkeypatch):
+    assert run() == ["triton"]
+    monkeypatch.setattr(cache, "load", lambda *_: pytest.fail("read again"))
+    assert run() == ["triton"]
+
+
+@pytest.mark.parametrize("damage", ("", "{", '{"layer_norm_modulate float32 float32 32": tr', "[1]", "\x00\xff"))
+def test_a_damaged_file_is_survived(fresh, damage):
+    assert run() == ["triton"]
+    (name,) = files(fresh)
+    (fresh / name).write_text(damage, encoding="latin-1")
+    selfcheck._answers.clear()
+    assert run() == ["triton"]
+    assert json.loads((fresh / name).read_text()) == {"layer_norm_modulate float32 float32 32": True}
+
+
+def test_editing_a_kernel_forgets_its_answers(fresh, monkeypatch, tmp_path):
+    import shutil
+
+    from ditfast import kernels
+
+    copy = tmp_path / "kernels"
+    shutil.copytree(kernels.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert run() == ["triton"]
+    before = files(fresh)
+    (copy / "rows.py").write_text((copy / "rows.py").read_text() + "\n# edited\n")
+    monkeypatch.setattr(kernels, "__path__", [str(copy)])
+    cache.environment.cache_clear()
+    selfcheck._answers.clear()
+    assert run() == ["triton"]
+    assert len(files(fresh)) == 2 and before[0] in files(fresh)
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert run() == ["triton"]
+
+
+def test_the_environment_can_trust_every_kernel(wrong, monkeypatch):
+    monkeypatch.setenv("DITFAST_SELFCHECK", "0")
+    with pytest.raises(AssertionError):  # the wrong kernel was used
+        run()
+
+
+def test_random_state_is_left_alone():
+    state = torch.get_rng_state()
+    run()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_under_autocast(fresh):
+    x, shift, scale = arguments()
+    with torch.autocast("cpu", torch.bfloat16), backend.record() as ran:
+        h = ops.layer_norm_modulate(x, shift.bfloat16(), scale.bfloat16())
+    assert h.dtype == torch.bfloat16 and ran["layer_norm_modulate"] == ["triton"]
+    assert list(cache.load(CPU)) == ["layer_norm_modulate float32 bfloat16 32"]
+
+
+@pytest.mark.parametrize("op", selfcheck._PROBLEMS)
+@pytest.mark.parametrize("precision", verify.PRECISIONS)
+def test_every_kernel_passes(op, precision):
+    width = 16 if "patch" in op else 64
+    result = selfcheck.check(op, *verify.PRECISIONS[precision], width, CPU)
+    assert result.reason is None
+
+
+def test_every_triton_operation_has_a_check():
+    assert set(selfcheck._PROBLEMS) == {op for op, names in backend.OPS.items() if "triton" in names}
+
+
+COMPILED = """
+import torch
+from ditfast import ops
+from ditfast.ops import backend, selfcheck
+backend._AUTOMATIC, selfcheck.TOKENS = ("cuda", "cpu"), 9
+x, c = torch.randn(2, 5, 32, requires_grad=True), torch.randn(2, 64)
+fn = torch.compile(lambda x, c: ops.layer_norm_modulate(x, *c.chunk(2, 1)), fullgraph=True, backend="aot_eager")
+with backend.record() as ran:
+    fn(x, c).sum().backward()
+print(*ran["layer_norm_modulate"])
+"""
+
+
+def test_compile_first_in_a_fresh_process_ends_on_the_kernel():
+    result = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd="/")
+    assert result.stdout.split() == ["triton", "triton"], result.stderr
+
+
+STORE = "import sys, torch; from ditfast.ops import cache; cache.store(torch.device('cpu'), sys.argv[1], True)"
+
+
+def test_several_processes_write_at_once(fresh):
+    command = [sys.executable, "-c", STORE]
+    running = [subprocess.Popen([*command, f"op {i}"], cwd="/") for i in range(4)]
+    assert [p.wait() for p in running] == [0] * 4
+    (name,) = files(fresh)
+    answers = json.loads((fresh / name).read_text())
+    assert answers and set(answers) <= {f"op {i}" for i in range(4)}
+
+
+def test_verify_checks_again_and_keeps_the_answers(wrong):
+    cache.store(CPU, selfcheck.label(*KEY), True)
+    results = verify.verify("cpu", hidden_sizes=(32,), precisions=("fp32",))
+    failed = {r.op for r in results if r.reason is not None}
+    assert failed == {"layer_norm_modulate"} and len(results) > len(failed)
+    assert cache.load(CPU)[selfcheck.label(*KEY)] is False
+
+
+FAKE = """#!{python}
+import json, os, sys
+first = not os.path.exists({seen!r})
+os.makedirs({seen!r}, exist_ok=True)
+for _ in json.load(sys.stdin)[1][: 1 if first else None]:
+    print("[null, 0.1]", flush=True)
+sys.exit(9 if first else 0)
+"""
+
+
+def test_verify_goes_on_after_a_process_that_died(monkeypatch, tmp_path):
+    """The interpreter dies after one answer the first time; the kernel it was at counts as failed."""
+    script = tmp_path / "python"
+    script.write_text(FAKE.format(python=sys.executable, seen=str(tmp_path / "seen")))
+    os.chmod(script, 0o755)
+    monkeypatch.setattr(verify.sys, "executable", str(script))
+    results = list(verify.verify_apart(hidden_sizes=(32, 64), precisions=("fp32",)))
+    keys = verify.problems((32, 64), ("fp32",))
+    assert [(r.op, r.stream, r.branch, r.width) for r in results] == keys
+    assert [r.reason for r in results[:3]] == [None, "the process died, exit status 9", None]
+    assert cache.load(CPU) == {selfcheck.label(*keys[1]): False}
+
+
+def test_verify_rejects_an_unknown_precision():
+    with pytest.raises(ValueError, match="precisions must be among bf16, autocast, fp16, fp32, got 'int8'"):
+        verify.verify("cpu", precisions=("int8",))
