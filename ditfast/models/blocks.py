@@ -112,7 +112,8 @@ class DiTBlock(nn.Module):
     """A transformer block with adaptive LayerNorm whose gates start at zero (adaLN-Zero).
 
     ``block(x, c)`` maps tokens (B, N, D) and conditioning (B, D) to tokens (B, N, D). ``block(carry, c)`` with
-    a `Carry` returns a `Carry`: the same tokens with the last branch still to be added.
+    a `Carry` returns a `Carry`: the same tokens with the last branch still to be added. The backends are those in
+    force, ``backends`` if given, or those that the carry names.
 
     Args:
         hidden_size: D.

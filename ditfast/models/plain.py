@@ -27,15 +27,15 @@ def runs(module: torch.nn.Module, cls: type) -> bool:
 
 def is_hooked(module: torch.nn.Module) -> bool:
     """Whether calling ``module`` runs hooks."""
-    return bool(_hooks(module)) or _has_any_global_hook()
+    return any(_hooks(module)) or _has_any_global_hook()
 
 
 def is_watched(module: torch.nn.Module) -> bool:
     """Whether calling ``module`` runs hooks other than those of torch.distributed, which take any structure."""
-    foreign = (not getattr(hook, "__module__", "").startswith("torch.distributed.") for hook in _hooks(module))
-    return any(foreign) or _has_any_global_hook()
+    found = [hook for hooks in _hooks(module) for hook in hooks.values()]
+    foreign = [hook for hook in found if not getattr(hook, "__module__", "").startswith("torch.distributed.")]
+    return bool(foreign) or _has_any_global_hook()
 
 
 def _hooks(module):
-    kinds = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return [hook for hooks in kinds if hooks for hook in hooks.values()]
+    return module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks

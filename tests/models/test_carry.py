@@ -111,6 +111,11 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Called(nn.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
 class Negative(nn.Module):
     def forward(self, weight):
         return -weight
@@ -123,10 +128,13 @@ def swap(change):
     return apply
 
 
-def doubled(linear):
-    twin = Doubled(linear.in_features, linear.out_features)
-    twin.load_state_dict(linear.state_dict())
-    return twin
+def become(cls):
+    def convert(linear):
+        twin = cls(linear.in_features, linear.out_features)
+        twin.load_state_dict(linear.state_dict())
+        return twin
+
+    return swap(convert)
 
 
 def hook(parent, name):
@@ -146,8 +154,15 @@ def negate(parent, name):
     parametrize.register_parametrization(getattr(parent, name), "weight", Negative())
 
 
-CHANGES = {"lora": swap(LoRA), "subclass": swap(doubled), "hook": hook, "pre_hook": pre_hook, "patch": patch,
-           "parametrization": negate}  # fmt: skip
+CHANGES = {
+    "lora": swap(LoRA),
+    "forward": become(Doubled),
+    "call": become(Called),
+    "hook": hook,
+    "pre_hook": pre_hook,
+    "patch": patch,
+    "parametrization": negate,
+}
 LINEARS = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"]
 
 
@@ -285,7 +300,9 @@ def test_tensor_subclasses_are_left_to_the_linear(kit, inputs):
     expected = model(*inputs)
     for linear, weight in zip([block.attn.proj, block.mlp.fc1, block.mlp.fc2], plain, strict=True):
         linear.weight = nn.Parameter((weight.data / 2).as_subclass(Scaled))
-    kit.close(model(*inputs), expected, 2e-6)
+    with ops.backend.record() as log:
+        kit.close(model(*inputs), expected, 2e-6)
+    assert len(log["mlp"]) == 2  # block 1 called its Linears
 
 
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"attn_drop": 0.5, "proj_drop": 0.5}], ids=str)
