@@ -110,7 +110,7 @@ def _ms(value):
 
 def _parity(case):
     if case["error"] is not None:
-        return f"failed: {case['error']}"
+        return "FAILED, see below"
     worst = case["parity"]
     name = worst["tensor"].replace("grad of ", "d ").replace("blocks.", "").replace("adaLN_modulation.1", "adaLN")
     verdict = "" if is_green(case) else "parity FAILED: "
@@ -130,7 +130,12 @@ def _foot(result):
     yield "parity: largest error of output and gradients against float64; budget: 2x the error of eager + 2 ulp."
     for variant, ops in result["backends"].items():
         yield f"{variant} ran on {_grouped(ops) or 'plain operations, as torch.compile fused them'}"
-    if result["kernels"] and result["kernels"]["error"] is None:
+    for case in result["cases"]:
+        if case["error"] is not None:
+            yield f"{case['variant']}, {MODES[case['mode']]}, failed: {case['error']}"
+    if result["kernels"] and result["kernels"]["error"] is not None:
+        yield f"triton kernels failed: {result['kernels']['error']}"
+    elif result["kernels"]:
         w = result["kernels"]["workload"]
         shape = f"{w['blocks']} blocks of B={w['batch']} N={w['tokens']} D={w['dim']}"
         yield f"triton kernels, {shape}, ran on {_grouped(result['kernels']['backends'])}"
@@ -177,7 +182,8 @@ def plot(result: dict, path) -> None:
         axis.bar_label(bars, labels, label_type="center", color="white")
         top = modes[mode]["tflops"]
         axis.axvline(top, color="black", linestyle="--", linewidth=1)
-        axis.text(top, 0.5, " GEMMs alone", rotation=90, va="center", transform=axis.get_xaxis_transform())
+        place = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points", "va": "center"}
+        axis.annotate("GEMMs alone", (top, 0.5), (4, 0), rotation=90, **place)
         axis.set(title=MODES[mode], xlabel="TFLOP/s")
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,108 @@
+"""Microseconds of Python for one call of an operation or block: `pytest benchmarks/test_overhead.py`.
+
+Tensors are tiny and kernels are replaced by the allocation of their outputs: what is left is checks, choice of
+backend, dispatch and autograd. `plain` is the same in PyTorch operations, which do their arithmetic as well.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ditfast import DiTBlock, ops
+from ditfast.ops import backend
+
+sys.path.append(str(Path(__file__).parent))
+EagerBlock = import_module("eager_block").EagerBlock
+
+B, N, D, H = 1, 4, 16, 2
+
+
+def rows(*shape):
+    return torch.randn(shape)
+
+
+def modulate(x, shift, scale):
+    return F.layer_norm(x, (D,), eps=1e-6) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def residual(x, y, gate):
+    return x + gate.unsqueeze(1) * y
+
+
+def junction(x, y, gate, shift, scale):
+    x = residual(x, y, gate)
+    return x, modulate(x, shift, scale)
+
+
+def attention(qkv, num_heads):
+    q, k, v = qkv.view(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D)
+
+
+X, ROW = (B, N, D), (B, D)
+CASES = {  # name: (ours, plain, shapes of the tensors, other arguments)
+    "layer_norm_modulate": (ops.layer_norm_modulate, modulate, (X, ROW, ROW), ()),
+    "gated_residual": (ops.gated_residual, residual, (X, X, ROW), ()),
+    "junction": (ops.gated_residual_layer_norm_modulate, junction, (X, X, ROW, ROW, ROW), ()),
+    "attention": (ops.attention, attention, ((B, N, 3 * D),), (H,)),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A second thread takes longer to wake than a call takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Let the Triton backend be chosen on the CPU, with launchers that only allocate."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(backend, "why_not", lambda *args: None)
+
+    def outputs(x, *rest):
+        return torch.empty_like(x), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+
+    launchers = {
+        "layer_norm_modulate": outputs,
+        "gated_residual": lambda x, *rest: torch.empty_like(x),
+        "junction": lambda x, *rest: (torch.empty_like(x), *outputs(x)),
+    }
+    for name, launcher in launchers.items():
+        monkeypatch.setattr(import_module(f"ditfast.kernels.{name}"), "forward", launcher)
+
+
+def arguments(name, grad):
+    *_, shapes, rest = CASES[name]
+    return [*(rows(*shape).requires_grad_(grad) for shape in shapes), *rest]
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("path", ["plain", "reference", "kernel"])
+def test_op(benchmark, kernels, path, name, grad):
+    ours, plain, *_ = CASES[name]
+    kernel = "host" if name == "attention" else "triton"
+    if path == "kernel" and name == "attention":
+        pytest.importorskip("ditfast._C")
+    options = {"plain": {}, "reference": {"backend": "reference"}, "kernel": {"backend": kernel}}[path]
+    benchmark.group = f"{name}, {'grad' if grad else 'no grad'}"
+    benchmark(plain if path == "plain" else ours, *arguments(name, grad), **options)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("path", ["plain", "reference", "kernel"])
+def test_block(benchmark, kernels, path, grad):
+    block = EagerBlock(D, H) if path == "plain" else DiTBlock(D, H)
+    x, c = rows(*X), rows(*ROW)
+    name = "triton" if path == "kernel" else "reference"
+    benchmark.group = f"block, {'grad' if grad else 'no grad'}"
+    with torch.set_grad_enabled(grad), ops.use_backend(name):
+        benchmark(block, x, c)
