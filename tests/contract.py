@@ -4,6 +4,7 @@ import torch
 
 from ditfast.ops.contract import violation
 
+
 def assert_contract(name, got, low, ref, per_sample=True):
     """``got`` is as near to the float64 reference ``ref`` as ``low``: see `ditfast.ops.contract`."""
     reason = violation(got, low, ref, per_sample)

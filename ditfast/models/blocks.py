@@ -69,6 +69,9 @@ class Mlp(nn.Module):
         in_features: D.
         hidden_features: width between the two Linears.
 
+    Attributes:
+        recompute: keep the tensor before GELU for backward and compute the one after it again (False by default).
+
     Source: Peebles & Xie, section 3.2, "pointwise feedforward".
     """
 
@@ -77,17 +80,18 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(in_features, hidden_features)
         self.act = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(hidden_features, in_features)
+        self.recompute = False
 
     def forward(self, x, backends=None):
         if not self._is_fusible():
             return self.fc2(self.act(self.fc1(x)))
-        return ops.mlp(x, *self._weights(), self.fc2.bias, backend=backends)
+        return ops.mlp(x, *self._weights(), self.fc2.bias, self.recompute, backend=backends)
 
     def split(self, x, backends):
         """The output without the bias of ``fc2``, and that bias (None where it is already added)."""
         if not self._is_fusible():
             return self.forward(x, backends), None
-        return ops.mlp(x, *self._weights(), backend=backends), self.fc2.bias
+        return ops.mlp(x, *self._weights(), recompute=self.recompute, backend=backends), self.fc2.bias
 
     def _is_fusible(self):
         linears = is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear)

@@ -27,6 +27,7 @@ class DiT(nn.Module):
         num_classes: K; the null label is K.
         learn_sigma: predict a variance beside the noise: C_out = 2 * C, else C.
         backend: name of the backend that the model's operations prefer; None: see `ditfast.use_backend`.
+        recompute_mlp: keep less for backward: the MLPs' activations are computed again there.
 
     Raises:
         ValueError: sizes that do not divide, or an unknown backend.
@@ -47,6 +48,7 @@ class DiT(nn.Module):
         num_classes=1000,
         learn_sigma=True,
         backend=None,
+        recompute_mlp=False,
     ):
         super().__init__()
         if hidden_size % 4:
@@ -65,6 +67,8 @@ class DiT(nn.Module):
         pos_embed = torch.zeros(1, self.x_embedder.num_patches, hidden_size)  # (1, N, D)
         self.pos_embed = nn.Parameter(pos_embed, requires_grad=False)
         self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
+        for block in self.blocks:
+            block.mlp.recompute = recompute_mlp
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 

@@ -2,11 +2,12 @@
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ditfast.ops import checks, reference
 from ditfast.ops.backend import DTYPES, choose, note, resolve
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run
-from ditfast.ops.rows import linear_dtype
+from ditfast.ops.rows import autocasts, linear_dtype
 
 
 def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
@@ -33,10 +34,13 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     """
     _check(h, w1, b1, w2, b2)
     dtype = linear_dtype(h)
-    name = choose(_OP, backend, h.device.type, _unsupported(dtype, h, w1, b1, w2, b2))
+    name = choose(_OP, backend, h.device.type, _unsupported(h, w1, b1, w2, b2))
     if name == "reference":
         note(_OP, name)
-        return reference.mlp(h, w1, b1, w2, b2)
+        if not recompute:
+            return reference.mlp(h, w1, b1, w2, b2)
+        pre = F.linear(h, w1, b1)  # (B, N, F)
+        return checkpoint(_second_half, pre, w2, b2, use_reentrant=False, preserve_rng_state=False)
     # cast here as autocast would, where autograd sees it
     h, w1, b1, w2 = (t.to(dtype) for t in (h, w1, b1, w2))
     b2 = None if b2 is None else b2.to(dtype)
@@ -62,11 +66,15 @@ def _check(h, w1, b1, w2, b2):
         checks.shape("b2", b2, "(D_out,)", (w2.shape[0],))
 
 
-def _unsupported(dtype, *tensors):
-    if dtype not in DTYPES:
-        return f"the kernels take float32, float16 and bfloat16, got {dtype}"
-    autocast = dtype != tensors[0].dtype
-    if not autocast and any(t is not None and t.dtype != dtype for t in tensors):
+def _second_half(pre, w2, b2):
+    return F.linear(F.gelu(pre, approximate="tanh"), w2, b2)
+
+
+def _unsupported(h, *weights):
+    for t in (h, *weights):
+        if t is not None and t.dtype not in DTYPES:
+            return f"the kernels take float32, float16 and bfloat16, got {t.dtype}"
+    if not autocasts(h) and any(t is not None and t.dtype != h.dtype for t in weights):
         return "the kernels need one dtype for h, weights and biases outside of autocast"
     return None
 

@@ -5,12 +5,16 @@ import torch
 from ditfast.ops.backend import DTYPES
 
 
+def autocasts(x: torch.Tensor) -> bool:
+    """Whether autocast would cast ``x`` for a Linear."""
+    device = x.device.type
+    possible = x.dtype != torch.float64 and torch.amp.is_autocast_available(device)
+    return possible and torch.is_autocast_enabled(device)
+
+
 def linear_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype in which a Linear will read a tensor like ``x``: autocast's, where it is on."""
-    device = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
 
 
 def unsupported(x: torch.Tensor, y: torch.Tensor | None, bias: torch.Tensor | None, *modulation) -> str | None:

@@ -154,3 +154,11 @@ def test_block_arguments(kit):
     assert (block.attn.attn_drop.p, block.attn.proj_drop.p) == (0.1, 0.2)
     assert {"attn.q_norm.weight", "attn.k_norm.bias"} <= block.state_dict().keys()
     assert not {name for name in DiTBlock(32, 4).state_dict() if "norm" in name}
+
+
+@torch.no_grad()
+def test_runs_on_the_meta_device(kit):
+    with torch.device("meta"):
+        model = kit.tiny()
+        x, t, y = torch.empty(3, 4, 10, 10), torch.empty(3), torch.zeros(3, dtype=torch.long)
+    assert model(x, t, y).shape == (3, 8, 10, 10)
