@@ -1,0 +1,242 @@
+"""benchmarks/bench_block.py: what it prints, what it counts, and that it does not let a wrong result pass."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ditfast import ops
+
+pytest.importorskip("rich")
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+QUICK = ["--quick", "--repeats", "1", "--batch", "2", "--dtype", "fp32"]  # the same on a GPU
+
+
+def load(name, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return import_module(name)
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The program in this process, without the subprocess that interprets kernels."""
+    module = load("bench_block", monkeypatch)
+    monkeypatch.setattr(module, "prove_kernels", lambda *args: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield module
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """One run as a user starts it: what it printed, and the files it wrote."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, str(FOLDER / "bench_block.py"), *QUICK]
+    files = ["--json", str(folder / "out.json"), "--plot", str(folder / "out.png")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many as in this process, so that both can be compared
+    done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, folder
+
+
+def test_quick_run_prints_one_table(quick):
+    printed, folder = quick
+    lines = [line.split() for line in printed.splitlines()]
+    first = [words[0] for words in lines if words]
+    assert first.count("eager") == first.count("GEMMs") == 2
+    assert all(len(line) <= 140 for line in printed.splitlines())
+    for word in ("TFLOP/s", "GMACs", "commit", "torch", "forward + backward", "ditfast ran on", "sdpa: attention"):
+        assert word in printed
+    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_holds_every_number(quick):
+    result = json.loads((quick[1] / "out.json").read_text())
+    assert result["schema"] == 1
+    assert {(c["variant"], c["mode"]) for c in result["cases"]} == {
+        (variant, mode) for variant in ("eager", "ditfast") for mode in ("fwd", "fwd_bwd")
+    }
+    for case in result["cases"]:
+        numbers = [case["tflops"], case["gmacs"], case["gemm_share"], *case["ms"].values(), *case["speedup"].values()]
+        assert all(math.isfinite(value) and value > 0 for value in numbers)
+        assert case["ms"]["p10"] <= case["ms"]["median"] <= case["ms"]["p90"]
+        assert case["parity"]["used"] <= 1
+    assert all(ceiling["tflops"] > 0 for ceiling in result["ceiling"].values())
+    assert result["header"]["machine"] and result["header"]["versions"]["torch"] == torch.__version__
+    assert result["backends"]["ditfast"]["gated_residual_layer_norm_modulate"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used where there is no GPU")
+def test_kernels_are_proven_in_the_interpreter(quick):
+    pytest.importorskip("triton")
+    kernels = json.loads((quick[1] / "out.json").read_text())["kernels"]
+    assert kernels["error"] is None and kernels["parity"]["used"] <= 1
+    assert kernels["backends"]["gated_residual_layer_norm_modulate"] == ["triton"]
+
+
+def test_a_wrong_operation_gets_no_speed(bench, monkeypatch, capsys, tmp_path):
+    right = ops.gated_residual_layer_norm_modulate
+
+    def wrong(*args, **kwargs):
+        x, h = right(*args, **kwargs)
+        return x, h * 1.01
+
+    monkeypatch.setattr(ops, "gated_residual_layer_norm_modulate", wrong)
+    assert bench.main([*QUICK, "--json", str(tmp_path / "out.json")]) == 1
+    assert capsys.readouterr().out.count("parity FAILED") == 2
+    for case in json.loads((tmp_path / "out.json").read_text())["cases"]:
+        assert (case["ms"] is None) == (case["variant"] == "ditfast")
+
+
+def test_a_gradient_that_is_wrong_alone_is_red(bench, monkeypatch):
+    right = ops.attention
+
+    def wrong(qkv, *args, **kwargs):
+        return right(qkv, *args, **kwargs) + 0.01 * (qkv - qkv.detach()).mean()
+
+    monkeypatch.setattr(ops, "attention", wrong)
+    assert bench.main([*QUICK, "--mode", "fwd"]) == 0
+    assert bench.main([*QUICK, "--mode", "fwd_bwd"]) == 1
+
+
+def test_a_variant_that_raises_does_not_lose_the_others(bench, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(ops, "attention", fail)
+    assert bench.main([*QUICK, "--mode", "fwd"]) == 1
+    printed = capsys.readouterr().out
+    assert "ditfast, forward, failed: RuntimeError: no such kernel" in printed and "1.00x" in printed
+
+
+@pytest.fixture
+def edited(quick, tmp_path):
+    """Write the quick run's JSON with a change."""
+
+    def write(change):
+        result = json.loads((quick[1] / "out.json").read_text())
+        change(result)
+        path = tmp_path / "old.json"
+        path.write_text(json.dumps(result))
+        return str(path)
+
+    return write
+
+
+def scale_times(result, factor):
+    for case in result["cases"]:
+        case["ms"]["median"] *= factor
+
+
+@pytest.mark.parametrize("factor, status", [(1e3, 0), (1e-3, 1)])
+def test_compare_judges_the_ratio(bench, edited, capsys, factor, status):
+    old = edited(lambda result: scale_times(result, factor))
+    assert bench.main([*QUICK, "--mode", "fwd", "--compare", old, "--fail-below", "0.95"]) == status
+    assert "old / new" in capsys.readouterr().out
+    assert bench.main([*QUICK, "--mode", "fwd", "--compare", old]) == 0
+
+
+def test_compare_refuses_another_machine_and_another_workload(bench, edited, capsys):
+    old = edited(lambda result: result["header"]["machine"].update(cpu="another"))
+    assert bench.main([*QUICK, "--compare", old]) == 2
+    assert "the machine differs: cpu was another" in capsys.readouterr().err
+    assert bench.main([*QUICK, "--batch", "3", "--compare", edited(lambda result: None)]) == 2
+    assert "the workload differs: batch was 2, is 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "DiT-XL2"], "--model: must be one of .*'DiT-XL2', did you mean DiT-XL/2?"),
+        (["--variants", "eagre"], "--variants: must be one of .*'eagre', did you mean eager?"),
+        (["--batch", "0"], "--batch: must be a whole number >= 1, got '0'"),
+        (["--blocks", "x"], "--blocks: must be a whole number >= 1, got 'x'"),
+        (["--image-size", "100"], "--image-size: must be a multiple of 16, got 100"),
+        (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["--fail-below", "0.9"], "--fail-below: needs --compare, got 0.9 alone"),
+        (["--fail-below", "-1", "--compare", "x"], "--fail-below: must be a number > 0, got '-1'"),
+        (["--compare"], "--compare: expected one argument"),
+        (["--compare", "absent.json"], "--compare: .*absent.json.* does not exist"),
+        (["--compare", __file__], "--compare: .* is not JSON"),
+        (["--json", "absent/out.json"], "--json: must be in a folder that exists"),
+        (["--official", "absent"], "--official: must be a checkout of the original with a models.py, got 'absent'"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_runs(bench, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(bench, "run", None)
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message.replace("?", "[?]"), error), error
+
+
+def test_official_checkout_is_timed_too(bench, capsys, tmp_path):
+    (tmp_path / "models.py").write_text("from eager_block import EagerBlock as DiTBlock\n")
+    assert bench.main([*QUICK, "--mode", "fwd", "--variants", "ditfast", "--official", str(tmp_path)]) == 0
+    assert "official" in capsys.readouterr().out
+
+
+def test_official_checkout_without_its_packages_says_which(bench, capsys, tmp_path):
+    (tmp_path / "models.py").write_text("import not_there\n")
+    with pytest.raises(SystemExit):
+        bench.main(["--official", str(tmp_path)])
+    assert "needs the package 'not_there', which is not installed" in capsys.readouterr().err
+
+
+def test_kept_bytes_of_a_known_graph(monkeypatch):
+    memory = load("memory", monkeypatch)
+    x = torch.randn(4, 8, requires_grad=True)
+    weight = torch.nn.Parameter(torch.randn(8, 8))
+
+    def run(cast):
+        h = (x * 2).exp().sin()  # keeps the input of sin, which is also the output of exp: counted once
+        return h @ weight.to(cast).to(h.dtype)  # keeps h; the cast of the weight is no activation
+
+    assert memory.kept_bytes(lambda: run(torch.float32), [weight]) == 2 * 4 * 8 * 4
+    half = torch.nn.Parameter(weight.detach().half().float())
+    weight = half
+    assert memory.kept_bytes(lambda: run(torch.float16), [half]) == 2 * 4 * 8 * 4
+
+
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
+def test_flops_are_those_of_the_flop_counter(monkeypatch, mode):
+    workload, variants = load("workload", monkeypatch), load("variants", monkeypatch)
+    w = workload.Workload("DiT-S/2", 64, batch=2, blocks=2, dtype="fp32", device="cpu")
+    stack, inputs = variants.Stack(workload.make_blocks(w)), workload.make_inputs(w)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the fused one is not counted
+        out = stack(*inputs[:2])
+        if mode == "fwd_bwd":
+            out.backward(inputs[2])
+    assert w.flops(mode) == counter.get_total_flops()
+
+
+def test_macs_are_those_of_the_paper(monkeypatch):
+    w = load("workload", monkeypatch).Workload("DiT-XL/2", 256, batch=1, blocks=28, dtype="fp32", device="cpu")
+    assert w.tokens == 256
+    assert w.macs("fwd") / 1e9 == pytest.approx(118.64, rel=1e-3)
+
+
+def test_parity_rejects_nan_and_one_wrong_sample(monkeypatch):
+    compare = load("parity", monkeypatch).compare
+    ref = [torch.randn(3, 5, 7, dtype=torch.float64)]
+    low = [t.bfloat16() for t in ref]
+    assert compare(["out"], low, low, ref)["used"] <= 0.5
+    broken = low[0].clone()
+    broken[1, 2, 3] = float("nan")
+    assert compare(["out"], [broken], low, ref)["used"] == float("inf")
+    small = [torch.cat((ref[0], 1e-3 * ref[0]))]  # the second half is invisible to the maximum
+    low = [t.bfloat16() for t in small]
+    wrong = [torch.cat((low[0][:3], 1.1 * low[0][3:]))]
+    assert compare(["out"], wrong, low, small)["used"] > 1
