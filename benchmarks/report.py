@@ -42,7 +42,7 @@ def _header(header):
 def _table(result):
     w = result["workload"]
     title = (
-        f"{w['model']} {w['image_size']}² · {w['blocks']} block{'s' * (w['blocks'] > 1)} of "
+        f"{w['model']} {w['image_size']}² · {_blocks(w)} of "
         f"B={w['batch']} N={w['tokens']} D={w['dim']} H={w['heads']} · {w['dtype']}"
     )
     has_peak = any(case["peak_bytes"] is not None for case in result["cases"])
@@ -62,6 +62,10 @@ def _table(result):
         cells = {"variant": "triton kernels", "10–90 %": "interpreter", "parity\n/ budget": _parity(case)}
         _add(table, columns, cells, _style(case | cells))
     return table
+
+
+def _blocks(workload):
+    return "1 block" if workload["blocks"] == 1 else f"{workload['blocks']} blocks"
 
 
 def _add(table, columns, cells, style):
@@ -137,7 +141,7 @@ def _foot(result):
         yield f"triton kernels failed: {result['kernels']['error']}"
     elif result["kernels"]:
         w = result["kernels"]["workload"]
-        shape = f"{w['blocks']} blocks of B={w['batch']} N={w['tokens']} D={w['dim']}"
+        shape = f"{_blocks(w)} of B={w['batch']} N={w['tokens']} D={w['dim']} in {w['dtype']}"
         yield f"triton kernels, {shape}, ran on {_grouped(result['kernels']['backends'])}"
 
 
@@ -190,6 +194,6 @@ def plot(result: dict, path) -> None:
     w = result["workload"]
     machine = result["header"]["machine"]
     name = machine.get("gpu") or machine["cpu"]
-    figure.suptitle(f"{w['blocks']} x {w['model']}, B={w['batch']}, N={w['tokens']}, {w['dtype']}, {name}")
+    figure.suptitle(f"{_blocks(w)} of {w['model']}, B={w['batch']}, N={w['tokens']}, {w['dtype']}, {name}")
     figure.savefig(path, dpi=160)
     plt.close(figure)
