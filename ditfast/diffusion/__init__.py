@@ -1,0 +1,22 @@
+"""Gaussian diffusion: the forward process, its learned reverse, losses and samplers, with the names of the original.
+
+Nothing here knows the model: it is any callable ``model(x, t, **model_kwargs)``.
+"""
+
+from ditfast.diffusion.gaussian import GaussianDiffusion, create_diffusion
+from ditfast.diffusion.kinds import LossType, ModelMeanType, ModelVarType
+from ditfast.diffusion.resample import LossSecondMomentResampler, UniformSampler, create_named_schedule_sampler
+from ditfast.diffusion.schedule import get_named_beta_schedule, space_timesteps
+
+__all__ = [
+    "GaussianDiffusion",
+    "LossSecondMomentResampler",
+    "LossType",
+    "ModelMeanType",
+    "ModelVarType",
+    "UniformSampler",
+    "create_diffusion",
+    "create_named_schedule_sampler",
+    "get_named_beta_schedule",
+    "space_timesteps",
+]

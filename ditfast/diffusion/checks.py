@@ -1,0 +1,56 @@
+"""Argument checks: one clear error that names the argument, the rule and the value. None of them reads a tensor."""
+
+import torch
+
+
+def floating(name: str, value) -> None:
+    """``value`` is a floating-point tensor with a batch dimension."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+    if value.dim() == 0:
+        raise ValueError(f"{name} must have shape (B, …), got ()")
+
+
+def timesteps(t, x: torch.Tensor) -> None:
+    """``t`` is (B,), integer, on the device of x (B, …)."""
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"t must be a tensor, got {type(t).__name__}")
+    if t.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"t must be int64 or int32, got {t.dtype}")
+    if tuple(t.shape) != (x.shape[0],):
+        raise ValueError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
+    if t.device != x.device:
+        raise ValueError(f"t must be on the device of x, {x.device}, got {t.device}")
+
+
+def like(name: str, value, of: str, x: torch.Tensor) -> None:
+    """``value`` is a floating-point tensor with the shape and device of x, an argument called ``of``."""
+    floating(name, value)
+    if value.shape != x.shape:
+        raise ValueError(f"{name} must have the shape of {of}, {tuple(x.shape)}, got {tuple(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of {of}, {x.device}, got {value.device}")
+
+
+def eta(value) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {value}")
+
+
+def model_output(output, x: torch.Tensor, learned_variance: bool) -> None:
+    """``output`` is (B, C, …) as x, or (B, 2C, …) where the model predicts a variance too."""
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(
+            f"the model must return a tensor, or a tuple that starts with one, got {type(output).__name__}"
+        )
+    channels = x.shape[1] * (2 if learned_variance else 1)
+    expected = (x.shape[0], channels, *x.shape[2:])
+    if tuple(output.shape) != expected:
+        rule = (
+            "twice the channels of x, for learn_sigma=True"
+            if learned_variance
+            else "the shape of x, for learn_sigma=False"
+        )
+        raise ValueError(f"the model's output must have {rule}: {expected}, got {tuple(output.shape)}")

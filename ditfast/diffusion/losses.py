@@ -1,0 +1,137 @@
+"""Training losses and the variational bound. What takes a diffusion here is a method of `GaussianDiffusion`."""
+
+import math
+
+import torch
+
+from ditfast.diffusion import checks, equations
+from ditfast.diffusion.kinds import LossType, ModelMeanType, ModelVarType
+from ditfast.diffusion.noise import noise_like
+
+
+def mean_flat(x):
+    """(B, …) -> (B,)."""
+    return x.flatten(1).mean(1)
+
+
+def normal_kl(mean1, log_variance1, mean2, log_variance2):
+    """KL divergence, in nats, of a diagonal Gaussian from another."""
+    log_ratio = -1 + log_variance2 - log_variance1 + torch.exp(log_variance1 - log_variance2)
+    return 0.5 * (log_ratio + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
+
+
+def _normal_cdf(x):
+    """A tanh approximation of the standard normal's cumulative distribution."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def discretized_gaussian_log_likelihood(x, means, log_scales):
+    """Log probability, in nats, of the one of 256 equal bins of [-1, 1] that holds x; the outer two are unbounded.
+
+    Source: Ho et al. 2020, equation 13.
+    """
+    centered, inverse = x - means, torch.exp(-log_scales)
+    below_upper = _normal_cdf(inverse * (centered + 1 / 255))
+    below_lower = _normal_cdf(inverse * (centered - 1 / 255))
+    inside = torch.where(x > 0.999, 1 - below_lower, below_upper - below_lower)
+    return torch.where(x < -0.999, below_upper, inside).clamp(min=1e-12).log()
+
+
+def _bound(x_start, x_t, t, truth, prediction):
+    """One term of the variational bound, in bits per dimension: (B,). Source: Ho et al. 2020, equation 5."""
+    true_mean, _, true_log_variance = truth
+    mean, log_variance = prediction["mean"], prediction["log_variance"]
+    kl = mean_flat(normal_kl(true_mean, true_log_variance, mean, log_variance))
+    nll = -mean_flat(discretized_gaussian_log_likelihood(x_start, mean, 0.5 * log_variance))
+    return torch.where(t == 0, nll, kl) / math.log(2)
+
+
+def vb_terms_bpd(diffusion, model, x_start, x_t, t, clip_denoised=True, model_kwargs=None):
+    """One term of the variational bound for each sample, in bits per dimension.
+
+    Returns:
+        A dict of ``output`` (B,): at t = 0 the negative log likelihood of x_start, else a KL divergence; and
+        ``pred_xstart`` (B, C, …).
+    """
+    prediction = diffusion.p_mean_variance(model, x_t, t, clip_denoised, model_kwargs=model_kwargs)
+    truth = diffusion.q_posterior_mean_variance(x_start, x_t, t)
+    return {"output": _bound(x_start, x_t, t, truth, prediction), "pred_xstart": prediction["pred_xstart"]}
+
+
+def training_losses(diffusion, model, x_start, t, model_kwargs=None, noise=None, generator=None):
+    """The loss of each sample.
+
+    Args:
+        model: see `p_mean_variance`.
+        x_start: (B, C, …) clean samples.
+        t: (B,) timesteps.
+        noise: (B, C, …); drawn, from ``generator``, where None.
+
+    Returns:
+        A dict of ``loss`` (B,) and its terms: ``mse``, and ``vb`` where the variance is learned.
+
+    Source: Ho et al. 2020, equation 14; Nichol & Dhariwal 2021, equation 16.
+    """
+    checks.floating("x_start", x_start)
+    if noise is None:
+        noise = noise_like(x_start, generator)
+    x_t = diffusion.q_sample(x_start, t, noise)
+    if diffusion.loss_type in (LossType.KL, LossType.RESCALED_KL):
+        bound = vb_terms_bpd(diffusion, model, x_start, x_t, t, clip_denoised=False, model_kwargs=model_kwargs)
+        weight = diffusion.num_timesteps if diffusion.loss_type is LossType.RESCALED_KL else 1
+        return {"loss": weight * bound["output"]}
+    output, _ = diffusion.call_model(model, x_t, t, model_kwargs)
+    target = noise if diffusion.model_mean_type is ModelMeanType.EPSILON else x_start
+    terms = {"mse": mean_flat((target - output[:, : x_start.shape[1]]) ** 2)}
+    if diffusion.model_var_type is ModelVarType.LEARNED_RANGE:
+        terms["vb"] = _variance_bound(diffusion, output, x_start, x_t, t)
+    return {**terms, "loss": sum(terms.values())}
+
+
+def _variance_bound(diffusion, output, x_start, x_t, t):
+    """The bound (B,) as a loss for the variance alone: the mean gets no gradient."""
+    mean, v = output.chunk(2, dim=1)
+    frozen = torch.cat([mean.detach(), v], dim=1)  # (B, 2C, …)
+    prediction = diffusion.read_output(frozen, x_t, t, clip_denoised=False)
+    truth = diffusion.q_posterior_mean_variance(x_start, x_t, t)
+    weight = diffusion.num_timesteps / 1000 if diffusion.loss_type is LossType.RESCALED_MSE else 1
+    return weight * _bound(x_start, x_t, t, truth, prediction)
+
+
+def _prior_bpd(diffusion, x_start):
+    """KL divergence of q(x_T | x_0) from the standard normal, in bits per dimension: (B,)."""
+    t = torch.full((len(x_start),), diffusion.num_timesteps - 1, device=x_start.device)
+    mean, _, log_variance = diffusion.q_mean_variance(x_start, t)
+    zero = torch.zeros_like(mean)
+    return mean_flat(normal_kl(mean, log_variance, zero, zero)) / math.log(2)
+
+
+@torch.no_grad()
+def calc_bpd_loop(diffusion, model, x_start, clip_denoised=True, model_kwargs=None, generator=None):
+    """The whole variational bound, in bits per dimension, and its terms.
+
+    Returns:
+        A dict of ``total_bpd`` and ``prior_bpd`` (B,), and, from t = T - 1 down to 0, each (B, T): ``vb``, the terms
+        of the bound; ``xstart_mse`` and ``mse``, the squared errors of the predicted x_0 and noise.
+
+    Source: Ho et al. 2020, equation 5.
+    """
+    checks.floating("x_start", x_start)
+    terms = []
+    for step in reversed(range(diffusion.num_timesteps)):
+        t = torch.full((len(x_start),), step, device=x_start.device)
+        noise = noise_like(x_start, generator)
+        x_t = diffusion.q_sample(x_start, t, noise)
+        bound = vb_terms_bpd(diffusion, model, x_start, x_t, t, clip_denoised, model_kwargs)
+        eps = equations.eps(diffusion.coefficients(t, x_t), x_t, bound["pred_xstart"])
+        xstart_mse = mean_flat((bound["pred_xstart"] - x_start) ** 2)
+        terms.append((bound["output"], xstart_mse, mean_flat((eps - noise) ** 2)))
+    vb, xstart_mse, mse = (torch.stack(column, dim=1) for column in zip(*terms, strict=True))  # (B, T) each
+    prior_bpd = _prior_bpd(diffusion, x_start)
+    return {
+        "total_bpd": vb.sum(1) + prior_bpd,
+        "prior_bpd": prior_bpd,
+        "vb": vb,
+        "xstart_mse": xstart_mse,
+        "mse": mse,
+    }

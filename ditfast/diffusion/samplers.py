@@ -1,0 +1,208 @@
+"""DDPM and DDIM sampling. What takes a diffusion here is a method of `GaussianDiffusion`.
+
+A step reads nothing back from the device and, once the tables are there, copies nothing to it: after one step, the
+next can be captured in a CUDA graph.
+"""
+
+import torch
+
+from ditfast.diffusion import checks, equations
+from ditfast.diffusion.noise import noise_like
+
+
+def p_sample(
+    diffusion,
+    model,
+    x,
+    t,
+    clip_denoised=True,
+    denoised_fn=None,
+    cond_fn=None,
+    model_kwargs=None,
+    generator=None,
+):
+    """One step of ancestral sampling: x_{t-1} from x_t.
+
+    Args:
+        model, clip_denoised, denoised_fn: see `p_mean_variance`.
+        x: (B, C, …) noisy samples.
+        t: (B,) timesteps.
+        cond_fn: see `condition_mean`.
+        generator: a `torch.Generator` for the step's noise, or a list of them, one per sample.
+
+    Returns:
+        A dict of ``sample`` (B, C, …), in the dtype of x, and ``pred_xstart``.
+
+    Source: Ho et al. 2020, algorithm 2.
+    """
+    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    mean = out["mean"]
+    if cond_fn is not None:
+        mean = diffusion.condition_mean(cond_fn, out, x, t, model_kwargs)
+    sample = mean + _where_noisy(x, t) * torch.exp(0.5 * out["log_variance"]) * noise_like(x, generator)
+    return {"sample": sample.to(x.dtype), "pred_xstart": out["pred_xstart"]}
+
+
+def ddim_sample(
+    diffusion,
+    model,
+    x,
+    t,
+    clip_denoised=True,
+    denoised_fn=None,
+    cond_fn=None,
+    model_kwargs=None,
+    eta=0.0,
+    generator=None,
+):
+    """One step of DDIM: x_{t-1} from x_t. As `p_sample`, and eta: 0 adds no noise, 1 as much as DDPM.
+
+    Source: Song et al. 2021, equation 12.
+    """
+    checks.eta(eta)
+    pred_xstart = _pred_xstart(diffusion, model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs)
+    c = diffusion.coefficients(t, x)
+    sigma = equations.ddim_sigma(c, eta)
+    mean = equations.ddim_mean(c.alphas_cumprod_prev, pred_xstart, equations.eps(c, x, pred_xstart), sigma)
+    # drawn at eta = 0 too, as the original does: the random stream is then that of its seeds
+    sample = mean + _where_noisy(x, t) * sigma * noise_like(x, generator)
+    return {"sample": sample.to(x.dtype), "pred_xstart": pred_xstart}
+
+
+def ddim_reverse_sample(
+    diffusion, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0
+):
+    """One step of DDIM backwards in time, x_{t+1} from x_t, without noise: encodes a sample. As `ddim_sample`.
+
+    Raises:
+        ValueError: an eta other than 0.
+
+    Source: Song et al. 2021, section 4.3.
+    """
+    if eta != 0:
+        raise ValueError(f"eta must be 0 for the deterministic reverse, got {eta}")
+    pred_xstart = _pred_xstart(diffusion, model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs)
+    c = diffusion.coefficients(t, x)
+    sample = equations.ddim_mean(c.alphas_cumprod_next, pred_xstart, equations.eps(c, x, pred_xstart))
+    return {"sample": sample.to(x.dtype), "pred_xstart": pred_xstart}
+
+
+def p_sample_loop(diffusion, model, shape, *args, **options):
+    """Samples (B, C, …) from noise; as `p_sample_loop_progressive`, whose last sample it is."""
+    return _last(diffusion.p_sample_loop_progressive(model, shape, *args, **options))
+
+
+def p_sample_loop_progressive(
+    diffusion,
+    model,
+    shape,
+    noise=None,
+    clip_denoised=True,
+    denoised_fn=None,
+    cond_fn=None,
+    model_kwargs=None,
+    device=None,
+    progress=False,
+    generator=None,
+):
+    """Ancestral sampling from noise, step by step: yields what `p_sample` returns, T times.
+
+    Args:
+        shape: (B, C, …) of the samples.
+        noise: where to start; drawn, from ``generator``, where None.
+        device: of the samples; by default that of noise, or of the model's parameters.
+        progress: show a progress bar (needs tqdm).
+        others: see `p_sample`.
+    """
+    start = _start(model, shape, noise, device, generator)
+
+    def step(x, t):
+        return diffusion.p_sample(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, generator)
+
+    return _loop(diffusion, step, start, progress)
+
+
+def ddim_sample_loop(diffusion, model, shape, *args, **options):
+    """Samples (B, C, …) from noise; as `ddim_sample_loop_progressive`, whose last sample it is."""
+    return _last(diffusion.ddim_sample_loop_progressive(model, shape, *args, **options))
+
+
+def ddim_sample_loop_progressive(
+    diffusion,
+    model,
+    shape,
+    noise=None,
+    clip_denoised=True,
+    denoised_fn=None,
+    cond_fn=None,
+    model_kwargs=None,
+    device=None,
+    progress=False,
+    eta=0.0,
+    generator=None,
+):
+    """DDIM sampling from noise, step by step; as `p_sample_loop_progressive`, with the eta of `ddim_sample`."""
+    start = _start(model, shape, noise, device, generator)
+
+    def step(x, t):
+        return diffusion.ddim_sample(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, eta, generator)
+
+    return _loop(diffusion, step, start, progress)
+
+
+def _pred_xstart(diffusion, model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs):
+    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    if cond_fn is not None:
+        out = diffusion.condition_score(cond_fn, out, x, t, model_kwargs)
+    return out["pred_xstart"]
+
+
+def _where_noisy(x, t):
+    """(B, 1, …): 0 for the last step, t = 0, which adds no noise, else 1."""
+    return (t != 0).to(torch.float32).view(-1, *[1] * (x.dim() - 1))
+
+
+def _loop(diffusion, step, x, progress):
+    for i in _shown(range(diffusion.num_timesteps - 1, -1, -1), progress):
+        t = torch.full((len(x),), i, device=x.device)  # filled on the device: no copy
+        with torch.no_grad():
+            out = step(x, t)
+        yield out
+        x = out["sample"]
+
+
+def _last(steps):
+    for out in steps:
+        sample = out["sample"]
+    return sample
+
+
+def _shown(steps, progress):
+    if not progress:
+        return steps
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from None
+    return tqdm(steps)
+
+
+def _start(model, shape, noise, device, generator):
+    """The noise to start from."""
+    if noise is None:
+        return noise_like(torch.empty(*shape, device=_device(model, device)), generator)
+    checks.floating("noise", noise)
+    if tuple(noise.shape) != tuple(shape):
+        raise ValueError(f"noise must have the shape asked for, {tuple(shape)}, got {tuple(noise.shape)}")
+    if device is not None and noise.device.type != torch.device(device).type:
+        raise ValueError(f"noise must be on device={device}, got {noise.device}")
+    return noise
+
+
+def _device(model, device):
+    if device is not None:
+        return device
+    module = getattr(model, "__self__", model)  # of a method such as forward_with_cfg
+    if not isinstance(module, torch.nn.Module) or (parameter := next(module.parameters(), None)) is None:
+        raise ValueError("device must be given, or noise, for a model without parameters; got None")
+    return parameter.device

@@ -1,0 +1,176 @@
+"""Noise schedules, the timesteps that are kept, and the tables that follow: all in float64, on the host."""
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+from itertools import accumulate, repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SCHEDULES = ("linear", "squaredcos_cap_v2")
+
+
+class Tables(NamedTuple):
+    """One value per timestep of each quantity, or, gathered at the timesteps of a batch, one per sample (B, 1, …)."""
+
+    betas: Any
+    alphas_cumprod: Any
+    alphas_cumprod_prev: Any
+    alphas_cumprod_next: Any
+    sqrt_alphas_cumprod: Any
+    sqrt_one_minus_alphas_cumprod: Any
+    log_one_minus_alphas_cumprod: Any
+    sqrt_recip_alphas_cumprod: Any
+    sqrt_recipm1_alphas_cumprod: Any
+    posterior_variance: Any
+    posterior_log_variance_clipped: Any
+    posterior_mean_coef1: Any
+    posterior_mean_coef2: Any
+    log_betas: Any
+    large_variance: Any
+    log_large_variance: Any
+
+
+def get_named_beta_schedule(name: str, steps: int) -> np.ndarray:
+    """The variances (T,) of the steps of the forward process, from ``"linear"`` or ``"squaredcos_cap_v2"``.
+
+    Raises:
+        ValueError: an unknown name, fewer than one step, or so few that a linear variance would reach 1.
+
+    Source: Ho et al. 2020, section 4 (linear); Nichol & Dhariwal 2021, equation 17 (squared cosine).
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"diffusion_steps must be a positive integer, got {steps!r}")
+    if name == "linear":
+        if steps <= 20:
+            raise ValueError(f"diffusion_steps must be above 20 for noise_schedule 'linear', got {steps}")
+        return np.linspace(0.1 / steps, 20 / steps, steps)  # 1e-4 to 0.02 for T = 1000
+    if name == "squaredcos_cap_v2":
+        time = np.arange(steps + 1) / steps
+        alphas_cumprod = np.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2  # (T + 1,)
+        return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
+    near = get_close_matches(str(name), SCHEDULES, n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"noise_schedule must be one of {', '.join(SCHEDULES)}, got {name!r}{hint}")
+
+
+def space_timesteps(num_timesteps: int, section_counts: str | int | Iterable[int]) -> set[int]:
+    """The timesteps to keep of ``num_timesteps``.
+
+    Args:
+        num_timesteps: T of the full process.
+        section_counts: how many to keep of each of as many equal sections, as integers or as text, ``"10,15,20"``;
+            each section keeps both ends, and its first step where it keeps one. A single step is the last, since
+            sampling starts there, from noise. ``"ddimN"`` keeps N at a whole stride, from 0.
+
+    Raises:
+        ValueError: not such a specification, or more steps than there are, or no whole stride that gives N.
+
+    Source: Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.2 (linear, "ddimN").
+    """
+    if isinstance(section_counts, str) and section_counts.startswith("ddim"):
+        return _strided(num_timesteps, section_counts)
+    counts = _parse(section_counts)
+    if counts == [1]:
+        return {num_timesteps - 1}
+    size, larger = divmod(num_timesteps, len(counts))
+    kept, start = set(), 0
+    for i, count in enumerate(counts):
+        length = size + (i < larger)
+        kept.update(start + step for step in _spread(length, count))
+        start += length
+    return kept
+
+
+def _strided(num_timesteps, spec):
+    count = int(spec[4:]) if spec[4:].isdecimal() else 0
+    for stride in range(1, num_timesteps + 1):
+        steps = range(0, num_timesteps, stride)
+        if len(steps) == count:
+            return set(steps)
+    raise ValueError(
+        f"timestep_respacing must be 'ddimN' where a whole stride keeps N of {num_timesteps} steps, got {spec!r}"
+    )
+
+
+def _parse(section_counts):
+    counts = section_counts.split(",") if isinstance(section_counts, str) else section_counts
+    counts = [counts] if isinstance(counts, int | np.integer) else list(counts)
+    try:
+        # through text, so that 2.5 and True are refused
+        counts = [int(str(count)) for count in counts]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 0 or not any(counts):
+        raise ValueError(
+            "timestep_respacing must be counts, not all 0, such as 250, '250' or '10,15,20', or 'ddimN', "
+            f"got {section_counts!r}"
+        )
+    return counts
+
+
+def _spread(length, count):
+    """``count`` of range(length), as even as rounding allows, both ends among them."""
+    if count > length:
+        raise ValueError(f"timestep_respacing must keep at most the {length} steps of a section, got {count}")
+    stride = (length - 1) / (count - 1) if count > 1 else 1
+    # summed, not multiplied: rounding errors of the sum decide ties, and the original's steps are those of the sum
+    positions = accumulate(repeat(stride, max(count - 1, 0)), initial=0.0)
+    return [round(position) for position in positions][:count]
+
+
+def check_betas(betas) -> np.ndarray:
+    """``betas`` as a float64 array (T,) of values strictly between 0 and 1.
+
+    Raises:
+        ValueError: another shape, or a value outside, NaN among them.
+    """
+    betas = np.array(betas, dtype=np.float64)
+    if betas.ndim != 1 or not len(betas):
+        raise ValueError(f"betas must have shape (T,) with T >= 1, got {betas.shape}")
+    wrong = betas[~((betas > 0) & (betas < 1))]
+    if len(wrong):
+        raise ValueError(f"betas must be strictly between 0 and 1, got {wrong[0]}")
+    return betas
+
+
+def respace(betas: np.ndarray, timesteps: list[int]) -> np.ndarray:
+    """The variances of the process that visits only ``timesteps``: (T,) -> (len(timesteps),).
+
+    Source: Nichol & Dhariwal 2021, equation 19.
+    """
+    alphas_cumprod = np.cumprod(1 - betas)[timesteps]
+    return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+
+
+def make_tables(betas: np.ndarray) -> Tables:
+    """Everything that the equations read, from the variances (T,).
+
+    Source: Ho et al. 2020, equations 4 and 7.
+    """
+    alphas_cumprod = np.cumprod(1 - betas)
+    previous = np.append(1.0, alphas_cumprod[:-1])
+    posterior_variance = betas * (1 - previous) / (1 - alphas_cumprod)
+    # at t = 0 the posterior is a point, log 0: the variance of t = 1 stands in, or beta where that is the only step
+    first = posterior_variance[1:2] if len(betas) > 1 else betas
+    clipped = np.append(first, posterior_variance[1:])
+    large = np.append(first, betas[1:])
+    return Tables(
+        betas=betas,
+        alphas_cumprod=alphas_cumprod,
+        alphas_cumprod_prev=previous,
+        alphas_cumprod_next=np.append(alphas_cumprod[1:], 0.0),
+        sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),
+        sqrt_one_minus_alphas_cumprod=np.sqrt(1 - alphas_cumprod),
+        log_one_minus_alphas_cumprod=np.log(1 - alphas_cumprod),
+        sqrt_recip_alphas_cumprod=np.sqrt(1 / alphas_cumprod),
+        sqrt_recipm1_alphas_cumprod=np.sqrt(1 / alphas_cumprod - 1),
+        posterior_variance=posterior_variance,
+        posterior_log_variance_clipped=np.log(clipped),
+        posterior_mean_coef1=betas * np.sqrt(previous) / (1 - alphas_cumprod),
+        posterior_mean_coef2=(1 - previous) * np.sqrt(1 - betas) / (1 - alphas_cumprod),
+        log_betas=np.log(betas),
+        large_variance=large,
+        log_large_variance=np.log(large),
+    )
