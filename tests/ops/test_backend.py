@@ -1,0 +1,270 @@
+"""Which backend an operation runs on, and what happens when it cannot."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from ops.row_ops import INPUTS, Case
+
+from ditfast import ops
+from ditfast.ops import backend
+from ditfast.ops.backend import OPS, active, choose, record, use_backend
+
+HOST = pytest.mark.skipif(not backend._installed["ditfast._C"], reason="the extension is not built")
+
+
+def attend(**kwargs):
+    """What attention ran on, on the CPU, where each of its three backends runs."""
+    with record() as log:
+        ops.attention(torch.randn(2, 5, 24), 2, **kwargs)
+    (name,) = log["attention"]
+    return name
+
+
+def modulate(device, d=16, per_token=False, dtype=torch.float32, **kwargs):
+    """What layer_norm_modulate ran on."""
+    x = torch.randn(2, 5, d, device=device, dtype=dtype)
+    row = torch.randn_like(x) if per_token else torch.randn(2, d, device=device, dtype=dtype)
+    with record() as log:
+        ops.layer_norm_modulate(x, row, row, **kwargs)
+    (name,) = log["layer_norm_modulate"]
+    return name
+
+
+def in_process(script, **environment):
+    """The last line that a new process prints, from JSON; the keywords are its environment."""
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True,
+                          text=True)  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr
+
+
+# each line takes away the one that won before
+ORDER = """
+import json, torch
+from ditfast import ops
+from ditfast.ops.backend import active, record, use_backend
+
+def attend(**kwargs):
+    with record() as log:
+        ops.attention(torch.randn(1, 3, 24), 2, **kwargs)
+    return log["attention"]
+
+seen = {}
+with use_backend("host"), use_backend("sdpa"):
+    seen["call"] = attend(backend="host")
+    seen["model"] = attend(backend=active("host"))
+    seen["inner context"] = attend(backend=active())
+with use_backend("sdpa"):
+    seen["outer context"] = attend()
+with use_backend("triton"):
+    seen["environment"] = attend()
+with use_backend("host"), use_backend("auto"):
+    seen["auto"] = attend()
+print(json.dumps(seen))
+"""
+
+
+@HOST
+def test_order():
+    seen = in_process(ORDER, DITFAST_BACKEND="reference")
+    assert seen == {
+        "call": ["host"],
+        "model": ["host"],
+        "inner context": ["sdpa"],
+        "outer context": ["sdpa"],
+        "environment": ["reference"],
+        "auto": ["sdpa"],
+    }
+
+
+def test_unknown_name_in_the_environment():
+    error = in_process("import ditfast.ops", DITFAST_BACKEND="cudnn")
+    assert "ValueError: DITFAST_BACKEND must be one of auto, " in error and "got 'cudnn'" in error
+
+
+@HOST
+def test_contexts_nest_and_end():
+    assert attend() == "sdpa"
+    with use_backend("reference"):
+        with use_backend("host"):
+            assert attend() == "host"
+        assert attend() == "reference"
+        with pytest.raises(ZeroDivisionError), use_backend("host"):
+            raise ZeroDivisionError
+        assert attend() == "reference"
+    assert attend() == "sdpa"
+
+
+def test_an_operation_takes_the_innermost_name_that_it_has(device):
+    with use_backend("reference"), use_backend("sdpa"):
+        assert modulate(device) == "reference"
+        assert attend() == "sdpa"
+        with use_backend("triton"):
+            assert modulate(device) == "triton"
+            assert attend() == "sdpa"
+
+
+def test_auto_in_a_call_undoes_every_context():
+    with use_backend("reference"):
+        assert attend(backend="auto") == "sdpa"
+        assert active() == ("reference", "auto")
+
+
+def test_auto_takes_the_reference_on_the_cpu():
+    """Triton's interpreter is for tests; nobody wants it unasked."""
+    assert modulate("cpu") == "reference"
+
+
+@pytest.mark.parametrize("enter", (use_backend, active), ids=("context", "model"))
+def test_unknown_name(enter):
+    with pytest.raises(ValueError, match="backend must be one of auto, .*, got 'cudnn'"), enter("cudnn"):
+        pass
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_name_that_the_operation_lacks(op):
+    """An error where the call says it, passed over where a model or a context does."""
+    lacking = "host" if op != "attention" else "triton"
+    with pytest.raises(ValueError, match=f"backend of {op} must be one of auto, .*, got '{lacking}'"):
+        choose(op, lacking, "cpu")
+    with use_backend(lacking):
+        assert choose(op, active(), "cpu") == choose(op, active("auto"), "cpu")
+
+
+WITHOUT_INTERPRETER = """
+import json, torch
+from ditfast import ops
+
+x, row = torch.randn(2, 5, 16), torch.randn(2, 16)
+try:
+    ops.layer_norm_modulate(x, row, row, backend="triton")
+except RuntimeError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_triton_on_the_cpu_needs_the_interpreter():
+    reason = in_process(WITHOUT_INTERPRETER, TRITON_INTERPRET="0")
+    assert reason == (
+        "layer_norm_modulate: backend 'triton' cannot run: "
+        "triton needs a CUDA tensor, or TRITON_INTERPRET=1, and this one is on cpu"
+    )
+
+
+CANNOT = {
+    "float64": (dict(dtype=torch.float64), "the kernels take float32, float16 and bfloat16, got torch.float64"),
+    "width": (dict(d=12), "the kernels need D to be a multiple of 8, at most 8192, got 12"),
+    "wide": (dict(d=8200), "the kernels need D to be a multiple of 8, at most 8192, got 8200"),
+    "per token": (dict(per_token=True), r"modulation of shape \(B, N, D\), one row per token, has no kernel"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "reason"), CANNOT.values(), ids=CANNOT)
+def test_forced_kernel_says_why_it_cannot_run(arguments, reason, device):
+    with pytest.raises(RuntimeError, match=f"layer_norm_modulate: backend 'triton' cannot run: {reason}"):
+        modulate(device, backend="triton", **arguments)
+    assert modulate(device, backend="reference", **arguments) == "reference"
+
+
+@pytest.mark.parametrize("arguments", [arguments for arguments, _ in CANNOT.values()], ids=CANNOT)
+def test_automatic_choice_takes_the_reference_instead(arguments, device):
+    assert modulate(device, **arguments) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("qkv", "reason"),
+    [
+        (torch.zeros(1, 3, 24, dtype=torch.float64), "the kernels take .*, got torch.float64"),
+        (torch.zeros(1, 3, 3 * 257), "head dim of at most 256, got 257"),
+        (torch.zeros(1, 3, 24, device="meta"), "host needs a CPU tensor, and this one is on meta"),
+    ],
+    ids=("float64", "head dim", "device"),
+)
+def test_forced_host_says_why_it_cannot_run(qkv, reason, monkeypatch):
+    monkeypatch.setitem(backend._installed, "ditfast._C", True)
+    with pytest.raises(RuntimeError, match=f"attention: backend 'host' cannot run: .*{reason}"):
+        ops.attention(qkv, 1, backend="host")
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "missing", "reason"),
+    [
+        ("attention", "host", "ditfast._C", "the extension ditfast._C is not built"),
+        ("layer_norm_modulate", "triton", "triton", "triton is not installed"),
+    ],
+)
+def test_what_is_not_installed(op, name, missing, reason, monkeypatch):
+    monkeypatch.setitem(backend._installed, missing, False)
+    with pytest.raises(RuntimeError, match=f"{op}: backend '{name}' cannot run: {reason}"):
+        choose(op, name, "cpu")
+    with use_backend(name), pytest.raises(RuntimeError, match=reason):  # a context does not fall back either
+        choose(op, None, "cpu")
+
+
+@pytest.mark.parametrize("op", INPUTS)
+@pytest.mark.parametrize("name", ("triton", "reference"))
+def test_backward_runs_on_what_forward_ran_on(op, name, device):
+    case = Case(op, b=2, n=3, d=16, device=device)
+    with record() as log:
+        with use_backend(name):
+            out = case.call(*case.inputs(), backend=None)
+        with use_backend("reference" if name == "triton" else "triton"):
+            sum(t.sum() for t in (out if isinstance(out, tuple) else (out,))).backward()
+    # the reference's backward is PyTorch's own
+    assert log == {op: [name, name] if name == "triton" else [name]}
+
+
+@HOST
+def test_backward_of_attention_runs_on_what_forward_ran_on():
+    qkv = torch.randn(2, 5, 24, requires_grad=True)
+    with record() as log:
+        with use_backend("host"):
+            out = ops.attention(qkv, 2)
+        out.sum().backward()
+    assert log == {"attention": ["host", "host"]}
+
+
+def test_records_nest():
+    with record() as outer:
+        attend()
+        with record() as inner:
+            ops.attention(torch.zeros(1, 2, 6), 1, backend="reference")
+        ops.attention(torch.zeros(1, 2, 6), 1, backend="sdpa")
+    assert inner == {"attention": ["reference"]} and outer == {"attention": ["sdpa"]}
+
+
+def test_compiled_code_follows_the_context(device):
+    """A graph compiled for one backend is not run under another."""
+    case = Case("layer_norm_modulate", b=2, n=3, d=16, device=device)
+    fn = torch.compile(lambda *a: case.call(*a, backend=None), fullgraph=True, backend="aot_eager")
+    for name in ("reference", "triton", "reference", "triton"):
+        with record() as log, use_backend(name), torch.no_grad():
+            fn(*case.inputs())
+        assert log == ({"layer_norm_modulate": ["triton"]} if name == "triton" else {})  # traced: nothing to note
+
+
+MODULATION = ("shift", "scale", "gate")
+
+
+@pytest.mark.parametrize("op", INPUTS)
+@pytest.mark.parametrize("name", ("auto", "triton"))
+def test_modulation_per_token_runs_on_the_reference(op, name, device):
+    """There is no kernel for it, so a context passes it over; of equal rows it is modulation per sample."""
+    case = Case(op, b=2, n=5, d=16, device=device)
+    inputs = case.inputs()
+    repeated = [
+        t.detach().unsqueeze(1).repeat(1, case.n, 1).requires_grad_() if name in MODULATION else t
+        for name, t in zip(INPUTS[op], inputs, strict=True)
+    ]
+    with use_backend(name), record() as log:
+        expected, got = (case.call(*a, backend=None) for a in (inputs, repeated))
+    assert log[op][-1] == "reference"
+    gradients = (torch.autograd.grad(out, a, case.weights()) for out, a in ((expected, inputs), (got, repeated)))
+    for argument, per_sample, per_token in zip(INPUTS[op], *gradients, strict=True):
+        per_token = per_token.sum(1) if argument in MODULATION else per_token
+        torch.testing.assert_close(per_token, per_sample, msg=argument)
+    for a, b in zip(*((t if isinstance(t, tuple) else (t,)) for t in (expected, got)), strict=True):
+        torch.testing.assert_close(a, b)
