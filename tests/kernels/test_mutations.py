@@ -11,12 +11,15 @@ import torch
 pytest.importorskip("triton")
 
 from contract import compare  # noqa: E402
+from ops import test_mlp  # noqa: E402
 from ops.row_ops import Case  # noqa: E402
 
 from ditfast import kernels  # noqa: E402
+from ditfast import ops as operations  # noqa: E402
 
 LN, GATED, JUNCTION = "layer_norm_modulate", "gated_residual", "gated_residual_layer_norm_modulate"
-FILE = {LN: "layer_norm_modulate", GATED: "gated_residual", JUNCTION: "junction"}
+PATCHES = ("patchify", "unpatchify", "patch_embed")
+FILE = {LN: LN, GATED: GATED, JUNCTION: "junction", "mlp": "gelu", **dict.fromkeys(PATCHES, "patches")}
 FOLDER = Path(kernels.__file__).parent
 
 
@@ -53,11 +56,13 @@ class Planted:
 
 
 def plant(where, right, wrong, what, ops=(LN, GATED, JUNCTION), file=None, **case):
+    """One error, for each operation that must show it; ``case`` changes the inputs of `Shaped`."""
     return [Planted(op, file or FILE[op], where, right, wrong, what, case) for op in ops]
 
 
 WITH_LN, WITH_GATE = (LN, JUNCTION), (GATED, JUNCTION)
 FORWARD, BACKWARD = "forward_kernel", "backward_kernel"
+MLP = ("mlp",)
 LAST_TOKEN = "tl.minimum(first + chunk, N)"
 
 PLANTED = [
@@ -143,6 +148,31 @@ PLANTED = [
     ),
     *plant(BACKWARD, "dx_row += layer_norm_grad", "dx_row = layer_norm_grad", "dx_new not added", (JUNCTION,)),
     *plant(BACKWARD, "dx_row += layer_norm_grad(dh_row, xhat, scale_row, r, D)\n", "\n", "dh ignored", (JUNCTION,)),
+    # the MLP
+    *plant(BACKWARD, " * (1.0 + x * (1.0 - gate) * slope)", "", "slope dropped", MLP),
+    *plant(BACKWARD, "0.134145", "0.044715", "cubic term of the slope", MLP),
+    *plant(BACKWARD, "total += dx", "total += dy", "dbias after GELU", MLP),
+    *plant(BACKWARD, "(x * gate).to", "x.to", "activation not applied again", MLP),
+    *plant(BACKWARD, "(rows < M)", "(rows < M - 1)", "last row missed", MLP),
+    *plant(BACKWARD, "first + CHUNK, ROWS", "first + CHUNK - ROWS, ROWS", "last rows of a chunk missed", MLP),
+    *plant(BACKWARD, "(cols < F)[None, :]", "(cols < F - 1)[None, :]", "last column missed", MLP),
+    *plant(BACKWARD, "program % blocks * COLS", "0 * COLS", "later columns missed", MLP),
+    # patches
+    *plant("element", "j // (C * P), j // C % P", "j // C % P, j // (C * P)", "patch transposed", PATCHES[:1]),
+    *plant("element", "j // P % P, j % P", "j % P, j // P % P", "patch transposed", PATCHES[2:]),
+    *plant("patchify_kernel", "mask = at < total", "mask = at < total - 1", "last element missed", PATCHES[:1]),
+    *plant("patchify_kernel", "b * x_b", "0 * x_b", "image of sample 0", PATCHES[:1]),
+    *plant("unpatchify_kernel", "mask = at < total", "mask = at < total - 1", "last element missed", PATCHES[1:2]),
+    *plant("unpatchify_kernel", "b * t_b", "0 * t_b", "tokens of sample 0", PATCHES[1:2]),
+    *plant("unpatchify_kernel", "h // P * (width // P)", "h // P * (height // P)", "square grid", PATCHES[1:2]),
+    *plant("unpatchify_kernel", "(h % P * P + w % P) * C", "(w % P * P + h % P) * C", "transposed", PATCHES[1:2]),
+    *plant("embed_kernel", "x + b * x_b", "x", "image of sample 0", PATCHES[2:]),
+    *plant("embed_kernel", "0, K, BLOCK_K", "0, BLOCK_K, BLOCK_K", "later part of a patch missed", PATCHES[2:]),
+    *plant("embed_kernel", "(k < K)[None, :]", "(k < K - 1)[None, :]", "last element missed", PATCHES[2:]),
+    *plant("embed_kernel", "tl.load(bias + d, mask=d_live", "tl.load(bias + d, mask=d < 0", "bias", PATCHES[2:]),
+    *plant("embed_kernel", "pos + n[:, None] * pos_n", "pos + n[:, None] * 0", "position of token 0", PATCHES[2:]),
+    *plant("embed_kernel", "n < N, d < D", "n < N - 1, d < D", "last token missed", PATCHES[2:]),
+    *plant("embed_kernel", "n < N, d < D", "n < N, d < D - 1", "last column missed", PATCHES[2:]),
 ]
 
 
@@ -182,15 +212,53 @@ def swap(tmp_path, monkeypatch, poisoned):
     return swap
 
 
-def check(case):
+def check(planted):
+    """Hold the operation to the numerical contract."""
+    {"mlp": check_mlp, **dict.fromkeys(PATCHES, check_patches)}.get(planted.op, check_rows)(planted)
+
+
+def check_rows(planted):
+    case = Shaped(planted.op, **planted.case)
     compare(case.call, case.inputs, names=case.names(), weights=case.weights(), backend="triton")
+
+
+def check_mlp(planted):
+    """Two chunks of rows and two blocks of columns, neither of which is full."""
+    compare(
+        test_mlp.call("fp16", "cpu", True),
+        lambda dtype: test_mlp.inputs("fp16", 2, 11, 16, 520, "cpu", dtype=dtype),
+        names=test_mlp.NAMES,
+        parameters=test_mlp.PARAMETERS,
+        weights=[torch.randn(2, 11, 16, generator=torch.Generator().manual_seed(4)).half()],
+        backend="triton",
+    )
+
+
+def check_patches(planted):
+    """Images (2, 4, 12, 20) in patches of 4 pixels, (ph, pw, c) where there is a choice, 15 tokens."""
+    image, tokens = (2, 4, 12, 20), (2, 15, 64)
+    shapes = {"patchify": [image], "unpatchify": [tokens], "patch_embed": [image, (136, 4, 4, 4), (136,), (15, 136)]}
+    rest = {"patchify": (4, True), "unpatchify": (4, (3, 5), True), "patch_embed": (4,)}[planted.op]
+    outputs = {"patchify": tokens, "unpatchify": image, "patch_embed": (2, 15, 136)}
+
+    def randn(*shape):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+    compare(
+        lambda *a, backend: getattr(operations, planted.op)(*a, *rest, backend=backend),
+        lambda dtype: [randn(*shape).to(dtype or torch.float32).requires_grad_() for shape in shapes[planted.op]],
+        names=("out", "dx", "dweight", "dbias", "dpos")[: 1 + len(shapes[planted.op])],
+        parameters=("dweight", "dbias", "dpos"),
+        weights=[randn(*outputs[planted.op])],
+        backend="triton",
+    )
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=str)
 def test_planted_error_is_caught(planted, swap):
     swap(planted, planted.wrong)
     with pytest.raises(AssertionError, match="max error|relative L2 error|not finite"):
-        check(Shaped(planted.op, **planted.case))
+        check(planted)
 
 
 UNCHANGED = {(p.op, *p.case.items()): p for p in PLANTED}
@@ -200,4 +268,4 @@ UNCHANGED = {(p.op, *p.case.items()): p for p in PLANTED}
 def test_right_kernel_passes(planted, swap):
     """The same harness without an error: what the tests above see is the error."""
     swap(planted, planted.right)
-    check(Shaped(planted.op, **planted.case))
+    check(planted)
