@@ -1,9 +1,12 @@
 """attention: softmax(q k^T * scale) v without a mask, on the packed output of the qkv Linear."""
 
+import warnings
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
-from ditfast.ops import checks, reference
+from ditfast.ops import checks, explicit, extension, fastest, reference
 from ditfast.ops.backend import DTYPES, choose, note
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run
 
@@ -15,7 +18,8 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
         qkv: (B, N, 3*H*d), straight from the Linear: q of all heads, then k, then v.
         num_heads: H.
         scale: factor on the logits; None for ``d ** -0.5``.
-        backend: see `ditfast.ops`; "sdpa" is PyTorch's, "host" this package's C++ twin for the CPU.
+        backend: see `ditfast.ops`; "sdpa" is PyTorch's, "cuda" and "triton" this package's kernels for d = 64 and
+            72, "host" their plain C++ twin on the CPU. Automatic: the fastest that is right on this machine.
 
     Returns:
         (B, N, H*d) in the dtype of qkv.
@@ -28,8 +32,8 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
     """
     head_dim = _check(qkv, num_heads)
     scale = head_dim**-0.5 if scale is None else float(scale)
-    name = choose(_OP, backend, qkv.device.type, _unsupported(qkv, head_dim))
-    if name == "host":
+    name = _choose(qkv, head_dim, backend)
+    if name in ("cuda", "triton", "host"):
         return _call(qkv, num_heads, scale, name)[0]
     note(_OP, name)
     if name == "sdpa":
@@ -50,12 +54,40 @@ def _check(qkv, num_heads):
     return qkv.shape[-1] // (3 * num_heads)
 
 
-def _unsupported(qkv, head_dim):
-    if qkv.dtype not in DTYPES:
-        return f"the kernels take float32, float16 and bfloat16, got {qkv.dtype}"
-    if head_dim > 256:
-        return f"the kernels take a head dim of at most 256, got {head_dim}"
+def _choose(qkv, head_dim, requested):
+    """A name; the automatic choice takes a kernel where it is right and fastest, else PyTorch's attention."""
+    device = qkv.device
+    reasons = {name: _unsupported(name, qkv, head_dim) for name in ("cuda", "triton", "host")}
+    name = choose(_OP, requested, device.type, reasons)
+    if name != "auto":
+        return name
+    if qkv.dtype == torch.float32 or any(reasons[k] for k in ("cuda", "triton")):
+        return "sdpa"
+    if not torch.compiler.is_compiling() and not extension.is_aligned(extension.unit_stride(qkv)):
+        _warn_unaligned()
+        return "sdpa"
+    return fastest.choose(qkv.dtype, head_dim, qkv.shape[1], device)
+
+
+def _unsupported(name, qkv, head_dim):
+    """Why a kernel cannot take this tensor; None if it can."""
+    dtypes = DTYPES[1:] if name == "cuda" else DTYPES
+    if qkv.dtype not in dtypes:
+        return f"it takes {', '.join(str(t).removeprefix('torch.') for t in dtypes)}, got {qkv.dtype}"
+    if name == "host" and head_dim > 256:
+        return f"it takes a head dim of at most 256, got {head_dim}"
+    if name != "host" and head_dim not in (64, 72):
+        return f"it takes a head dim of 64 or 72, got {head_dim}"
     return None
+
+
+@cache
+def _warn_unaligned():
+    warnings.warn(
+        "ditfast: attention runs on PyTorch's, because the rows of qkv do not begin at multiples of 16 bytes",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _sdpa(qkv, num_heads, scale):
@@ -65,66 +97,38 @@ def _sdpa(qkv, num_heads, scale):
     return out.transpose(1, 2).reshape(b, n, width // 3)
 
 
-def _rows(t):
-    return t if t.stride(-1) == 1 else t.contiguous()
-
-
-def _geometry(qkv, num_heads):
-    b, n, width = qkv.shape
-    return {
-        "dtype": str(qkv.dtype).removeprefix("torch."),
-        "batch": b,
-        "tokens": n,
-        "heads": num_heads,
-        "head_dim": width // (3 * num_heads),
-        "stride_b": qkv.stride(0),
-        "stride_n": qkv.stride(1),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def _forward(qkv, num_heads, scale, backend):
-    from ditfast import _C
-
     note(_OP, backend)
-    qkv = _rows(qkv)
-    out, lse = _forward_fake(qkv, num_heads, scale, backend)
-    _C.attention_forward_host(
-        qkv=qkv.data_ptr(), out=out.data_ptr(), lse=lse.data_ptr(), scale=scale, **_geometry(qkv, num_heads)
-    )
-    return out, lse
+    if backend == "triton":
+        from ditfast.kernels import attention as kernel
+
+        return kernel.forward(extension.unit_stride(qkv), num_heads, scale)
+    return _FORWARD[backend](qkv, num_heads, scale)
 
 
 def _forward_fake(qkv, num_heads, scale, backend):
-    b, n, width = qkv.shape
-    return qkv.new_empty(b, n, width // 3), qkv.new_empty(b, num_heads, n, dtype=torch.float32)
+    return extension.empty_outputs(qkv, num_heads)
 
 
 def _backward(dout, qkv, out, lse, scale, backend):
-    from ditfast import _C
-
     note(_OP, backend)
-    qkv = _rows(qkv)
-    dqkv = qkv.new_empty(qkv.shape)
-    _C.attention_backward_host(
-        dout=dout.data_ptr(),
-        qkv=qkv.data_ptr(),
-        out=out.data_ptr(),
-        lse=lse.data_ptr(),
-        dqkv=dqkv.data_ptr(),
-        dout_stride_b=dout.stride(0),
-        dout_stride_n=dout.stride(1),
-        dout_stride_c=dout.stride(2),
-        scale=scale,
-        **_geometry(qkv, lse.shape[1]),
-    )
-    return dqkv
+    if backend == "triton":
+        from ditfast.kernels import attention as kernel
+
+        return kernel.backward(extension.unit_stride(dout), extension.unit_stride(qkv), out, lse, scale)
+    return _BACKWARD[backend](dout, qkv, out, lse, scale)
 
 
 def _backward_fake(dout, qkv, out, lse, scale, backend):
     return qkv.new_empty(qkv.shape)
 
 
+_FORWARD = {"cuda": extension.cuda_forward, "host": extension.host_forward, "reference": explicit.attention}
+_BACKWARD = {
+    "cuda": extension.cuda_backward,
+    "host": extension.host_backward,
+    "reference": explicit.attention_backward,
+}
 _forward_op = define(
     "attention(Tensor qkv, int num_heads, float scale, str backend) -> (Tensor, Tensor)",
     _forward,

@@ -9,6 +9,7 @@ there is a Triton kernel"). A name that the operation has but that cannot run he
 import importlib.util
 import os
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -18,7 +19,7 @@ OPS = {
     "gated_residual": ("triton", "reference"),
     "gated_residual_layer_norm_modulate": ("triton", "reference"),
     "mlp": ("triton", "reference"),
-    "attention": ("sdpa", "host", "reference"),
+    "attention": ("cuda", "triton", "sdpa", "host", "reference"),
     "patchify": ("triton", "reference"),
     "unpatchify": ("triton", "reference"),
     "patch_embed": ("triton", "reference"),
@@ -73,7 +74,8 @@ def record():
 
 def note(op: str, name: str) -> None:
     """Tell `record` that ``op`` ran on ``name``."""
-    if _log is not None and not torch.compiler.is_compiling():
+    # in this order: a compiled function must not depend on _log
+    if not torch.compiler.is_compiling() and _log is not None:
         _log.setdefault(op, []).append(name)
 
 
@@ -101,6 +103,8 @@ def why_not(op: str, name: str, device_type: str) -> str | None:
             return "triton is not installed"
         if device_type != "cuda" and not _interpreting:
             return f"triton needs a CUDA tensor, or TRITON_INTERPRET=1, and this one is on {device_type}"
+    if name == "cuda":
+        return _why_not_cuda(device_type)
     if name == "host":
         if not _installed["ditfast._C"]:
             return "the extension ditfast._C is not built"
@@ -109,12 +113,28 @@ def why_not(op: str, name: str, device_type: str) -> str | None:
     return None
 
 
-def choose(op: str, requested, device_type: str, unsupported: str | None = None) -> str:
+def _why_not_cuda(device_type):
+    if not _installed["ditfast._C"]:
+        return "the extension ditfast._C is not built"
+    if device_type != "cuda":
+        return f"cuda needs a CUDA tensor, and this one is on {device_type}"
+    return _extension_on_gpu(torch.cuda.current_device())
+
+
+@cache
+def _extension_on_gpu(index):
+    from ditfast import _C
+
+    return _C.cuda_attention_supported(index) or None
+
+
+def choose(op: str, requested, device_type: str, unsupported: str | dict[str, str | None] | None = None) -> str:
     """The backend of one call: a name, or "auto" where only the running operation can tell.
 
     Args:
         requested: the call's ``backend=``: None, a name (strict), or a tuple of names in order of preference.
-        unsupported: why these arguments rule out the operation's kernels (None: they do not).
+        unsupported: why these arguments rule out the operation's kernels (None: they do not); by backend, if they
+            differ.
 
     Raises:
         ValueError: the call names a backend that the operation does not have.
@@ -132,12 +152,12 @@ def choose(op: str, requested, device_type: str, unsupported: str | None = None)
         if name in OPS[op]:
             reason = why_not(op, name, device_type)
             if reason is None and name not in ("reference", "sdpa"):
-                reason = unsupported
+                reason = unsupported[name] if isinstance(unsupported, dict) else unsupported
             if reason is not None:
                 raise RuntimeError(f"{op}: backend {name!r} cannot run: {reason}")
             return name
     if op == "attention":
-        return "sdpa"
+        return "auto" if device_type in _AUTOMATIC else "sdpa"
     kernel = device_type in _AUTOMATIC and unsupported is None and why_not(op, "triton", device_type) is None
     return "auto" if kernel else "reference"
 

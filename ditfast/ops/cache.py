@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,7 +32,9 @@ def environment(device: torch.device) -> str:
     from ditfast import kernels
 
     digest = hashlib.sha256()
-    for path in sorted(Path(kernels.__path__[0]).glob("*.py")):
+    extension = find_spec("ditfast._C")
+    binary = [Path(extension.origin)] if extension else []
+    for path in [*sorted(Path(kernels.__path__[0]).glob("*.py")), *binary]:
         digest.update(path.read_bytes())
     machine = "cpu"
     if device.type == "cuda":
@@ -40,16 +43,16 @@ def environment(device: torch.device) -> str:
     return f"selfcheck-{digest.hexdigest()[:24]}.json"
 
 
-def load(device: torch.device) -> dict[str, bool]:
+def load(device: torch.device) -> dict[str, bool | dict]:
     """All answers on disk; empty where there are none or the file is damaged."""
     try:
         answers = json.loads((folder() / environment(device)).read_text())
     except (OSError, ValueError):
         return {}
-    return {k: v for k, v in answers.items() if isinstance(v, bool)} if isinstance(answers, dict) else {}
+    return {k: v for k, v in answers.items() if isinstance(v, bool | dict)} if isinstance(answers, dict) else {}
 
 
-def store(device: torch.device, key: str, answer: bool) -> None:
+def store(device: torch.device, key: str, answer: bool | dict) -> None:
     """Add one answer to those on disk, if the disk lets us."""
     with contextlib.suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)

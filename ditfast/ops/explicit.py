@@ -60,3 +60,28 @@ def junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
     dy, dgate, dbias = gated_residual_backward(dx, y, gate, bias)
     dmodulation = torch.cat((_wide(dgate).unsqueeze(0), dmodulation)).to(scale.dtype)
     return dx.to(x_new.dtype), dy, dmodulation, dbias
+
+
+def attention(qkv, num_heads, scale):
+    """out (B, N, H*d) and the log-sum-exp of the logits, lse (B, H, N), in at least float32."""
+    q, k, v = _heads(qkv, num_heads)
+    logits = q @ k.mT * scale  # (B, H, N, N)
+    lse = logits.logsumexp(-1)
+    out = torch.exp(logits - lse.unsqueeze(-1)) @ v
+    return out.transpose(1, 2).flatten(2).to(qkv.dtype), lse
+
+
+def attention_backward(dout, qkv, out, lse, scale):
+    """Gradient of `attention`: dqkv (B, N, 3*H*d)."""
+    num_heads = lse.shape[1]
+    q, k, v = _heads(qkv, num_heads)
+    dout, out = (_wide(t).unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (dout, out))  # (B, H, N, d)
+    p = torch.exp(q @ k.mT * scale - lse.unsqueeze(-1))  # (B, H, N, N)
+    ds = p * (dout @ v.mT - (dout * out).sum(-1, keepdim=True)) * scale
+    dqkv = torch.stack((ds @ k, ds.mT @ q, p.mT @ dout))  # (3, B, H, N, d)
+    return dqkv.permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
+
+
+def _heads(qkv, num_heads):
+    """q, k, v, each (B, H, N, d)."""
+    return _wide(qkv).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)

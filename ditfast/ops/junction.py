@@ -96,8 +96,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd_backward(ctx, dx_new, dh, _dmean, _drstd):
-    bias = ctx.saved_tensors[4]
-    dx, dy, (dgate, dshift, dscale), dbias = run(_backward_op, dx_new, dh, *ctx.saved_tensors, ctx.backend)
+    saved = ctx.saved_tensors  # read once: checkpointing unpacks each tensor a single time
+    dx, dy, (dgate, dshift, dscale), dbias = run(_backward_op, dx_new, dh, *saved, ctx.backend)
+    bias = saved[4]
     return dx, dy, dgate, dshift, dscale, None, (None if bias is None else dbias), None, None
 
 

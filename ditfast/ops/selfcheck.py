@@ -17,6 +17,7 @@ import torch
 from ditfast.ops import backend, cache, contract
 
 SAMPLES, TOKENS = 2, 1100  # enough that a program walks over several tokens
+ATTENTION_TOKENS = 333  # several tiles and a rest
 
 _answers: dict[tuple, bool] = {}
 _lock = threading.RLock()
@@ -74,7 +75,7 @@ def _decide(key) -> bool:
 def _warn(name, device):
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     warnings.warn(
-        f"ditfast: the Triton kernels of {name} failed their self-check on {where} and are not used; "
+        f"ditfast: the kernels of {name} failed their self-check on {where} and are not used; "
         "`python -m ditfast.doctor --verify` shows why",
         RuntimeWarning,
         stacklevel=2,
@@ -87,7 +88,8 @@ def check(op: str, stream: torch.dtype, branch: torch.dtype, width: int, device:
     outer, backend._log = backend._log, None
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            reason = _compare(_PROBLEMS[op], stream, branch, width, device)
+            kernel = op.partition("/")[2] or "triton"  # attention has two
+            reason = _compare(_PROBLEMS[op], kernel, stream, branch, width, device)
     except Exception as error:  # a kernel that does not compile or launch is not used
         reason = f"{type(error).__name__}: {str(error)[:300]}"
     finally:
@@ -95,9 +97,9 @@ def check(op: str, stream: torch.dtype, branch: torch.dtype, width: int, device:
     return Result(op, stream, branch, width, reason, time.perf_counter() - start)
 
 
-def _compare(problem, stream, branch, width, device):
+def _compare(problem, kernel, stream, branch, width, device):
     inputs = _Inputs(stream, branch, device)
-    got = problem(inputs, width, "triton")
+    got = problem(inputs, width, kernel)
     low = problem(inputs.again(), width, "reference")
     ref = problem(inputs.again(torch.float64), width, "reference")
     for name in got:
@@ -191,7 +193,17 @@ def _factor(k):
     return next(p for p in (8, 4, 2, 1) if k % (p * p) == 0 and (k // (p * p) >= 3 or p == 1))
 
 
+def _attention(t, d, name):
+    op, heads = import_module("ditfast.ops.attention"), 2
+    qkv, dout = t(SAMPLES, ATTENTION_TOKENS, 3 * heads * d), t(SAMPLES, ATTENTION_TOKENS, heads * d)
+    out, lse = op._forward(qkv, heads, d**-0.5, name)
+    dq, dk, dv = op._backward(dout, qkv, out, lse, d**-0.5, name).chunk(3, dim=-1)
+    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+
+
 _PROBLEMS = {
+    "attention/cuda": _attention,
+    "attention/triton": _attention,
     "layer_norm_modulate": _layer_norm_modulate,
     "gated_residual": _gated_residual,
     "gated_residual_layer_norm_modulate": _junction,

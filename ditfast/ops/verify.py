@@ -24,11 +24,14 @@ PRECISIONS = {  # dtype of the residual stream, of the branches
 }
 
 
-def problems(hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> list[tuple]:
-    """(op, stream dtype, branch dtype, width) of what a DiT of these sizes asks its kernels."""
+def problems(device_type: str, hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> list[tuple]:
+    """(op, stream dtype, branch dtype, width) of what a DiT of these sizes asks its kernels on such a device."""
     found = []
-    for op, names in backend.OPS.items():
-        if "triton" not in names:
+    for op in backend.OPS:
+        if op == "attention":
+            halves = [PRECISIONS[p][1] for p in precisions if PRECISIONS[p][1] != torch.float32]
+            kernels = [name for name in ("cuda", "triton") if backend.why_not(op, name, device_type) is None]
+            found += [(f"{op}/{name}", t, t, d) for name in kernels for t in halves for d in (64, 72)]
             continue
         if op in ("patchify", "unpatchify", "patch_embed"):
             widths = [channels * p * p for channels in (4, 8) for p in (2, 4, 8)]
@@ -65,7 +68,7 @@ def verify(
         if name not in PRECISIONS:
             raise ValueError(f"precisions must be among {', '.join(PRECISIONS)}, got {name!r}")
     results = []
-    for result in _check_all(problems(hidden_sizes, precisions), device):
+    for result in _check_all(problems(device.type, hidden_sizes, precisions), device):
         results.append(result)
         progress(result)
     return results
@@ -73,7 +76,8 @@ def verify(
 
 def verify_apart(hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> Iterator[Result]:
     """As `verify`, in a process of its own; yields results as they come."""
-    device, pending = _device(None), problems(hidden_sizes, precisions)
+    device = _device(None)
+    pending = problems(device.type, hidden_sizes, precisions)
     while pending:
         start = time.perf_counter()
         process = subprocess.Popen(

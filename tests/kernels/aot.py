@@ -103,10 +103,10 @@ def main():
     from aot_cases import launch
 
     for case in json.load(sys.stdin):
-        launches = []
-        with captured(launches):
-            launch(case)
         for arch in case["archs"]:
+            launches = []
+            with captured(launches):
+                launch(case, arch)
             for kernel, args, kwargs in launches:
                 print(json.dumps({"case": case, **build(kernel, args, kwargs, arch)}), flush=True)
 

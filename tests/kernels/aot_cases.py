@@ -1,13 +1,28 @@
 """Call each launcher on tensors of the shapes and dtypes that the model gives it."""
 
+from contextlib import contextmanager
+
 import torch
 
 
-def launch(case):
+def launch(case, arch):
     """Forward and backward launchers of ``case["op"]``; the tensors' values do not matter."""
     branch = getattr(torch, case["dtype"])
     stream = getattr(torch, case.get("stream_dtype", case["dtype"]))
-    globals()[f"_{case['op']}"](tuple(case["shape"]), stream, branch)
+    with on_architecture(arch):
+        globals()[f"_{case['op']}"](tuple(case["shape"]), stream, branch)
+
+
+@contextmanager
+def on_architecture(arch):
+    """Launchers that choose tiles by GPU see one of compute capability ``arch``, as in 90."""
+    from ditfast.kernels import attention
+
+    here, attention.capability = attention.capability, lambda device: divmod(arch, 10)
+    try:
+        yield
+    finally:
+        attention.capability = here
 
 
 def _tensors(shape, stream, branch):
@@ -59,3 +74,13 @@ def _patches(shape, stream, branch):
         x, weight = torch.empty(b, 4, side * p, side * p, dtype=branch), torch.empty(d, 4 * p * p, dtype=branch)
         patches.patch_embed(x, weight, torch.empty(d, dtype=branch), torch.empty(n, d, dtype=stream), p, stream)
         patches.unpatchify(patches.patchify(x, p, True), p, side, side, True)
+
+
+def _attention(shape, stream, branch):
+    from ditfast.kernels import attention
+
+    b, n, d = shape
+    heads = d // 72 if d % 72 == 0 else d // 64
+    qkv = torch.empty(b, n, 3 * d, dtype=branch)
+    out, lse = attention.forward(qkv, heads, 0.125)
+    attention.backward(out, qkv, out, lse, 0.125)
