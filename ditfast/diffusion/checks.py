@@ -43,7 +43,7 @@ def model_output(output, x: torch.Tensor, learned_variance: bool) -> None:
     """``output`` is (B, C, …) as x, or (B, 2C, …) where the model predicts a variance too."""
     if not isinstance(output, torch.Tensor):
         raise TypeError(
-            f"the model must return a tensor, or a tuple that starts with one, got {type(output).__name__}"
+            f"the model must return a tensor, or a pair that starts with one, got {type(output).__name__}"
         )
     channels = x.shape[1] * (2 if learned_variance else 1)
     expected = (x.shape[0], channels, *x.shape[2:])

@@ -2,6 +2,8 @@
 
 import torch
 
+from ditfast.diffusion import checks
+
 
 def noise_like(x, generator=None):
     """Standard normal noise in the shape, dtype and device of x (B, …).
@@ -11,10 +13,10 @@ def noise_like(x, generator=None):
             noise does not depend on the others; None for torch's own.
 
     Raises:
-        ValueError: not B generators, or one on another device.
+        TypeError, ValueError: not a generator, or not B of them, or one on another device.
     """
     out = torch.empty_like(x)
-    if not isinstance(generator, list | tuple):
+    if not isinstance(generator, list):
         return out.normal_(generator=_on(x, generator))
     if len(generator) != len(x):
         raise ValueError(f"generator must be one or one per sample, {len(x)}, got {len(generator)}")
@@ -24,6 +26,31 @@ def noise_like(x, generator=None):
 
 
 def _on(x, generator):
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, a list of them, or None, got {type(generator).__name__}"
+        )
     if generator is not None and generator.device.type != x.device.type:
         raise ValueError(f"generator must be on the device of the noise, {x.device}, got {generator.device}")
     return generator
+
+
+def starting_noise(model, shape, noise, device, generator):
+    """Where a sampling loop starts: ``noise``, checked, or drawn on ``device``, by default that of the model."""
+    if noise is None:
+        return noise_like(torch.empty(*shape, device=_device(model, device)), generator)
+    checks.floating("noise", noise)
+    if tuple(noise.shape) != tuple(shape):
+        raise ValueError(f"noise must have the shape asked for, {tuple(shape)}, got {tuple(noise.shape)}")
+    if device is not None and noise.device.type != torch.device(device).type:
+        raise ValueError(f"noise must be on device={device}, got {noise.device}")
+    return noise
+
+
+def _device(model, device):
+    if device is not None:
+        return device
+    module = getattr(model, "__self__", model)  # of a method such as forward_with_cfg
+    if not isinstance(module, torch.nn.Module) or (parameter := next(module.parameters(), None)) is None:
+        raise ValueError("device must be given, or noise, for a model without parameters; got None")
+    return parameter.device

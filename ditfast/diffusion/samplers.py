@@ -7,7 +7,7 @@ next can be captured in a CUDA graph.
 import torch
 
 from ditfast.diffusion import checks, equations
-from ditfast.diffusion.noise import noise_like
+from ditfast.diffusion.noise import noise_like, starting_noise
 
 
 def p_sample(
@@ -114,7 +114,7 @@ def p_sample_loop_progressive(
         progress: show a progress bar (needs tqdm).
         others: see `p_sample`.
     """
-    start = _start(model, shape, noise, device, generator)
+    start = starting_noise(model, shape, noise, device, generator)
 
     def step(x, t):
         return diffusion.p_sample(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, generator)
@@ -142,7 +142,7 @@ def ddim_sample_loop_progressive(
     generator=None,
 ):
     """DDIM sampling from noise, step by step; as `p_sample_loop_progressive`, with the eta of `ddim_sample`."""
-    start = _start(model, shape, noise, device, generator)
+    start = starting_noise(model, shape, noise, device, generator)
 
     def step(x, t):
         return diffusion.ddim_sample(model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, eta, generator)
@@ -163,7 +163,7 @@ def _where_noisy(x, t):
 
 
 def _loop(diffusion, step, x, progress):
-    for i in _shown(range(diffusion.num_timesteps - 1, -1, -1), progress):
+    for i in shown(range(diffusion.num_timesteps - 1, -1, -1), progress):
         t = torch.full((len(x),), i, device=x.device)  # filled on the device: no copy
         with torch.no_grad():
             out = step(x, t)
@@ -177,7 +177,8 @@ def _last(steps):
     return sample
 
 
-def _shown(steps, progress):
+def shown(steps, progress):
+    """``steps``, behind a progress bar where one is wanted."""
     if not progress:
         return steps
     try:
@@ -185,24 +186,3 @@ def _shown(steps, progress):
     except ImportError:
         raise ImportError("progress=True needs tqdm: pip install tqdm") from None
     return tqdm(steps)
-
-
-def _start(model, shape, noise, device, generator):
-    """The noise to start from."""
-    if noise is None:
-        return noise_like(torch.empty(*shape, device=_device(model, device)), generator)
-    checks.floating("noise", noise)
-    if tuple(noise.shape) != tuple(shape):
-        raise ValueError(f"noise must have the shape asked for, {tuple(shape)}, got {tuple(noise.shape)}")
-    if device is not None and noise.device.type != torch.device(device).type:
-        raise ValueError(f"noise must be on device={device}, got {noise.device}")
-    return noise
-
-
-def _device(model, device):
-    if device is not None:
-        return device
-    module = getattr(model, "__self__", model)  # of a method such as forward_with_cfg
-    if not isinstance(module, torch.nn.Module) or (parameter := next(module.parameters(), None)) is None:
-        raise ValueError("device must be given, or noise, for a model without parameters; got None")
-    return parameter.device

@@ -85,7 +85,7 @@ def space_timesteps(num_timesteps: int, section_counts: str | int | Iterable[int
 
 def _strided(num_timesteps, spec):
     count = int(spec[4:]) if spec[4:].isdecimal() else 0
-    for stride in range(1, num_timesteps + 1):
+    for stride in range(1, num_timesteps):
         steps = range(0, num_timesteps, stride)
         if len(steps) == count:
             return set(steps)

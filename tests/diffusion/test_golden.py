@@ -1,8 +1,8 @@
 """Values of the original implementation, made with the models of tests/golden/README.md.
 
-In `diffusion_<tag>.npz`: `x0`, `noise`, `y`; `<schedule>:<table>`; `respace:<spec>:*`; at timesteps `train_t` the noisy
-`q_sample`, `loss:<kind>:*`, and `pmv:<kind>:*`, which is p_mean_variance of x0 itself; `sample:<spec>:<sampler>`, loops
-from `arr("<tag>/z")` without clipping; `bpd5:*`, the bound in 5 steps.
+In `diffusion_<tag>.npz`: `x0`, `noise`, `y`; `<schedule>:<table>`; `respace:<spec>:*`; at timesteps `train_t` the
+noisy `q_sample`, `loss:<kind>:*`, and `pmv:<kind>:*`, which is p_mean_variance of x0 itself;
+`sample:<spec>:<sampler>`, loops without clipping from `arr("<tag>/z")`; `bpd5:*`, the bound in 5 steps.
 """
 
 import numpy as np
