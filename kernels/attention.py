@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ditfast.kernels.rows import FUSE
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -210,7 +212,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 def tiles(device: torch.device, kernel: int) -> dict:
     """Launch parameters: Hopper's, or those that fit every GPU since Ampere."""
     m, n, warps, stages = TILES.get(capability(device), TILES[8, 0])[kernel]
-    return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
+    return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, **FUSE}
 
 
 def _options(qkv, head_dim):

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ditfast.kernels.rows import sum_partials
+from ditfast.kernels.rows import FUSE, sum_partials
 
 
 @triton.jit
@@ -45,6 +45,6 @@ def backward_(dact, pre, keep_act: bool, bias_dtype):
     if m:
         backward_kernel[(chunks * triton.cdiv(f, 512),)](
             dact, pre, act, partial, m,
-            F=f, ROWS=4, COLS=512, CHUNK=chunk, KEEP_ACT=keep_act, num_warps=4,
+            F=f, ROWS=4, COLS=512, CHUNK=chunk, KEEP_ACT=keep_act, num_warps=4, **FUSE,
         )  # fmt: skip
     return act, sum_partials(partial.unsqueeze(0), bias_dtype)[0]

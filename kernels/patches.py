@@ -6,6 +6,8 @@ A token's elements are ordered (c, ph, pw), or (ph, pw, c) where LAST. Images ma
 import triton
 import triton.language as tl
 
+from ditfast.kernels.rows import FUSE
+
 
 @triton.jit
 def element(j, C: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr):
@@ -61,7 +63,7 @@ def embed_kernel(
     n_live, d_live = n < N, d < D
     corner = x + b * x_b + n // grid_w * P * x_h + n % grid_w * P * x_w  # (BLOCK_N,)
     total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for first in tl.static_range(0, K, BLOCK_K):
+    for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         c, ph, pw = element(k, C, P, False)
         offset = c.to(tl.int64) * x_c + ph * x_h + pw * x_w
@@ -81,7 +83,7 @@ def patchify(x, patch_size, channels_last):
     tokens = x.new_empty(b, n, c * p * p)
     if tokens.numel():
         patchify_kernel[(triton.cdiv(tokens.numel(), 1024),)](
-            x, tokens, tokens.numel(), width // p, n, *x.stride(), C=c, P=p, LAST=channels_last, BLOCK=1024
+            x, tokens, tokens.numel(), width // p, n, *x.stride(), C=c, P=p, LAST=channels_last, BLOCK=1024, **FUSE
         )
     return tokens
 
@@ -92,7 +94,17 @@ def unpatchify(tokens, patch_size, grid_h, grid_w, channels_last):
     x = tokens.new_empty(b, c, grid_h * p, grid_w * p)
     if x.numel():
         unpatchify_kernel[(triton.cdiv(x.numel(), 1024),)](
-            tokens, x, x.numel(), grid_h * p, grid_w * p, *tokens.stride(), C=c, P=p, LAST=channels_last, BLOCK=1024
+            tokens,
+            x,
+            x.numel(),
+            grid_h * p,
+            grid_w * p,
+            *tokens.stride(),
+            C=c,
+            P=p,
+            LAST=channels_last,
+            BLOCK=1024,
+            **FUSE,
         )
     return x
 
@@ -103,11 +115,12 @@ def patch_embed(x, weight, bias, pos, patch_size, out_dtype):
     (d, k), p, n = weight.shape, patch_size, (height // patch_size) * (width // patch_size)
     out = x.new_empty(b, n, d, dtype=out_dtype)
     if out.numel():
-        tiles = triton.cdiv(n, 64) * triton.cdiv(d, 128)
         exact = any(t.element_size() > 2 for t in (x, weight))
+        block_n, block_d = (32, 64) if exact else (64, 128)  # float32 sums on ordinary units, many per thread
+        tiles = triton.cdiv(n, block_n) * triton.cdiv(d, block_d)
         embed_kernel[(b * tiles,)](
             x, weight, bias, pos, out, width // p, n, *x.stride(), pos.stride(0),
             D=d, C=c, P=p, K=k, PRECISION="ieee" if exact else "tf32",
-            BLOCK_N=64, BLOCK_D=128, BLOCK_K=16 if k <= 16 else 32, num_warps=4,
+            BLOCK_N=block_n, BLOCK_D=block_d, BLOCK_K=16 if k <= 16 else 32, num_warps=4, **FUSE,
         )  # fmt: skip
     return out

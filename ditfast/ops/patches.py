@@ -193,12 +193,12 @@ def _embed_fake(x, weight, bias, pos, patch_size, out_dtype, backend):
 
 def _embed_backward(dout, x, weight, patch_size, needs, backend):
     """Once per model: GEMMs of the library around the patch kernels."""
-    (b, _, d), empty = dout.shape, x.new_empty(0)
+    (b, n, d), empty = dout.shape, x.new_empty(0)
     rows = dout.to(x.dtype).reshape(-1, d)  # (B*N, D)
     dx = dweight = empty
     if needs[0]:
         grid = x.shape[2] // patch_size, x.shape[3] // patch_size
-        dx = _unpatchify((rows @ weight).view(b, -1, weight.shape[1]), patch_size, *grid, False, backend)
+        dx = _unpatchify((rows @ weight).view(b, n, weight.shape[1]), patch_size, *grid, False, backend)
     if needs[1]:
         patches = _patchify(x, patch_size, False, backend)
         dweight = rows.t() @ patches.view(-1, weight.shape[1])

@@ -63,7 +63,7 @@ def build(kernel, args, kwargs, arch):
 
     types, constants, attributes = signature(kernel, args, kwargs)
     source = ASTSource(kernel, types, constants, attributes)
-    options = {k: v for k, v in kwargs.items() if k in ("num_warps", "num_stages")}
+    options = {k: v for k, v in kwargs.items() if k in ("num_warps", "num_stages", "enable_fp_fusion")}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     report = {"kernel": kernel.__name__, "arch": arch, "shared": compiled.metadata.shared, **options}
     return report | inspect_cubin(compiled.asm["cubin"])
