@@ -1,6 +1,7 @@
 #include "checks.h"
 
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace ditfast {
@@ -33,6 +34,44 @@ void check_pointer(const char* name, const void* pointer, const AttentionProblem
     if (pointer == nullptr && !p.empty()) fail(name, "a pointer to a non-empty tensor", "null");
 }
 
+// The CUDA kernels copy 16 bytes at a time.
+constexpr std::int64_t kAlignment = 16;
+constexpr std::int64_t kElementsPerCopy = 8;
+
+void check_aligned(const char* name, const void* pointer) {
+    const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+    if (address % kAlignment != 0) fail(name, "16-byte aligned", std::to_string(address));
+}
+
+void check_aligned_stride(const char* name, std::int64_t stride) {
+    if (stride % kElementsPerCopy != 0) fail(name, "a multiple of 8 (16 bytes)", std::to_string(stride));
+}
+
+// The kernels count tokens, blocks and the elements of a row in 32 bits.
+void check_fits_int(const char* name, std::int64_t value) {
+    constexpr std::int64_t kMost = std::numeric_limits<int>::max() / 2;
+    if (value > kMost) fail(name, "at most " + std::to_string(kMost), std::to_string(value));
+}
+
+void check_cuda_problem(const AttentionProblem& p) {
+    if (p.dtype == DType::kFloat32) fail("dtype", "bfloat16 or float16", "'float32'");
+    if (p.head_dim != 64 && p.head_dim != 72) fail("head_dim", "64 or 72", std::to_string(p.head_dim));
+    if (!(p.scale > 0)) fail("scale", "above 0", std::to_string(p.scale));
+    check_aligned_stride("stride_b", p.stride_b);
+    check_aligned_stride("stride_n", p.stride_n);
+    check_fits_int("stride_n", p.stride_n);
+    check_fits_int("tokens", p.tokens);
+    check_fits_int("batch", p.batch);
+    check_fits_int("heads", p.heads);
+    check_fits_int("3 * heads * head_dim", 3 * p.heads * p.head_dim);
+    check_fits_int("batch * heads", p.batch * p.heads);
+    const std::int64_t groups = p.tokens / 64 + 1;  // more than either kernel makes of a head
+    if (p.batch * p.heads > std::numeric_limits<int>::max() / 2 / groups) {
+        fail("batch * heads * tokens", "less than 2^36", std::to_string(p.batch * p.heads) + " * " +
+                                                            std::to_string(p.tokens));
+    }
+}
+
 }  // namespace
 
 DType parse_dtype(const std::string& name) {
@@ -59,6 +98,27 @@ void check(const AttentionBackward& call) {
     check_pointer("out", call.out, call.problem);
     check_pointer("lse", call.lse, call.problem);
     check_pointer("dqkv", call.dqkv, call.problem);
+}
+
+void check_cuda(const AttentionForward& call) {
+    check(call);
+    check_cuda_problem(call.problem);
+    check_aligned("qkv", call.qkv);
+    check_aligned("out", call.out);
+    check_aligned("lse", call.lse);
+}
+
+void check_cuda(const AttentionBackward& call) {
+    check(call);
+    check_cuda_problem(call.problem);
+    check_aligned_stride("dout_stride_b", call.dout_stride_b);
+    check_aligned_stride("dout_stride_n", call.dout_stride_n);
+    check_fits_int("dout_stride_n", call.dout_stride_n);
+    check_aligned("dout", call.dout);
+    check_aligned("qkv", call.qkv);
+    check_aligned("out", call.out);
+    check_aligned("lse", call.lse);
+    check_aligned("dqkv", call.dqkv);
 }
 
 void check_threads(int threads) { check_at_least("threads", threads, 1); }

@@ -12,4 +12,8 @@ void check(const AttentionForward& call);
 void check(const AttentionBackward& call);
 void check_threads(int threads);
 
+// What the CUDA kernels ask for besides.
+void check_cuda(const AttentionForward& call);
+void check_cuda(const AttentionBackward& call);
+
 }  // namespace ditfast

@@ -1,0 +1,7 @@
+#include "../backward.cuh"
+#include "../kernels.h"
+
+template <>
+const void* ditfast::backward_kernel<ditfast::BFloat16, 64>() {
+    return reinterpret_cast<const void*>(attention_backward<BFloat16, 64>);
+}

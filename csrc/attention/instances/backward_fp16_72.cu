@@ -1,0 +1,7 @@
+#include "../backward.cuh"
+#include "../kernels.h"
+
+template <>
+const void* ditfast::backward_kernel<ditfast::Float16, 72>() {
+    return reinterpret_cast<const void*>(attention_backward<Float16, 72>);
+}

@@ -1,0 +1,7 @@
+#include "../forward.cuh"
+#include "../kernels.h"
+
+template <>
+const void* ditfast::forward_kernel<ditfast::Float16, 72>() {
+    return reinterpret_cast<const void*>(attention_forward<Float16, 72>);
+}

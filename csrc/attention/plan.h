@@ -1,0 +1,75 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "params.h"
+
+#ifdef __CUDACC__
+#define DITFAST_HOST_DEVICE __host__ __device__
+#else
+#define DITFAST_HOST_DEVICE
+#endif
+
+// How the CUDA kernels lie over a problem: blocks, warps and shared memory.
+
+namespace ditfast {
+
+constexpr int kTile = 64;          // tokens that enter shared memory together
+constexpr int kPitch = 144;        // bytes of a row there: 8 rows start in 8 different bank groups
+constexpr int kTileBytes = kTile * kPitch;
+constexpr int kResidentTiles = 4;  // so many tiles stay in shared memory once read
+constexpr int kRingTiles = 3;      // more go through a ring: one in use, two under way
+constexpr int kWarpRows = 16;      // tokens whose results a warp holds in registers
+// Warps of a block, at most: so many registers does each need that two such blocks fill a multiprocessor.
+constexpr int kForwardWarps = 8;
+constexpr int kBackwardWarps = 6;
+
+DITFAST_HOST_DEVICE constexpr int tile_count(int tokens) { return (tokens - 1) / kTile + 1; }
+
+DITFAST_HOST_DEVICE constexpr int slot_count(int tokens) {
+    const int tiles = tile_count(tokens);
+    return tiles <= kResidentTiles ? tiles : kRingTiles;
+}
+
+// Two matrices are streamed. The backward adds one tile of out, and 2 floats for each token.
+DITFAST_HOST_DEVICE constexpr int ring_bytes(int tokens) {
+    return slot_count(tokens) * 2 * kTileBytes;
+}
+
+constexpr int forward_shared_bytes(int tokens) { return ring_bytes(tokens); }
+
+constexpr int backward_shared_bytes(int tokens) {
+    return ring_bytes(tokens) + kTileBytes + slot_count(tokens) * kTile * 2 * int{sizeof(float)};
+}
+
+struct Plan {
+    int warps;            // of one block; together they hold 16 * warps rows
+    int parts;            // blocks that share the rows of one head
+    std::int64_t blocks;  // of the grid
+    int shared_bytes;
+};
+
+// `roles` blocks do different work on the same rows. Where tiles stay resident, one block takes all rows of a
+// head, unless that left multiprocessors idle; else it takes as many as its warps hold.
+inline Plan make_plan(const AttentionProblem& p, int warps, int roles, int shared_bytes, int multiprocessors) {
+    const int tokens = static_cast<int>(p.tokens);
+    const std::int64_t groups = (tokens - 1) / (kWarpRows * warps) + 1;
+    const std::int64_t heads = p.batch * p.heads * roles;
+    const std::int64_t wanted = (2 * multiprocessors - 1) / heads + 1;
+    const bool resident = tile_count(tokens) <= kResidentTiles;
+    const std::int64_t parts = resident ? std::min(groups, wanted) : groups;
+    return {warps, static_cast<int>(parts), heads * parts, shared_bytes};
+}
+
+inline Plan plan_forward(const AttentionProblem& p, int multiprocessors) {
+    const int tokens = static_cast<int>(p.tokens);
+    return make_plan(p, tokens <= 64 ? 4 : kForwardWarps, 1, forward_shared_bytes(tokens), multiprocessors);
+}
+
+inline Plan plan_backward(const AttentionProblem& p, int multiprocessors) {
+    const int tokens = static_cast<int>(p.tokens);
+    return make_plan(p, tokens <= 128 ? 4 : kBackwardWarps, 2, backward_shared_bytes(tokens), multiprocessors);
+}
+
+}  // namespace ditfast
