@@ -23,13 +23,13 @@ def busy(what: str):
 def show(result: dict) -> None:
     """Print header, table, footnotes and the backends that ran."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    console.print(*_header(result["header"]), sep="\n", style="dim")
+    console.print(*header_lines(result["header"]), sep="\n", style="dim")
     console.print(_table(result))
     for line in (*_foot(result), *result["notes"]):
         console.print(line, style="dim")
 
 
-def _header(header):
+def header_lines(header):
     machine, versions, state = header["machine"], header["versions"], header["gpu_state"]
     name = machine["gpu"] if "gpu" in machine else f"{header['cpu']}, {machine['threads']} threads"
     if state:
@@ -89,8 +89,8 @@ def _cells(case):
     faster, peak, kept = case["speedup"], case["peak_bytes"], case["kept_bytes"]
     return cells | {
         **_times(case["ms"]),
-        "TFLOP/s": _digits(case["tflops"]),
-        "GMACs": _digits(case["gmacs"]),
+        "TFLOP/s": digits(case["tflops"]),
+        "GMACs": digits(case["gmacs"]),
         "of\nGEMM": f"{case['gemm_share']:.1%}",
         "peak\nGB": "" if peak is None else f"{peak / 1e9:.2f}",
         "kept\nMB": "" if kept is None else f"{kept / 1e6:.1f}",
@@ -99,16 +99,16 @@ def _cells(case):
     }
 
 
-def _digits(value):
+def digits(value):
     """At least three significant digits, and no exponent."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}" if value >= 0.01 else f"{value:.4f}"
 
 
 def _times(ms):
-    return {"ms": _ms(ms["median"]), "10–90 %": f"{_ms(ms['p10'])}–{_ms(ms['p90'])}"}
+    return {"ms": ms_text(ms["median"]), "10–90 %": f"{ms_text(ms['p10'])}–{ms_text(ms['p90'])}"}
 
 
-def _ms(value):
+def ms_text(value):
     return f"{value:.{1 if value >= 100 else 2 if value >= 10 else 3}f}"
 
 
@@ -122,7 +122,7 @@ def _parity(case):
 
 
 def _ceiling(ceiling):
-    cells = {"variant": "GEMMs alone", "TFLOP/s": _digits(ceiling["tflops"]), "of\nGEMM": "100.0%"}
+    cells = {"variant": "GEMMs alone", "TFLOP/s": digits(ceiling["tflops"]), "of\nGEMM": "100.0%"}
     return cells | _times(ceiling["ms"])
 
 
@@ -161,7 +161,7 @@ def show_ratios(found: list[dict], fail_below: float | None) -> bool:
         table.add_column(name, justify="left" if name in ("variant", "mode") else "right")
     slower = [r for r in found if fail_below is not None and r["ratio"] < fail_below]
     for r in found:
-        times = _ms(r["old_ms"]), _ms(r["new_ms"]), f"{r['ratio']:.3f}"
+        times = ms_text(r["old_ms"]), ms_text(r["new_ms"]), f"{r['ratio']:.3f}"
         table.add_row(r["variant"], r["mode"], *times, style="red" if r in slower else None)
     console.print(table)
     if slower:
@@ -182,7 +182,7 @@ def plot(result: dict, path) -> None:
         cases = [case for case in result["cases"] if case["mode"] == mode and case["ms"]]
         colors = ["#d1495b" if case["variant"].startswith("ditfast") else "#8d99ae" for case in cases]
         bars = axis.barh([case["variant"] for case in cases], [case["tflops"] for case in cases], color=colors)
-        labels = [f"{_ms(case['ms']['median'])} ms" for case in cases]
+        labels = [f"{ms_text(case['ms']['median'])} ms" for case in cases]
         axis.bar_label(bars, labels, label_type="center", color="white")
         top = modes[mode]["tflops"]
         axis.axvline(top, color="black", linestyle="--", linewidth=1)
