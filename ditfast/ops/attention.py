@@ -92,7 +92,7 @@ def _warn_unaligned():
 
 def _sdpa(qkv, num_heads, scale):
     b, n, width = qkv.shape
-    q, k, v = qkv.view(b, n, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
+    q, k, v = qkv.unflatten(-1, (3, num_heads, width // (3 * num_heads))).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return out.transpose(1, 2).reshape(b, n, width // 3)
 

@@ -39,10 +39,10 @@ def mlp(h, w1, b1, w2, b2=None):
 
 def attention(qkv, num_heads, scale=None):
     b, n, width = qkv.shape
-    q, k, v = qkv.view(b, n, 3, num_heads, width // (3 * num_heads)).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
+    q, k, v = qkv.unflatten(-1, (3, num_heads, width // (3 * num_heads))).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     p = torch.softmax((q * scale) @ k.transpose(-2, -1), dim=-1)  # (B, H, N, N)
-    return (p @ v).transpose(1, 2).reshape(b, n, -1)  # (B, N, H*d)
+    return (p @ v).transpose(1, 2).reshape(b, n, width // 3)  # (B, N, H*d)
 
 
 def patchify(x, patch_size, channels_last=False):

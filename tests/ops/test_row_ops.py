@@ -3,6 +3,8 @@
 import pytest
 import torch
 from contract import compare, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ops.row_ops import INPUTS, LAYOUTS, OUTPUTS, Case
 from pairwise import pairwise
 
@@ -50,6 +52,20 @@ def label(c):
 def test_contract(c, device, poisoned, chunked):
     chunked(c["chunk"])
     check(Case(**{k: v for k, v in c.items() if k != "chunk"}, device=device))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    op=st.sampled_from(list(INPUTS)),
+    dtype=st.sampled_from(AXES["dtype"]),
+    b=st.integers(1, 4),
+    n=st.integers(1, 40),
+    d=st.integers(1, 40).map(lambda k: 8 * k),
+    layout=st.sampled_from(LAYOUTS),
+    bias=st.booleans(),
+)
+def test_contract_of_any_shape(op, dtype, b, n, d, layout, bias):
+    check(Case(op, dtype, b, n, d, layout, bias, "cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @pytest.mark.parametrize("op", INPUTS)
