@@ -207,11 +207,9 @@ class GaussianDiffusion:
     def _device_tables(self, device):
         """All tables as one (T, K) in float32, and the timestep map (T,), copied to a device once."""
         if device not in self._on_device:
-            # not inference tensors, though the first use may be under inference_mode: training may be the next
-            with torch.inference_mode(False):
-                tables = torch.from_numpy(np.stack(self._tables, axis=1)).float()
-                steps = torch.tensor(self.timestep_map, device="cpu")
-                self._on_device[device] = tables.to(device), steps.to(device)
+            tables = torch.from_numpy(np.stack(self._tables, axis=1)).float()
+            steps = torch.tensor(self.timestep_map, device="cpu")
+            self._on_device[device] = tables.to(device), steps.to(device)
         return self._on_device[device]
 
     condition_mean = guidance.condition_mean

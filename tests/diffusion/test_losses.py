@@ -127,6 +127,17 @@ def test_discretized_likelihood():
         torch.testing.assert_close(p, upper - lower, rtol=0, atol=5e-4)
 
 
+def test_outputs_of_low_precision_are_read_in_fp32():
+    diffusion = create_diffusion("50")
+    output = Output().output.detach().bfloat16()
+    inputs = X.bfloat16(), T, None, NOISE.bfloat16()
+    got = diffusion.training_losses(lambda x, t: output, *inputs)
+    expected = diffusion.training_losses(lambda x, t: output.float(), *inputs)
+    for name, value in expected.items():
+        assert got[name].dtype == torch.float32
+        torch.testing.assert_close(got[name], value)
+
+
 def test_compiles_into_one_graph():
     diffusion = create_diffusion("50")
 
