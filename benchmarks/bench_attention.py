@@ -122,9 +122,7 @@ class Bench:
     def _speed(self, mode, ms, best):
         p, modes = self.problem, ("fwd", "bwd") if mode == "both" else (mode,)
         flops = attention_flops(mode, p.batch, p.tokens, self.heads, self.head_dim)
-        size = sum(
-            bytes_moved("attention", m, p.shape, p.dtype) for m in (("fwd", "bwd") if mode == "both" else [mode])
-        )
+        size = sum(bytes_moved("attention", m, p.shape, p.dtype) for m in modes)
         by_bytes, by_math = size / self.ceiling["copy_gb_per_s"] / 1e6, flops / self.ceiling[p.dtype] / 1e9
         return {
             "ms": ms,
