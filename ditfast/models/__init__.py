@@ -2,6 +2,7 @@
 
 from ditfast.models.blocks import DiTBlock, FinalLayer
 from ditfast.models.carry import Carry, modulate
+from ditfast.models.conditioning import AdaLNBlock, CrossAttentionBlock, InContextBlock
 from ditfast.models.dit import DiT
 from ditfast.models.embed import (
     LabelEmbedder,
@@ -28,7 +29,9 @@ from ditfast.models.presets import (
 )
 
 __all__ = [
+    "AdaLNBlock",
     "Carry",
+    "CrossAttentionBlock",
     "DiT",
     "DiTBlock",
     "DiT_B_2",
@@ -45,6 +48,7 @@ __all__ = [
     "DiT_XL_8",
     "DiT_models",
     "FinalLayer",
+    "InContextBlock",
     "LabelEmbedder",
     "PatchEmbed",
     "TimestepEmbedder",

@@ -102,14 +102,17 @@ class Mlp(nn.Module):
         return self.fc1.weight, self.fc1.bias, self.fc2.weight
 
 
+def call(module: nn.Module, h, backends):
+    """The output of ``module``, an `Attention` or `Mlp` or what replaced it."""
+    native = runs(module, Attention) or runs(module, Mlp)
+    return module(h, backends=backends) if native else module(h)
+
+
 def branch(module: nn.Module, h, backends):
-    """The output of ``module``, an `Attention` or `Mlp` or what replaced it, and the bias still to be added."""
-    for cls in (Attention, Mlp):
-        if is_plain(module, cls):
-            return module.split(h, backends)
-        if runs(module, cls):
-            return module(h, backends=backends), None
-    return module(h), None
+    """The same without its last bias, and that bias; None where it is already added."""
+    if is_plain(module, Attention) or is_plain(module, Mlp):
+        return module.split(h, backends)
+    return call(module, h, backends), None
 
 
 class DiTBlock(nn.Module):
@@ -145,6 +148,8 @@ class DiTBlock(nn.Module):
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    takes_carry = True
 
     @property
     def is_native(self):
@@ -182,6 +187,8 @@ class FinalLayer(nn.Module):
         self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    takes_carry = True
 
     @property
     def is_native(self):

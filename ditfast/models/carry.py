@@ -34,12 +34,19 @@ def pend(carry: Carry, x, y, gate, bias) -> Carry:
     return Carry(x, y, gate, bias, carry.silu_c, carry.backends)
 
 
-def settle(carry: Carry) -> Carry:
-    """Add the pending branch."""
-    if carry.y is None:
-        return carry
+def settle(state):
+    """Add the pending branch of a `Carry`; tokens stay as they are."""
+    if not isinstance(state, Carry) or state.y is None:
+        return state
+    carry = state
     x = ops.gated_residual(carry.x, carry.y, carry.gate, carry.bias, backend=carry.backends)
     return pend(carry, x, None, None, None)
+
+
+def tokens(state):
+    """The tokens (B, N, D) of a `Carry`, or those given."""
+    state = settle(state)
+    return state.x if isinstance(state, Carry) else state
 
 
 def condition(adaln: nn.Module, c, silu_c, parts: int):
@@ -59,12 +66,22 @@ def modulate(x, shift, scale):
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
+def norm_modulate(norm: nn.Module, x, shift, scale, backends):
+    """The norm of x, modulated: (B, N, D)."""
+    if _is_bare(norm):
+        return ops.layer_norm_modulate(x, shift, scale, norm.eps, backend=backends)
+    return modulate(norm(x), shift, scale)
+
+
 def junction(carry: Carry, norm: nn.Module, shift, scale):
     """The tokens with the pending branch added, and their norm modulated: (B, N, D) each."""
-    if not (is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None):
-        x = settle(carry).x
-        return x, modulate(norm(x), shift, scale)
     x, y, gate, bias, _, backends = carry
-    if y is None:
-        return x, ops.layer_norm_modulate(x, shift, scale, norm.eps, backend=backends)
+    if y is None or not _is_bare(norm):
+        x = settle(carry).x
+        return x, norm_modulate(norm, x, shift, scale, backends)
     return ops.gated_residual_layer_norm_modulate(x, y, gate, shift, scale, norm.eps, bias, backend=backends)
+
+
+def _is_bare(norm):
+    """Whether ``norm`` is a LayerNorm without parameters, which the fused operations compute."""
+    return is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None

@@ -6,14 +6,14 @@ import torch
 import torch.nn as nn
 
 from ditfast import ops
-from ditfast.models.blocks import DiTBlock, FinalLayer
-from ditfast.models.carry import settle, start
+from ditfast.models.carry import Carry, settle, start, tokens
+from ditfast.models.conditioning import CONDITIONINGS, check_conditioning
 from ditfast.models.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, get_2d_sincos_pos_embed
 from ditfast.models.plain import is_plain, is_watched
 
 
 class DiT(nn.Module):
-    """Diffusion Transformer with adaLN-Zero blocks.
+    """Diffusion Transformer, with adaLN-Zero blocks or one of the paper's other kinds.
 
     Args:
         input_size: S, height and width of the latent in pixels.
@@ -28,9 +28,11 @@ class DiT(nn.Module):
         learn_sigma: predict a variance beside the noise: C_out = 2 * C, else C.
         backend: name of the backend that the model's operations prefer; None: see `ditfast.use_backend`.
         recompute_mlp: keep less for backward: the MLPs' activations are computed again there.
+        conditioning: how timestep and class enter: "adaln_zero", "adaln" (no gates), "cross_attention" (to both,
+            after the self-attention) or "in_context" (two more tokens, removed after the last block).
 
     Raises:
-        ValueError: sizes that do not divide, or an unknown backend.
+        ValueError: sizes that do not divide, an unknown backend or conditioning.
 
     Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", section 3.2.
     """
@@ -49,31 +51,38 @@ class DiT(nn.Module):
         learn_sigma=True,
         backend=None,
         recompute_mlp=False,
+        conditioning="adaln_zero",
     ):
         super().__init__()
         if hidden_size % 4:
             raise ValueError(f"hidden_size must be a multiple of 4, got {hidden_size}")
         ops.backend.active(backend)  # rejects an unknown name now, not at the first forward
+        check_conditioning(conditioning)
         self.learn_sigma = learn_sigma
         self.in_channels = in_channels
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.patch_size = patch_size
         self.num_heads = num_heads
         self.backend = backend
+        self.conditioning = conditioning
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         pos_embed = torch.zeros(1, self.x_embedder.num_patches, hidden_size)  # (1, N, D)
         self.pos_embed = nn.Parameter(pos_embed, requires_grad=False)
-        self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
+        kind = CONDITIONINGS[conditioning]
+        self.blocks = nn.ModuleList([kind.block(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
         for block in self.blocks:
             block.mlp.recompute = recompute_mlp
-        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self.final_layer = kind.final(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 
     def initialize_weights(self):
-        """Set every parameter: xavier-uniform projections, small normal embeddings, zero gates and zero output.
+        """Set every parameter: xavier-uniform projections, small normal embeddings, zero output.
+
+        The Linears that regress modulation start at zero in adaLN-Zero alone, where closed gates make each block the
+        identity. Without gates zeros would only mute the conditioning.
 
         Source: Peebles & Xie, section 3.2, "adaLN-Zero block", and section 4, "Training".
         """
@@ -85,9 +94,10 @@ class DiT(nn.Module):
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        for layer in (*self.blocks, self.final_layer):
-            nn.init.zeros_(layer.adaLN_modulation[-1].weight)
-            nn.init.zeros_(layer.adaLN_modulation[-1].bias)
+        if self.conditioning == "adaln_zero":
+            for layer in (*self.blocks, self.final_layer):
+                nn.init.zeros_(layer.adaLN_modulation[-1].weight)
+                nn.init.zeros_(layer.adaLN_modulation[-1].bias)
         nn.init.zeros_(self.final_layer.linear.weight)
         nn.init.zeros_(self.final_layer.linear.bias)
 
@@ -119,15 +129,15 @@ class DiT(nn.Module):
         """
         self._check(x, t, y, return_hidden or ())
         backends = ops.backend.active(self.backend)
-        c = self.t_embedder(t) + self.y_embedder(y, self.training)  # (B, D)
-        carry = start(self._embed(x, backends), c, backends)
+        t, y = self.t_embedder(t), self.y_embedder(y, self.training)  # (B, D) each
+        x, c = CONDITIONINGS[self.conditioning].enter(self._embed(x, backends), t, y)
         hidden = {}
         for i, block in enumerate(self.blocks):
-            carry = _advance(block, carry, c)
+            x = _apply(block, x, c, backends)  # tokens (B, N, D), or a Carry of them
             if return_hidden is not None and i in return_hidden:
-                carry = settle(carry)
-                hidden[i] = carry.x  # (B, N, D)
-        x = _finish(self.final_layer, carry, c)  # (B, N, p*p*C_out)
+                x = settle(x)
+                hidden[i] = self._patches(tokens(x))  # (B, N, D)
+        x = _apply(self.final_layer, self._patches(x), c, backends)  # (B, N, p*p*C_out)
         x = self.unpatchify(x)  # (B, C_out, S, S)
         return x if return_hidden is None else (x, [hidden[i] for i in return_hidden])
 
@@ -169,6 +179,10 @@ class DiT(nn.Module):
         proj = embedder.proj
         return ops.patch_embed(x, proj.weight, proj.bias, self.pos_embed, self.patch_size, backend=backends)
 
+    def _patches(self, x):
+        """x without the two tokens that came in context."""
+        return x[:, :-2] if self.conditioning == "in_context" else x
+
     def _check(self, x, t, y, return_hidden):
         c, (height, width), dtype = self.in_channels, self.x_embedder.img_size, self.pos_embed.dtype
         if x.dim() != 4 or tuple(x.shape[1:]) != (c, height, width):
@@ -200,20 +214,13 @@ def _is_carried(layer):
     """Whether a block or final layer, maybe inside a wrapper that passes on its attributes, may get a `Carry`."""
     # reentrant checkpointing loses the gradients of tensors inside a tuple
     reentrant = getattr(getattr(layer, "checkpoint_impl", None), "name", "") == "REENTRANT"
-    return getattr(layer, "is_native", False) and not reentrant and not is_watched(layer)
+    takes = getattr(layer, "is_native", False) and getattr(layer, "takes_carry", False)
+    return takes and not reentrant and not is_watched(layer)
 
 
-def _on_tokens(layer, carry, c):
-    """What ``layer`` makes of tokens, for a layer that others have replaced, or whose calls they watch."""
-    x = settle(carry).x  # (B, N, D)
-    return layer(x, c, backends=carry.backends) if getattr(layer, "is_native", False) else layer(x, c)
-
-
-def _advance(block, carry, c):
-    if _is_carried(block):
-        return block(carry, c)
-    return start(_on_tokens(block, carry, c), c, carry.backends)
-
-
-def _finish(layer, carry, c):
-    return layer(carry, c) if _is_carried(layer) else _on_tokens(layer, carry, c)
+def _apply(layer, x, c, backends):
+    """What a block or final layer makes of x, tokens or a `Carry`."""
+    if _is_carried(layer):
+        return layer(x if isinstance(x, Carry) else start(x, c, backends), c)
+    x = tokens(x)  # what others have replaced, or whose calls they watch, sees tokens
+    return layer(x, c, backends=backends) if getattr(layer, "is_native", False) else layer(x, c)

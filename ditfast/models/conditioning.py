@@ -1,0 +1,195 @@
+"""The paper's other ways to condition on timestep and class, and the table of all four.
+
+The attention and the MLP are those of the adaLN-Zero block; a branch is added as it is, without a gate.
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ditfast import ops
+from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call
+from ditfast.models.carry import norm_modulate
+from ditfast.models.plain import runs
+
+
+class AdaLNBlock(nn.Module):
+    """A transformer block with adaptive LayerNorm and no gates: (B, N, D), (B, D) -> (B, N, D).
+
+    Args:
+        hidden_size: D.
+        num_heads: attention heads; must divide D.
+        mlp_ratio: width of the MLP over D.
+
+    Raises:
+        ValueError: the heads do not divide D.
+
+    Source: Peebles & Xie, section 3.2, "Adaptive layer norm (adaLN) block".
+    """
+
+    def __init__(self, hidden_size, num_heads, mlp_ratio=4.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 4 * hidden_size))
+
+    @property
+    def is_native(self):
+        return runs(self, AdaLNBlock)
+
+    def forward(self, x, c, backends=None):
+        backends = backends or ops.backend.active()
+        shift_msa, scale_msa, shift_mlp, scale_mlp = self.adaLN_modulation(c).chunk(4, dim=1)  # (B, D) each
+        x = x + call(self.attn, norm_modulate(self.norm1, x, shift_msa, scale_msa, backends), backends)
+        return x + call(self.mlp, norm_modulate(self.norm2, x, shift_mlp, scale_mlp, backends), backends)
+
+
+class InContextBlock(nn.Module):
+    """A plain transformer block; the conditioning is among its tokens: (B, N + 2, D) -> (B, N + 2, D).
+
+    Args:
+        hidden_size: D.
+        num_heads: attention heads; must divide D.
+        mlp_ratio: width of the MLP over D.
+
+    Raises:
+        ValueError: the heads do not divide D.
+
+    Source: Peebles & Xie, section 3.2, "In-context conditioning".
+    """
+
+    def __init__(self, hidden_size, num_heads, mlp_ratio=4.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
+
+    @property
+    def is_native(self):
+        return runs(self, InContextBlock)
+
+    def forward(self, x, c=None, backends=None):
+        backends = backends or ops.backend.active()
+        x = x + call(self.attn, self.norm1(x), backends)
+        return x + call(self.mlp, self.norm2(x), backends)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens to M vectors: (B, N, D), (B, M, D) -> (B, N, D).
+
+    Args:
+        dim: D.
+        num_heads: H; must divide D.
+
+    Source: Vaswani et al., "Attention Is All You Need", section 3.2.
+    """
+
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x, c):
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, d)
+        k, v = self.kv(c).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, d)
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, d)
+        return self.proj(out.transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+class CrossAttentionBlock(nn.Module):
+    """A transformer block that attends to timestep and class after itself: (B, N, D), (B, 2, D) -> (B, N, D).
+
+    Args:
+        hidden_size: D.
+        num_heads: attention heads, of both attentions; must divide D.
+        mlp_ratio: width of the MLP over D.
+
+    Raises:
+        ValueError: the heads do not divide D.
+
+    Source: Peebles & Xie, section 3.2, "Cross-attention block".
+    """
+
+    def __init__(self, hidden_size, num_heads, mlp_ratio=4.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
+        self.norm_cross = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.cross_attn = CrossAttention(hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
+
+    @property
+    def is_native(self):
+        return runs(self, CrossAttentionBlock)
+
+    def forward(self, x, c, backends=None):
+        backends = backends or ops.backend.active()
+        x = x + call(self.attn, self.norm1(x), backends)
+        x = x + self.cross_attn(self.norm_cross(x), c)
+        return x + call(self.mlp, self.norm2(x), backends)
+
+
+class PlainFinalLayer(nn.Module):
+    """LayerNorm and a Linear from tokens to patches: (B, N, D) -> (B, N, p*p*C).
+
+    Args:
+        hidden_size: D.
+        patch_size: p, in pixels of the latent.
+        out_channels: C.
+
+    Source: Peebles & Xie, section 3.2, "Transformer decoder": the LayerNorm is adaptive only with adaLN.
+    """
+
+    def __init__(self, hidden_size, patch_size, out_channels):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
+
+    def forward(self, x, c=None):
+        return self.linear(self.norm_final(x))
+
+
+def _add(x, t, y):
+    return x, t + y
+
+
+def _sequence(x, t, y):
+    return x, torch.stack([t, y], dim=1)
+
+
+def _append(x, t, y):
+    return torch.cat([x, t.unsqueeze(1), y.unsqueeze(1)], dim=1), None
+
+
+class Conditioning(NamedTuple):
+    """How a DiT takes in timestep and class."""
+
+    block: type[nn.Module]
+    final: type[nn.Module]
+    enter: Callable  # (x (B, N, D), t (B, D), y (B, D)) -> the tokens and the conditioning that blocks are given
+
+
+CONDITIONINGS = {
+    "adaln_zero": Conditioning(DiTBlock, FinalLayer, _add),
+    "adaln": Conditioning(AdaLNBlock, FinalLayer, _add),
+    "cross_attention": Conditioning(CrossAttentionBlock, PlainFinalLayer, _sequence),
+    "in_context": Conditioning(InContextBlock, PlainFinalLayer, _append),
+}
+
+
+def check_conditioning(name: str) -> None:
+    """Raise a ValueError that suggests the nearest name, if there is no conditioning ``name``."""
+    if name not in CONDITIONINGS:
+        near = get_close_matches(str(name), CONDITIONINGS, n=1, cutoff=0)[0]
+        names = ", ".join(CONDITIONINGS)
+        raise ValueError(f"conditioning must be one of {names}, got {name!r}: did you mean {near!r}?")
