@@ -4,6 +4,7 @@ Every function takes ``backend=``: None (see `ditfast.ops.backend`), a name, or 
 that the operation has is used.
 """
 
+from ditfast.ops import flops
 from ditfast.ops.attention import attention
 from ditfast.ops.backend import use_backend
 from ditfast.ops.gated_residual import gated_residual
@@ -11,6 +12,8 @@ from ditfast.ops.junction import gated_residual_layer_norm_modulate
 from ditfast.ops.layer_norm_modulate import layer_norm_modulate
 from ditfast.ops.mlp import mlp
 from ditfast.ops.patches import patch_embed, patchify, unpatchify
+
+flops.install()
 
 __all__ = [
     "attention",
