@@ -1,0 +1,195 @@
+"""benchmarks/bench_ops.py and bench_attention.py: what they count, what they write, what they refuse to print."""
+
+import json
+import math
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("rich")
+pytest.importorskip("triton")
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+B, N, D = SHAPE = (64, 256, 1152)
+U = B * N * D * 2  # a (B, N, D) tensor of 16 bits
+SMALL = ["--quick", "--batch", "2", "--tokens", "4", "--dim", "72", "--dtypes", "fp32", "--repeats", "1"]
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    threads = torch.get_num_threads()
+    yield import_module
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "op, mode, units",
+    [
+        ("layer_norm_modulate", "fwd", 2),
+        ("layer_norm_modulate", "bwd", 3),
+        ("gated_residual", "fwd", 3),
+        ("gated_residual", "bwd", 3),
+        ("junction", "fwd", 4),
+        ("junction", "bwd", 6),
+        ("gelu", "bwd", 12),
+        ("gelu_recompute", "bwd", 16),
+        ("attention", "fwd", 4),
+        ("attention", "bwd", 8),
+    ],
+)
+def test_bytes_in_units(load, op, mode, units):
+    traffic = load("traffic")
+    assert traffic.bytes_moved(op, mode, SHAPE, "bf16") == traffic.bytes_moved(op, mode, SHAPE, "fp16") == units * U
+    assert traffic.bytes_moved(op, mode, SHAPE, "fp32") == 2 * units * U
+
+
+@pytest.mark.parametrize(
+    "op, mode, units",
+    [
+        ("layer_norm_modulate", "fwd", 2 + 1),  # x in fp32, h in bf16
+        ("layer_norm_modulate", "bwd", 1 + 2 + 2),  # dh; x, dx
+        ("gated_residual", "bwd", 2 + 1 + 1),  # dx; y, dy
+        ("junction", "fwd", 2 + 1 + 2 + 1),
+        ("junction", "bwd", 2 + 1 + 2 + 1 + 2 + 1),
+    ],
+)
+def test_bytes_with_an_fp32_stream(load, op, mode, units):
+    assert load("traffic").bytes_moved(op, mode, SHAPE, "autocast") == units * U
+
+
+def test_bytes_of_images(load):
+    count = load("traffic").bytes_moved
+    image = B * 4 * 32 * 32 * 2
+    assert count("patchify", "fwd", SHAPE, "bf16") == 2 * image
+    assert count("unpatchify", "bwd", SHAPE, "bf16") == 2 * 2 * image
+    assert count("patch_embed", "fwd", SHAPE, "bf16") == image + U
+    assert count("patch_embed", "fwd", SHAPE, "autocast") == image + 2 * U
+
+
+def test_bytes_are_those_of_the_tensors(load):
+    """Against the inputs and outputs themselves, where each is moved once."""
+    traffic, problems = load("traffic"), load("problems")
+    for op in ("layer_norm_modulate", "gated_residual", "junction", "patchify", "unpatchify", "attention"):
+        made = problems.Problem(op, 3, 16, 144, "autocast" if op == "junction" else "fp16", "cpu")
+        leaves = [t for t in made.inputs() if t.dim() > 2]
+        outputs = made.call(*leaves, *made.inputs()[len(leaves) :], backend="reference")
+        moved = sum(t.numel() * t.itemsize for t in (*leaves, *outputs))
+        assert traffic.bytes_moved(op, "fwd", made.shape, made.dtype) == moved, op
+
+
+def test_flops_of_attention(load):
+    count = load("traffic").attention_flops
+    assert count("fwd", 2, 16, 3, 64) == 4 * 2 * 3 * 16 * 16 * 64
+    assert count("both", 2, 16, 3, 64) == count("fwd", 2, 16, 3, 64) + count("bwd", 2, 16, 3, 64)
+
+
+def test_quick_run(load, capsys, tmp_path):
+    assert load("bench_ops").main([*SMALL, "--json", f"{tmp_path}/o.json", "--plot", f"{tmp_path}/o.png"]) == 0
+    result = json.loads((tmp_path / "o.json").read_text())
+    assert result["schema"] == 1 and result["benchmark"] == "ops" and result["header"]["versions"]["torch"]
+    bench_ops = load("bench_ops")
+    assert {c["op"] for c in result["cases"]} == set(bench_ops.OPS)
+    for case in result["cases"]:
+        assert case["error"] is None and case["parity"]["reason"] is None and case["parity"]["used"] <= 1
+        if case["interpreted"]:
+            assert case["ms"] is None and "gb_per_s" not in case
+            continue
+        numbers = case["gb_per_s"], case["copy_gb_per_s"], case["copy_share"], *case["ms"].values()
+        assert all(math.isfinite(v) and v > 0 for v in numbers)
+        assert case["gb_per_s"] == pytest.approx(case["bytes"] / case["ms"]["median"] / 1e6)
+    assert (tmp_path / "o.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "of copy" in printed
+    if not torch.cuda.is_available():
+        assert "proven in Triton's interpreter, and not timed" in printed
+
+
+@pytest.mark.parametrize("mode, scale", [("fwd", 1.01), ("bwd", 0.99)])
+def test_a_wrong_operation_gets_no_speed(load, monkeypatch, capsys, tmp_path, mode, scale):
+    bench_ops, problems = load("bench_ops"), load("problems")
+    right = problems.ops.gated_residual
+
+    class Scaled(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, t: t * scale if mode == "fwd" else t.clone())
+        backward = staticmethod(lambda ctx, grad: grad * scale if mode == "bwd" else grad)
+
+    def wrong(*args, backend):
+        out = right(*args, backend=backend)
+        return out if backend == "reference" else Scaled.apply(out)
+
+    operation = problems.OPERATIONS["gated_residual"]
+    changed = type(operation)(operation.inputs, operation.outputs, wrong)
+    monkeypatch.setitem(problems.OPERATIONS, "gated_residual", changed)
+    monkeypatch.setattr(bench_ops, "is_timed", lambda variant: True)  # so that only parity keeps a speed back
+    assert bench_ops.main([*SMALL, "--ops", "gated_residual", "--json", f"{tmp_path}/o.json"]) == 1
+    assert capsys.readouterr().out.count("parity FAILED") == 1
+    for case in json.loads((tmp_path / "o.json").read_text())["cases"]:
+        assert (case["ms"] is None) == (case["variant"] == "ditfast" and case["mode"] == mode)
+
+
+def test_an_operation_that_raises_does_not_lose_the_others(load, monkeypatch, capsys):
+    bench_ops, problems = load("bench_ops"), load("problems")
+
+    def fail(*args, backend):
+        if backend != "reference":
+            raise RuntimeError("no such kernel")
+        return problems.ops.patchify(*args, 2, backend=backend)
+
+    operation = problems.OPERATIONS["patchify"]
+    monkeypatch.setitem(problems.OPERATIONS, "patchify", type(operation)(operation.inputs, operation.outputs, fail))
+    assert bench_ops.main([*SMALL, "--ops", "patchify", "unpatchify"]) == 1
+    printed = capsys.readouterr().out
+    assert "RuntimeError: no such kernel" in printed and "1.00x" in printed
+
+
+def test_a_deadline_is_kept_and_said(load, monkeypatch, capsys):
+    bench_ops = load("bench_ops")
+    clock = iter((0.0, 0.5, 2.0))
+    monkeypatch.setattr(bench_ops.time, "monotonic", lambda: next(clock))
+    assert bench_ops.main([*SMALL, "--ops", "patchify", "unpatchify", "junction", "--deadline", "1"]) == 0
+    assert "deadline: 2 of 3 problems left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--ops", "junctoin"], "did you mean junction"),
+        (["--repeats", "0"], "--repeats: must be a whole number >= 1, got '0'"),
+        (["--json", "absent/o.json"], "--json: must be in a folder that exists"),
+    ],
+)
+def test_bad_arguments(load, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        load("bench_ops").main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+ATTENTION = ["--quick", "--tokens", "16", "--head-dims", "72", "--total", "32", "--repeats", "1"]
+
+
+def test_attention_quick_run(load, capsys, tmp_path):
+    files = ["--json", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
+    assert load("bench_attention").main([*ATTENTION, *files]) == 0
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert {case["mode"] for case in result["cases"]} == {"fwd", "bwd", "both"}
+    for case in result["cases"]:
+        if case["ms"]:
+            assert case["tflops"] > 0 and case["floor_by"] in ("bytes", "math") and case["kernels"]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "vs best peer" in capsys.readouterr().out
+
+
+def test_wrong_attention_gets_no_speed(load, monkeypatch, tmp_path):
+    bench, peers = load("bench_attention"), load("peers")
+
+    def wrong(qkv, heads):
+        return peers._sdpa(qkv, heads) + 0.01 * (qkv - qkv.detach()).mean()  # right forward, wrong backward
+
+    monkeypatch.setattr(bench, "peers", lambda device: {"sdpa": peers._sdpa, "ditfast-cuda": wrong})
+    assert bench.main([*ATTENTION, "--json", f"{tmp_path}/a.json"]) == 1
+    for case in json.loads((tmp_path / "a.json").read_text())["cases"]:
+        assert (case["ms"] is None) == (case["variant"] == "ditfast-cuda" and case["mode"] != "fwd"), case
