@@ -25,6 +25,7 @@ DTYPES = {
 KERNELS = {
     **dict.fromkeys(ROWS, {"forward_kernel", "backward_kernel", "_sum_partials_kernel"}),
     "mlp": {"backward_kernel", "_sum_partials_kernel"},
+    "attention": {"forward_kernel", "backward_dkdv_kernel", "backward_dq_kernel"},
     "patches": {"embed_kernel", "patchify_kernel", "unpatchify_kernel"},
 }
 # the first sums over chunks and writes (B, D), a fraction 1/N of what the rows are; a patch is p elements wide
@@ -47,6 +48,7 @@ THIN = [
     *(case(op, dtype, 1152) for op in ROWS for dtype in ("bf16", "mixed")),
     *(case(op, "bf16", d, archs=(90,)) for op in ROWS for d in (384, 1024)),
     case("mlp", "bf16", 1152),
+    case("attention", "bf16", 1152),
     case("patches", "bf16", 1152, archs=(90,)),
 ]
 FULL = [
@@ -58,6 +60,12 @@ FULL = [
         for tokens in (LARGE, SMALL)
     ),
     *(case("patches", dtype, d) for d in (384, 1152) for dtype in DTYPES),
+    *(
+        case("attention", dtype, d, tokens=tokens)
+        for d in (384, 1152)  # head dims 64 and 72
+        for dtype in ("fp32", "fp16", "bf16")
+        for tokens in (LARGE, SMALL)
+    ),
 ]
 
 
@@ -98,7 +106,7 @@ def assert_lean(reports, c):
         assert r["shared"] <= SHARED_LIMIT[r["arch"]] * 1024, r
         assert r["widths"], f"no access to global memory found: {r}"
         if r["kernel"] not in MAY_BE_NARROW:
-            assert r["narrow"] == 0 and r["words"] <= 6, r  # words: mean and rstd, in each of up to 3 stages
+            assert r["narrow"] == 0 and r["words"] <= 6, r  # words: statistics of the rows, in each of up to 3 stages
 
 
 @pytest.mark.parametrize("c", THIN, ids=label)
@@ -119,8 +127,8 @@ from aot_cases import launch
 
 launches = []
 with aot.captured(launches):
-    launch({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 8192]})
-    launch({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 40]})
+    launch({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 8192]}, 90)
+    launch({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 40]}, 90)
 (kernel, args, options), (narrow, narrow_args, narrow_options) = launches[0], launches[3]
 print(json.dumps(aot.build(kernel, args, options | {"num_warps": 1}, 90)))
 print(json.dumps(aot.build(narrow, narrow_args, narrow_options | {"num_warps": 8}, 90)))

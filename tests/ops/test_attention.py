@@ -11,8 +11,9 @@ from ditfast.ops.backend import OPS, why_not
 from ditfast.ops.contract import errors
 
 BACKENDS = [name for name in OPS["attention"] if name != "reference" and why_not("attention", name, "cpu") is None]
+HEAD_DIMS = {"triton": (64, 72), "cuda": (64, 72)}  # the others take any
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SHAPES = ((3, 77, 2, 64), (2, 33, 3, 72), (1, 65, 2, 40), (1, 7, 1, 8))  # B, N, H, d
+SHAPES = ((3, 65, 1, 64), (2, 33, 2, 72), (1, 65, 2, 40), (1, 7, 1, 8))  # B, N, H, d
 NAMES = ("out", "dq", "dk", "dv")
 
 
@@ -76,9 +77,11 @@ def assert_right(qkv, dout, heads, backend, scale=None):
             assert error <= limit + extra * size, f"{name}: {kind}: {error:.3g} > {limit:.3g}"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+CASES = [(name, shape) for name in BACKENDS for shape in SHAPES if shape[3] in HEAD_DIMS.get(name, shape)]
+
+
+@pytest.mark.parametrize(("backend", "shape"), CASES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_contract(shape, dtype, backend, poisoned):
     assert_right(*sample(shape, dtype), shape[2], backend)
 
@@ -86,7 +89,7 @@ def test_contract(shape, dtype, backend, poisoned):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_token_attends_to_itself(dtype, backend, poisoned):
-    qkv, dout = sample((2, 1, 2, 40), dtype)
+    qkv, dout = sample((2, 1, 2, 64), dtype)
     out, dq, dk, dv = results(qkv, dout, 2, backend)
     assert torch.equal(out, qkv.chunk(3, dim=-1)[2]) and torch.equal(dv, dout)
     for t in (dq, dk):
@@ -95,10 +98,10 @@ def test_one_token_attends_to_itself(dtype, backend, poisoned):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_scale(backend):
-    qkv, dout = sample((2, 33, 2, 40), torch.float32)
+    qkv, dout = sample((2, 33, 2, 64), torch.float32)
     assert_right(qkv, dout, 2, backend, scale=0.3)
     default, same, other = (
-        ops.attention(qkv, 2, scale, backend=backend) for scale in (None, 40**-0.5, 0.3)
+        ops.attention(qkv, 2, scale, backend=backend) for scale in (None, 64**-0.5, 0.3)
     )  # fmt: skip
     assert torch.equal(default, same) and not torch.allclose(default, other)
 
@@ -113,7 +116,7 @@ def test_the_reference_is_pytorchs():
 @pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_layout(layout, backend):
-    qkv, dout = sample((2, 33, 3, 40), torch.float32)
+    qkv, dout = sample((2, 33, 3, 72), torch.float32)
     assert layout(qkv).stride() != qkv.stride()
     expected = results(qkv, dout, 3, backend)
     for got in (results(layout(qkv), dout, 3, backend), results(qkv, layout(dout), 3, backend)):
@@ -131,11 +134,11 @@ def test_gradient_of_a_sum(dtype, backend, poisoned):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", (2, 63, 65))
+@pytest.mark.parametrize("n", (63, 65))
 def test_very_negative_logits(n, dtype, backend):
     """All lie near -1e4, so that one leaked zero key would take all the weight."""
-    qkv, dout = sample((2, n, 2, 40), dtype)
-    q, k, _ = qkv.view(2, n, 3, 2, 40).unbind(2)
+    qkv, dout = sample((2, n, 2, 72), dtype)
+    q, k, _ = qkv.view(2, n, 3, 2, 72).unbind(2)
     q[..., 0], k[..., 0] = 128.0, -1e4 / 128.0
     assert_right(qkv, dout, 2, backend, scale=1.0)
 
@@ -151,7 +154,7 @@ def test_compiles_fullgraph(backend, kind):
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     for b, n in ((2, 5), (3, 7), (4, 6)):
-        qkv, dout = sample((b, n, 2, 40), torch.bfloat16 if kind == "autocast" else torch.float32)
+        qkv, dout = sample((b, n, 2, 64), torch.bfloat16 if kind == "autocast" else torch.float32)
         qkv = padded(qkv)
         for name, a, e in zip(
             ("out", "dqkv"),
@@ -169,7 +172,7 @@ def autocast(kind):
 def test_under_autocast(backend):
     """The qkv Linear gives the autocast dtype, attention keeps it, and backward runs outside of autocast."""
     torch.manual_seed(0)
-    linear, x = torch.nn.Linear(24, 72), torch.randn(2, 9, 24)
+    linear, x = torch.nn.Linear(24, 3 * 2 * 64), torch.randn(2, 9, 24)
 
     def grad(name):
         with autocast("autocast"):
@@ -184,9 +187,9 @@ def test_under_autocast(backend):
 
 @pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
 def test_empty_batch(backend):
-    qkv = torch.zeros(0, 5, 24, requires_grad=True)
+    qkv = torch.zeros(0, 5, 3 * 2 * 64, requires_grad=True)
     out = ops.attention(qkv, 2, backend=backend)
-    assert out.shape == (0, 5, 8)
+    assert out.shape == (0, 5, 2 * 64)
     (dqkv,) = torch.autograd.grad(out.sum(), qkv)
     assert dqkv.shape == qkv.shape
 
@@ -194,16 +197,16 @@ def test_empty_batch(backend):
 @pytest.mark.parametrize("backend", [name for name in (*BACKENDS, "reference") if name != "sdpa"])
 def test_nan_stays_in_its_sample(backend):
     """PyTorch's own on the CPU gives zeros for a row of NaN logits."""
-    qkv, _ = sample((3, 5, 2, 8), torch.float32)
+    qkv, _ = sample((3, 5, 2, 64), torch.float32)
     qkv[1, 2, 3] = float("nan")
     out = ops.attention(qkv, 2, backend=backend)
     assert torch.isnan(out[1]).any() and torch.isfinite(out[0]).all() and torch.isfinite(out[2]).all()
 
 
-@pytest.mark.skipif("host" not in BACKENDS, reason="the extension is not built")
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "sdpa"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("requires_grad", (True, False))
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(dtype, requires_grad, layout):
-    qkv = layout(sample((2, 5, 2, 8), dtype)[0]).requires_grad_(requires_grad)
-    torch.library.opcheck(torch.ops.ditfast.attention.default, (qkv, 2, 0.35, "host"))
+def test_opcheck(backend, dtype, requires_grad, layout):
+    qkv = layout(sample((2, 5, 2, 64), dtype)[0]).requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.ditfast.attention.default, (qkv, 2, 0.125, backend))

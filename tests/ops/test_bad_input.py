@@ -27,7 +27,7 @@ def good(op, dtype=torch.float32):
         return {name: rows[name] for name in names[op]} | bias
     return {
         "mlp": lambda: {"h": t(2, 4, 8), "w1": t(16, 8), "b1": t(16), "w2": t(8, 16), "b2": t(8)},
-        "attention": lambda: {"qkv": t(2, 4, 24), "num_heads": 2},
+        "attention": lambda: {"qkv": t(2, 4, 3 * 2 * 64), "num_heads": 2},
         "patchify": lambda: {"x": t(2, 3, 4, 6), "patch_size": 2},
         "unpatchify": lambda: {"tokens": t(2, 6, 12), "patch_size": 2, "grid": (2, 3)},
         "patch_embed": lambda: {
@@ -132,7 +132,7 @@ def test_no_columns(op, name):
 
 RULES = [
     ("attention", ValueError, "qkv must have N >= 1 tokens, got shape (2, 0, 24)", {"qkv": torch.zeros(2, 0, 24)}),
-    ("attention", ValueError, "qkv must have a last size divisible by 3 * num_heads=15, got 24", {"num_heads": 5}),
+    ("attention", ValueError, "qkv must have a last size divisible by 3 * num_heads=15, got 384", {"num_heads": 5}),
     ("patchify", ValueError, "x must have H and W divisible by patch_size=4, got shape (2, 3, 4, 6)",
      {"patch_size": 4}),
     ("patch_embed", ValueError, "x must have H and W divisible by patch_size=2, got shape (2, 3, 5, 6)",
