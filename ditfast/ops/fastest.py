@@ -63,7 +63,8 @@ def measure(candidate, dtype, head_dim, tokens, device) -> float:
 
     generator = torch.Generator().manual_seed(0)
     shape = (max(1, TOKENS // tokens), tokens, 3 * HEADS * head_dim)
-    with torch.enable_grad(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+    plain = torch.autocast(device.type, enabled=False)
+    with selfcheck.on_device(device), torch.enable_grad(), torch.inference_mode(False), plain:
         qkv = torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
         times = []
         for _ in range(13):

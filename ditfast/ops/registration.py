@@ -15,10 +15,22 @@ def define(schema: str, implementation, fake):
     """Register ``ditfast::<schema>`` for CPU and CUDA and return the operation."""
     name = schema.split("(")[0]
     _library.define(schema)
-    for key in ("CPU", "CUDA"):
-        _library.impl(name, implementation, key)
+    _library.impl(name, implementation, "CPU")
+    _library.impl(name, _on_its_device(implementation), "CUDA")
     torch.library.register_fake(f"ditfast::{name}", fake, lib=_library)
     return getattr(torch.ops.ditfast, name).default
+
+
+def _on_its_device(implementation):
+    """Kernels are launched on the current device: make it that of the first argument."""
+
+    def guarded(x, *args):
+        if x.device.index == torch.cuda.current_device():
+            return implementation(x, *args)
+        with torch.cuda.device(x.device):
+            return implementation(x, *args)
+
+    return guarded
 
 
 def _below_autograd(op, *args):

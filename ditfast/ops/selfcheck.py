@@ -5,6 +5,7 @@ held to the numerical contract. The answer is kept in memory and on disk (`ditfa
 ``DITFAST_SELFCHECK=0`` trusts every kernel.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -87,7 +88,7 @@ def check(op: str, stream: torch.dtype, branch: torch.dtype, width: int, device:
     start = time.perf_counter()
     outer, backend._log = backend._log, None
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with on_device(device), torch.no_grad(), torch.autocast(device.type, enabled=False):
             kernel = op.partition("/")[2] or "triton"  # attention has two
             reason = _compare(_PROBLEMS[op], kernel, stream, branch, width, device)
     except Exception as error:  # a kernel that does not compile or launch is not used
@@ -95,6 +96,11 @@ def check(op: str, stream: torch.dtype, branch: torch.dtype, width: int, device:
     finally:
         backend._log = outer
     return Result(op, stream, branch, width, reason, time.perf_counter() - start)
+
+
+def on_device(device):
+    """A context in which kernels are launched on ``device``."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _compare(problem, kernel, stream, branch, width, device):
