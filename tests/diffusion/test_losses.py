@@ -138,6 +138,12 @@ def test_outputs_of_low_precision_are_read_in_fp32():
         torch.testing.assert_close(got[name], value)
 
 
+def test_the_bound_of_a_whole_process_keeps_no_graph():
+    terms = create_diffusion("3").calc_bpd_loop(Output(), X)
+    assert terms["vb"].shape == (2, 3)
+    assert not any(term.requires_grad for term in terms.values())
+
+
 def test_compiles_into_one_graph():
     diffusion = create_diffusion("50")
 
