@@ -22,11 +22,14 @@ def size_class(tokens: int) -> int:
     return min(4096, max(64, 1 << max(0, tokens - 1).bit_length()))
 
 
-@torch.compiler.assume_constant_result
 def choose(dtype: torch.dtype, head_dim: int, tokens: int, device: torch.device) -> str:
     """ "cuda", "triton" or "sdpa"; PyTorch's while a CUDA graph is captured and the answer is not known."""
     key = (dtype, head_dim, size_class(tokens), device)
     return _choices.get(key) or _decide(key)
+
+
+# what torch.compiler.assume_constant_result(choose) does, without importing the compiler for it
+choose._dynamo_marked_constant = True
 
 
 def label(dtype, head_dim, tokens) -> str:
