@@ -74,10 +74,11 @@ void forward_cuda(Address qkv, Address out, Address lse, const std::string& dtyp
     attention_forward_cuda(call, device, stream);
 }
 
-void backward_cuda(Address dout, Address qkv, Address out, Address lse, Address dqkv, const std::string& dtype,
-                   std::int64_t batch, std::int64_t tokens, std::int64_t heads, std::int64_t head_dim,
-                   std::int64_t stride_b, std::int64_t stride_n, std::int64_t dout_stride_b,
-                   std::int64_t dout_stride_n, float scale, int device, Address stream) {
+void backward_cuda(Address dout, Address qkv, Address out, Address lse, Address dqkv,
+                   const std::string& dtype, std::int64_t batch, std::int64_t tokens, std::int64_t heads,
+                   std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
+                   std::int64_t dout_stride_b, std::int64_t dout_stride_n, float scale, int device,
+                   Address stream) {
     const AttentionBackward call{
         {parse_dtype(dtype), batch, tokens, heads, head_dim, stride_b, stride_n, scale},
         pointer<void>(dout),
@@ -94,8 +95,8 @@ void backward_cuda(Address dout, Address qkv, Address out, Address lse, Address 
 }
 
 void probe(Address matrices, Address operands, Address out, int device, Address stream) {
-    attention_probe(pointer<std::uint16_t>(matrices), pointer<std::uint16_t>(operands), pointer<std::uint16_t>(out),
-                    device, stream);
+    attention_probe(pointer<std::uint16_t>(matrices), pointer<std::uint16_t>(operands),
+                    pointer<std::uint16_t>(out), device, stream);
 }
 
 py::dict config() {
@@ -125,12 +126,13 @@ PYBIND11_MODULE(_C, m) {
     m.def("attention_forward_cuda", &ditfast::forward_cuda, release_gil(), py::kw_only(), "qkv"_a, "out"_a,
           "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a,
           "scale"_a, "device"_a, "stream"_a, "As attention_forward_host, launched on a stream of a GPU.");
-    m.def("attention_backward_cuda", &ditfast::backward_cuda, release_gil(), py::kw_only(), "dout"_a, "qkv"_a,
-          "out"_a, "lse"_a, "dqkv"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a,
-          "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a, "scale"_a, "device"_a, "stream"_a,
-          "As attention_backward_host, launched on a stream of a GPU. The channels of dout have unit stride.");
+    m.def(
+        "attention_backward_cuda", &ditfast::backward_cuda, release_gil(), py::kw_only(), "dout"_a, "qkv"_a,
+        "out"_a, "lse"_a, "dqkv"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a,
+        "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a, "scale"_a, "device"_a, "stream"_a,
+        "As attention_backward_host, launched on a stream of a GPU. The channels of dout have unit stride.");
     m.def("cuda_attention_supported", &ditfast::cuda_attention_supported, "device"_a, release_gil(),
           "Why the CUDA kernels of attention cannot run on a device, or ''.");
-    m.def("attention_probe", &ditfast::probe, release_gil(), py::kw_only(), "matrices"_a, "operands"_a, "out"_a,
-          "device"_a, "stream"_a, "Record the layouts of mma and ldmatrix.");
+    m.def("attention_probe", &ditfast::probe, release_gil(), py::kw_only(), "matrices"_a, "operands"_a,
+          "out"_a, "device"_a, "stream"_a, "Record the layouts of mma and ldmatrix.");
 }

@@ -168,8 +168,8 @@ DITFAST_DEVICE void backward_dkdv(const AttentionBackward& call, const RowGroups
             for (int row = 0; row < kTile; row += 16) {
                 rows.step(stream.tiles.first_tile(tile) + row * kPitch,
                           stream.tiles.second_tile(tile) + row * kPitch,
-                          stream.statistics.lse_log2(slot) + row * 4,
-                          stream.statistics.delta(slot) + row * 4, p.scale * kLog2E);
+                          stream.statistics.lse_log2(slot) + row * 4, stream.statistics.delta(slot) + row * 4,
+                          p.scale * kLog2E);
             }
         }
         const Head again(p, blocks_per_head);

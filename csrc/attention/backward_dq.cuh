@@ -75,8 +75,8 @@ DITFAST_DEVICE void backward_dq(const AttentionBackward& call, const RowGroups& 
     const int tokens = groups.tokens, blocks_per_head = 2 * groups.parts;
     const TileStream<D> stream = [&] {
         const Head head(p, blocks_per_head);
-        return TileStream<D>{head.input<D>(call.qkv, p, Part::kKey),
-                             head.input<D>(call.qkv, p, Part::kValue), tokens, ptx::shared_memory()};
+        return TileStream<D>{head.input<D>(call.qkv, p, Part::kKey), head.input<D>(call.qkv, p, Part::kValue),
+                             tokens, ptx::shared_memory()};
     }();
     stream.start();
     for (int group = groups.begin(); group < tokens; group += groups.step()) {
@@ -84,8 +84,8 @@ DITFAST_DEVICE void backward_dq(const AttentionBackward& call, const RowGroups& 
         QueryGradient<T, D> rows;
         const Head head(p, blocks_per_head);
         rows.start(head.input<D>(call.qkv, p, Part::kQuery), head.dout<D>(call),
-                   head.output<D>(static_cast<const Bits16*>(call.out), p), head.vector(call.lse, p),
-                   first, tokens);
+                   head.output<D>(static_cast<const Bits16*>(call.out), p), head.vector(call.lse, p), first,
+                   tokens);
 #pragma unroll 1
         for (int tile = 0; tile < tile_count(tokens); ++tile) {
             if (groups.is_first(group)) stream.advance(tile);

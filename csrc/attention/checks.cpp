@@ -67,8 +67,8 @@ void check_cuda_problem(const AttentionProblem& p) {
     check_fits_int("batch * heads", p.batch * p.heads);
     const std::int64_t groups = p.tokens / 64 + 1;  // more than either kernel makes of a head
     if (p.batch * p.heads > std::numeric_limits<int>::max() / 2 / groups) {
-        fail("batch * heads * tokens", "less than 2^36", std::to_string(p.batch * p.heads) + " * " +
-                                                            std::to_string(p.tokens));
+        fail("batch * heads * tokens", "less than 2^36",
+             std::to_string(p.batch * p.heads) + " * " + std::to_string(p.tokens));
     }
 }
 

@@ -100,8 +100,8 @@ attention_forward(AttentionForward call, int parts) {
     const RowGroups groups{ptx::block() % parts, parts, tokens};
     const TileStream<D> stream = [&] {
         const Head head(p, parts);
-        return TileStream<D>{head.input<D>(call.qkv, p, Part::kKey),
-                             head.input<D>(call.qkv, p, Part::kValue), tokens, ptx::shared_memory()};
+        return TileStream<D>{head.input<D>(call.qkv, p, Part::kKey), head.input<D>(call.qkv, p, Part::kValue),
+                             tokens, ptx::shared_memory()};
     }();
     stream.start();
     for (int group = groups.begin(); group < tokens; group += groups.step()) {
@@ -116,8 +116,8 @@ attention_forward(AttentionForward call, int parts) {
                       p.scale * kLog2E);
         }
         const Head head(p, parts);
-        rows.finish(head.output<D>(static_cast<Bits16*>(call.out), p), head.vector(call.lse, p),
-                    first, tokens, p.scale);
+        rows.finish(head.output<D>(static_cast<Bits16*>(call.out), p), head.vector(call.lse, p), first,
+                    tokens, p.scale);
     }
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "ptx.h"
 #include "plan.h"
+#include "ptx.h"
 
 // What a warp holds in registers. Lane i has the rows i / 4 and i / 4 + 8 of 16, and of each 8
 // columns the two from 2 * (i % 4) on: the layout of mma's operands and results.
@@ -62,7 +62,8 @@ DITFAST_DEVICE void multiply_rows(float (&c)[2][4], const LeftOperand<D>& a, std
 #pragma unroll
     for (int i = 0; i < 4; ++i) c[0][i] = c[1][i] = 0.0f;
     // Matrices in the order: rows 0..7, columns 0..7 and 8..15, then rows 8..15.
-    const std::uint32_t rows = b + (ptx::lane() / 16 * 8 + ptx::lane() % 8) * kPitch + ptx::lane() / 8 % 2 * 16;
+    const std::uint32_t rows =
+        b + (ptx::lane() / 16 * 8 + ptx::lane() % 8) * kPitch + ptx::lane() / 8 % 2 * 16;
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
         std::uint32_t m[4];
@@ -122,7 +123,7 @@ DITFAST_DEVICE void store(Matrix<Bits16> m, int first, int tokens, const float (
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const auto packed = [&](int n) {
-            const float(&x)[4] = c[n];
+            const float (&x)[4] = c[n];
             return ptx::pack<T>(x[2 * half] * factor[half], x[2 * half + 1] * factor[half]);
         };
         std::uint32_t words[D / 8];

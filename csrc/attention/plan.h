@@ -15,8 +15,8 @@
 
 namespace ditfast {
 
-constexpr int kTile = 64;          // tokens that enter shared memory together
-constexpr int kPitch = 144;        // bytes of a row there: 8 rows start in 8 different bank groups
+constexpr int kTile = 64;    // tokens that enter shared memory together
+constexpr int kPitch = 144;  // bytes of a row there: 8 rows start in 8 different bank groups
 constexpr int kTileBytes = kTile * kPitch;
 constexpr int kResidentTiles = 4;  // so many tiles stay in shared memory once read
 constexpr int kRingTiles = 3;      // more go through a ring: one in use, two under way
@@ -33,9 +33,7 @@ DITFAST_HOST_DEVICE constexpr int slot_count(int tokens) {
 }
 
 // Two matrices are streamed. The backward adds one tile of out, and 2 floats for each token.
-DITFAST_HOST_DEVICE constexpr int ring_bytes(int tokens) {
-    return slot_count(tokens) * 2 * kTileBytes;
-}
+DITFAST_HOST_DEVICE constexpr int ring_bytes(int tokens) { return slot_count(tokens) * 2 * kTileBytes; }
 
 constexpr int forward_shared_bytes(int tokens) { return ring_bytes(tokens); }
 
@@ -52,7 +50,8 @@ struct Plan {
 
 // `roles` blocks do different work on the same rows. Where tiles stay resident, one block takes all rows of a
 // head, unless that left multiprocessors idle; else it takes as many as its warps hold.
-inline Plan make_plan(const AttentionProblem& p, int warps, int roles, int shared_bytes, int multiprocessors) {
+inline Plan make_plan(const AttentionProblem& p, int warps, int roles, int shared_bytes,
+                      int multiprocessors) {
     const int tokens = static_cast<int>(p.tokens);
     const std::int64_t groups = (tokens - 1) / (kWarpRows * warps) + 1;
     const std::int64_t heads = p.batch * p.heads * roles;
@@ -69,7 +68,8 @@ inline Plan plan_forward(const AttentionProblem& p, int multiprocessors) {
 
 inline Plan plan_backward(const AttentionProblem& p, int multiprocessors) {
     const int tokens = static_cast<int>(p.tokens);
-    return make_plan(p, tokens <= 128 ? 4 : kBackwardWarps, 2, backward_shared_bytes(tokens), multiprocessors);
+    return make_plan(p, tokens <= 128 ? 4 : kBackwardWarps, 2, backward_shared_bytes(tokens),
+                     multiprocessors);
 }
 
 }  // namespace ditfast

@@ -23,7 +23,8 @@ DITFAST_DEVICE void probe_mma(const std::uint16_t* operands, std::uint16_t* out)
     }
 }
 
-// matrices (4, 8, 8), operands (2 types, 32 lanes, kProbeOperands words), out (32 lanes, kProbeResults words).
+// matrices (4, 8, 8), operands (2 types, 32 lanes, kProbeOperands words), out (32 lanes, kProbeResults
+// words).
 DITFAST_KERNEL(32, 1)
 probe_layouts(const std::uint16_t* matrices, const std::uint16_t* operands, std::uint16_t* out) {
     const int lane = ptx::lane();

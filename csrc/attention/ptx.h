@@ -49,9 +49,7 @@ DITFAST_DEVICE std::uint32_t shuffle_xor(std::uint32_t value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-DITFAST_DEVICE float shuffle_xor(float value, int mask) {
-    return __shfl_xor_sync(0xffffffffu, value, mask);
-}
+DITFAST_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 // Global memory.
 
@@ -105,14 +103,12 @@ DITFAST_DEVICE void store_shared_float(std::uint32_t to, float value) {
 // Asynchronous copies from global to shared memory; zeros are written where nothing is read.
 
 DITFAST_DEVICE void copy_16_bytes(std::uint32_t to, const void* from, bool read) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(read ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read ? 16 : 0)
                  : "memory");
 }
 
 DITFAST_DEVICE void copy_4_bytes(std::uint32_t to, const void* from, bool read) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
-                 "r"(read ? 4 : 0)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(read ? 4 : 0)
                  : "memory");
 }
 
@@ -152,21 +148,20 @@ DITFAST_DEVICE void load_transposed(std::uint32_t (&m)[2], std::uint32_t row) {
 
 // c (16, 8) += a (16, 16 or 8) b (16 or 8, 8), products and sums in fp32.
 
-#define DITFAST_MMA_K16(type)                                                     \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type           \
-                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                 \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#define DITFAST_MMA_K16(type)                                                  \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                       \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 
-#define DITFAST_MMA_K8(type)                                                \
+#define DITFAST_MMA_K8(type)                                       \
     asm("mma.sync.aligned.m16n8k8.row.col.f32." type "." type      \
-                 ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])           \
-                 : "r"(a[0]), "r"(a[1]), "r"(b0))
+        ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])           \
+        : "r"(a[0]), "r"(a[1]), "r"(b0))
 
 template <class T>
-DITFAST_DEVICE void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                        std::uint32_t b1) {
+DITFAST_DEVICE void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
     if constexpr (std::is_same_v<T, BFloat16>) {
         DITFAST_MMA_K16("bf16");
     } else {

@@ -19,8 +19,7 @@ struct Head {
     int b;
     int h;
 
-    DITFAST_DEVICE Head(const AttentionProblem& p, int blocks_per_head)
-        : heads(static_cast<int>(p.heads)) {
+    DITFAST_DEVICE Head(const AttentionProblem& p, int blocks_per_head) : heads(static_cast<int>(p.heads)) {
         const int index = ptx::opaque(ptx::block()) / blocks_per_head;
         b = index / heads;
         h = index % heads;
@@ -85,12 +84,8 @@ struct TileStream {
     DITFAST_DEVICE int slot(int tile) const {
         return tile_count(tokens) <= kResidentTiles ? tile : tile % kRingTiles;
     }
-    DITFAST_DEVICE std::uint32_t first_tile(int tile) const {
-        return ring + slot(tile) * 2 * kTileBytes;
-    }
-    DITFAST_DEVICE std::uint32_t second_tile(int tile) const {
-        return first_tile(tile) + kTileBytes;
-    }
+    DITFAST_DEVICE std::uint32_t first_tile(int tile) const { return ring + slot(tile) * 2 * kTileBytes; }
+    DITFAST_DEVICE std::uint32_t second_tile(int tile) const { return first_tile(tile) + kTileBytes; }
 
     DITFAST_DEVICE void copy(int tile) const {
         if (tile >= tile_count(tokens)) return;

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/attention/params.h
+COMMON = ["-std=c++17", "-fPIC", "-DDITFAST_EMULATE"]
 NAN = float("nan")
 
 
@@ -40,20 +42,27 @@ class Bytes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("qkv", "out", "lse", "dout", "dqkv")]
 
 
-def compile_emulator(csrc=CSRC):
-    """Path of the library, made anew only when a source has changed."""
-    sources = sorted([*csrc.glob("attention/*.*h"), *HERE.glob("*.h"), *HERE.glob("*.cpp")])
+def compile_emulator(csrc=CSRC, options=("-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas")):
+    """Path of the library that runs the kernels in ``csrc``."""
+    flags = [*COMMON, *options, f"-I{csrc}", f"-I{HERE}"]
+    machine = compiled(".o", [HERE / "machine.cpp"], ["-c", *COMMON, "-O2", f"-I{HERE}"], HERE.glob("machine*"))
+    sources = [*csrc.glob("attention/*.*h"), *HERE.glob("*.h"), *HERE.glob("*.cpp")]
+    return compiled(".so", [HERE / "emulator.cpp", machine], ["-shared", *flags], sources)
+
+
+def compiled(suffix, inputs, flags, sources):
+    """Path of what the compiler makes, anew only when a source or an option has changed."""
     compiler = os.environ.get("CXX", "g++")
-    digest = hashlib.sha256(b"".join([compiler.encode(), *(source.read_bytes() for source in sources)])).hexdigest()
-    library = Path(tempfile.gettempdir()) / f"ditfast-emulator-{os.getuid()}" / f"{digest[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(mode=0o700, exist_ok=True)
-        made = library.with_suffix(f".{os.getpid()}")
-        flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-DDITFAST_EMULATE", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-        files = [str(HERE / "machine.cpp"), str(HERE / "emulator.cpp")]
-        subprocess.run([compiler, *flags, f"-I{csrc}", f"-I{HERE}", *files, "-o", str(made)], check=True)
-        made.rename(library)  # other processes see all of it or nothing
-    return library
+    options = [flag for flag in flags if not flag.startswith("-I")]
+    parts = [repr((compiler, options)).encode(), *(source.read_bytes() for source in sorted(sources))]
+    folder = Path(tempfile.gettempdir()) / f"ditfast-emulator-{os.getuid()}"
+    result = folder / (hashlib.sha256(b"".join(parts)).hexdigest()[:16] + suffix)
+    if not result.exists():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        made = result.with_suffix(f".{os.getpid()}{suffix}")
+        subprocess.run([*shlex.split(compiler), *flags, *map(str, inputs), "-o", str(made)], check=True)
+        made.rename(result)  # other processes see all of it or nothing
+    return result
 
 
 def available():
@@ -70,25 +79,43 @@ class Emulator:
         self.library = ctypes.CDLL(str(library))
         self.library.emulate_forward.restype = ctypes.c_char_p
         self.library.emulate_backward.restype = ctypes.c_char_p
+        self.library.probe.restype = ctypes.c_char_p
 
     def forward(self, qkv, heads, scale=None, multiprocessors=132):
         """out and lse, each NaN before the call and between canaries."""
         b, n, width = qkv.shape
         out, lse = Guarded((b, n, width // 3), qkv.dtype), Guarded((b, heads, n), torch.float32)
         call = Forward(problem(qkv, heads, scale), qkv.data_ptr(), out.t.data_ptr(), lse.t.data_ptr())
-        self.run("emulate_forward", call, Bytes(span(qkv), span(out.t), span(lse.t)), multiprocessors)
+        self.call("emulate_forward", call, Bytes(span(qkv), span(out.t), span(lse.t)), multiprocessors)
         return out.checked(), lse.checked()
 
     def backward(self, dout, qkv, out, lse, heads, scale=None, multiprocessors=132):
         dqkv = Guarded(qkv.shape, qkv.dtype)
         pointers = [t.data_ptr() for t in (dout, qkv, out, lse, dqkv.t)]
         call = Backward(problem(qkv, heads, scale), *pointers, *dout.stride())
-        self.run("emulate_backward", call, Bytes(*map(span, (qkv, out, lse, dout, dqkv.t))), multiprocessors)
+        self.call("emulate_backward", call, Bytes(*map(span, (qkv, out, lse, dout, dqkv.t))), multiprocessors)
         return dqkv.checked()
 
-    def run(self, name, call, sizes, multiprocessors):
+    def run(self, qkv, dout, heads, scale=None, multiprocessors=132):
+        """out, lse and dqkv"""
+        out, lse = self.forward(qkv, heads, scale, multiprocessors)
+        return out, lse, self.backward(dout, qkv, out, lse, heads, scale, multiprocessors)
+
+    def plan(self, qkv, heads, multiprocessors, backward=False):
+        """warps of a block, blocks of a head, blocks of the grid, bytes of shared memory"""
+        numbers = (ctypes.c_int64 * 4)()
+        self.library.plan(ctypes.byref(problem(qkv, heads, None)), multiprocessors, int(backward), numbers)
+        return list(numbers)
+
+    def probe(self, matrices, operands):
+        out = torch.zeros(32, 28, dtype=torch.int32)
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (matrices, operands, out)]
+        assert not self.library.probe(*pointers)
+        return out
+
+    def call(self, name, arguments, sizes, multiprocessors):
         function = getattr(self.library, name)
-        message = function(ctypes.byref(call), ctypes.byref(sizes), ctypes.c_int(multiprocessors)).decode()
+        message = function(ctypes.byref(arguments), ctypes.byref(sizes), ctypes.c_int(multiprocessors)).decode()
         if message:
             raise RuntimeError(message)
 
@@ -96,7 +123,9 @@ class Emulator:
 def problem(qkv, heads, scale):
     b, n, width = qkv.shape
     d = width // (3 * heads)
-    return Problem(DTYPES[qkv.dtype], b, n, heads, d, qkv.stride(0), qkv.stride(1), d**-0.5 if scale is None else scale)
+    return Problem(
+        DTYPES[qkv.dtype], b, n, heads, d, qkv.stride(0), qkv.stride(1), d**-0.5 if scale is None else scale
+    )
 
 
 class Guarded:

@@ -101,8 +101,8 @@ void wait_for_copies() {
     machine().wait_for_copies(Pending);
 }
 
-// Lane i reads row i % 8 of matrix i / 8, then gets of each matrix its columns 2 * (i % 4) and one more of row
-// i / 4; transposed, of column i / 4 its rows 2 * (i % 4) and one more.
+// Lane i reads row i % 8 of matrix i / 8, then gets of each matrix its columns 2 * (i % 4) and one more of
+// row i / 4; transposed, of column i / 4 its rows 2 * (i % 4) and one more.
 template <int Count>
 void load_matrices(std::uint32_t (&m)[Count], std::uint32_t row, bool transposed, Place place) {
     struct Row {
@@ -155,8 +155,9 @@ struct MmaLane {
     float c[4];
 };
 
-// Register r of a has row i / 4 + 8 * (r % 2) and columns from 2 * (i % 4) + 8 * (r / 2) on; register r of b has
-// rows from 2 * (i % 4) + 8 * r on and column i / 4; c[r] has row i / 4 + 8 * (r / 2), column 2 * (i % 4) + r % 2.
+// Register r of a has row i / 4 + 8 * (r % 2) and columns from 2 * (i % 4) + 8 * (r / 2) on; register r of b
+// has rows from 2 * (i % 4) + 8 * r on and column i / 4; c[r] has row i / 4 + 8 * (r / 2), column 2 * (i % 4)
+// + r % 2.
 template <class T, int K>
 void multiply(void* const* in, void* const* out) {
     float a[16][K], b[K][8];

@@ -4,6 +4,7 @@
 #include "attention/backward.cuh"
 #include "attention/forward.cuh"
 #include "attention/plan.h"
+#include "attention/probe.cuh"
 #include "machine.h"
 
 // The attention kernels on the emulated machine, to be called through ctypes. Each returns a message, or "".
@@ -42,7 +43,9 @@ void specialize(const AttentionProblem& p, const Body& body) {
         if (p.head_dim == 64) body(zero, std::integral_constant<int, 64>{});
     };
     if (p.dtype == DType::kBFloat16) with(BFloat16{});
+#ifndef DITFAST_BFLOAT16_ONLY
     if (p.dtype == DType::kFloat16) with(Float16{});
+#endif
 }
 
 struct Bytes {  // of each tensor
@@ -59,23 +62,47 @@ Region region(const char* name, Pointer pointer, std::int64_t bytes, bool writab
 
 using namespace ditfast;
 
-extern "C" const char* emulate_forward(const AttentionForward* call, const Bytes* bytes, int multiprocessors) {
+extern "C" const char* emulate_forward(const AttentionForward* call, const Bytes* bytes,
+                                       int multiprocessors) {
     return message_of([&] {
         specialize(call->problem, [&](auto zero, auto d) {
-            run(attention_forward<decltype(zero), decltype(d)::value>, *call, plan_forward(call->problem, multiprocessors),
+            run(attention_forward<decltype(zero), decltype(d)::value>, *call,
+                plan_forward(call->problem, multiprocessors),
                 {region("qkv", call->qkv, bytes->qkv, false), region("out", call->out, bytes->out, true),
                  region("lse", call->lse, bytes->lse, true)});
         });
     });
 }
 
-extern "C" const char* emulate_backward(const AttentionBackward* call, const Bytes* bytes, int multiprocessors) {
+extern "C" const char* emulate_backward(const AttentionBackward* call, const Bytes* bytes,
+                                        int multiprocessors) {
     return message_of([&] {
         specialize(call->problem, [&](auto zero, auto d) {
-            run(attention_backward<decltype(zero), decltype(d)::value>, *call, plan_backward(call->problem, multiprocessors),
+            run(attention_backward<decltype(zero), decltype(d)::value>, *call,
+                plan_backward(call->problem, multiprocessors),
                 {region("qkv", call->qkv, bytes->qkv, false), region("out", call->out, bytes->out, false),
                  region("lse", call->lse, bytes->lse, false), region("dout", call->dout, bytes->dout, false),
                  region("dqkv", call->dqkv, bytes->dqkv, true)});
         });
+    });
+}
+
+extern "C" void plan(const AttentionProblem* problem, int multiprocessors, int backward, std::int64_t* out) {
+    const Plan plan =
+        backward ? plan_backward(*problem, multiprocessors) : plan_forward(*problem, multiprocessors);
+    out[0] = plan.warps;
+    out[1] = plan.parts;
+    out[2] = plan.blocks;
+    out[3] = plan.shared_bytes;
+}
+
+extern "C" const char* probe(const std::uint16_t* matrices, const std::uint16_t* operands,
+                             std::uint16_t* out) {
+    return message_of([&] {
+        Machine machine({region("matrices", matrices, 4 * 8 * 8 * 2, false),
+                         region("operands", operands, 2 * 32 * kProbeOperands * 4, false),
+                         region("out", out, 32 * kProbeResults * 4, true)},
+                        32, 32 * 16);
+        machine.run(0, [&] { probe_layouts(matrices, operands, out); });
     });
 }

@@ -21,7 +21,10 @@ std::string describe(Place place) { return base_name(place.file) + ":" + std::to
 Machine& machine() { return *running; }
 
 Machine::Machine(std::vector<Region> regions, int threads, int shared_bytes)
-    : regions_(std::move(regions)), shared_(shared_bytes), words_(shared_bytes / 4), threads_(threads),
+    : regions_(std::move(regions)),
+      shared_(shared_bytes),
+      words_(shared_bytes / 4),
+      threads_(threads),
       warps_(threads / 32) {
     for (Region& region : regions_) region.written.assign(region.writable ? region.bytes : 0, false);
 }
@@ -117,7 +120,9 @@ void Machine::check_global(const void* address, std::size_t bytes, bool write, P
 Word& Machine::checked_word(std::uint32_t address, std::size_t bytes, std::size_t offset, Place place) {
     if (address % bytes != 0) fail("misaligned access to shared memory", place);
     if (address + bytes > shared_.size()) {
-        fail("access to shared memory at " + std::to_string(address) + " of " + std::to_string(shared_.size()), place);
+        fail(
+            "access to shared memory at " + std::to_string(address) + " of " + std::to_string(shared_.size()),
+            place);
     }
     Word& word = words_[(address + offset) / 4];
     if (word.copier != Word::kNobody) {
@@ -131,8 +136,8 @@ void Machine::note_read(std::uint32_t from, std::size_t bytes, Place place) {
         Word& word = checked_word(from, bytes, i, place);
         if (word.writer == Word::kNobody) fail("read of shared memory that was never written", place);
         if (word.writer != current_ && word.writer_epoch == epoch_) {
-            fail("race: thread " + std::to_string(word.writer) + " wrote this at " + describe(word.written_at) +
-                     " and no barrier lies between",
+            fail("race: thread " + std::to_string(word.writer) + " wrote this at " +
+                     describe(word.written_at) + " and no barrier lies between",
                  place);
         }
         const bool again = word.reader_epoch == epoch_ && word.reader != current_;
@@ -143,7 +148,8 @@ void Machine::note_read(std::uint32_t from, std::size_t bytes, Place place) {
 
 void Machine::check_order(const Word& word, const char* what, Place place) {
     if (word.writer_epoch == epoch_ && word.writer != current_) {
-        fail(std::string("race: ") + what + " over what thread " + std::to_string(word.writer) + " wrote", place);
+        fail(std::string("race: ") + what + " over what thread " + std::to_string(word.writer) + " wrote",
+             place);
     }
     if (word.reader_epoch == epoch_ && word.reader != current_) {
         fail(std::string("race: ") + what + " over what another thread reads", place);

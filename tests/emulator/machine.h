@@ -9,9 +9,9 @@
 
 #include "fiber.h"
 
-// One block of CUDA threads on the host, each a fiber. Wrong programs stop with a message that names the place:
-// access out of bounds, misaligned or to what was never written, a race, a copy read before it was waited for,
-// lanes of a warp at different instructions, a barrier that not all threads reach.
+// One block of CUDA threads on the host, each a fiber. Wrong programs stop with a message that names the
+// place: access out of bounds, misaligned or to what was never written, a race, a copy read before it was
+// waited for, lanes of a warp at different instructions, a barrier that not all threads reach.
 
 namespace ditfast::emulator {
 
@@ -20,7 +20,9 @@ struct Place {
     const char* file;
     int line;
 
-    static Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+    static Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
 };
 
 struct Region {  // of global memory

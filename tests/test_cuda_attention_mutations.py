@@ -1,0 +1,67 @@
+"""Errors planted in the CUDA attention kernels: the emulator or the contract catches each."""
+
+import shutil
+
+import emulator as emulation
+import pytest
+import torch
+from attention_cases import assert_right, far_logits, padded, sample
+
+pytestmark = pytest.mark.skipif(not emulation.available(), reason="needs a C++ compiler")
+QUICK = ("-O1", "-DDITFAST_BFLOAT16_ONLY")
+BARRIER = "        ptx::sync_block();\n"
+
+# What is wrong then: (file, text, replacement).
+MUTATIONS = {
+    "no barrier before a tile is read": ("stream", BARRIER + "        copy(tile", "        copy(tile"),
+    "no barrier before delta": ("backward_dkdv", BARRIER + "        statistics.comp", "        statistics.comp"),
+    "no barrier after delta": ("backward_dkdv", BARRIER + "        statistics.copy", "        statistics.copy"),
+    "tile not waited for": ("stream", "wait_for_copies<1>", "wait_for_copies<2>"),
+    "queries not waited for": ("backward_dkdv", "wait_for_copies<1>", "wait_for_copies<2>"),
+    "ring too short": ("stream", "tile % kRingTiles", "tile % 2"),
+    "mask off by one": ("forward", "key >= count", "key > count"),
+    "no mask": ("forward", "if (count < kTile) mask(s, count);", ""),
+    "mask of dq off by one": ("backward_dq", "% 2 < count", "% 2 <= count"),
+    "row behind the last stored": ("fragment", "if (row >= tokens)", "if (row > tokens)"),
+    "row behind the last loaded": ("stream", "inside = row < tokens;", "inside = row <= tokens;"),
+    "wrong fragment of k": ("fragment", "k16[step], m[2], m[3]", "k16[step], m[3], m[2]"),
+    "wrong row for ldmatrix": ("fragment", "lane() / 16 * 8 +", "lane() / 8 % 2 * 8 +"),
+    "wrong fragment of the weights": ("fragment", "c[i / 2][i % 2 * 2],", "c[i % 2][i / 2 * 2],"),
+    "last 8 columns dropped": ("fragment", "ptx::mma<T>(c[1], a.k8, m[1]);", ""),
+    "stored to a neighbour's place": ("fragment", "8 * (n + odd) - 2 * odd", "8 * (n + odd)"),
+    "neighbouring head read": ("stream", "heads + h) * D", "heads + (h ^ 1)) * D"),
+    "stride of dout ignored": ("stream", "static_cast<int>(call.dout_stride_n)", "heads * D"),
+    "old weights not brought in line": ("forward", "sum[half] *= correction;", ""),
+    "lse to the wrong base": ("forward", "ptx::log(total)", "ptx::log(total) * kLog2E"),
+    "delta dropped from dq": ("backward_dq", "(ds[i / 4][i % 4] - delta[half])", "ds[i / 4][i % 4]"),
+    "delta dropped from dk": ("backward_dkdv", "(ds[n][i] - (i % 2 ? mean.second : mean.first))", "ds[n][i]"),
+    "scale dropped from dk": ("backward_dkdv", "dkey, {scale, scale}", "dkey, {1.0f, 1.0f}"),
+}
+
+
+def check(emulator):
+    """Small cases that together catch every mutation."""
+    d, dtype = 72, torch.bfloat16
+    for n, heads in ((77, 2), (257, 1)):
+        qkv, dout = sample(1, n, heads, d, dtype)
+        assert_right(emulator.run(padded(qkv), padded(dout), heads), qkv, dout, heads)
+    qkv, dout = far_logits(1, 65, 1, d, dtype, -1e4)
+    assert_right(emulator.run(qkv, dout, 1, scale=1.0), qkv, dout, 1, scale=1.0)
+
+
+def test_no_mutation_passes():
+    check(emulation.Emulator(emulation.compile_emulator(options=QUICK)))
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_is_caught(name, tmp_path):
+    file, text, replacement = MUTATIONS[name]
+    csrc = tmp_path / "csrc"
+    shutil.copytree(emulation.CSRC, csrc)
+    source = csrc / "attention" / f"{file}.cuh"
+    before = source.read_text()
+    assert text in before
+    source.write_text(before.replace(text, replacement, 1))
+    mutant = emulation.Emulator(emulation.compile_emulator(csrc, options=QUICK))
+    with pytest.raises((AssertionError, RuntimeError)):
+        check(mutant)
