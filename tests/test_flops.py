@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ditfast import DiT, use_backend
+from ditfast import DiT, flops, use_backend
+from ditfast.models import cost
 from ditfast.models.conditioning import CONDITIONINGS
 from ditfast.ops.flops import FORMULAS
 
@@ -118,3 +120,103 @@ def test_known_in_either_order_of_import(order):
     code = f"{'; '.join(order)}; import torch; print(torch.ops.ditfast.mlp in torch.utils.flop_counter.flop_registry)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr
+
+
+@every
+def test_formula_equals_what_the_counter_sees(kind):
+    model, (x, t, y) = small(kind, depth=3, hidden_size=48, patch_size=4, mlp_ratio=3.0, learn_sigma=False)
+    with on("reference"):
+        flops, _ = counted(torch.no_grad()(lambda: model(x, t, y)))
+    assert flops == 2 * 3 * sum(cost.macs(model).values())
+
+
+# not those that PyTorch's LayerNorm makes in bfloat16 on the CPU, with statistics that are float32 on a GPU
+KEPT = [(k, d) for k in CONDITIONINGS for d in cost.DTYPES if d != "bf16" or cost.ROWS[k]]
+
+
+@pytest.mark.parametrize("kind, dtype", KEPT)
+@pytest.mark.parametrize("recompute", (False, True))
+def test_kept_bytes_equal_a_measurement(kind, dtype, recompute):
+    model, (x, t, y) = small(kind, recompute_mlp=recompute, num_classes=7)
+    model, x = (model.bfloat16(), x.bfloat16()) if dtype == "bf16" else (model, x)
+    shapes = {s for p in model.parameters() for s in (p.shape, p.flatten(1).shape if p.dim() > 1 else p.shape)}
+    shapes |= {s[::-1] for s in shapes}
+    sizes, alive = {}, []
+
+    def pack(t):
+        alive.append(t)  # an address must not be used twice
+        if t.shape not in shapes:
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast")
+    saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    with on(*KERNELS), sdpa_kernel(SDPBackend.FLASH_ATTENTION), autocast, saved:
+        alive.append(model(x, t, y))
+    assert sum(sizes.values()) == sum(cost.kept_bytes(model, 3, dtype).values())
+
+
+def near_published(value, published, digits):
+    """Within 0.1 % or half a unit of the last published digit."""
+    return abs(value - published) <= max(1e-3 * published, 0.5 * 10**-digits)
+
+
+@pytest.mark.parametrize("name", flops.PAPER)
+def test_published_gflops(name):
+    model = cost.build(name)
+    assert near_published(sum(cost.macs(model).values()) / 1e9, flops.PAPER[name][0], 2)
+    assert sum(cost.parameters(model).values()) == sum(p.numel() for p in model.parameters())
+
+
+@every
+def test_published_gflops_of_the_conditionings_and_of_512(kind):
+    assert near_published(flops.analyse("DiT-XL/2", kind)["paper_gflops"], flops.PAPER_XL_2[kind][0], 2)
+    if kind == "adaln_zero":
+        assert near_published(flops.analyse("DiT-XL/2", image_size=512)["paper_gflops"], 525, 0)
+
+
+def test_parameters_by_operator():
+    found = cost.parameters(cost.build("DiT-XL/2", "cross_attention"))
+    d = 1152
+    assert found["qkv"] == 28 * (3 * d * d + 3 * d) and found["mlp"] == 28 * (8 * d * d + 5 * d)
+    assert found["cross-attention"] == 28 * (4 * d * d + 4 * d) and found["norm, residual"] == 28 * 3 * 2 * d
+    assert found["proj"] == 28 * (d * d + d) and found["final"] == 2 * d + 32 * d + 32 and not found["adaLN"]
+
+
+def test_training_costs_three_forwards():
+    r = flops.analyse("DiT-S/8", batch=256, train_steps=1000)
+    assert r["training_flops"] == 3 * 1000 * r["flops"] == pytest.approx(6e9 * 256 * 1000 * r["paper_gflops"])
+
+
+def test_command(capsys, tmp_path):
+    flops.main(["--model", "DiT-S/4", "--json", "--batch", "2"])
+    r = json.loads(capsys.readouterr().out)
+    assert r["flops"] == 4 * r["paper_gflops"] * 1e9 and r["published_gflops"] == 1.41 and r["training_flops"] is None
+    assert sum(op["kept_bytes"] for op in r["operators"].values()) == r["kept_bytes"]
+    flops.main(["--model", "DiT-S/4", "--plot", str(tmp_path / "plot.png")])
+    out = capsys.readouterr().out
+    assert "1.41 Gflops as the paper counts them = GMACs (published: 1.41)" in out and "2212.09748" in out
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    flops.main(["--model", "DiT-S/8", "--conditioning", "all", "--batch", "8", "--train-steps", "10"])
+    assert set(CONDITIONINGS) <= set(capsys.readouterr().out.split())
+
+
+def test_correlation_of_the_papers_numbers():
+    logs, semilog = flops.correlations([flops.analyse(name) for name in flops.PAPER])
+    assert logs == pytest.approx(-0.936, abs=5e-4) and semilog == pytest.approx(-0.93, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--train-steps", "5"], "--train-steps needs --batch"),
+        (["--image-size", "100"], "--image-size must be a positive multiple of 64, got 100"),
+        (["--batch", "0"], "must be at least 1"),
+        (["--conditioning", "none"], "invalid choice: 'none'"),
+        (["--model", "DiT-XL/3"], "invalid choice: 'DiT-XL/3'"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        flops.main(arguments)
+    assert message in capsys.readouterr().err
