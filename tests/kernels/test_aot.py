@@ -63,7 +63,7 @@ FULL = [
     *(
         case("attention", dtype, d, tokens=tokens)
         for d in (384, 1152)  # head dims 64 and 72
-        for dtype in ("fp32", "fp16", "bf16")
+        for dtype in ("fp16", "bf16")  # in float32 it runs only where asked for by name
         for tokens in (LARGE, SMALL)
     ),
 ]
