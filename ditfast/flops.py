@@ -99,7 +99,7 @@ def _table(title, columns):
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         table.add_column(name, no_wrap=True)
     return table
@@ -144,7 +144,7 @@ def plot(path: str) -> None:
         axes.plot(*_points(mine), "-", color=colour, alpha=0.35)
         for r in mine:
             patch = r["model"][-1]
-            marker, offset = {"8": ("o", (7, 4)), "4": ("s", (7, 4)), "2": ("^", (4, -15))}[patch]
+            marker, offset = {"8": ("o", (7, 4)), "4": ("s", (7, 4)), "2": ("^", (-26, -14))}[patch]
             axes.plot(*_points([r]), marker, color=colour)
             at = (r["paper_gflops"], r["published_fid_50k"])
             axes.annotate(f"{size}/{patch}", at, offset, textcoords="offset points", color=colour)

@@ -112,7 +112,7 @@ def test_compiled_graphs_count_the_same():
     assert tuple(ran) == tuple(read) == expected
 
 
-ORDERS = itertools.permutations(["import torch.utils.flop_counter", "import ditfast.ops"])
+ORDERS = list(itertools.permutations(["import torch.utils.flop_counter", "import ditfast.ops"]))
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=("counter-first", "ditfast-first"))
