@@ -82,7 +82,7 @@ BAD_IN_BOTH = [
     ({"qkv": 0}, "qkv must be a pointer to a non-empty tensor, got null"),
     ({"qkv": 24}, "qkv must be 16-byte aligned, got 24"),
     ({"out": 36}, "out must be 16-byte aligned, got 36"),
-    ({"lse": 20}, "lse must be 16-byte aligned, got 20"),
+    ({"lse": 22}, "lse must be 4-byte aligned, got 22"),
 ]
 BAD_IN_BACKWARD = [
     ({"dout": 24}, "dout must be 16-byte aligned, got 24"),

@@ -35,12 +35,13 @@ void check_pointer(const char* name, const void* pointer, const AttentionProblem
 }
 
 // The CUDA kernels copy 16 bytes at a time.
-constexpr std::int64_t kAlignment = 16;
+constexpr std::uintptr_t kAlignment = 16;
 constexpr std::int64_t kElementsPerCopy = 8;
 
-void check_aligned(const char* name, const void* pointer) {
+void check_aligned(const char* name, const void* pointer, std::uintptr_t alignment = kAlignment) {
     const auto address = reinterpret_cast<std::uintptr_t>(pointer);
-    if (address % kAlignment != 0) fail(name, "16-byte aligned", std::to_string(address));
+    if (address % alignment == 0) return;
+    fail(name, std::to_string(alignment) + "-byte aligned", std::to_string(address));
 }
 
 void check_aligned_stride(const char* name, std::int64_t stride) {
@@ -105,7 +106,7 @@ void check_cuda(const AttentionForward& call) {
     check_cuda_problem(call.problem);
     check_aligned("qkv", call.qkv);
     check_aligned("out", call.out);
-    check_aligned("lse", call.lse);
+    check_aligned("lse", call.lse, alignof(float));
 }
 
 void check_cuda(const AttentionBackward& call) {
@@ -117,7 +118,7 @@ void check_cuda(const AttentionBackward& call) {
     check_aligned("dout", call.dout);
     check_aligned("qkv", call.qkv);
     check_aligned("out", call.out);
-    check_aligned("lse", call.lse);
+    check_aligned("lse", call.lse, alignof(float));
     check_aligned("dqkv", call.dqkv);
 }
 

@@ -14,7 +14,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/attention/params.h
-COMMON = ["-std=c++17", "-fPIC", "-DDITFAST_EMULATE"]
+# fortified, longjmp would refuse to change from one fiber's stack to another's
+COMMON = ["-std=c++17", "-fPIC", "-DDITFAST_EMULATE", "-U_FORTIFY_SOURCE"]
 NAN = float("nan")
 
 

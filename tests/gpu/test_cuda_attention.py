@@ -122,7 +122,7 @@ def test_more_heads_than_a_grid_is_high():
 
 def test_graph():
     qkv, dout = sample(2, 256, 3, 72, torch.bfloat16, device="cuda")
-    results, graph = empty(qkv, 3), torch.cuda.CUDAGraph()
+    results, graph = run(qkv, dout, 3), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run_into(results, qkv, dout, 3)
     for seed in (1, 2):
