@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+import torch._functorch.config as functorch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # counts only before kernels are defined
@@ -171,7 +172,7 @@ def _line(error) -> str:
 
 
 def run(options) -> dict:
-    torch._functorch.config.donated_buffer = False  # a backward that is timed many times keeps its graph
+    functorch.donated_buffer = False  # a backward that is timed many times keeps its graph
     end = time.monotonic() + (options.deadline or float("inf"))
     result = {"schema": 1, "benchmark": "ops", "header": header(DEVICE), "repeats": options.repeats}
     result |= {"cases": [], "notes": []}

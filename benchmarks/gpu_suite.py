@@ -102,6 +102,7 @@ def run_stage(stage, seconds: float, is_rehearsal: bool, folder: Path):
     }.get(code, {"status": "red", "why": f"exit status {code}"})
     checks = []
     try:
+        out.write_text(_clean(out.read_text()))
         found["result"], checks = stage.read(out)
     except Exception as error:
         found["why"] = f"{found['why'] or 'no result'}; {type(error).__name__}"
@@ -140,9 +141,12 @@ def _signal(process, kind):
 
 
 def _tail(log):
-    """The last lines, without the names of this machine's folders."""
-    text = log.read_text(errors="replace").replace(str(ROOT), ".").replace(str(Path.home()), "~")
-    return [line[:300] for line in text.splitlines()[-TAIL:]]
+    return [line[:300] for line in _clean(log.read_text(errors="replace")).splitlines()[-TAIL:]]
+
+
+def _clean(text):
+    """Without the names of this machine's folders."""
+    return text.replace(str(ROOT), ".").replace(str(Path.home()), "~")
 
 
 def main(argv=None) -> int:

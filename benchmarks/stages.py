@@ -36,10 +36,12 @@ def _script(name, *full, has_deadline=False):
     return command
 
 
-def _pytest(out, seconds, is_rehearsal):
-    """On a GPU every test marked so, those of this folder first; else the tiny sizes of this folder."""
-    chosen = ["tests/gpu"] if is_rehearsal else ["-m", "gpu", "tests/gpu", "tests"]
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={out}", *chosen]
+def _pytest(*full, rehearsal):
+    def command(out, seconds, is_rehearsal):
+        chosen = rehearsal if is_rehearsal else full
+        return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={out}", *chosen]
+
+    return command
 
 
 def read_json(path: Path):
@@ -69,14 +71,21 @@ def read_junit(path: Path):
     return counts | {"failures": failures}, checks
 
 
+PARITY = "tests/gpu/test_parity.py"
 STAGES = (
-    Stage("ceilings", 0.06, _script("ceilings.py"), read_json),
-    Stage("tests", 0.34, _pytest, read_junit),
-    Stage("ops", 0.22, _script("bench_ops.py", has_deadline=True), read_json),
-    Stage("attention", 0.18, _script("bench_attention.py", has_deadline=True), read_json),
+    Stage("ceilings", 0.05, _script("ceilings.py"), read_json),
+    Stage("parity", 0.22, _pytest("-m", "gpu", PARITY, rehearsal=[PARITY]), read_junit),
+    Stage(
+        "tests",
+        0.18,
+        _pytest("-m", "gpu", "tests", f"--ignore={PARITY}", rehearsal=["tests/gpu", f"--ignore={PARITY}"]),
+        read_junit,
+    ),
+    Stage("ops", 0.20, _script("bench_ops.py", has_deadline=True), read_json),
+    Stage("attention", 0.17, _script("bench_attention.py", has_deadline=True), read_json),
     Stage(
         "block",
-        0.20,
+        0.18,
         _script("bench_block.py", "--variants", "eager", "compile", "ditfast", "ditfast+compile"),
         read_json,
     ),
