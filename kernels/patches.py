@@ -121,6 +121,6 @@ def patch_embed(x, weight, bias, pos, patch_size, out_dtype):
         embed_kernel[(b * tiles,)](
             x, weight, bias, pos, out, width // p, n, *x.stride(), pos.stride(0),
             D=d, C=c, P=p, K=k, PRECISION="ieee" if exact else "tf32",
-            BLOCK_N=block_n, BLOCK_D=block_d, BLOCK_K=16 if k <= 16 else 32, num_warps=4, **FUSE,
+            BLOCK_N=block_n, BLOCK_D=block_d, BLOCK_K=16 if exact or k <= 16 else 32, num_warps=4, **FUSE,
         )  # fmt: skip
     return out

@@ -15,22 +15,22 @@ FUSE = {"enable_fp_fusion": True}  # a * b + c in one rounding; Triton wants it 
 
 def forward_options(batch: int, tokens: int, d: int) -> tuple[int, dict]:
     """Tokens per program, at most 4 and so that about 1024 programs remain; 16 elements of a row per thread."""
-    return _chunk_size(batch * tokens, programs=1024, most=4), _options(d, per_thread=16)
+    return _chunk_size(batch * tokens, programs=1024, most=4), _options(d, per_thread=16, stages=3)
 
 
 def backward_options(batch: int, tokens: int, d: int) -> tuple[int, dict]:
     """Tokens per program, at most 32; 8 elements per thread, since the sums over tokens live in registers."""
-    return _chunk_size(batch * tokens, programs=512, most=32), _options(d, per_thread=8)
+    return _chunk_size(batch * tokens, programs=512, most=32), _options(d, per_thread=8, stages=2)
 
 
-def _options(d, per_thread):
+def _options(d, per_thread, stages):
     """BLOCK is one power of two, masked to D: every access is 16 bytes wide. Nothing depends on the machine.
 
     STAGES rows are in flight, prefetched to shared memory; long rows would not fit into 99 KB of it.
     """
     block = max(32, triton.next_power_of_2(d))
     warps = min(32, max(1, block // (32 * per_thread)))
-    return {"D": d, "BLOCK": block, "STAGES": 3 if block <= 2048 else 1, "num_warps": warps, **FUSE}
+    return {"D": d, "BLOCK": block, "STAGES": stages if block <= 2048 else 1, "num_warps": warps, **FUSE}
 
 
 def _chunk_size(rows: int, programs: int, most: int) -> int:

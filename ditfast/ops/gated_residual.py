@@ -1,9 +1,9 @@
 """gated_residual: x + gate * (y + bias), the residual connection of adaLN-Zero."""
 
 from ditfast.ops import checks, explicit, reference
-from ditfast.ops.backend import choose, note, resolve
+from ditfast.ops.backend import note, resolve
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run
-from ditfast.ops.rows import unsupported
+from ditfast.ops.rows import choose
 
 
 def gated_residual(x, y, gate, bias=None, *, backend=None):
@@ -26,7 +26,7 @@ def gated_residual(x, y, gate, bias=None, *, backend=None):
     Source: Peebles & Xie, section 3.2, "adaLN-Zero block".
     """
     checks.residual(x, y, gate, bias)
-    name = choose(_OP, backend, x.device.type, unsupported(x, y, bias, gate))
+    name = choose(_OP, backend, x, y, bias, gate)
     if name == "reference":
         note(_OP, name)
         return reference.gated_residual(x, y, gate, bias)

@@ -3,9 +3,9 @@
 import torch
 
 from ditfast.ops import checks, explicit, reference
-from ditfast.ops.backend import choose, note, resolve
+from ditfast.ops.backend import note, resolve
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run
-from ditfast.ops.rows import linear_dtype, unsupported
+from ditfast.ops.rows import choose, linear_dtype
 
 
 def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e-6, bias=None, *, backend=None):
@@ -31,7 +31,7 @@ def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e
     Source: Peebles & Xie, section 3.2, "adaLN-Zero block"; the fusion is this package's.
     """
     _check(x, y, gate, shift, scale, bias)
-    name = choose(_OP, backend, x.device.type, unsupported(x, y, bias, gate, shift, scale))
+    name = choose(_OP, backend, x, y, bias, gate, shift, scale)
     dtype = linear_dtype(x)
     if name == "reference":
         note(_OP, name)

@@ -3,9 +3,9 @@
 import torch
 
 from ditfast.ops import checks, explicit, reference
-from ditfast.ops.backend import choose, note, resolve
+from ditfast.ops.backend import note, resolve
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run
-from ditfast.ops.rows import linear_dtype, unsupported
+from ditfast.ops.rows import choose, linear_dtype
 
 
 def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
@@ -28,7 +28,7 @@ def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
     Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", section 3.2, "adaLN".
     """
     _check(x, shift, scale)
-    name = choose(_OP, backend, x.device.type, unsupported(x, None, None, shift, scale))
+    name = choose(_OP, backend, x, None, None, shift, scale)
     dtype = linear_dtype(x)
     if name == "reference":
         note(_OP, name)

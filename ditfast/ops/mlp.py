@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ditfast.ops import checks, reference
 from ditfast.ops.backend import DTYPES, choose, note, resolve
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run
+from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run
 from ditfast.ops.rows import autocasts, linear_dtype
 
 
@@ -44,7 +44,7 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     # cast here as autocast would, where autograd sees it
     h, w1, b1, w2 = (t.to(dtype) for t in (h, w1, b1, w2))
     b2 = None if b2 is None else b2.to(dtype)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (h, w1, b1, w2, b2)):
+    if is_tracked((h, w1, b1, w2, b2)):
         return _call(h, w1, b1, w2, b2, recompute, name)[0]
     return _inference_op(h, w1, b1, w2, b2, name)
 

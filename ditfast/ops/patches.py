@@ -132,9 +132,13 @@ def _check_tokens(tokens, patch_size, grid):
         if side * side != n:
             raise ValueError(f"grid must be given for N={n} tokens, which is no square")
         return side, side
-    if len(grid) != 2 or grid[0] * grid[1] != n:
-        raise ValueError(f"grid must be (rows, columns) with rows * columns = N = {n}, got {tuple(grid)}")
+    if not _is_grid(grid) or grid[0] * grid[1] != n:
+        raise ValueError(f"grid must be (rows, columns) with rows * columns = N = {n}, got {grid!r}")
     return tuple(grid)
+
+
+def _is_grid(grid):
+    return isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(g, int) and g > 0 for g in grid)
 
 
 def _unsupported(*tensors):

@@ -39,9 +39,11 @@ def _below_autograd(op, *args):
         return op(*args)
 
 
-def _is_tracked(args):
+def is_tracked(args) -> bool:
     """Whether anything wants derivatives of this call: autograd, forward-mode AD or a function transform."""
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
 
@@ -85,7 +87,7 @@ def differentiable(name: str, op, setup_context, backward):
 
     def call(*args):
         if not torch.compiler.is_compiling():
-            return eager.apply(*args) if _is_tracked(args) else _below_autograd(op, *args)
+            return eager.apply(*args) if is_tracked(args) else _below_autograd(op, *args)
         if forward_ad._current_level >= 0:
             raise NotImplementedError(no_jvp)
         return op(*args)

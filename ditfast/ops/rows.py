@@ -2,6 +2,7 @@
 
 import torch
 
+from ditfast.ops import backend
 from ditfast.ops.backend import DTYPES
 
 
@@ -17,7 +18,14 @@ def linear_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
 
 
-def unsupported(x: torch.Tensor, y: torch.Tensor | None, bias: torch.Tensor | None, *modulation) -> str | None:
+def choose(op: str, requested, x, y, bias, *modulation) -> str:
+    """The backend of a call. One row per token goes to the reference, unless the call names another."""
+    if not isinstance(requested, str) and any(m.dim() == 3 for m in modulation):
+        return "reference"
+    return backend.choose(op, requested, x.device.type, _unsupported(x, y, bias, *modulation))
+
+
+def _unsupported(x: torch.Tensor, y: torch.Tensor | None, bias: torch.Tensor | None, *modulation) -> str | None:
     """Why the row kernels cannot take these tensors; None if they can."""
     d = x.shape[-1]
     if any(m.dim() == 3 for m in modulation):

@@ -40,15 +40,16 @@ def signature(kernel, args, kwargs):
     }
     types, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
-        value = values[name]
-        if kernel.params[i].is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        value, parameter = values[name], kernel.params[i]
+        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or one:
             types[name], constants[name] = "constexpr", value
         elif hasattr(value, "data_ptr"):
             types[name] = TYPES[str(value.dtype)]
             attributes[(i,)] = [["tt.divisibility", 16]]
         elif isinstance(value, int):
             types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             types[name] = "fp32"
