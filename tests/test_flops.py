@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ditfast import DiT, flops, use_backend
 from ditfast.models import cost
 from ditfast.models.conditioning import CONDITIONINGS
+from ditfast.ops.backend import record
 from ditfast.ops.flops import FORMULAS
 
 every = pytest.mark.parametrize("kind", CONDITIONINGS)
@@ -43,17 +44,26 @@ def small(kind="adaln_zero", **changes):
     return model, (torch.randn(3, 4, 8, 8), torch.tensor([1, 2, 3]), torch.tensor([4, 0, 2]))
 
 
-def counted(fn):
+class Untracked(contextlib.nullcontext):
+    """In place of the counter's module tracker, whose hooks on every module make a model call each one, unfused."""
+
+    parents = ("Global",)
+
+
+def counted(fn, fused=True):
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    if fused:
+        counter.mod_tracker = Untracked()
+    with counter:
         out = fn()
     return counter.get_total_flops(), out
 
 
-def forward_backward(model, inputs):
-    forward, out = counted(lambda: model(*inputs))
-    backward, _ = counted(out.sum().backward)
+def forward_backward(model, inputs, fused=True):
+    forward, out = counted(lambda: model(*inputs), fused)
+    backward, _ = counted(out.sum().backward, fused)
     return forward, backward
 
 
@@ -64,13 +74,15 @@ def test_every_registered_operation_has_a_formula():
 
 @every
 def test_kernels_count_what_the_reference_counts(kind):
+    """Inference, forward, backward; fused, and module by module as under the counter's own hooks."""
     model, inputs = small(kind)
     results = []
-    for names in (("reference",), KERNELS):
-        with on(*names):
-            inference, _ = counted(torch.no_grad()(lambda: model(*inputs)))
-            results.append((inference, *forward_backward(model, inputs)))
-    assert results[0] == results[1] and results[0][0] == results[0][1] > 0
+    for names, fused in ((("reference",), True), (KERNELS, True), (KERNELS, False)):
+        with on(*names), record() as ran:
+            inference, _ = counted(torch.no_grad()(lambda: model(*inputs)), fused)
+            results.append((inference, *forward_backward(model, inputs, fused)))
+        assert ("mlp" in ran) == fused
+    assert results[0] == results[1] == results[2] and results[0][0] == results[0][1] > 0
 
 
 @pytest.mark.parametrize("frozen", ["attn.qkv", "mlp.fc1", "mlp.fc2", "x_embedder"])
