@@ -80,7 +80,7 @@ def backward(dout, y, gate, bias):
     b, n, d = y.shape
     dout, y, gate = unit_stride(dout), unit_stride(y), unit_stride(gate)
     bias = None if bias is None else unit_stride(bias)
-    chunk, options = backward_options(b, n, d)
+    chunk, options = backward_options(b, n, d, dout.dtype)
     chunks = triton.cdiv(n, chunk)
     dy = y.new_empty(y.shape)
     partial = y.new_empty(1 if bias is None else 2, b, chunks, d, dtype=torch.float32)

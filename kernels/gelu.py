@@ -25,9 +25,10 @@ def backward_kernel(
         x = tl.load(pre + at, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dact + at, mask=mask, other=0.0).to(tl.float32)
         # gelu(x) = x * sigmoid(2u), u = sqrt(2/pi) * (x + 0.044715 x^3): no cancellation for negative x
-        gate = 1.0 / (1.0 + tl.exp(-1.5957691216057308 * x * (1.0 + 0.044715 * x * x)))
+        e = tl.minimum(tl.exp(-1.5957691216057308 * x * (1.0 + 0.044715 * x * x)), 1e37)
+        gate = 1.0 / (1.0 + e)  # and 1 - gate is e * gate, without cancellation
         slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
-        dx = dy * gate * (1.0 + x * (1.0 - gate) * slope)
+        dx = dy * gate * (1.0 + x * e * gate * slope)
         tl.store(dact + at, dx.to(dact.dtype.element_ty), mask=mask)
         if KEEP_ACT:
             tl.store(act + at, (x * gate).to(act.dtype.element_ty), mask=mask)

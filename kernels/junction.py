@@ -107,7 +107,7 @@ def backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
     b, n, d = x_new.shape
     dx_new, dh, y, gate, scale = (unit_stride(t) for t in (dx_new, dh, y, gate, scale))
     bias = None if bias is None else unit_stride(bias)
-    chunk, options = backward_options(b, n, d)
+    chunk, options = backward_options(b, n, d, x_new.dtype)
     chunks = triton.cdiv(n, chunk)
     dx, dy = x_new.new_empty(x_new.shape), y.new_empty(y.shape)
     partial = y.new_empty(3 if bias is None else 4, b, chunks, d, dtype=torch.float32)

@@ -84,7 +84,7 @@ def backward(dh, x, scale, mean, rstd):
     """dx (B, N, D) and (2, B, D): dshift, dscale."""
     b, n, d = x.shape
     dh, x, scale = unit_stride(dh), unit_stride(x), unit_stride(scale)
-    chunk, options = backward_options(b, n, d)
+    chunk, options = backward_options(b, n, d, x.dtype)
     chunks = triton.cdiv(n, chunk)
     dx = x.new_empty(x.shape)
     partial = x.new_empty(2, b, chunks, d, dtype=torch.float32)

@@ -20,9 +20,7 @@ LINUX = sys.platform.startswith("linux")
 def run(*command, cwd=ROOT, **env):
     # a `make` above pytest must not steer the one below it
     inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VENV")}
-    return subprocess.run(
-        list(map(str, command)), cwd=cwd, env={**inherited, **env}, capture_output=True, text=True
-    )
+    return subprocess.run(list(map(str, command)), cwd=cwd, env={**inherited, **env}, capture_output=True, text=True)
 
 
 def sources(folder: str, *suffixes: str) -> set[str]:

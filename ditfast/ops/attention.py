@@ -32,7 +32,7 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
     """
     head_dim = _check(qkv, num_heads)
     scale = head_dim**-0.5 if scale is None else float(scale)
-    name = _choose(qkv, head_dim, backend)
+    name = _choose(qkv, head_dim, scale, backend)
     if name in ("cuda", "triton", "host"):
         return _call(qkv, num_heads, scale, name)[0]
     note(_OP, name)
@@ -54,10 +54,10 @@ def _check(qkv, num_heads):
     return qkv.shape[-1] // (3 * num_heads)
 
 
-def _choose(qkv, head_dim, requested):
+def _choose(qkv, head_dim, scale, requested):
     """A name; the automatic choice takes a kernel where it is right and fastest, else PyTorch's attention."""
     device = qkv.device
-    reasons = {name: _unsupported(name, qkv, head_dim) for name in ("cuda", "triton", "host")}
+    reasons = {name: _unsupported(name, qkv, head_dim, scale) for name in ("cuda", "triton", "host")}
     name = choose(_OP, requested, device.type, reasons)
     if name != "auto":
         return name
@@ -69,11 +69,13 @@ def _choose(qkv, head_dim, requested):
     return fastest.choose(qkv.dtype, head_dim, qkv.shape[1], device)
 
 
-def _unsupported(name, qkv, head_dim):
+def _unsupported(name, qkv, head_dim, scale):
     """Why a kernel cannot take this tensor; None if it can."""
     dtypes = DTYPES[1:] if name == "cuda" else DTYPES
     if qkv.dtype not in dtypes:
         return f"it takes {', '.join(str(t).removeprefix('torch.') for t in dtypes)}, got {qkv.dtype}"
+    if name == "cuda" and scale <= 0:
+        return f"it takes a positive scale, got {scale}"
     if name == "host" and head_dim > 256:
         return f"it takes a head dim of at most 256, got {head_dim}"
     if name != "host" and head_dim not in (64, 72):

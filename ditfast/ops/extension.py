@@ -49,7 +49,8 @@ def cuda_forward(qkv, num_heads, scale):
 def cuda_backward(dout, qkv, out, lse, scale):
     from ditfast import _C
 
-    dout, qkv = unit_stride(dout), unit_stride(qkv)
+    qkv = unit_stride(qkv)
+    dout = dout if dout.stride(-1) == 1 and is_aligned(dout) else dout.clone(memory_format=torch.contiguous_format)
     dqkv = qkv.new_empty(qkv.shape)
     pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv)
     strides = {"dout_stride_b": dout.stride(0), "dout_stride_n": dout.stride(1)}

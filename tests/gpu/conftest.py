@@ -19,11 +19,3 @@ def exact_fp32(monkeypatch):
 def free_memory():
     yield
     torch.cuda.empty_cache()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """The name of this folder counts as a keyword, but only the marker says what needs a GPU."""
-    for item in items:
-        if item.get_closest_marker("gpu") is None:
-            item.own_markers = [m for m in item.own_markers if m.kwargs.get("reason") != "needs a CUDA GPU"]

@@ -149,7 +149,7 @@ PLANTED = [
     *plant(BACKWARD, "dx_row += layer_norm_grad", "dx_row = layer_norm_grad", "dx_new not added", (JUNCTION,)),
     *plant(BACKWARD, "dx_row += layer_norm_grad(dh_row, xhat, scale_row, r, D)\n", "\n", "dh ignored", (JUNCTION,)),
     # the MLP
-    *plant(BACKWARD, " * (1.0 + x * (1.0 - gate) * slope)", "", "slope dropped", MLP),
+    *plant(BACKWARD, " * (1.0 + x * e * gate * slope)", "", "slope dropped", MLP),
     *plant(BACKWARD, "0.134145", "0.044715", "cubic term of the slope", MLP),
     *plant(BACKWARD, "total += dx", "total += dy", "dbias after GELU", MLP),
     *plant(BACKWARD, "(x * gate).to", "x.to", "activation not applied again", MLP),
