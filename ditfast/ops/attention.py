@@ -63,9 +63,12 @@ def _choose(qkv, head_dim, scale, requested):
         return name
     if qkv.dtype == torch.float32 or any(reasons[k] for k in ("cuda", "triton")):
         return "sdpa"
-    if not torch.compiler.is_compiling() and not extension.is_aligned(extension.unit_stride(qkv)):
-        _warn_unaligned()
-        return "sdpa"
+    if not torch.compiler.is_compiling():
+        if type(qkv) not in (torch.Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
+            return "sdpa"  # nothing to measure on, such as a fake tensor
+        if not extension.is_aligned(extension.unit_stride(qkv)):
+            _warn_unaligned()
+            return "sdpa"
     return fastest.choose(qkv.dtype, head_dim, qkv.shape[1], device)
 
 

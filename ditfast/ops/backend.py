@@ -9,7 +9,6 @@ there is a Triton kernel"). A name that the operation has but that cannot run he
 import importlib.util
 import os
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 
@@ -118,14 +117,21 @@ def _why_not_cuda(device_type):
         return "the extension ditfast._C is not built"
     if device_type != "cuda":
         return f"cuda needs a CUDA tensor, and this one is on {device_type}"
-    return _extension_on_gpu(torch.cuda.current_device())
+    return _why_not_on_this_gpu()
 
 
-@cache
-def _extension_on_gpu(index):
+def _why_not_on_this_gpu():
     from ditfast import _C
 
-    return _C.cuda_attention_supported(index) or None
+    index = torch.cuda.current_device()
+    if index not in _on_gpu:
+        _on_gpu[index] = _C.cuda_attention_supported(index) or None
+    return _on_gpu[index]
+
+
+_on_gpu: dict[int, str | None] = {}
+# what torch.compiler.assume_constant_result does, without importing the compiler: the extension cannot be traced
+_why_not_on_this_gpu._dynamo_marked_constant = True
 
 
 def choose(op: str, requested, device_type: str, unsupported: str | dict[str, str | None] | None = None) -> str:
