@@ -92,6 +92,13 @@ def operations(device_type: str) -> dict:
     return {"device": device_type, "backends": table, "why_not": why}
 
 
+def choices() -> dict:
+    """What the automatic choice has taken for attention on this GPU, and the microseconds that it measured."""
+    torch, cache = import_module("torch"), import_module("ditfast.ops.cache")
+    answers = cache.load(torch.device("cuda", torch.cuda.current_device()))
+    return {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
+
+
 def ask(why_not, *args) -> str | None:
     answer, failed = attempt(why_not, *args)
     return failed or answer
@@ -107,6 +114,7 @@ def report() -> dict:
         "gpu": gpu,
         "extension": extension(),
         "ops": operations("cuda" if gpu["usable"] else "cpu"),
+        "choices": (attempt(choices)[0] or {}) if gpu["usable"] else {},
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -140,7 +148,11 @@ def as_text(found: dict) -> str:
         runs = [name for name, reason in backends.items() if reason is None]
         rows.append((op, "runs", ", ".join(runs) or "none"))
         rows += [("", f"not {name}", reason) for name, reason in backends.items() if reason is not None]
-    return "\n".join(lines + align(rows))
+    lines += align(rows)
+    if found["choices"]:
+        rows = [(name, taken["choice"], pairs(taken["us"])) for name, taken in sorted(found["choices"].items())]
+        lines += ["", "chosen by time, in microseconds of forward and backward", *align(rows)]
+    return "\n".join(lines)
 
 
 def pairs(mapping: dict) -> str:

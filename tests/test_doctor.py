@@ -97,3 +97,12 @@ def test_gpus_of_the_driver_without_torch(monkeypatch):
     assert found == {"usable": False, "devices": [gpu, gpu], "why_not": "torch is not installed"}
     rows = [line for line in doctor.as_text(doctor.report()).splitlines() if line.startswith("gpu")]
     assert len(rows) == 3 and "NVIDIA H200" in rows[0] and "not usable" in rows[2]
+
+
+def test_attention_s_choice_is_shown_with_its_times():
+    from ditfast import doctor
+
+    found = doctor.report()
+    found["choices"] = {"attention bfloat16 72 N<=256": {"choice": "triton", "us": {"triton": 151.0, "sdpa": 203.5}}}
+    line = doctor.as_text(found).splitlines()[-1]
+    assert line.split() == ["attention", "bfloat16", "72", "N<=256", "triton", "triton", "151.0,", "sdpa", "203.5"]
