@@ -16,7 +16,7 @@ class DiT(nn.Module):
     """Diffusion Transformer, with adaLN-Zero blocks or one of the paper's other kinds.
 
     Args:
-        input_size: S, height and width of the latent in pixels.
+        input_size: S, height and width of the latent in pixels; or both, (height, width).
         patch_size: p, in latent pixels; must divide S.
         in_channels: C of the latent.
         hidden_size: D; a multiple of 4 and of num_heads.
@@ -30,6 +30,10 @@ class DiT(nn.Module):
         recompute_mlp: keep less for backward: the MLPs' activations are computed again there.
         conditioning: how timestep and class enter: "adaln_zero", "adaln" (no gates), "cross_attention" (to both,
             after the self-attention) or "in_context" (two more tokens, removed after the last block).
+        timestep_freq_shift, norm2_eps: 1 and 1e-5 make the function of diffusers' DiT, which differs so.
+
+    Attributes:
+        config: the arguments by name.
 
     Raises:
         ValueError: sizes that do not divide, an unknown backend or conditioning.
@@ -52,8 +56,12 @@ class DiT(nn.Module):
         backend=None,
         recompute_mlp=False,
         conditioning="adaln_zero",
+        timestep_freq_shift=0,
+        norm2_eps=1e-6,
     ):
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.config = config
         if hidden_size % 4:
             raise ValueError(f"hidden_size must be a multiple of 4, got {hidden_size}")
         ops.backend.active(backend)  # rejects an unknown name now, not at the first forward
@@ -67,7 +75,7 @@ class DiT(nn.Module):
         self.conditioning = conditioning
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
-        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size, freq_shift=timestep_freq_shift)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         pos_embed = torch.zeros(1, self.x_embedder.num_patches, hidden_size)  # (1, N, D)
         self.pos_embed = nn.Parameter(pos_embed, requires_grad=False)
@@ -75,6 +83,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList([kind.block(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
         for block in self.blocks:
             block.mlp.recompute = recompute_mlp
+            block.norm2.eps = norm2_eps
         self.final_layer = kind.final(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 
@@ -87,7 +96,7 @@ class DiT(nn.Module):
         Source: Peebles & Xie, section 3.2, "adaLN-Zero block", and section 4, "Training".
         """
         self.apply(_init_linear)
-        embed = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], self.x_embedder.grid_size[0])  # (N, D)
+        embed = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], self.x_embedder.grid_size)  # (N, D)
         self.pos_embed.data.copy_(torch.from_numpy(embed).float().unsqueeze(0))
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.data.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)
@@ -102,14 +111,16 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.linear.bias)
 
     def unpatchify(self, x):
-        """Patches to images: (B, N, p*p*C_out) -> (B, C_out, S, S).
+        """Patches to images: (B, N, p*p*C_out) -> (B, C_out, S, S), any square N if the model's latents are square.
 
         Raises:
-            ValueError: N is not the square of a whole number.
+            ValueError: N is not the square of a whole number, or not that of the model's rectangle.
         """
-        if math.isqrt(x.shape[1]) ** 2 != x.shape[1]:
+        rows, columns = self.x_embedder.grid_size
+        if rows == columns and math.isqrt(x.shape[1]) ** 2 != x.shape[1]:
             raise ValueError(f"x must have a square number of tokens, got shape {tuple(x.shape)}")
-        return ops.unpatchify(x, self.patch_size, backend=ops.backend.active(self.backend))
+        grid = None if rows == columns else (rows, columns)
+        return ops.unpatchify(x, self.patch_size, grid, backend=ops.backend.active(self.backend))
 
     def forward(self, x, t, y, *, return_hidden=None):
         """Predict the noise (and variance) in a noisy latent.
@@ -169,6 +180,19 @@ class DiT(nn.Module):
         cond, uncond = guided.chunk(2)
         guided = uncond + cfg_scale * (cond - uncond)  # (B, cfg_channels, S, S)
         return torch.cat([torch.cat([guided, guided]), rest], dim=1)
+
+    @classmethod
+    def from_pretrained(cls, source, **changes):
+        """A model from a folder, a file or the Hugging Face Hub: see `ditfast.checkpoints.from_pretrained`."""
+        from ditfast import checkpoints
+
+        return checkpoints.from_pretrained(source, cls=cls, **changes)
+
+    def save_pretrained(self, folder, *, overwrite=False):
+        """Write config.json and model.safetensors: see `ditfast.checkpoints.save_pretrained`."""
+        from ditfast import checkpoints
+
+        checkpoints.save_pretrained(self, folder, overwrite=overwrite)
 
     def _embed(self, x, backends):
         """Latents (B, C, S, S) to tokens (B, N, D) with their position."""

@@ -8,30 +8,30 @@ import torch.nn as nn
 
 
 class PatchEmbed(nn.Module):
-    """Patches of a square image, each projected to a token: (B, C, S, S) -> (B, N, D), N = (S/p)².
+    """Patches of an image, each projected to a token: (B, C, Hh, Ww) -> (B, N, D), N = (Hh/p) * (Ww/p).
 
     Args:
-        img_size: S, in pixels (of the latent).
-        patch_size: p; must divide S.
+        img_size: height and width (Hh, Ww), in pixels (of the latent), or one number for a square.
+        patch_size: p; must divide both.
         in_chans: C.
         embed_dim: D.
         bias: whether the projection has one.
 
     Raises:
-        ValueError: p does not divide S.
+        ValueError: p does not divide the height or the width.
 
     Source: Peebles & Xie, section 3.2, "Patchify".
     """
 
     def __init__(self, img_size=224, patch_size=16, in_chans=3, embed_dim=768, bias=True):
         super().__init__()
-        if img_size % patch_size:
+        height, width = (img_size, img_size) if np.ndim(img_size) == 0 else img_size
+        if height % patch_size or width % patch_size:
             raise ValueError(f"patch_size must divide input_size={img_size}, got {patch_size}")
-        grid = img_size // patch_size
-        self.img_size = (img_size, img_size)
+        self.img_size = (height, width)
         self.patch_size = (patch_size, patch_size)
-        self.grid_size = (grid, grid)
-        self.num_patches = grid * grid
+        self.grid_size = (height // patch_size, width // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, x):
@@ -44,29 +44,35 @@ class TimestepEmbedder(nn.Module):
     Args:
         hidden_size: D.
         frequency_embedding_size: number of cosines and sines.
+        freq_shift: see `timestep_embedding`.
 
     Source: Peebles & Xie, section 3.2; Vaswani et al., "Attention Is All You Need", section 3.5.
     """
 
-    def __init__(self, hidden_size, frequency_embedding_size=256):
+    def __init__(self, hidden_size, frequency_embedding_size=256, freq_shift=0):
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(frequency_embedding_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
         self.frequency_embedding_size = frequency_embedding_size
+        self.freq_shift = freq_shift
 
     @staticmethod
-    def timestep_embedding(t, dim, max_period=10000):
-        """Cosines, then sines, of t at dim // 2 frequencies from 1 to almost 1 / max_period: (B, dim) float32."""
+    def timestep_embedding(t, dim, max_period=10000, freq_shift=0):
+        """Cosines, then sines, of t at dim // 2 frequencies from 1 to almost 1 / max_period: (B, dim) float32.
+
+        With ``freq_shift=1`` the last frequency is 1 / max_period itself, as in diffusers' DiT.
+        """
         half = dim // 2
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        frequencies = torch.exp(-math.log(max_period) * steps / half)  # (dim // 2,)
+        frequencies = torch.exp(-math.log(max_period) * steps / (half - freq_shift))  # (dim // 2,)
         angles = t[:, None].float() * frequencies[None]  # (B, dim // 2)
         embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return nn.functional.pad(embedding, (0, dim % 2))
 
     def forward(self, t):
-        frequencies = self.timestep_embedding(t, self.frequency_embedding_size)  # (B, 256)
+        size, shift = self.frequency_embedding_size, self.freq_shift
+        frequencies = self.timestep_embedding(t, size, freq_shift=shift)  # (B, 256)
         return self.mlp(frequencies.to(next(self.mlp.parameters()).dtype))  # (B, D)
 
 
@@ -112,13 +118,14 @@ class LabelEmbedder(nn.Module):
 
 
 def get_2d_sincos_pos_embed(embed_dim, grid_size, cls_token=False, extra_tokens=0):
-    """Sine-cosine position of every patch of a square grid, row by row: float64 (grid_size², embed_dim).
+    """Sine-cosine position of every patch of a grid, row by row: float64 (N, embed_dim).
 
-    The first half of the channels encodes the column, the second the row. With ``cls_token``, ``extra_tokens`` rows
-    of zeros come first.
+    ``grid_size`` is (rows, columns), N their product, or one number for a square. The first half of the channels
+    encodes the column, the second the row. With ``cls_token``, ``extra_tokens`` rows of zeros come first.
     """
-    along = np.arange(grid_size, dtype=np.float32)
-    grid = np.stack(np.meshgrid(along, along))  # (2, grid_size, grid_size): the column, then the row
+    rows, columns = (grid_size, grid_size) if np.ndim(grid_size) == 0 else grid_size
+    along = (np.arange(size, dtype=np.float32) for size in (columns, rows))
+    grid = np.stack(np.meshgrid(*along))  # (2, rows, columns): the column, then the row
     embed = get_2d_sincos_pos_embed_from_grid(embed_dim, grid)
     if cls_token and extra_tokens > 0:
         embed = np.concatenate([np.zeros([extra_tokens, embed_dim]), embed])

@@ -1,0 +1,17 @@
+"""Weights on disk: the original's files, this package's folders, diffusers' format. Nothing in a file is executed."""
+
+from ditfast.checkpoints.convert import from_diffusers, patch_diffusers, to_diffusers
+from ditfast.checkpoints.files import find_model
+from ditfast.checkpoints.infer import infer_config
+from ditfast.checkpoints.load import from_pretrained, load_into, save_pretrained
+
+__all__ = [
+    "find_model",
+    "from_diffusers",
+    "from_pretrained",
+    "infer_config",
+    "load_into",
+    "patch_diffusers",
+    "save_pretrained",
+    "to_diffusers",
+]

@@ -1,0 +1,170 @@
+"""Between this package's weights and those of diffusers' DiTTransformer2DModel.
+
+diffusers' model is not the function of the original:
+
+- its timestep frequencies end at 1 / 10000 itself (``downscale_freq_shift=1``), which is not in its config;
+- the LayerNorm before the MLP has eps 1e-5 instead of 1e-6, ``norm_eps`` in its config;
+- every block has its own copy of the embedders of timestep and label, the final layer reads that of block 0;
+- q, k and v are three Linears; the position embedding is no weight;
+- there always is a null label, behind the others.
+
+`DiT` takes both numbers as arguments, so that conversion from diffusers is exact. In the other direction all but the
+frequencies is: give the new model to `patch_diffusers`.
+"""
+
+import torch
+
+from ditfast.models.embed import get_2d_sincos_pos_embed
+
+_BLOCK = {
+    "adaLN_modulation.1": "norm1.linear",
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+}
+_EMBED = {
+    "t_embedder.mlp.0.weight": "timestep_embedder.linear_1.weight",
+    "t_embedder.mlp.0.bias": "timestep_embedder.linear_1.bias",
+    "t_embedder.mlp.2.weight": "timestep_embedder.linear_2.weight",
+    "t_embedder.mlp.2.bias": "timestep_embedder.linear_2.bias",
+    "y_embedder.embedding_table.weight": "class_embedder.embedding_table.weight",
+}
+_ENDS = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+_QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
+_ONLY = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "dropout": 0.0,
+    "norm_elementwise_affine": False,
+    "norm_type": "ada_norm_zero",
+}
+
+
+def is_diffusers(config: dict) -> bool:
+    """Whether this is the config of diffusers' model, under its present or its former class name."""
+    return config.get("_class_name") in ("DiTTransformer2DModel", "Transformer2DModel")
+
+
+def from_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
+    """The arguments and the weights of the `DiT` that computes what diffusers' model does.
+
+    Raises:
+        ValueError: an option that no `DiT` has; a weight is missing or left over; blocks that embed timestep and
+            label differently, after training in diffusers.
+    """
+    for name, value in _ONLY.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{name} must be {value!r} to convert from diffusers, got {config[name]!r}")
+    channels, depth = config.get("in_channels", 4), config.get("num_layers", 28)
+    out_channels = config.get("out_channels") or channels
+    if out_channels not in (channels, 2 * channels):
+        raise ValueError(f"out_channels must be in_channels={channels} or twice that, got {out_channels}")
+    heads = config.get("num_attention_heads", 16)
+    ours = {
+        "input_size": config.get("sample_size", 32),
+        "patch_size": config.get("patch_size", 2),
+        "in_channels": channels,
+        "hidden_size": heads * config.get("attention_head_dim", 72),
+        "depth": depth,
+        "num_heads": heads,
+        "num_classes": config.get("num_embeds_ada_norm", 1000),
+        "learn_sigma": out_channels == 2 * channels,
+        "timestep_freq_shift": 1,
+        "norm2_eps": config.get("norm_eps", 1e-5),
+    }
+    return ours, _state_from(dict(state), ours)
+
+
+def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
+    """The config and the weights of diffusers' DiTTransformer2DModel, from ``model.config, model.state_dict()``.
+
+    The embedders' copies share their memory. Without ``timestep_freq_shift=1`` in the config, `patch_diffusers` must
+    follow. A row of zeros stands for the null label of a model that has none.
+
+    Raises:
+        ValueError: a model that diffusers cannot express: another conditioning or MLP, a rectangle, no blocks.
+    """
+    table = state["y_embedder.embedding_table.weight"]
+    size = config["input_size"] if isinstance(config["input_size"], int) else config["input_size"][0]
+    expressible = {
+        "conditioning": ("adaln_zero",),
+        "mlp_ratio": (4,),
+        "input_size": (size, (size, size)),
+        "depth": range(1, 1 + config["depth"]),  # the embedders are in the blocks
+    }
+    for name, values in expressible.items():
+        if config[name] not in values:
+            raise ValueError(f"diffusers cannot express {name}={config[name]!r}")
+    channels, heads = config["in_channels"], config["num_heads"]
+    theirs = {
+        "num_attention_heads": heads,
+        "attention_head_dim": config["hidden_size"] // heads,
+        "in_channels": channels,
+        "out_channels": channels * (2 if config["learn_sigma"] else 1),
+        "num_layers": config["depth"],
+        "sample_size": size,
+        "patch_size": config["patch_size"],
+        "num_embeds_ada_norm": config["num_classes"],
+        "norm_eps": config["norm2_eps"],
+        **_ONLY,
+    }
+    if config["class_dropout_prob"] == 0:
+        state = {**state, "y_embedder.embedding_table.weight": torch.cat([table, torch.zeros_like(table[:1])])}
+    return theirs, _state_to(state, config["depth"])
+
+
+def patch_diffusers(model, timestep_freq_shift: float = 0, norm2_eps: float = 1e-6) -> None:
+    """Make diffusers' model, in place, the function of the original, or of a `DiT` with these two arguments.
+
+    diffusers stores neither change: repeat this after its ``from_pretrained``.
+    """
+    for block in model.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = timestep_freq_shift
+        block.norm3.eps = norm2_eps
+
+
+def _names(depth):
+    """This package's names and diffusers', of the weights that are the same tensor."""
+    pairs = list(_ENDS.items())
+    for i in range(depth):
+        pairs += [(f"blocks.{i}.{ours}", f"transformer_blocks.{i}.{theirs}") for ours, theirs in _BLOCK.items()]
+    return [(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in pairs for kind in ("weight", "bias")]
+
+
+def _state_to(state, depth):
+    out = {theirs: state[ours] for ours, theirs in _names(depth)}
+    for i in range(depth):
+        block = f"transformer_blocks.{i}."
+        out |= {f"{block}norm1.emb.{theirs}": state[ours] for ours, theirs in _EMBED.items()}
+        for kind in ("weight", "bias"):
+            parts = state[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)
+            out |= {f"{block}{name}.{kind}": part for name, part in zip(_QKV, parts, strict=True)}
+    return out
+
+
+def _state_from(left, config):
+    """The weights under this package's names, taken out of ``left``."""
+
+    def take(name):
+        if name not in left:
+            raise ValueError(f"these are not the weights of diffusers' DiT: {name} is missing")
+        return left.pop(name)
+
+    out = {ours: take(theirs) for ours, theirs in _names(config["depth"])}
+    for i in range(config["depth"]):
+        block = f"transformer_blocks.{i}."
+        for ours, theirs in _EMBED.items():
+            value = take(f"{block}norm1.emb.{theirs}")
+            if not torch.equal(out.setdefault(ours, value), value):
+                raise ValueError(f"{block}norm1.emb.{theirs} differs from block 0's: a DiT has one for all blocks")
+        for kind in ("weight", "bias"):
+            out[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat([take(f"{block}{name}.{kind}") for name in _QKV])
+    if left:
+        raise ValueError(f"these are not the weights of diffusers' DiT: {min(left)} is left over")
+    grid = config["input_size"] // config["patch_size"]
+    pos_embed = torch.from_numpy(get_2d_sincos_pos_embed(config["hidden_size"], grid)).unsqueeze(0)
+    return {"pos_embed": pos_embed.to(out["x_embedder.proj.weight"].dtype), **out}

@@ -1,0 +1,101 @@
+"""The arguments of `DiT`: told from weights, and checked."""
+
+import inspect
+import math
+from difflib import get_close_matches
+
+from ditfast.models.dit import DiT
+from ditfast.models.presets import SIZES
+
+HEADS = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
+_GRID = ("input_size", "patch_size")
+
+
+def infer_config(state: dict, **known) -> dict:
+    """The arguments of the DiT that a state dict belongs to.
+
+    Args:
+        state: weights with the names of the original.
+        known: arguments that weights do not tell: ``num_heads`` for a hidden size that is none of the paper's,
+            ``input_size`` unless the grid is square, ``class_dropout_prob=0`` if there is no null label.
+
+    Returns:
+        Arguments for `DiT`. Those that are neither in the weights nor known are left to their defaults.
+
+    Raises:
+        ValueError: the weights are not those of a DiT, or tell less than is needed.
+    """
+    hidden, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4)
+    _, tokens, _ = _shape(state, "pos_embed", 3)
+    labels, _ = _shape(state, "y_embedder.embedding_table.weight", 2)
+    width, _ = _shape(state, "final_layer.linear.weight", 2)
+    mlp, _ = _shape(state, "blocks.0.mlp.fc1.weight", 2)
+    return {
+        "input_size": _input_size(tokens, patch, known),
+        "patch_size": patch,
+        "in_channels": channels,
+        "hidden_size": hidden,
+        "depth": len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+        "num_heads": _num_heads(hidden, known),
+        "mlp_ratio": _mlp_ratio(mlp, hidden),
+        "num_classes": labels - (known.get("class_dropout_prob", 0.1) > 0),
+        "learn_sigma": width == 2 * channels * patch**2,
+        "conditioning": _conditioning(state),
+    }
+
+
+def check_config(config: dict, cls: type) -> dict:
+    """The arguments, if ``cls`` takes them all; JSON's list for a rectangle becomes a tuple."""
+    names = [*inspect.signature(DiT).parameters, *inspect.signature(cls).parameters]
+    for name in config:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown config key {name!r} for {cls.__name__}{hint}")
+    size = config.get("input_size")
+    return {**config, "input_size": tuple(size)} if isinstance(size, list) else config
+
+
+def grid_of(config: dict) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    size, patch = (config.get(name, inspect.signature(DiT).parameters[name].default) for name in _GRID)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // patch, width // patch
+
+
+def _shape(state, name, dims):
+    if name not in state or state[name].dim() != dims:
+        found = f"has shape {tuple(state[name].shape)}" if name in state else "is missing"
+        raise ValueError(f"these are not the weights of a DiT: {name} {found}")
+    return state[name].shape
+
+
+def _input_size(tokens, patch, known):
+    side = math.isqrt(tokens)
+    if side * side == tokens:
+        return side * patch
+    if "input_size" not in known:
+        raise ValueError(f"the weights are for {tokens} patches, no square: give input_size=(height, width)")
+    return known["input_size"]
+
+
+def _mlp_ratio(width, hidden):
+    """A ratio with ``int(hidden * ratio) == width``, which the quotient may miss by rounding down."""
+    ratio = width / hidden
+    return ratio if int(hidden * ratio) == width else math.nextafter(ratio, math.inf)
+
+
+def _num_heads(hidden, known):
+    heads = known.get("num_heads", HEADS.get(hidden))
+    if heads is None:
+        raise ValueError(f"weights do not tell the heads of a model with hidden_size={hidden}: give num_heads")
+    return heads
+
+
+def _conditioning(state):
+    if "blocks.0.cross_attn.q.weight" in state:
+        return "cross_attention"
+    if "final_layer.adaLN_modulation.1.weight" not in state:
+        return "in_context"
+    rows, hidden = _shape(state, "blocks.0.adaLN_modulation.1.weight", 2)
+    return "adaln" if rows == 4 * hidden else "adaln_zero"

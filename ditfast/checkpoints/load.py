@@ -1,0 +1,138 @@
+"""Models from checkpoints and back."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from ditfast.checkpoints.convert import from_diffusers, is_diffusers
+from ditfast.checkpoints.files import RELEASED, download, find_model, need, read_folder
+from ditfast.checkpoints.infer import check_config, grid_of, infer_config
+from ditfast.models.dit import DiT
+from ditfast.models.embed import get_2d_sincos_pos_embed
+
+HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that are no property of the weights
+
+
+def from_pretrained(source, *, subfolder: str = "", cls: type = DiT, **changes):
+    """A model from its weights, in evaluation mode, in the dtype of the weights, on the CPU.
+
+    Args:
+        source: a folder that `save_pretrained` or diffusers' DiTTransformer2DModel wrote, such a repository on the
+            Hugging Face Hub ("owner/name"), or a file or released name for `find_model`, whose config is then told
+            from its weights (`infer_config`).
+        subfolder: where in the folder or repository the model is; "transformer" in a pipeline of diffusers.
+        cls: `DiT` or a subclass.
+        changes: arguments of ``cls`` that replace those of the config. With another ``input_size`` the position
+            embedding is computed anew.
+
+    Raises:
+        FileNotFoundError: there is no such file, folder or repository.
+        ValueError: a file is broken, unsafe or of another model; an unknown argument.
+        ImportError: a package of the extra ``train`` is needed.
+
+    diffusers' DiT is another function than the original (see `from_diffusers`). Official weights that were stored in
+    its format become the original's again with ``timestep_freq_shift=0, norm2_eps=1e-6``.
+    """
+    stored, state = _read(source, subfolder, changes)
+    config = check_config({**stored, **changes}, cls)
+    with torch.device("meta"):  # neither memory nor time for values that are replaced
+        model = cls(**config)
+    if "pos_embed" in state:
+        state["pos_embed"] = _pos_embed(state["pos_embed"], grid_of(stored), grid_of(config))
+    load_into(model, state)
+    return model.eval()
+
+
+def load_into(model: torch.nn.Module, state: dict) -> None:
+    """Give a model all of its weights, or raise and leave it as it was.
+
+    A model on the meta device takes the tensors themselves, with their dtype; another copies them.
+
+    Raises:
+        ValueError: names, shapes or kinds of numbers differ; the first that does is named.
+    """
+    own = model.state_dict()
+    differing = [name for name in (*own, *(state.keys() - own.keys())) if _differs(own.get(name), state.get(name))]
+    if differing:
+        name, more = differing[0], len(differing) - 1
+        raise ValueError(
+            f"the weights do not fit the model: {name} is {_describe(state.get(name))} in the weights, "
+            f"{_describe(own.get(name))} in the model" + (f"; {more} more differ" if more else "")
+        )
+    model.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
+
+
+def save_pretrained(model: DiT, folder, *, overwrite: bool = False) -> None:
+    """Write config.json and model.safetensors, for `from_pretrained`.
+
+    Both are written under other names first, so that a full disk leaves what was there. The config is
+    ``model.config`` without ``backend`` and ``recompute_mlp``, which are not about the weights.
+
+    Raises:
+        FileExistsError: one of the files exists, and ``overwrite`` is false.
+        ImportError: the package safetensors is not installed.
+    """
+    save = need("safetensors.torch").save_file
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = [folder / "model.safetensors", folder / "config.json"]
+    for target in targets:
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"{target} exists; overwrite=True replaces it")
+    config = {name: value for name, value in model.config.items() if name not in HOW_IT_RUNS}
+    parts = [target.with_name(f".{target.name}.{os.getpid()}.part") for target in targets]
+    try:
+        save({k: v.contiguous() for k, v in model.state_dict().items()}, parts[0], metadata={"format": "pt"})
+        parts[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for part, target in zip(parts, targets, strict=True):
+            part.replace(target)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def _read(source, subfolder, changes):
+    """The config and the weights behind ``source``, in the format of this package."""
+    path = Path(source)
+    if path.is_file() or (str(source) in RELEASED and not path.exists()):
+        state = find_model(path)
+        return infer_config(state, **changes), state
+    if not path.exists():
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+            raise FileNotFoundError(f"{str(source)!r} is no file, no folder and no name on the Hugging Face Hub")
+        path = download(str(source))
+    config, state = read_folder(path / subfolder)
+    return from_diffusers(config, state) if is_diffusers(config) else (config, state)
+
+
+def _pos_embed(stored, old, new):
+    """The position embedding (1, N, D) for the grid ``new``: the stored one, or sines and cosines anew.
+
+    Raises:
+        ValueError: the stored one, for the grid ``old``, is not of sines and cosines, so that it cannot be extended.
+    """
+    computed = _sincos(stored, new)
+    if old == new or _close(stored, computed):
+        return stored
+    if not _close(stored, _sincos(stored, old)):
+        raise ValueError(f"pos_embed is not of sines and cosines of a grid of {old}: there is none for {new}")
+    return computed
+
+
+def _sincos(like, grid):
+    return torch.from_numpy(get_2d_sincos_pos_embed(like.shape[-1], grid)).to(like.dtype).unsqueeze(0)
+
+
+def _close(a, b):
+    return a.shape == b.shape and torch.allclose(a, b, atol=1e-2)  # weights may be bfloat16
+
+
+def _differs(own, given):
+    return own is None or given is None or own.shape != given.shape or not given.is_floating_point()
+
+
+def _describe(tensor):
+    return "missing" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

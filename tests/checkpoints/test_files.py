@@ -1,0 +1,141 @@
+"""find_model: what it reads, and that it executes nothing."""
+
+import argparse
+import os
+import pickle
+import sys
+
+import pytest
+import torch
+
+from ditfast import find_model
+from ditfast.checkpoints import files
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.fixture
+def training(kit, tmp_path):
+    """A checkpoint as the original's training writes it."""
+    model, ema = kit.tiny(seed=1), kit.tiny(seed=2)
+    opt = torch.optim.AdamW(model.parameters())
+    args = argparse.Namespace(model="DiT-XL/2", image_size=256, vae="ema", cfg=None, lr=1e-4)
+    path = tmp_path / "0050000.pt"
+    content = {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(), "args": args}
+    torch.save(content, path)
+    return path, content
+
+
+def equal(got, expected):
+    return list(got) == list(expected) and all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_bare_state_dict(kit, tmp_path, zipped):
+    state = kit.tiny().state_dict()
+    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    assert equal(find_model(tmp_path / "x.pt"), state)
+
+
+def test_training_checkpoint_gives_the_average(training):
+    path, content = training
+    assert equal(find_model(str(path)), content["ema"])
+    torch.save({"model": content["model"], "args": content["args"]}, path)
+    assert equal(find_model(path), content["model"])
+
+
+def test_namespace_is_allowed_for_this_call_only(training):
+    path, _ = training
+    find_model(path)
+    with pytest.raises(pickle.UnpicklingError, match="argparse.Namespace"):
+        torch.load(path, weights_only=True)
+
+
+def test_weights_outlive_the_file(training):
+    path, content = training
+    state = find_model(path)
+    path.write_bytes(b"0" * path.stat().st_size)
+    assert equal(state, content["ema"])
+
+
+@pytest.mark.parametrize("where", ["value", "inside args", "bare pickle", "old format"])
+def test_malicious_file_is_refused_and_executes_nothing(kit, tmp_path, where):
+    path, mark = tmp_path / "x.pt", tmp_path / "executed"
+    evil = Evil(f"touch {mark}")
+    content = kit.tiny().state_dict() | {"evil": evil}
+    if where == "inside args":
+        content = {"ema": kit.tiny().state_dict(), "args": argparse.Namespace(evil=evil)}
+    if where == "bare pickle":
+        path.write_bytes(pickle.dumps(evil, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=where != "old format")
+    with pytest.raises(ValueError, match=r"x.pt is refused: reading it would run \w+.system; nothing was executed"):
+        find_model(path)
+    assert not mark.exists()
+    if where == "bare pickle":  # the file is as malicious as it says
+        pickle.loads(path.read_bytes())
+        assert mark.exists()
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("kept", [0, 7, 0.3, 0.9, -1])
+def test_truncated(kit, tmp_path, suffix, kept):
+    save = torch.save if suffix == "pt" else __import__("safetensors.torch").torch.save_file
+    path = tmp_path / f"x.{suffix}"
+    save(kit.tiny().state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    with pytest.raises(ValueError, match=f"x.{suffix} is truncated or no"):
+        find_model(path)
+
+
+def test_text_is_no_checkpoint(tmp_path):
+    (tmp_path / "x.pt").write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match="x.pt is truncated or no checkpoint"):
+        find_model(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"ema": {}}, {"a": 1}, {"model": {"a": torch.ones(1), "b": 2}}])
+def test_file_without_weights(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="x.pt holds no weights"):
+        find_model(tmp_path / "x.pt")
+
+
+def test_released_names_are_downloaded_safely(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: calls.append((url, options)))
+    find_model("DiT-XL-2-256x256.pt")
+    find_model("DiT-XL-2-512x512.pt")
+    assert [url for url, _ in calls] == [f"https://dl.fbaipublicfiles.com/DiT/models/{n}" for n in files.RELEASED]
+    assert all(options == {"map_location": "cpu", "weights_only": True} for _, options in calls)
+
+
+def test_released_name_that_is_a_file_here_is_read(kit, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.save(kit.tiny().state_dict(), "DiT-XL-2-256x256.pt")
+    assert equal(find_model("DiT-XL-2-256x256.pt"), kit.tiny().state_dict())
+
+
+def test_missing_file():
+    with pytest.raises(FileNotFoundError, match="no file 'gone.pt'; names that are downloaded: DiT-XL-2-256x256.pt"):
+        find_model("gone.pt")
+
+
+def test_without_safetensors_the_extra_is_named(kit, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    (tmp_path / "x.safetensors").touch()
+    with pytest.raises(ImportError, match=r"safetensors.torch is not installed: pip install 'ditfast\[train\]'"):
+        find_model(tmp_path / "x.safetensors")
+    with pytest.raises(ImportError, match="ditfast"):
+        kit.tiny().save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
