@@ -102,7 +102,7 @@ def test_op(benchmark, kernels, path, name, grad):
 def test_block(benchmark, kernels, path, grad):
     block = EagerBlock(D, H) if path == "plain" else DiTBlock(D, H)
     x, c = rows(*X), rows(*ROW)
-    name = "triton" if path == "kernel" else "reference"
+    outer, inner = ("triton", "host") if path == "kernel" else ("auto", "reference")  # attention runs on the inner
     benchmark.group = f"block, {'grad' if grad else 'no grad'}"
-    with torch.set_grad_enabled(grad), ops.use_backend(name):
+    with torch.set_grad_enabled(grad), ops.use_backend(outer), ops.use_backend(inner):
         benchmark(block, x, c)
