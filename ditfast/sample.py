@@ -1,0 +1,199 @@
+"""Sample images from a DiT.
+
+    python -m ditfast.sample --ckpt DiT-XL-2-256x256.pt --classes 207 360 387 974 --grid grid.png
+    torchrun --nproc-per-node 8 -m ditfast.sample --ckpt … --num-samples 50000 --cfg 1.5 --vae ema --npz samples.npz
+
+Sample i is the same image, to rounding, in any batch and on any number of processes: its noise, and its class unless
+that is given, follow from its own seed, --seed + i. A run that was interrupted goes on where it was when the same
+command is given again; more samples are added by a larger --num-samples.
+"""
+
+import argparse
+import sys
+import zlib
+
+import torch
+
+from ditfast.models import DiT
+from ditfast.sampling import SampleError
+from ditfast.sampling.decode import make_decoder, to_uint8
+from ditfast.sampling.draw import draw
+from ditfast.sampling.files import Folder, check_target, need, write_grid, write_npz
+from ditfast.sampling.ranks import joined
+from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def run(o, ranks) -> None:
+    """Everything that the options ask for, on one of the ranks."""
+    for option, path in (("--grid", o.grid), ("--npz", o.npz)):
+        check_target(option, path, o.overwrite)
+    decoder = make_decoder(o.decoder, o.vae, ranks.device)
+    model = load_model(o, decoder).to(ranks.device)
+    guidance = make_guidance(o, model)
+    sampler = Sampler(o.sampler, o.steps, model.learn_sigma, clip=o.decoder == "pixel")
+    folder = Folder(o.out, settings(o, model, guidance))
+    folder.check(o.overwrite)
+    ranks.wait()  # all have checked before one changes anything
+    if ranks.rank == 0:
+        folder.start()
+    ranks.wait()
+    write_images(o, ranks, folder, model, sampler, guidance, decoder)
+    ranks.wait()
+    if ranks.rank == 0:
+        finish(o, folder)
+
+
+def load_model(o, decoder):
+    """The checkpoint's model in float32, for the image size asked for."""
+    changes = {}
+    if o.image_size is not None:
+        if o.image_size < 1 or o.image_size % decoder.factor:
+            raise SampleError(f"--image-size must be a positive multiple of {decoder.factor}, got {o.image_size}")
+        changes["input_size"] = o.image_size // decoder.factor
+    try:
+        model = DiT.from_pretrained(o.ckpt, **changes).float().eval()
+    except (ValueError, OSError, ImportError) as error:
+        raise SampleError(f"--ckpt {o.ckpt}: {error}") from error
+    if model.in_channels not in decoder.channels:
+        takes = " or ".join(map(str, decoder.channels))
+        raise SampleError(f"--decoder {o.decoder} takes {takes} channels, the model has {model.in_channels}")
+    known = model.y_embedder.num_classes
+    for label in o.classes or ():
+        if not 0 <= label < known:
+            raise SampleError(f"--classes must be in [0, {known - 1}], got {label}")
+    return model
+
+
+def make_guidance(o, model) -> Guidance:
+    channels = min(3, model.in_channels) if o.cfg_channels is None else o.cfg_channels
+    if not 1 <= channels <= model.in_channels:
+        raise SampleError(f"--cfg-channels must be in [1, {model.in_channels}], got {channels}")
+    embedder = model.y_embedder
+    if o.cfg > 1 and embedder.embedding_table.num_embeddings == embedder.num_classes:
+        raise SampleError(
+            f"--cfg {o.cfg:g} needs a null class, and the model has none (class_dropout_prob=0): --cfg 1"
+        )
+    return Guidance(o.cfg, *o.cfg_interval, channels)
+
+
+def settings(o, model, guidance) -> dict:
+    """What sample i follows from: not how many there are, nor in what batches."""
+    return {
+        "weights": fingerprint(model),
+        "input_size": model.x_embedder.img_size,
+        "classes": o.classes,
+        "seeds": o.seeds or f"{o.seed} + i",
+        **{"sampler": o.sampler, "steps": o.steps, "dtype": o.dtype},
+        "guidance": guidance._asdict() if guidance.scale > 1 else None,
+        "decoder": o.vae if o.decoder == "vae" else "pixel",
+    }
+
+
+def fingerprint(model) -> str:
+    """A checksum of the weights, wherever they were read from."""
+    total = 0
+    for value in model.state_dict().values():
+        total = zlib.crc32(value.cpu().contiguous().numpy(), total)
+    return f"{total:08x}"
+
+
+def write_images(o, ranks, folder, model, sampler, guidance, decoder) -> None:
+    """This rank's images that are not there yet: every world-th."""
+    missing = [i for i in range(ranks.rank, o.count, ranks.world) if not folder.image(i).exists()]
+    batches = [missing[i : i + o.batch] for i in range(0, len(missing), o.batch)]
+    shape, known = (model.in_channels, *model.x_embedder.img_size), model.y_embedder.num_classes
+    calls = len(batches) * len(sampler.times)
+    with need("tqdm").tqdm(total=calls, unit="step", disable=ranks.rank > 0 or not missing) as bar:
+        for batch in batches:
+            seeds = [o.seeds[i] if o.seeds else o.seed + i for i in batch]
+            labels = [o.classes[i] if o.classes else None for i in batch]
+            draws = [draw(s, shape, known, ranks.device, k) for s, k in zip(seeds, labels, strict=True)]
+            x = sample(model, sampler, guidance, draws, ranks.device, DTYPES[o.dtype], bar.update)
+            with torch.no_grad():
+                images = decoder.decode(x)
+            if not images.isfinite().all():
+                raise SampleError(f"a sample among {batch[0]} to {batch[-1]} is not finite: try --dtype fp32")
+            for i, seed, start, pixels in zip(batch, seeds, draws, to_uint8(images), strict=True):
+                folder.write(i, pixels, f"class {start.label}, seed {seed}")
+            bar.set_description(f"{missing.index(batch[-1]) + 1} of {len(missing)} images")
+
+
+def finish(o, folder) -> None:
+    """The files that are made of all images, and a line for each place where something is."""
+    print(f"{o.count} images in {folder.path}")
+    for write, path in ((write_grid, o.grid), (write_npz, o.npz)):
+        if path:
+            write(path, folder, o.count)
+            print(path)
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m ditfast.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--ckpt", required=True, metavar="PATH", help="a folder, a file, a released name, or a name on the Hub")
+    add("--image-size", type=int, metavar="PIXELS", help="that of the checkpoint unless given")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--classes", type=int, nargs="+", metavar="K", help="one sample for each")
+    which.add_argument("--num-samples", type=int, metavar="N", help="samples of classes drawn at random")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, metavar="S", help="sample i has the seed S + i (0)")
+    seeds.add_argument("--seeds", type=int, nargs="+", metavar="S", help="one for each sample instead")
+    add("--steps", type=int, default=250, metavar="N", help="of the sampler (250)")
+    add(
+        "--sampler", default="ddpm", metavar="NAME", help=f"{', '.join(SAMPLERS)}, or a scheduler of diffusers (ddpm)"
+    )
+    add("--cfg", type=float, default=4.0, metavar="SCALE", help="classifier-free guidance, 1 for none (4)")
+    interval = {"type": float, "nargs": 2, "default": (0.0, 1.0), "metavar": ("LO", "HI")}
+    add("--cfg-interval", **interval, help="guide only then: 0 is clean, 1 is noise (0 1)")
+    add("--cfg-channels", type=int, metavar="C", help="guide only the first (3, as the released samples)")
+    add("--dtype", choices=DTYPES, default="fp32", help="of the model's branches; weights stay in fp32 (fp32)")
+    add("--batch", type=int, default=32, metavar="B", help="images at once (32)")
+    add("--vae", default="ema", metavar="NAME", help="ema, mse or the folder of an AutoencoderKL (ema)")
+    add("--decoder", choices=("vae", "pixel"), default="vae", help="pixel for a model of pixels (vae)")
+    add("--out", default="samples", metavar="DIR", help="folder of PNGs (samples)")
+    add("--grid", metavar="FILE", help="write the first 64 images as one PNG")
+    add("--npz", metavar="FILE", help="write all images for ADM's evaluator")
+    add("--overwrite", action="store_true", help="replace the grid, the npz, and a folder of other settings")
+    o = parser.parse_args(arguments)
+    o.count = len(o.classes) if o.classes else o.num_samples
+    check_options(parser, o)
+    return o
+
+
+def check_options(parser, o) -> None:
+    for option, value in (("--num-samples", o.count), ("--batch", o.batch), ("--steps", o.steps)):
+        if value < 1:
+            parser.error(f"{option} must be at least 1, got {value}")
+    if o.seeds and len(o.seeds) != o.count:
+        parser.error(f"--seeds must be one for each of the {o.count} samples, got {len(o.seeds)}")
+    for option, first, last in (("--seed", o.seed, o.seed + o.count - 1), ("--seeds", *extremes(o.seeds))):
+        if not 0 <= first <= last < 2**32:  # PyTorch's generator takes no more bits
+            parser.error(f"{option} must be in [0, {2**32 - 1}], got {first} to {last}")
+    if not 1 <= o.cfg < float("inf"):
+        parser.error(f"--cfg must be at least 1, got {o.cfg}")
+    low, high = o.cfg_interval
+    if not 0 <= low <= high <= 1:
+        parser.error(f"--cfg-interval must be 0 <= LO <= HI <= 1, got {low} {high}")
+
+
+def extremes(seeds) -> tuple[int, int]:
+    return (min(seeds), max(seeds)) if seeds else (0, 0)
+
+
+def main(arguments=None) -> None:
+    o = parse(arguments)
+    try:
+        with joined() as ranks:
+            run(o, ranks)
+    except (SampleError, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""From noise to samples: the steps, the guidance, the precision."""
+
+from typing import NamedTuple
+
+import torch
+
+from ditfast.diffusion import create_diffusion
+from ditfast.diffusion.schedulers import NAMES, make_scheduler, sample_with_scheduler
+from ditfast.sampling import SampleError
+
+OWN = {"ddpm": "{}", "ddim": "ddim{}"}  # this package's samplers, with the steps that each keeps
+SAMPLERS = (*OWN, *(name for name in NAMES if name not in OWN))
+
+
+class Sampler:
+    """A loop of a given number of steps.
+
+    Args:
+        name: one of `SAMPLERS`, or a scheduler class of diffusers.
+        steps: how many.
+        learn_sigma: the model predicts a variance too.
+        clip: clamp predictions of the clean sample to [-1, 1]; schedulers do not.
+
+    Attributes:
+        times: when the model is called, call by call, as a fraction of the whole process: 0 clean, towards 1 noise.
+
+    Raises:
+        SampleError: an unknown name, steps that do not fit it, or diffusers is needed and missing.
+    """
+
+    def __init__(self, name: str, steps: int, learn_sigma: bool, clip: bool):
+        self.name, self.steps, self.learn_sigma, self.clip = name, steps, learn_sigma, clip
+        try:
+            self.diffusion = create_diffusion(OWN.get(name, "").format(steps), learn_sigma=learn_sigma)
+            self.scheduler = None if name in OWN else make_scheduler(name, self.diffusion)
+            timesteps = self._timesteps()
+        except (ValueError, ImportError) as error:
+            raise SampleError(f"--sampler {name} --steps {steps}: {error}") from error
+        self.times = [t / self.diffusion.original_num_steps for t in timesteps]
+
+    def _timesteps(self):
+        if self.scheduler is None:
+            return self.diffusion.timestep_map[::-1]
+        if self.steps > self.diffusion.original_num_steps:
+            raise ValueError(f"a scheduler can take at most {self.diffusion.original_num_steps} steps")
+        self.scheduler.set_timesteps(self.steps)
+        return self.scheduler.timesteps.tolist()
+
+    def __call__(self, model, noise, generators):
+        """Samples (B, C, S, S) from noise, each with a generator of its own for its steps."""
+        shape, shared = noise.shape, {"noise": noise, "generator": generators}
+        if self.scheduler is not None:
+            shared["learn_sigma"] = self.learn_sigma
+            return sample_with_scheduler(model, self.scheduler, shape, self.steps, **shared)
+        loop = {"ddpm": self.diffusion.p_sample_loop, "ddim": self.diffusion.ddim_sample_loop}[self.name]
+        return loop(model, shape, clip_denoised=self.clip, **shared)
+
+
+class Guidance(NamedTuple):
+    """Classifier-free guidance of the first ``channels`` by ``scale``, at times from ``low`` to ``high``."""
+
+    scale: float
+    low: float
+    high: float
+    channels: int
+
+    def at(self, time: float) -> bool:
+        return self.scale > 1 and self.low <= time <= self.high
+
+
+def guided(model, labels, guidance: Guidance, times, tick=lambda: None):
+    """The model as samplers call it, ``predict(x, t)``, once for each of ``times``; ``tick`` hears of every call.
+
+    Only a call that is guided has twice the batch. Both halves are given the same x, so that samplers see, and draw
+    noise for, one half. The time comes from the host: reading t would make each step wait for the device.
+    """
+    upcoming = iter(times)
+    nulls = torch.full_like(labels, model.y_embedder.num_classes)
+    both = torch.cat([labels, nulls])
+
+    def predict(x, t):
+        tick()
+        if not guidance.at(next(upcoming)):
+            return model(x, t, labels).float()
+        twice = x.repeat(2, 1, 1, 1), t.repeat(2)
+        return model.forward_with_cfg(*twice, both, guidance.scale, guidance.channels)[: len(x)].float()
+
+    return predict
+
+
+def sample(model, sampler: Sampler, guidance: Guidance, draws, device, dtype=torch.float32, tick=lambda: None):
+    """Samples (B, C, S, S) in float32, one for each `Draw`; the model's branches compute in ``dtype``."""
+    noise = torch.stack([each.noise for each in draws]).to(device)
+    labels = torch.tensor([each.label for each in draws], device=device)
+    predict = guided(model, labels, guidance, sampler.times, tick)
+    # around the whole loop: autocast keeps its copies of the weights until it ends
+    with torch.no_grad(), torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+        return sampler(predict, noise, [each.generator for each in draws])

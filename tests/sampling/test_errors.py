@@ -1,0 +1,94 @@
+"""What the command refuses, in one line that names the option, before it writes anything."""
+
+import sys
+
+import pytest
+import torch
+
+from ditfast import DiT
+
+ONE = ("--num-samples", 1)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--classes", 1, 7), r"--classes must be in [0, 6], got 7"),
+        (("--classes", -1), r"--classes must be in [0, 6], got -1"),
+        (("--classes", 1, "--num-samples", 1), "not allowed with argument"),
+        ((), "one of the arguments --classes --num-samples is required"),
+        (("--num-samples", 0), "--num-samples must be at least 1, got 0"),
+        ((*ONE, "--batch", 0), "--batch must be at least 1, got 0"),
+        ((*ONE, "--steps", 0), "--steps must be at least 1, got 0"),
+        ((*ONE, "--steps", 1001), "--steps 1001: timestep_respacing must keep at most the 1000 steps"),
+        ((*ONE, "--sampler", "ddim", "--steps", 300), "--steps 300: timestep_respacing must be 'ddimN' where"),
+        ((*ONE, "--sampler", "dpm+"), "did you mean 'dpm++'?"),
+        ((*ONE, "--sampler", "FlowMatchEulerDiscreteScheduler"), "--sampler FlowMatch"),
+        ((*ONE, "--sampler", "euler", "--steps", 1001), "--steps 1001: a scheduler can take at most 1000 steps"),
+        ((*ONE, "--cfg", 0.5), "--cfg must be at least 1, got 0.5"),
+        ((*ONE, "--cfg", "nan"), "--cfg must be at least 1, got nan"),
+        ((*ONE, "--cfg-channels", 4), "--cfg-channels must be in [1, 3], got 4"),
+        ((*ONE, "--cfg-interval", 0.7, 0.3), "--cfg-interval must be 0 <= LO <= HI <= 1, got 0.7 0.3"),
+        ((*ONE, "--cfg-interval", 0, 100), "--cfg-interval must be"),
+        ((*ONE, "--seeds", 1, 2), "--seeds must be one for each of the 1 samples, got 2"),
+        ((*ONE, "--seeds", 2**32), "--seeds must be in [0, 4294967295]"),
+        (("--num-samples", 2, "--seed", 2**32 - 1), "--seed must be in [0, 4294967295]"),
+        ((*ONE, "--seed", -1), "--seed must be in [0, 4294967295], got -1"),
+        ((*ONE, "--image-size", 0), "--image-size must be a positive multiple of 1, got 0"),
+        ((*ONE, "--image-size", 9), "--ckpt"),
+        ((*ONE, "--grid", "/nowhere/at/all.png"), "--grid must be a file in a folder that exists"),
+        ((*ONE, "--npz", "/"), "--npz / exists"),
+        ((*ONE, "--npz", "/", "--overwrite"), "--npz must be a file"),
+        ((*ONE, "--decoder", "none"), "invalid choice: 'none'"),
+    ],
+)
+def test_bad_options(refusal, options, message, tmp_path):
+    assert message in refusal(*options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_guidance_without_a_null_class(run, refusal, save, tmp_path):
+    model = save(tmp_path / "sure", class_dropout_prob=0)
+    assert "--cfg 4 needs a null class" in refusal(*ONE, model=model)
+    assert "class_dropout_prob=0" in refusal(*ONE, "--cfg", 1.5, model=model)
+    assert len(run(*ONE, "--cfg", 1, model=model)) == 1
+
+
+def test_no_such_checkpoint(refusal, tmp_path):
+    assert "--ckpt" in refusal(*ONE, model=tmp_path / "none.pt")
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
+    assert "cut.pt" in refusal(*ONE, model=tmp_path / "cut.pt")
+
+
+def test_out_is_a_file(refusal, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    assert "is not a folder" in refusal(*ONE)
+    assert "cannot write" in refusal(*ONE, out="out/in")
+
+
+def test_no_such_vae(refusal, tmp_path):
+    options = (*ONE, "--vae", tmp_path / "none")
+    assert "--vae must be ema, mse or a folder" in refusal(*options, decoder="vae")
+    (tmp_path / "none").mkdir()
+    assert "none cannot be loaded" in refusal(*options, decoder="vae")
+
+
+@pytest.mark.parametrize("package, options", [("diffusers", {"decoder": "vae"}), ("tqdm", {}), ("PIL.Image", {})])
+def test_a_missing_package_is_named(refusal, monkeypatch, tmp_path, package, options):
+    (tmp_path / "vae").mkdir()
+    monkeypatch.setitem(sys.modules, package, None)
+    message = refusal(*ONE, "--vae", tmp_path / "vae", **options)
+    assert f"{package} is not installed: pip install 'ditfast[train]'" in message
+
+
+def test_channels_that_the_decoder_does_not_take(refusal, save, tmp_path):
+    model = save(tmp_path / "latent", in_channels=4)
+    assert "--decoder pixel takes 1 or 3 channels, the model has 4" in refusal(*ONE, model=model)
+
+
+def test_numbers_that_are_not_finite(refusal, ckpt, tmp_path):
+    model = DiT.from_pretrained(ckpt)
+    torch.nn.init.constant_(model.final_layer.linear.bias, float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    assert "not finite" in refusal("--num-samples", 2, model=tmp_path / "nan")
+    assert not list((tmp_path / "out").glob("*.png"))

@@ -1,0 +1,79 @@
+"""Guidance as the model sees it: what it is called with, and how often."""
+
+import pytest
+import torch
+
+from ditfast import DiT
+from ditfast.sampling.draw import draw
+from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
+
+
+@pytest.fixture
+def model(ckpt):
+    return DiT.from_pretrained(ckpt)
+
+
+@pytest.fixture
+def calls(model):
+    """(time, labels, whether the first half is given the same x as the second) of each call of the model."""
+    seen = []
+
+    def note(module, args):
+        x, t, y = args
+        halves = x.chunk(2)
+        seen.append((t[0].item() / 1000, y.tolist(), len(x) % 2 == 0 and torch.equal(*halves)))
+        assert (t == t[0]).all()
+
+    model.register_forward_pre_hook(note)
+    return seen
+
+
+def two(model, guidance, name="ddpm", steps=5, **options):
+    draws = [draw(seed, (3, 8, 8), 7, label=label) for seed, label in ((5, 1), (6, 4))]
+    return sample(model, Sampler(name, steps, True, False), guidance, draws, "cpu", **options)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_guidance_alone_doubles_the_batch_with_the_null_class(model, calls, scale):
+    two(model, Guidance(scale, 0, 1, 3))
+    assert len(calls) == 5
+    for _, labels, twice in calls:
+        assert (labels, twice) == (([1, 4, 7, 7], True) if scale > 1 else ([1, 4], False))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_interval_is_that_of_the_time_the_model_is_given(model, calls, name):
+    two(model, Guidance(2.0, 0.3, 0.7, 3), name, steps=10)
+    assert any(len(labels) == 4 for _, labels, _ in calls) and any(len(labels) == 2 for _, labels, _ in calls)
+    for time, labels, _ in calls:
+        assert len(labels) == (4 if 0.3 <= time <= 0.7 else 2)
+    assert [time for time, *_ in calls] == pytest.approx(Sampler(name, 10, True, False).times)
+
+
+def test_guidance_is_that_of_the_paper(model):
+    """One step from pure noise, by hand."""
+    guided = two(model, Guidance(3.0, 0, 1, 2), steps=1)
+    sampler = Sampler("ddpm", 1, True, False)
+    noise = torch.stack([draw(seed, (3, 8, 8), 7).noise for seed in (5, 6)])
+    t = torch.tensor(sampler.diffusion.timestep_map * 2)
+    with torch.no_grad():
+        given, null = model(noise, t, torch.tensor([1, 4])), model(noise, t, torch.tensor([7, 7]))
+    eps = given[:, :3].clone()
+    eps[:, :2] = null[:, :2] + 3 * (given[:, :2] - null[:, :2])
+    kept = torch.tensor(sampler.diffusion.alphas_cumprod[0], dtype=torch.float32)
+    torch.testing.assert_close(guided, (noise - (1 - kept).sqrt() * eps) / kept.sqrt(), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("name, ticks", [("ddpm", 5), ("heun", 9)])
+def test_every_call_is_heard_of(model, name, ticks):
+    heard = []
+    two(model, Guidance(1, 0, 1, 3), name, tick=lambda: heard.append(1))
+    assert len(heard) == ticks == len(Sampler(name, 5, True, False).times)
+
+
+def test_branches_compute_in_the_dtype_and_samples_stay_float32(model):
+    seen = []
+    model.blocks[0].attn.qkv.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert two(model, Guidance(1, 0, 1, 3), steps=1, dtype=dtype).dtype == torch.float32
+        assert seen.pop() == dtype

@@ -1,0 +1,65 @@
+"""Latents through an autoencoder of diffusers."""
+
+import numpy as np
+import pytest
+import torch
+
+from ditfast import DiT
+from ditfast.sampling.decode import LATENT_SCALE, make_decoder, to_uint8
+from ditfast.sampling.draw import draw
+from ditfast.sampling.sampler import Guidance, Sampler, sample
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(1)
+    blocks = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
+    folder = tmp_path_factory.mktemp("vae")
+    AutoencoderKL(down_block_types=down, up_block_types=up, **blocks).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def latent(save, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("latent") / "model", in_channels=4)
+
+
+def test_images_are_decoded_latents(run, vae, latent):
+    from diffusers import AutoencoderKL
+
+    options = ("--classes", 2, 5, "--cfg", 1.5, "--vae", vae)
+    images = run(*options, model=latent, decoder="vae")
+    assert images.shape == (2, 16, 16, 3) and images.std() > 3
+    draws = [draw(seed, (4, 8, 8), 7, label=label) for seed, label in ((0, 2), (1, 5))]
+    model, sampler = DiT.from_pretrained(latent), Sampler("ddpm", 4, True, False)
+    latents = sample(model, sampler, Guidance(1.5, 0, 1, 3), draws, "cpu")
+    with torch.no_grad():
+        decoded = AutoencoderKL.from_pretrained(vae).decode(latents / 0.18215).sample
+    expected = (127.5 * decoded + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(images.astype(int), expected.astype(int), atol=1)
+
+
+def test_the_image_size_is_that_of_pixels(run, refusal, vae, latent):
+    shared = {"model": latent, "decoder": "vae"}
+    assert run("--num-samples", 1, "--vae", vae, "--image-size", 24, **shared).shape == (1, 24, 24, 3)
+    message = refusal("--num-samples", 1, "--vae", vae, "--image-size", 25, **shared)
+    assert "--image-size must be a positive multiple of 2, got 25" in message
+
+
+def test_a_model_of_pixels_has_no_latents(refusal, vae):
+    assert "--decoder vae takes 4 channels" in refusal("--num-samples", 1, "--vae", vae, decoder="vae")
+
+
+def test_what_was_encoded_is_decoded_the_same_in_any_batch(vae):
+    from diffusers import AutoencoderKL
+
+    decoder = make_decoder("vae", vae, "cpu")
+    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        latents = AutoencoderKL.from_pretrained(vae).encode(pictures).latent_dist.mode() * LATENT_SCALE
+        together, alone = decoder.decode(latents), decoder.decode(latents[1:2])
+    assert decoder.factor == 2 and together.shape == pictures.shape
+    np.testing.assert_array_equal(to_uint8(together)[1:2], to_uint8(alone))
