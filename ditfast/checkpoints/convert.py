@@ -14,7 +14,8 @@ frequencies is: give the new model to `patch_diffusers`.
 
 import torch
 
-from ditfast.models.embed import get_2d_sincos_pos_embed
+from ditfast.checkpoints.infer import grid_of
+from ditfast.checkpoints.position import is_sincos, sincos
 
 _BLOCK = {
     "adaLN_modulation.1": "norm1.linear",
@@ -86,7 +87,8 @@ def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
     follow. A row of zeros stands for the null label of a model that has none.
 
     Raises:
-        ValueError: a model that diffusers cannot express: another conditioning or MLP, a rectangle, no blocks.
+        ValueError: a model that diffusers cannot express: another conditioning, MLP or pos_embed, a
+            rectangle, no blocks.
     """
     table = state["y_embedder.embedding_table.weight"]
     size = config["input_size"] if isinstance(config["input_size"], int) else config["input_size"][0]
@@ -99,6 +101,8 @@ def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
     for name, values in expressible.items():
         if config[name] not in values:
             raise ValueError(f"diffusers cannot express {name}={config[name]!r}")
+    if not is_sincos(state["pos_embed"], grid_of(config)):
+        raise ValueError("diffusers cannot express a pos_embed that is not of sines and cosines")
     channels, heads = config["in_channels"], config["num_heads"]
     theirs = {
         "num_attention_heads": heads,
@@ -165,6 +169,5 @@ def _state_from(left, config):
             out[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat([take(f"{block}{name}.{kind}") for name in _QKV])
     if left:
         raise ValueError(f"these are not the weights of diffusers' DiT: {min(left)} is left over")
-    grid = config["input_size"] // config["patch_size"]
-    pos_embed = torch.from_numpy(get_2d_sincos_pos_embed(config["hidden_size"], grid)).unsqueeze(0)
-    return {"pos_embed": pos_embed.to(out["x_embedder.proj.weight"].dtype), **out}
+    dtype = out["x_embedder.proj.weight"].dtype
+    return {"pos_embed": sincos(config["hidden_size"], grid_of(config), dtype), **out}

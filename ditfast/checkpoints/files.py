@@ -6,7 +6,7 @@ import pickle
 import re
 import zipfile
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -42,24 +42,23 @@ def find_model(path) -> dict[str, torch.Tensor]:
 
 def read_folder(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """config.json and the weights of a folder, this package's or diffusers'."""
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    for missing in [] if (folder / "config.json").is_file() else ["config.json"], [] if found else WEIGHTS:
-        if missing:
-            raise FileNotFoundError(f"{str(folder)!r} holds no {' or '.join(missing)}")
+    weights = _first(folder, *WEIGHTS)
+    path = _first(folder, "config.json")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from error
+        raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'} must hold a JSON object, got {type(config).__name__}")
-    return config, find_model(found[0])
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
+    return config, find_model(weights)
 
 
-def download(repo: str) -> Path:
-    """The folder of a model on the Hugging Face Hub, downloaded once."""
+def download(repo: str, subfolder: str = "") -> Path:
+    """The folder of a repository on the Hugging Face Hub, of which only the model is downloaded, once."""
     hub = need("huggingface_hub")
+    wanted = [str(PurePosixPath(subfolder, name)) for name in ("config.json", *WEIGHTS)]
     try:
-        return Path(hub.snapshot_download(repo, allow_patterns=["*config.json", *(f"*{name}" for name in WEIGHTS)]))
+        return Path(hub.snapshot_download(repo, allow_patterns=wanted))
     except (OSError, ValueError) as error:  # the bases of the hub's errors: network, no such repository, bad name
         raise FileNotFoundError(
             f"{repo!r} is no file or folder here, and could not be read from the Hugging Face Hub: {error}"
@@ -72,6 +71,13 @@ def need(module: str):
         return import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} is not installed: pip install 'ditfast[train]'") from error
+
+
+def _first(folder, *names):
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{str(folder)!r} holds no {' or '.join(names)}")
 
 
 def _read_safetensors(path):

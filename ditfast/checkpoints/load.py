@@ -10,8 +10,8 @@ import torch
 from ditfast.checkpoints.convert import from_diffusers, is_diffusers
 from ditfast.checkpoints.files import RELEASED, download, find_model, need, read_folder
 from ditfast.checkpoints.infer import check_config, grid_of, infer_config
+from ditfast.checkpoints.position import regrid
 from ditfast.models.dit import DiT
-from ditfast.models.embed import get_2d_sincos_pos_embed
 
 HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that are no property of the weights
 
@@ -41,7 +41,7 @@ def from_pretrained(source, *, subfolder: str = "", cls: type = DiT, **changes):
     with torch.device("meta"):  # neither memory nor time for values that are replaced
         model = cls(**config)
     if "pos_embed" in state:
-        state["pos_embed"] = _pos_embed(state["pos_embed"], grid_of(stored), grid_of(config))
+        state["pos_embed"] = regrid(state["pos_embed"], grid_of(stored), grid_of(config))
     load_into(model, state)
     return model.eval()
 
@@ -55,7 +55,9 @@ def load_into(model: torch.nn.Module, state: dict) -> None:
         ValueError: names, shapes or kinds of numbers differ; the first that does is named.
     """
     own = model.state_dict()
-    differing = [name for name in (*own, *(state.keys() - own.keys())) if _differs(own.get(name), state.get(name))]
+    differing = [
+        name for name in (*own, *sorted(state.keys() - own.keys())) if _differs(own.get(name), state.get(name))
+    ]
     if differing:
         name, more = differing[0], len(differing) - 1
         raise ValueError(
@@ -103,31 +105,9 @@ def _read(source, subfolder, changes):
     if not path.exists():
         if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
             raise FileNotFoundError(f"{str(source)!r} is no file, no folder and no name on the Hugging Face Hub")
-        path = download(str(source))
+        path = download(str(source), subfolder)
     config, state = read_folder(path / subfolder)
     return from_diffusers(config, state) if is_diffusers(config) else (config, state)
-
-
-def _pos_embed(stored, old, new):
-    """The position embedding (1, N, D) for the grid ``new``: the stored one, or sines and cosines anew.
-
-    Raises:
-        ValueError: the stored one, for the grid ``old``, is not of sines and cosines, so that it cannot be extended.
-    """
-    computed = _sincos(stored, new)
-    if old == new or _close(stored, computed):
-        return stored
-    if not _close(stored, _sincos(stored, old)):
-        raise ValueError(f"pos_embed is not of sines and cosines of a grid of {old}: there is none for {new}")
-    return computed
-
-
-def _sincos(like, grid):
-    return torch.from_numpy(get_2d_sincos_pos_embed(like.shape[-1], grid)).to(like.dtype).unsqueeze(0)
-
-
-def _close(a, b):
-    return a.shape == b.shape and torch.allclose(a, b, atol=1e-2)  # weights may be bfloat16
 
 
 def _differs(own, given):

@@ -1,6 +1,7 @@
 """DiT.from_pretrained and save_pretrained."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -72,6 +73,7 @@ def test_a_full_disk_leaves_what_was_there(kit, tmp_path, monkeypatch):
         {"conditioning": "cross_attention"},
         {"conditioning": "in_context", "num_classes": 1},
         {"mlp_ratio": 1.25},
+        {"hidden_size": 104, "mlp_ratio": math.nextafter(63 / 104, 1)},  # 104 * (63 / 104) is less than 63
     ],
 )
 @torch.no_grad()
@@ -194,8 +196,15 @@ def test_hub(kit, tmp_path, monkeypatch):
     import huggingface_hub
 
     kit.tiny().save_pretrained(tmp_path / "transformer")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **_: {"a/dit": tmp_path}[repo])
+    wanted = []
+
+    def snapshot(repo, allow_patterns):
+        wanted.extend(allow_patterns)
+        return {"a/dit": str(tmp_path)}[repo]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     kit.same(DiT.from_pretrained("a/dit", subfolder="transformer"), kit.tiny())
+    assert wanted[:2] == ["transformer/config.json", "transformer/model.safetensors"]  # not a pipeline's VAE
 
     def offline(repo, **_):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
