@@ -43,10 +43,10 @@ def test_guidance_alone_doubles_the_batch_with_the_null_class(model, calls, scal
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_interval_is_that_of_the_time_the_model_is_given(model, calls, name):
-    two(model, Guidance(2.0, 0.3, 0.7, 3), name, steps=10)
+    two(model, Guidance(2.0, 0.2, 0.6, 3), name, steps=10)
     assert any(len(labels) == 4 for _, labels, _ in calls) and any(len(labels) == 2 for _, labels, _ in calls)
     for time, labels, _ in calls:
-        assert len(labels) == (4 if 0.3 <= time <= 0.7 else 2)
+        assert len(labels) == (4 if 0.2 <= time <= 0.6 else 2)
     assert [time for time, *_ in calls] == pytest.approx(Sampler(name, 10, True, False).times)
 
 

@@ -63,3 +63,14 @@ def test_what_was_encoded_is_decoded_the_same_in_any_batch(vae):
         together, alone = decoder.decode(latents), decoder.decode(latents[1:2])
     assert decoder.factor == 2 and together.shape == pictures.shape
     np.testing.assert_array_equal(to_uint8(together)[1:2], to_uint8(alone))
+
+
+def test_images_are_decoded_one_at_a_time(vae, monkeypatch):
+    """A large batch of the sampler fits, whatever the autoencoder needs."""
+    from diffusers.models.autoencoders.vae import Decoder
+
+    sizes, forward = [], Decoder.forward
+    monkeypatch.setattr(Decoder, "forward", lambda self, x, *args: sizes.append(len(x)) or forward(self, x, *args))
+    with torch.no_grad():
+        make_decoder("vae", vae, "cpu").decode(torch.randn(3, 4, 8, 8))
+    assert sizes == [1, 1, 1]
