@@ -14,11 +14,12 @@ import zlib
 
 import torch
 
+from ditfast.checkpoints.files import need
 from ditfast.models import DiT
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import make_decoder, to_uint8
 from ditfast.sampling.draw import draw
-from ditfast.sampling.files import Folder, check_target, need, write_grid, write_npz
+from ditfast.sampling.files import Folder, check_target, write_grid, write_npz
 from ditfast.sampling.ranks import joined
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
 
@@ -193,6 +194,8 @@ def main(arguments=None) -> None:
             run(o, ranks)
     except (SampleError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: finished images stay, and the same command goes on from there")
 
 
 if __name__ == "__main__":
