@@ -188,6 +188,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--verify", action="store_true", help="also run every kernel's self-check, afresh")
     arguments = parser.parse_args()
+    if arguments.json and arguments.verify:
+        parser.error("argument --verify: prints a line per kernel, so it goes without --json")
     found = report()
     print(json.dumps(found, indent=2, default=str) if arguments.json else as_text(found))
     if arguments.verify:

@@ -106,3 +106,10 @@ def test_attention_s_choice_is_shown_with_its_times():
     found["choices"] = {"attention bfloat16 72 N<=256": {"choice": "triton", "us": {"triton": 151.0, "sdpa": 203.5}}}
     line = doctor.as_text(found).splitlines()[-1]
     assert line.split() == ["attention", "bfloat16", "72", "N<=256", "triton", "triton", "151.0,", "sdpa", "203.5"]
+
+
+def test_verify_and_json_exclude_each_other():
+    done = subprocess.run(
+        [sys.executable, "-m", "ditfast.doctor", "--json", "--verify"], capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 2 and "--verify" in done.stderr and not done.stdout

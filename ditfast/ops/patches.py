@@ -6,6 +6,7 @@ import torch
 
 from ditfast.ops import checks, reference
 from ditfast.ops.backend import DTYPES, choose, note, resolve
+from ditfast.ops.extension import unit_stride
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run
 from ditfast.ops.rows import linear_dtype
 
@@ -183,8 +184,7 @@ def _unpatchify_fake(tokens, patch_size, grid_h, grid_w, channels_last, backend)
 
 def _embed(x, weight, bias, pos, patch_size, out_dtype, backend):
     if kernels := _kernels("patch_embed", backend, pos, x, weight.shape[1]):
-        unit = [t if t.stride(-1) == 1 else t.contiguous() for t in (bias, pos)]
-        return kernels.patch_embed(x, weight.contiguous(), *unit, patch_size, out_dtype)
+        return kernels.patch_embed(x, weight.contiguous(), unit_stride(bias), unit_stride(pos), patch_size, out_dtype)
     tokens = torch.nn.functional.linear(reference.patchify(x, patch_size), weight, bias)
     return (tokens + pos).to(out_dtype)
 

@@ -168,8 +168,10 @@ def test_explicit_formulas_keep_the_contract(device, monkeypatch):
         )
 
 
-def test_empty_batch(device):
+@pytest.mark.parametrize("recompute", (False, True))
+def test_empty_batch(device, recompute):
     args = inputs("fp32", 0, 5, 16, 64, device)
-    out = ops.mlp(*args, backend="triton")
+    out = ops.mlp(*args, recompute, backend="triton")
     grads = torch.autograd.grad(out.sum(), args)
-    assert out.shape == (0, 5, 16) and all(not g.any() for g in grads)
+    assert out.shape == (0, 5, 16)
+    assert all(g.shape == a.shape and not g.any() for g, a in zip(grads, args, strict=True))
