@@ -1,0 +1,39 @@
+"""Handwritten digits that come with scikit-learn: small enough to train on without a GPU, and nothing to download."""
+
+import torch
+
+from ditfast.checkpoints.files import need
+from ditfast.data import DataError
+
+
+class Digits:
+    """The 1797 digits of scikit-learn's load_digits, in its order; never flipped.
+
+    Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
+
+    Args:
+        image_size: 8, the only one there is.
+
+    Attributes:
+        shape: (1, 8, 8); paper is -1, full ink is 1, in steps of 1/8.
+        num_classes, count, identity: see `ditfast.data`.
+
+    Raises:
+        DataError: another size.
+        ImportError: scikit-learn is not installed.
+    """
+
+    shape, num_classes = (1, 8, 8), 10
+
+    def __init__(self, image_size: int = 8):
+        if image_size != 8:
+            raise DataError(f"image_size of digits must be 8, got {image_size}")
+        digits = need("sklearn.datasets").load_digits()
+        self._x = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # (1797, 1, 8, 8) from 0 … 16
+        self._y = digits.target.tolist()
+        self.count = len(self._y)
+        self.identity = {"kind": "digits", "count": self.count, "classes": self.num_classes}
+
+    def read(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+        """Digit ``index`` and its value; the generator is not used."""
+        return self._x[index], self._y[index]
