@@ -13,6 +13,8 @@ A source is an object with
 `open_data` makes one of its name, and `ditfast.data.stream.stream` reads it, in an order that follows from a seed.
 """
 
+from pathlib import Path
+
 
 class DataError(Exception):
     """What the user has to change, in one line."""
@@ -26,23 +28,26 @@ def open_data(name: str, image_size: int | None = None, **options):
     """The source of a name.
 
     Args:
-        name: "digits" (8 x 8, grey) or "glyphs" (characters, grey).
+        name: "digits" (8 x 8, grey), "glyphs" (characters, grey), or a folder of images (`folder.Images`).
         image_size: height and width in pixels; what the source has by itself unless given.
-        options: of the source.
+        options: of the source: flip, channels.
 
     Raises:
         DataError: no such data, or a size or option that it does not have.
         ImportError: a package that it needs is not installed.
     """
     from ditfast.data.digits import Digits
+    from ditfast.data.folder import Images
     from ditfast.data.glyphs import Glyphs
 
-    made = {"digits": Digits, "glyphs": Glyphs}
-    if name not in made:
-        raise DataError(f"data must be {' or '.join(made)}{_nearest(name, made)}, got {name!r}")
     if image_size is not None:
         options["image_size"] = image_size
-    return _make(made[name], options, name)
+    made = {"digits": Digits, "glyphs": Glyphs}
+    if name in made:
+        return _make(made[name], options, name)
+    if Path(name).is_dir():
+        return _make(Images, options, f"a folder of images, {name},", folder=name)
+    raise DataError(f"data must be {', '.join(made)} or a folder of images{_nearest(name, made)}, got {name!r}")
 
 
 def _make(kind, options, name, **given):

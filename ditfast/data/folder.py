@@ -1,0 +1,119 @@
+"""Images in a folder for each class, as ImageNet comes."""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ditfast.data import DataError
+from ditfast.data.preprocess import MODES, center_crop, decode, to_tensor
+
+ENDINGS = (b".bmp", b".jpeg", b".jpg", b".pgm", b".png", b".ppm", b".tif", b".tiff", b".webp")
+
+
+class Images:
+    """The images below folder/<class>/, in the order of their paths; class k is the k-th folder by name.
+
+    Hidden files and files of other endings are passed over.
+
+    Args:
+        folder: of the class folders.
+        image_size: S; each image is scaled and cropped to the middle, see `preprocess.center_crop`.
+        channels: 3, or 1 for grey.
+        flip: mirror every second image, by chance.
+
+    Attributes:
+        shape: (channels, S, S), pixels in [-1, 1].
+        classes: the names of the class folders.
+        num_classes, count, identity: see `ditfast.data`. The identity has checksums of the names of all classes and
+            files, and none of what is in the files.
+
+    Raises:
+        DataError: a folder is missing, empty or cannot be read, images are beside the class folders, or a size or
+            number of channels that cannot be.
+    """
+
+    def __init__(self, folder, image_size: int | None = None, channels: int = 3, flip: bool = True):
+        if not isinstance(image_size, int) or image_size < 1:
+            raise DataError(f"image_size of a folder of images must be at least 1, got {image_size}")
+        if channels not in MODES:
+            raise DataError(f"channels must be 1 or 3, got {channels}")
+        self.folder, self.flip, self.shape = Path(folder), flip, (channels, image_size, image_size)
+        self.classes = _classes(self.folder)
+        self.num_classes = len(self.classes)
+        self._list()
+        self.identity = {
+            **{"kind": "images", "count": self.count, "classes": self.num_classes},
+            "class_names": f"{zlib.crc32(os.fsencode('/'.join(self.classes))):08x}",
+            "file_names": f"{zlib.crc32(self._last, zlib.crc32(self._ends, zlib.crc32(self._names))):08x}",
+            **{"image_size": image_size, "channels": channels, "flip": flip},
+        }
+
+    def path(self, index: int) -> Path:
+        """The file of image ``index``."""
+        start, end = self._ends[index - 1] if index else 0, self._ends[index]
+        return self.folder / self.classes[self._label(index)] / os.fsdecode(self._names[start:end])
+
+    def read(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+        """Image ``index``, float32 (C, S, S), and its class. The generator decides the flip.
+
+        Raises:
+            Unreadable: the file is broken.
+        """
+        x = to_tensor(center_crop(decode(self.path(index), self.shape[0]), self.shape[1]))
+        if self.flip and torch.rand((), generator=generator) < 0.5:
+            x = x.flip(-1)
+        return x, self._label(index)
+
+    def _list(self):
+        """All names end to end, and where each ends: a list would take ten times the memory in every worker."""
+        names, lengths, counts = [], [], []
+        for each in self.classes:
+            found = sorted(_images(os.fsencode(self.folder / each)))
+            if not found:
+                raise DataError(f"{self.folder / each} holds no images")
+            names.append(b"".join(found))
+            lengths += map(len, found)
+            counts.append(len(found))
+        self._names, self._ends = b"".join(names), np.cumsum(lengths)  # bytes; int64 (count,)
+        self._last = np.cumsum(counts)  # int64 (num_classes,): the number of images up to and with each class
+        self.count = int(self._last[-1])
+
+    def _label(self, index):
+        return int(np.searchsorted(self._last, index, side="right"))
+
+
+def _classes(folder):
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    names, beside = [], None
+    for name, is_folder in _entries(folder):
+        if is_folder:
+            names.append(name)
+        elif os.fsencode(name).lower().endswith(ENDINGS):
+            beside = name
+    if not names:
+        raise DataError(f"{folder} holds no class folders: images must be in {folder / '<class>'}")
+    if beside:
+        raise DataError(f"{folder} holds an image beside the class folders: {beside}")
+    return sorted(names)
+
+
+def _images(folder: bytes, inside=b""):
+    """The paths of all images in a folder and those in it, below ``folder``."""
+    for name, is_folder in _entries(folder):
+        if is_folder:
+            yield from _images(folder + b"/" + name, inside + name + b"/")
+        elif name.lower().endswith(ENDINGS):
+            yield inside + name
+
+
+def _entries(folder):
+    """Names in a folder that are not hidden, and whether each is a folder, which takes no look at every file."""
+    try:
+        with os.scandir(folder) as entries:
+            return [(each.name, each.is_dir()) for each in entries if os.fsencode(each.name)[:1] != b"."]
+    except OSError as error:  # a folder without permission, links in a circle
+        raise DataError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from error
