@@ -1,0 +1,146 @@
+"""Images to evaluate: a folder or an npz, read a few at a time. Nothing is resized, cropped or scaled.
+
+Both kinds have
+
+    count: int, size: (H, W)
+    read(numbers) -> iterator of uint8 (H, W, 3), for ascending numbers in [0, count)
+
+A picture in a file becomes RGB as Pillow converts it: grey is repeated, alpha is dropped, a note on its orientation
+(EXIF) is ignored. An npz holds arr_0, uint8 (N, H, W, 3), as ADM's evaluator reads it and ditfast.sample writes it.
+"""
+
+import zipfile
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ditfast.checkpoints.files import need
+from ditfast.evaluation import EvaluationError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits: more would be cut off
+
+
+class Folder:
+    """Pictures, all of one size, which their headers are read for at once."""
+
+    def __init__(self, option: str, paths: list[Path]):
+        self._option, self._paths, self.count = option, paths, len(paths)
+        self.size = self._header(paths[0])
+        for path in paths[1:]:
+            if (size := self._header(path)) != self.size:
+                differing = f"{_by(self.size)} in {paths[0]} and {_by(size)} in {path}"
+                raise EvaluationError(f"{option}: images must have one size, got {differing}")
+
+    def read(self, numbers):
+        for path in (self._paths[number] for number in numbers):
+            with self._open(path) as image:
+                try:
+                    array = np.array(image.convert("RGB"))
+                except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken data
+                    raise EvaluationError(f"{self._option}: {path} cannot be read: {error}") from error
+            yield array
+
+    def _header(self, path):
+        with self._open(path) as image:
+            if image.mode not in MODES:
+                raise EvaluationError(f"{self._option}: {path} must have 8 bits per channel, got mode {image.mode}")
+            return image.height, image.width
+
+    def _open(self, path):
+        try:
+            return need("PIL.Image").open(path)
+        except OSError as error:
+            raise EvaluationError(f"{self._option}: {path} cannot be read: {error}") from error
+
+
+class Npz:
+    """The member arr_0 of an npz, of which a picture is in memory at a time."""
+
+    def __init__(self, option: str, path: Path):
+        self._path, self._where = path, f"{option} {path}"
+        with broken(self._where), zipfile.ZipFile(path) as archive:
+            with archive.open("arr_0.npy") as member:
+                version = np.lib.format.read_magic(member)
+                header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, columns_first, dtype = header[version](member)
+                self._start = member.tell()
+            held = archive.getinfo("arr_0.npy").file_size - self._start
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or columns_first or min(shape) < 1:
+            raise EvaluationError(f"{self._where}: arr_0 must be uint8 (N, H, W, 3), got {dtype} {shape}")
+        if held != np.prod(shape, dtype=np.int64):
+            raise EvaluationError(f"{self._where} is truncated: arr_0 {shape} has {held} bytes")
+        self.count, *self.size = shape[:3]
+        self.size = tuple(self.size)
+
+    def read(self, numbers):
+        length, following = self.size[0] * self.size[1] * 3, 0
+        with broken(self._where), zipfile.ZipFile(self._path) as archive, archive.open("arr_0.npy") as member:
+            member.read(self._start)
+            for number in numbers:
+                for _ in range(number - following):
+                    member.read(length)  # seeking would give up the check of the archive's checksum
+                following = number + 1
+                yield np.frombuffer(member.read(length), np.uint8).reshape(*self.size, 3)
+
+
+@contextmanager
+def broken(where: str):
+    """Turns what a damaged npz raises into one line."""
+    try:
+        yield
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise EvaluationError(f"{where} is truncated or no npz: {error}") from error
+
+
+def array_names(option: str, path) -> list[str]:
+    """The arrays in an npz; none in a folder, or where there is nothing."""
+    if not Path(path).is_file():
+        return []
+    with broken(f"{option} {path}"), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def open_images(option: str, path):
+    """The images of a folder, with those in its folders, ordered by path; or of an npz.
+
+    Raises:
+        EvaluationError: there is none, or they are not all readable and of one size.
+    """
+    path = Path(path)
+    if path.is_dir():
+        paths = sorted(found for found in path.rglob("*") if found.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise EvaluationError(f"{option} {path} holds no image ({', '.join(SUFFIXES)})")
+        return Folder(option, paths)
+    if not path.is_file():
+        raise EvaluationError(f"{option} {path} does not exist")
+    names = array_names(option, path)
+    if "arr_0" not in names:
+        raise EvaluationError(f"{option} {path} holds no arr_0, the images, only {', '.join(names) or 'nothing'}")
+    return Npz(option, path)
+
+
+def batches(images, numbers, size: int):
+    """uint8 tensors (b, 3, H, W), b <= size, of the images with these numbers."""
+    batch = []
+    for array in images.read(numbers):
+        batch.append(torch.tensor(array).permute(2, 0, 1))
+        if len(batch) == size:
+            yield torch.stack(batch)
+            batch = []
+    if batch:
+        yield torch.stack(batch)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` numbers in [0, count), evenly spaced: folders are often sorted by class."""
+    most = min(count, most)
+    return [i * count // most for i in range(most)]
+
+
+def _by(size):
+    return f"{size[1]} x {size[0]}"
