@@ -1,0 +1,186 @@
+"""FID, sFID, Inception Score, precision and recall of samples.
+
+    python -m ditfast.evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception PATH
+    python -m ditfast.evaluate --ckpt model --num-samples 5000 --cfg 1.5 --reference images/ --features net.pt
+    python -m ditfast.evaluate --reference images/ --inception PATH --save-stats reference.npz
+
+With --ckpt the samples are written by python -m ditfast.sample, whose other options may be given too; images that are
+already in its folder (--out) are not drawn again.
+"""
+
+import argparse
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ditfast import sample
+from ditfast.evaluation import EvaluationError
+from ditfast.evaluation.features import VARIABLE, load_extractor
+from ditfast.evaluation.images import Folder, Npz, array_names, batches, open_images, spread
+from ditfast.evaluation.report import METRICS, PUBLISHED, check_dimensions, compute, describe, lines, obstacles
+from ditfast.evaluation.statistics import KEPT, Summary, check_target, load_statistics, save_statistics, summarize
+
+
+class Reference(NamedTuple):
+    """What --reference is: images, statistics, both, or nothing."""
+
+    images: Folder | Npz | None = None
+    statistics: Summary | None = None
+
+
+def run(o, rest) -> None:
+    """Everything that the options ask for."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise EvaluationError("evaluate is one process: sample with torchrun first, then evaluate without it")
+    check_target("--save-stats", o.save_stats)
+    extractor = load_extractor(o.features, o.inception, o.device)
+    reference = open_reference(o, extractor)
+    samples = open_samples(o, rest)
+    if samples is None:
+        summarize_reference(o, reference, extractor)
+        print(o.save_stats)
+        return
+    numbers = range(number_of_samples(o, samples))
+    metrics, missing = choose(o, extractor, samples, numbers, reference)
+    compared = summarize_reference(o, reference, extractor, metrics)
+    keep = numbers if metrics & {"precision", "recall"} else ()
+    found = summarize(samples, numbers, extractor, o.batch, "samples", keep, judge="is" in metrics)
+    values = compute(metrics, found, compared, o.device)
+    sizes = [images.size for images in (samples, reference.images) if images]
+    report = describe(o, extractor, values, missing, found, compared, sizes)
+    print(json.dumps(report, indent=2) if o.json else lines(report))
+
+
+def open_reference(o, extractor) -> Reference:
+    if o.reference is None:
+        return Reference()
+    names = array_names("--reference", o.reference)
+    statistics = None
+    if "mu" in names:
+        if o.save_stats:
+            raise EvaluationError(f"--save-stats needs a --reference of images, got the statistics {o.reference}")
+        statistics = load_statistics("--reference", o.reference, extractor)
+        if "arr_0" not in names:
+            return Reference(None, statistics)
+    images = open_images("--reference", o.reference)
+    if images.count < 2:
+        raise EvaluationError(f"--reference {o.reference} must have at least 2 images, got {images.count}")
+    return Reference(images, statistics)
+
+
+def open_samples(o, rest):
+    """The images of --samples, or those that --ckpt draws; None where neither is given."""
+    if o.ckpt is None:
+        return o.samples and open_images("--samples", o.samples)
+    count = PUBLISHED if o.num_samples is None else o.num_samples
+    arguments = ["--ckpt", o.ckpt, "--num-samples", str(count), "--batch", str(o.batch), *rest]
+    o.samples = Path(sample.parse(arguments).out)
+    with redirect_stdout(sys.stderr):  # stdout is the report's
+        sample.main(arguments)
+    return Folder("--ckpt", [o.samples / f"{i:06d}.png" for i in range(count)])
+
+
+def number_of_samples(o, samples) -> int:
+    count = samples.count if o.num_samples is None else o.num_samples
+    if count > samples.count:
+        raise EvaluationError(f"--num-samples {count}, but --samples {o.samples} has {samples.count} images")
+    if count < 2:
+        raise EvaluationError(f"--samples {o.samples} must have at least 2 images, got {count}")
+    return count
+
+
+def choose(o, extractor, samples, numbers, reference) -> tuple[set[str], dict[str, str]]:
+    """The metrics to compute, and why others cannot be; one asked for by name that cannot be is refused."""
+    outputs = extractor(next(batches(samples, [0], 1)))
+    if reference.statistics:
+        check_dimensions(outputs, reference.statistics, f"--reference {o.reference}")
+    pictures = reference.images.count if reference.images else 0
+    missing = obstacles(len(numbers), outputs, extractor, reference.statistics, pictures)
+    for name in o.metrics or ():
+        if name in missing:
+            raise EvaluationError(f"--metrics {name} cannot be had: {missing[name]}")
+    metrics = set(o.metrics or METRICS) - missing.keys()
+    if not metrics:
+        raise EvaluationError("no metric can be had: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))
+    return metrics, {} if o.metrics else missing
+
+
+def summarize_reference(o, reference, extractor, metrics=frozenset()) -> Summary | None:
+    """What the metrics need of the reference; its statistics are saved where that is asked for."""
+    images, known = reference
+    keep = spread(images.count, KEPT) if images and metrics & {"precision", "recall"} else ()
+    if images and (keep if known else metrics - {"is"} or o.save_stats):
+        found = summarize(images, keep if known else range(images.count), extractor, o.batch, "reference", keep)
+        known = known._replace(features=found.features) if known else found
+    if o.save_stats:
+        save_statistics("--save-stats", o.save_stats, known, extractor, images)
+    return known
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m ditfast.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # what is not known here is for sample
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--samples", metavar="PATH", help="a folder of PNG or JPEG, or an npz with arr_0")
+    which.add_argument("--ckpt", metavar="PATH", help="a model to draw samples from, as for ditfast.sample")
+    add("--reference", metavar="PATH", help="a folder, an npz with arr_0, or statistics: an npz with mu and sigma")
+    add("--metrics", nargs="+", choices=METRICS, metavar="NAME", help=f"{', '.join(METRICS)} (all that can be had)")
+    extractor = parser.add_mutually_exclusive_group()
+    extractor.add_argument("--inception", metavar="PATH", help=f"inception-2015-12-05.pt (the variable {VARIABLE})")
+    extractor.add_argument("--features", metavar="NET", help="a TorchScript file or module:function instead")
+    add("--num-samples", type=int, metavar="N", help="the first N samples (all; 50000 with --ckpt)")
+    add("--batch", type=int, default=32, metavar="B", help="images at once (32)")
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="for features (a GPU if there is one)",
+    )
+    add("--save-stats", metavar="FILE", help="write the statistics of --reference as an npz")
+    add("--json", action="store_true", help="print the report as JSON")
+    o, rest = parser.parse_known_args(arguments)
+    check_options(parser, o, rest)
+    return o, rest
+
+
+def check_options(parser, o, rest) -> None:
+    if rest and o.ckpt is None:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if not (o.samples or o.ckpt or (o.reference and o.save_stats)):
+        parser.error("--samples or --ckpt is needed, or --reference with --save-stats")
+    if o.save_stats and not o.reference:
+        parser.error("--save-stats needs --reference")
+    if o.batch < 1:
+        parser.error(f"--batch must be at least 1, got {o.batch}")
+    if o.num_samples is not None and o.num_samples < 2:
+        parser.error(f"--num-samples must be at least 2, got {o.num_samples}")
+    try:
+        known = torch.device(o.device).type in ("cpu", "cuda") and torch.zeros(1, device=o.device) is not None
+    except (RuntimeError, AssertionError):  # a build without CUDA asserts
+        known = False
+    if not known:
+        parser.error(f"--device must be cpu, cuda or cuda:N, and be there, got {o.device}")
+
+
+def main(arguments=None) -> None:
+    o, rest = parse(arguments)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # features to float32's digits, as published
+            run(o, rest)
+    except (EvaluationError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+if __name__ == "__main__":
+    main()

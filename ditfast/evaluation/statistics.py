@@ -1,0 +1,122 @@
+"""What is known of a set of images: from its pictures, or from an npz of statistics.
+
+The npz has the keys of ADM's reference files: mu (D,), sigma (D, D) of features, mu_s, sigma_s of spatial features,
+arr_0 some of the images, for precision and recall. Two more, which others ignore, tell what they were made of:
+count, and extractor.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ditfast.checkpoints.files import need
+from ditfast.evaluation import EvaluationError
+from ditfast.evaluation.features import Extractor
+from ditfast.evaluation.images import batches, broken, spread
+from ditfast.evaluation.metrics import Moments
+from ditfast.sampling import SampleError
+from ditfast.sampling.files import writing
+
+KEPT = 10_000  # images of a reference for precision and recall, as many as ADM's reference files hold
+
+
+class Summary(NamedTuple):
+    """Of one set. None: not known."""
+
+    count: int | None  # images behind the Gaussians
+    gaussian: tuple | None = None  # (mean (D,), covariance (D, D)) of features
+    spatial: tuple | None = None  # of spatial features
+    features: torch.Tensor | None = None  # (n, D), those kept for precision and recall
+    probabilities: torch.Tensor | None = None  # (N, K)
+
+
+def summarize(images, numbers, extractor: Extractor, batch: int, label: str, keep=(), judge=False) -> Summary:
+    """One pass over the images with these numbers, of which at least two.
+
+    Args:
+        keep: the numbers whose features are kept, on the CPU.
+        judge: keep the probabilities of all.
+    """
+    sums, spatial_sums = Moments(), Moments()
+    kept, probabilities, keep, numbers = [], [], set(keep), list(numbers)
+    with need("tqdm").tqdm(total=len(numbers), unit="image", desc=label) as bar:
+        for start, pictures in zip(range(0, len(numbers), batch), batches(images, numbers, batch), strict=True):
+            now = numbers[start : start + batch]
+            try:
+                outputs = extractor(pictures)
+                sums.add(outputs["features"])
+                if "spatial" in outputs:
+                    spatial_sums.add(outputs["spatial"])
+            except (EvaluationError, ValueError) as error:
+                raise EvaluationError(f"{label} {now[0]} to {now[-1]}: {error}") from error
+            kept.append(outputs["features"].cpu()[[number in keep for number in now]])
+            if judge:
+                probabilities.append(outputs["probabilities"].cpu())
+            bar.update(len(pictures))
+    return Summary(
+        len(numbers),
+        sums.result(),
+        spatial_sums.result() if spatial_sums.count else None,
+        torch.cat(kept) if keep else None,
+        torch.cat(probabilities) if judge else None,
+    )
+
+
+def load_statistics(option: str, path, extractor: Extractor) -> Summary:
+    """The Gaussians of an npz, if its features are those of ``extractor`` as far as it says."""
+    with broken(f"{option} {path}"), np.load(path, allow_pickle=False) as held:
+        found = {key: held[key] for key in held.files if key != "arr_0"}
+    made_of = str(found.get("extractor", extractor.identity))
+    if made_of != extractor.identity:
+        raise EvaluationError(
+            f"{option} {path} holds statistics of other features, {made_of}, not of {extractor.identity}"
+        )
+    gaussian = _gaussian(f"{option} {path}", found, "mu", "sigma")
+    spatial = _gaussian(f"{option} {path}", found, "mu_s", "sigma_s") if "mu_s" in found else None
+    return Summary(int(found["count"]) if "count" in found else None, gaussian, spatial)
+
+
+def _gaussian(where, found, mean, cov):
+    if cov not in found:
+        raise EvaluationError(f"{where} holds {mean} and no {cov}")
+    d = found[mean].shape[0] if found[mean].ndim == 1 else None
+    if d is None or found[cov].shape != (d, d):
+        raise EvaluationError(
+            f"{where}: {mean} and {cov} must be (D,) and (D, D), got {found[mean].shape} and {found[cov].shape}"
+        )
+    return torch.from_numpy(found[mean]), torch.from_numpy(found[cov])
+
+
+def check_target(option: str, path) -> None:
+    """Refuse a file that exists, or has no folder to be in, before any work is done for it."""
+    if path is None:
+        return
+    if Path(path).exists():
+        raise EvaluationError(f"{option} {path} exists: choose another name")
+    if not Path(path).absolute().parent.is_dir():
+        raise EvaluationError(f"{option} must be in a folder that exists, got {path}")
+
+
+def save_statistics(option: str, path, summary: Summary, extractor: Extractor, images) -> None:
+    """The npz described above, with at most `KEPT` of the images, one of which is in memory at a time."""
+    arrays = {"mu": summary.gaussian[0], "sigma": summary.gaussian[1]}
+    if summary.spatial:
+        arrays |= {"mu_s": summary.spatial[0], "sigma_s": summary.spatial[1]}
+    arrays = {key: value.cpu().numpy() for key, value in arrays.items()}
+    arrays |= {"count": np.array(summary.count), "extractor": np.array(extractor.identity)}
+    numbers = spread(summary.count, KEPT)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(numbers), *images.size, 3)}
+    try:
+        with writing(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
+            for key, value in arrays.items():
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, value, allow_pickle=False)
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for image in images.read(numbers):
+                    member.write(image.tobytes())
+    except SampleError as error:  # with words for another command
+        raise EvaluationError(f"{option} {path} cannot be written: {error.__cause__}") from error
