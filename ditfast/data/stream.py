@@ -1,6 +1,7 @@
 """The order in which samples are read: it follows from a seed, on any number of processes and from any start."""
 
 import re
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -77,9 +78,9 @@ def load(dataset, order, workers: int):
     """
     # with a generator of its own DataLoader leaves the global one alone
     private, pin = torch.Generator(), torch.cuda.is_available()
-    settings = {"collate_fn": _same, "num_workers": workers, "pin_memory": pin, "generator": private}
+    settings = {"num_workers": workers, "pin_memory": pin, "generator": private}
     try:
-        for made in DataLoader(dataset, batch_sampler=order, **settings):
+        for made in DataLoader(dataset, batch_sampler=order, collate_fn=_same, worker_init_fn=_patient, **settings):
             if isinstance(made, Exception):
                 raise made
             yield made
@@ -157,6 +158,12 @@ class _Reader:
             index = index + 1 if count is None else (index + 1) % count
         tried = skipped[first:]
         raise DataError(f"nothing is readable: {len(tried)} items in a row failed, the first of them {tried[0]}")
+
+
+def _patient(worker):
+    """Leave it to the main process what a signal means that all of its group gets, as from torchrun or Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _same(made):
