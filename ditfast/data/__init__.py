@@ -28,9 +28,10 @@ def open_data(name: str, image_size: int | None = None, **options):
     """The source of a name.
 
     Args:
-        name: "digits" (8 x 8, grey), "glyphs" (characters, grey), or a folder of images (`folder.Images`).
+        name: "digits" (8 x 8, grey), "glyphs" (characters, grey), or a folder: of images (`folder.Images`), or of
+            latents that `python -m ditfast.encode` wrote (`latents.Latents`).
         image_size: height and width in pixels; what the source has by itself unless given.
-        options: of the source: flip, channels.
+        options: of the source: flip for a folder, and channels for one of images.
 
     Raises:
         DataError: no such data, or a size or option that it does not have.
@@ -39,15 +40,21 @@ def open_data(name: str, image_size: int | None = None, **options):
     from ditfast.data.digits import Digits
     from ditfast.data.folder import Images
     from ditfast.data.glyphs import Glyphs
+    from ditfast.data.latents import Latents
+    from ditfast.data.shards import INDEX, STARTED
 
     if image_size is not None:
         options["image_size"] = image_size
     made = {"digits": Digits, "glyphs": Glyphs}
     if name in made:
         return _make(made[name], options, name)
+    if any(Path(name, file).is_file() for file in (INDEX, STARTED)):
+        return _make(Latents, options, f"a folder of latents, {name},", folder=name)
     if Path(name).is_dir():
         return _make(Images, options, f"a folder of images, {name},", folder=name)
-    raise DataError(f"data must be {', '.join(made)} or a folder of images{_nearest(name, made)}, got {name!r}")
+    raise DataError(
+        f"data must be {', '.join(made)} or a folder of images or latents{_nearest(name, made)}, got {name!r}"
+    )
 
 
 def _make(kind, options, name, **given):

@@ -1,0 +1,112 @@
+"""Images as an autoencoder's posteriors, which `python -m ditfast.encode` wrote."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ditfast.checkpoints.files import need
+from ditfast.data import DataError, Unreadable
+from ditfast.data.shards import FORMAT, INDEX, TENSORS, unfinished
+
+KEPT = ("vae", "vae_checksum", "scale", "image_size", "dtype", "data")  # of the index, in the identity
+
+
+class Latents:
+    """Latents, drawn anew each time from the posterior of an image or its mirror image: (mean + std * eps) * scale.
+
+    This is what a training run sees that encodes its images in every step, with random flips, without its cost. A
+    sample is read where it lies in its file; nothing is loaded whole.
+
+    Args:
+        folder: that encode wrote; `ditfast.data.shards` has the format.
+        image_size: in pixels; only checked.
+        flip: take the mirror image's posterior for every second sample, by chance.
+
+    Attributes:
+        shape: (4, S / 8, S / 8) for the published autoencoders and images of size S.
+        classes: the names of the classes.
+        num_classes, count, identity: see `ditfast.data`.
+
+    Raises:
+        DataError: encode is not finished, a shard is missing or damaged, the format is another version's, or the
+            images had another size.
+        ImportError: safetensors is not installed.
+    """
+
+    def __init__(self, folder, image_size: int | None = None, flip: bool = True):
+        self.folder, self.flip = Path(folder), flip
+        about = _read_index(self.folder)
+        if image_size not in (None, about["image_size"]):
+            raise DataError(f"image_size of {folder} must be {about['image_size']}, got {image_size}")
+        self.shape, self.classes = tuple(about["shape"]), about["classes"]
+        self.num_classes, self.count, self._scale = len(self.classes), about["count"], about["scale"]
+        self._files = [each["file"] for each in about["shards"]]
+        self._ends = np.cumsum([each["count"] for each in about["shards"]])  # (shards,)
+        self._opened = {}
+        for shard, each in enumerate(about["shards"]):
+            self._check(shard, each["count"])
+        self.identity = {
+            **{"kind": "latents", "count": self.count, "classes": self.num_classes, "flip": flip},
+            **{name: about[name] for name in KEPT},
+            "unreadable": len(about["unreadable"]),
+        }
+
+    def read(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+        """A latent of image ``index``, float32 (C, H, W), and its class. The generator decides the flip and eps.
+
+        Raises:
+            Unreadable: the file is gone since this was made.
+        """
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        place = index - int(self._ends[shard - 1]) if shard else index
+        flipped = "_flip" if self.flip and torch.rand((), generator=generator) < 0.5 else ""
+        try:
+            mean, std, label = (
+                self._slice(shard, name)[place] for name in ("mean" + flipped, "std" + flipped, "labels")
+            )
+        except (OSError, need("safetensors").SafetensorError) as error:
+            raise Unreadable(f"{self.folder / self._files[shard]} cannot be read: {error}") from error
+        eps = torch.randn(self.shape, generator=generator)
+        return (mean.float() + std.float() * eps) * self._scale, int(label)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": {}}  # an open file cannot be sent to a worker
+
+    def _slice(self, shard, name):
+        if shard not in self._opened:
+            self._opened[shard] = need("safetensors").safe_open(self.folder / self._files[shard], "pt")
+        return self._opened[shard].get_slice(name)
+
+    def _check(self, shard, count):
+        """Whether a shard is whole: opening compares its header with its length."""
+        path = self.folder / self._files[shard]
+        expected = {**dict.fromkeys(TENSORS, [count, *self.shape]), "labels": [count]}
+        try:
+            found = {name: self._slice(shard, name).get_shape() for name in expected}
+        except FileNotFoundError as error:
+            raise DataError(f"{path} is missing: encode again, which redoes what is missing") from error
+        except (OSError, need("safetensors").SafetensorError) as error:
+            raise DataError(f"{path} is damaged: delete it, and encode again ({error})") from error
+        if found != expected:
+            raise DataError(f"{path} is damaged: delete it, and encode again (it holds {found})")
+
+
+def _read_index(folder):
+    path = folder / INDEX
+    if not path.is_file():
+        raise DataError(unfinished(folder) or f"{folder} holds no {INDEX}: it is not what encode wrote")
+    try:
+        about = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if about.get("format") != FORMAT:
+        raise DataError(
+            f"{path} has format {about.get('format')}, this version of ditfast reads {FORMAT}: encode again"
+        )
+    if missing := [
+        name for name in (*KEPT, "shape", "classes", "count", "unreadable", "shards") if name not in about
+    ]:
+        raise DataError(f"{path} lacks {', '.join(missing)}: encode again")
+    return about

@@ -1,0 +1,177 @@
+"""Encode a folder of images once, for training on latents.
+
+    python -m ditfast.encode --data imagenet/train --image-size 256 --out latents
+    torchrun --nproc-per-node 8 -m ditfast.encode --data imagenet/train --out latents
+
+--data has a folder of images for each class. Of each image, cropped as in the paper, and of its mirror image, the
+autoencoder's posterior is kept, mean and std, so that a latent can be drawn anew in every epoch. A run that was
+interrupted goes on where it was when the same command is given again.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from ditfast.checkpoints.files import need
+from ditfast.data import DataError, Unreadable
+from ditfast.data.folder import Images
+from ditfast.data.shards import TENSORS, Shards
+from ditfast.data.stream import load
+from ditfast.sample import fingerprint
+from ditfast.sampling import SampleError
+from ditfast.sampling.decode import LATENT_SCALE, load_vae
+from ditfast.sampling.ranks import joined
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def run(o, ranks) -> None:
+    """Everything that the options ask for, on one of the ranks."""
+    encoder = Encoder(o, ranks.device)
+    images = Images(o.data, o.image_size, encoder.vae.config.in_channels, flip=False)
+    shards = Shards(o.out, settings(o, encoder, images), images.count, o.shard_size)
+    shards.check(o.overwrite)
+    ranks.wait()  # all have checked before one changes anything
+    if ranks.rank == 0:
+        shards.start(command(o))
+    ranks.wait()
+    missing = shards.missing()
+    ranks.wait()  # all have looked before one adds a shard
+    write_shards(o, ranks, encoder, images, shards, missing[ranks.rank :: ranks.world])
+    ranks.wait()
+    if ranks.rank == 0:
+        index = shards.finish(images.classes)
+        left_out = f", {len(index['unreadable'])} left out" if index["unreadable"] else ""
+        print(f"{index['count']} images in {shards.path}{left_out}")
+
+
+class Encoder:
+    """An autoencoder in float32, and the shape (C, h, w) of its latents."""
+
+    def __init__(self, o, device):
+        torch.backends.cudnn.deterministic = True
+        self.vae = load_vae(o.vae).float().to(device).eval().requires_grad_(False)
+        self.device, self.dtype = device, DTYPES[o.dtype]
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if o.image_size % factor:
+            raise DataError(f"--image-size must be a multiple of {factor} for --vae {o.vae}, got {o.image_size}")
+        self.shape = (self.vae.config.latent_channels, o.image_size // factor, o.image_size // factor)
+
+    @torch.no_grad()
+    def __call__(self, x) -> dict[str, torch.Tensor]:
+        """mean and std of images (b, C, S, S), and of their mirror images, on the CPU in the type of the files."""
+        made = {}
+        for suffix, images in (("", x), ("_flip", x.flip(-1))):
+            posterior = self.vae.encode(images.to(self.device)).latent_dist
+            for name in ("mean", "std"):
+                made[name + suffix] = getattr(posterior, name).to("cpu", self.dtype)
+        if not all(each.isfinite().all() for each in made.values()):
+            raise DataError("the autoencoder gives numbers that are not finite")
+        return made
+
+    def nothing(self) -> dict[str, torch.Tensor]:
+        """What no images would give; convolutions do not take an empty batch."""
+        return {name: torch.empty(0, *self.shape, dtype=self.dtype) for name in TENSORS}
+
+
+def settings(o, encoder, images) -> dict:
+    """What the latents follow from: not the place of the images, nor the batches."""
+    return {
+        **{"vae": Path(o.vae).name, "vae_checksum": fingerprint(encoder.vae), "scale": LATENT_SCALE},
+        **{"image_size": o.image_size, "shape": encoder.shape, "dtype": o.dtype},
+        "data": {name: value for name, value in images.identity.items() if name != "flip"},
+    }
+
+
+def command(o) -> str:
+    """The command that goes on with this one."""
+    names = ("data", "image_size", "vae", "out", "dtype", "shard_size", "unreadable")
+    options = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(o, name)))]
+    return shlex.join(["python", "-m", "ditfast.encode", *options])
+
+
+def write_shards(o, ranks, encoder, images, shards, mine) -> None:
+    """The shards of this rank, in turn, each when all of its batches are encoded."""
+    ranges = [(shard, shards.ranges[shard]) for shard in mine]
+    plan = [(shard, each[i : i + o.batch]) for shard, each in ranges for i in range(0, len(each), o.batch)]
+    if not plan:
+        return
+    read = load(_Pictures(images, o.unreadable == "skip"), [indices for _, indices in plan], o.workers)
+    total = sum(len(indices) for _, indices in plan)
+    with need("tqdm").tqdm(total=total, unit="image", disable=ranks.rank > 0) as bar:
+        for shard, batches in groupby(zip(plan, read, strict=True), key=lambda each: each[0][0]):
+            parts, unreadable = [{**encoder.nothing(), "labels": torch.empty(0, dtype=torch.int64)}], []
+            for (_, indices), (x, labels, broken) in batches:
+                for name, reason in broken:
+                    unreadable.append(name)
+                    bar.write(f"left out: {reason}", file=sys.stderr)
+                if len(x):
+                    parts.append({**encoder(x), "labels": labels})
+                bar.update(len(indices))
+            tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            shards.write(shard, tensors, unreadable)
+
+
+class _Pictures:
+    """Images by index, without those that are broken: x (b, C, S, S), labels (b,), names and reasons of the rest."""
+
+    def __init__(self, images, skip):
+        self.images, self.skip = images, skip
+
+    def __getitems__(self, indices):
+        items, broken = [], []
+        for index in indices:
+            try:
+                items.append(self.images.read(index, None))
+            except Unreadable as error:
+                if not self.skip:
+                    return DataError(f"{error}: --unreadable skip leaves such images out")
+                broken.append((str(self.images.path(index).relative_to(self.images.folder)), str(error)))
+        x = torch.stack([x for x, _ in items]) if items else torch.empty(0, *self.images.shape)
+        return x, torch.tensor([y for _, y in items], dtype=torch.int64), broken
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m ditfast.encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", required=True, metavar="FOLDER", help="with a folder of images for each class")
+    add("--out", required=True, metavar="DIR", help="folder of the latents")
+    add("--image-size", type=int, default=256, metavar="PIXELS", help="height and width (256)")
+    add("--vae", default="ema", metavar="NAME", help="ema, mse or the folder of an AutoencoderKL (ema)")
+    add("--batch", type=int, default=32, metavar="B", help="images at once (32)")
+    add("--dtype", choices=DTYPES, default="fp32", help="of the files; the autoencoder computes in fp32 (fp32)")
+    add("--shard-size", type=int, default=1024, metavar="N", help="images of a file (1024)")
+    workers = min(4, os.cpu_count() or 1)
+    add("--workers", type=int, default=workers, metavar="N", help=f"processes that read images ({workers})")
+    add("--unreadable", choices=("fail", "skip"), default="fail", help="skip leaves broken images out (fail)")
+    add("--overwrite", action="store_true", help="replace latents of other settings")
+    o = parser.parse_args(arguments)
+    for option, value, least in (
+        *(("--image-size", o.image_size, 1), ("--batch", o.batch, 1)),
+        *(("--shard-size", o.shard_size, 1), ("--workers", o.workers, 0)),
+    ):
+        if value < least:
+            parser.error(f"{option} must be at least {least}, got {value}")
+    return o
+
+
+def main(arguments=None) -> None:
+    o = parse(arguments)
+    try:
+        with joined() as ranks:
+            run(o, ranks)
+    except (DataError, SampleError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: finished shards stay, and the same command goes on from there")
+
+
+if __name__ == "__main__":
+    main()
