@@ -38,10 +38,18 @@ def test_sdist_carries_what_a_build_needs(tmp_path):
     listed = set((tmp_path / "ditfast.egg-info" / "SOURCES.txt").read_text().splitlines())
     needed = {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE"}
     needed |= sources("csrc", ".cpp", ".cu", ".h", ".cuh") | sources("kernels", ".py")
-    needed |= sources("ditfast", ".py")
+    needed |= sources("ditfast", ".py") | sources("ditfast/assets", ".json", ".safetensors", ".md")
     assert not needed - listed
     assert not [name for name in listed if name.startswith(("tests/", "benchmarks/", "build/"))]
     assert not [name for name in listed if name.endswith((".so", ".pyc"))]
+
+
+def test_the_demo_is_installed_with_the_package(tmp_path):
+    commands = ("egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib")
+    done = run(sys.executable, "setup.py", "-q", *commands)
+    assert done.returncode == 0, done.stderr
+    installed = {path.name for path in (tmp_path / "lib/ditfast/assets/digits").iterdir()}
+    assert installed == {"config.json", "model.safetensors", "README.md"}
 
 
 @pytest.mark.slow
