@@ -1,20 +1,26 @@
 """Sample images from a DiT.
 
+    python -m ditfast.sample --demo
     python -m ditfast.sample --ckpt DiT-XL-2-256x256.pt --classes 207 360 387 974 --grid grid.png
     torchrun --nproc-per-node 8 -m ditfast.sample --ckpt … --num-samples 50000 --cfg 1.5 --vae ema --npz samples.npz
 
 Sample i is the same image, to rounding, in any batch and on any number of processes: its noise, and its class unless
 that is given, follow from its own seed, --seed + i. A run that was interrupted goes on where it was when the same
 command is given again; more samples are added by a larger --num-samples.
+
+--demo samples handwritten digits from a small model that comes with the package, on a CPU too, and draws them in
+demo.png, a column for each class. It only sets other defaults: every option can still be given.
 """
 
 import argparse
 import sys
 import zlib
+from pathlib import Path
 
 import torch
 
 from ditfast.checkpoints.files import need
+from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.models import DiT
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import make_decoder, to_uint8
@@ -24,18 +30,25 @@ from ditfast.sampling.ranks import joined
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEMO = {  # defaults; the model is examples/digits.py's
+    **{"ckpt": str(Path(__file__).parent / "assets" / "digits"), "decoder": "pixel", "classes": [*range(10)] * 6},
+    **{"noise_schedule": "squaredcos_cap_v2", "sampler": "ddim", "steps": 25, "cfg": 1.5, "batch": 60},
+    **{"out": "demo", "grid": "demo.png", "grid_columns": 10, "grid_scale": 8},
+}
 
 
 def run(o, ranks) -> None:
     """Everything that the options ask for, on one of the ranks."""
-    for option, path in (("--grid", o.grid), ("--npz", o.npz)):
-        check_target(option, path, o.overwrite)
+    check_target("--npz", o.npz, o.overwrite)
+    check_target("--grid", o.grid, True)
     decoder = make_decoder(o.decoder, o.vae, ranks.device)
     model = load_model(o, decoder).to(ranks.device)
     guidance = make_guidance(o, model)
-    sampler = Sampler(o.sampler, o.steps, model.learn_sigma, clip=o.decoder == "pixel")
+    sampler = Sampler(o.sampler, o.steps, model.learn_sigma, o.decoder == "pixel", o.noise_schedule)
     folder = Folder(o.out, settings(o, model, guidance))
     folder.check(o.overwrite)
+    # where all images are there already, their grid may be too: `write_grid` compares
+    check_target("--grid", o.grid, o.overwrite or folder.is_complete(o.count))
     ranks.wait()  # all have checked before one changes anything
     if ranks.rank == 0:
         folder.start()
@@ -86,7 +99,7 @@ def settings(o, model, guidance) -> dict:
         "input_size": model.x_embedder.img_size,
         "classes": o.classes,
         "seeds": o.seeds or f"{o.seed} + i",
-        **{"sampler": o.sampler, "steps": o.steps, "dtype": o.dtype},
+        **{"sampler": o.sampler, "steps": o.steps, "noise_schedule": o.noise_schedule, "dtype": o.dtype},
         "guidance": guidance._asdict() if guidance.scale > 1 else None,
         "decoder": o.vae if o.decoder == "vae" else "pixel",
     }
@@ -124,22 +137,39 @@ def write_images(o, ranks, folder, model, sampler, guidance, decoder) -> None:
 def finish(o, folder) -> None:
     """The files that are made of all images, and a line for each place where something is."""
     print(f"{o.count} images in {folder.path}")
-    for write, path in ((write_grid, o.grid), (write_npz, o.npz)):
-        if path:
-            write(path, folder, o.count)
-            print(path)
+    if o.grid:
+        write_grid(o.grid, folder, o.count, o.grid_columns, o.grid_scale, o.overwrite)
+    if o.npz:
+        write_npz(o.npz, folder, o.count)
+    for path in filter(None, (o.grid, o.npz)):
+        print(path)
 
 
 def parse(arguments):
+    demo = "--demo" in (sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser(demo)
+    if demo:
+        parser.set_defaults(**DEMO)
+    o = parser.parse_args(arguments)
+    if o.num_samples is not None:
+        o.classes = None  # those of the demo
+    o.count = len(o.classes) if o.classes else o.num_samples
+    check_options(parser, o)
+    return o
+
+
+def make_parser(demo: bool):
+    """The options; in the demo none is required."""
     parser = argparse.ArgumentParser(
         prog="python -m ditfast.sample",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--ckpt", required=True, metavar="PATH", help="a folder, a file, a released name, or a name on the Hub")
+    add("--demo", action="store_true", help="handwritten digits, in demo.png: needs no other option")
+    add("--ckpt", required=not demo, metavar="PATH", help="a folder, a file, a released name, or a name on the Hub")
     add("--image-size", type=int, metavar="PIXELS", help="that of the checkpoint unless given")
-    which = parser.add_mutually_exclusive_group(required=True)
+    which = parser.add_mutually_exclusive_group(required=not demo)
     which.add_argument("--classes", type=int, nargs="+", metavar="K", help="one sample for each")
     which.add_argument("--num-samples", type=int, metavar="N", help="samples of classes drawn at random")
     seeds = parser.add_mutually_exclusive_group()
@@ -149,6 +179,7 @@ def parse(arguments):
     add(
         "--sampler", default="ddpm", metavar="NAME", help=f"{', '.join(SAMPLERS)}, or a scheduler of diffusers (ddpm)"
     )
+    add("--noise-schedule", choices=SCHEDULES, default="linear", help="that the model was trained with (linear)")
     add("--cfg", type=float, default=4.0, metavar="SCALE", help="classifier-free guidance, 1 for none (4)")
     interval = {"type": float, "nargs": 2, "default": (0.0, 1.0), "metavar": ("LO", "HI")}
     add("--cfg-interval", **interval, help="guide only then: 0 is clean, 1 is noise (0 1)")
@@ -159,17 +190,18 @@ def parse(arguments):
     add("--decoder", choices=("vae", "pixel"), default="vae", help="pixel for a model of pixels (vae)")
     add("--out", default="samples", metavar="DIR", help="folder of PNGs (samples)")
     add("--grid", metavar="FILE", help="write the first 64 images as one PNG")
+    add("--grid-columns", type=int, metavar="N", help="images in a row of it (as many as rows)")
+    add("--grid-scale", type=int, default=1, metavar="N", help="enlarge each of its pixels to N x N (1)")
     add("--npz", metavar="FILE", help="write all images for ADM's evaluator")
     add("--overwrite", action="store_true", help="replace the grid, the npz, and a folder of other settings")
-    o = parser.parse_args(arguments)
-    o.count = len(o.classes) if o.classes else o.num_samples
-    check_options(parser, o)
-    return o
+    return parser
 
 
 def check_options(parser, o) -> None:
-    for option, value in (("--num-samples", o.count), ("--batch", o.batch), ("--steps", o.steps)):
-        if value < 1:
+    positive = {"--num-samples": o.count, "--batch": o.batch, "--steps": o.steps}
+    positive |= {"--grid-columns": o.grid_columns, "--grid-scale": o.grid_scale}
+    for option, value in positive.items():
+        if value is not None and value < 1:
             parser.error(f"{option} must be at least 1, got {value}")
     if o.seeds and len(o.seeds) != o.count:
         parser.error(f"--seeds must be one for each of the {o.count} samples, got {len(o.seeds)}")

@@ -1,5 +1,6 @@
 """The files of a run: numbered PNGs in a folder, a grid, an npz. Each gets its name only when it is whole."""
 
+import filecmp
 import json
 import math
 import os
@@ -42,6 +43,10 @@ class Folder:
                 f"--out {self.path} holds samples of another run ({', '.join(differing)}): "
                 "choose another folder, or start it over with --overwrite"
             )
+
+    def is_complete(self, count: int) -> bool:
+        """Whether the first images are all there, with these settings."""
+        return not self._differing() and all(self.image(index).exists() for index in range(count))
 
     def start(self) -> None:
         """Make the folder ready: empty, or with finished images of the same settings."""
@@ -99,18 +104,26 @@ def write_npz(path, folder: Folder, count: int) -> None:
             array.write(folder.read(index).tobytes())
 
 
-def write_grid(path, folder: Folder, count: int) -> None:
-    """The first images, at most `GRID_LIMIT`, row by row in about a square."""
+def write_grid(path, folder: Folder, count: int, columns: int | None = None, scale: int = 1, overwrite: bool = True):
+    """The first images, at most `GRID_LIMIT`, row by row, in ``columns`` or in about a square; ``scale`` enlarges it.
+
+    Raises:
+        SampleError: ``path`` is there, shows something else, and may not be overwritten.
+    """
     count = min(count, GRID_LIMIT)
-    height, width, _ = folder.read(0).shape
-    columns = math.ceil(math.sqrt(count))
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
     rows = math.ceil(count / columns)
+    height, width, _ = folder.read(0).shape
     grid = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), np.uint8)
     for index in range(count):
         top, left = index // columns * (height + GAP), index % columns * (width + GAP)
         grid[top : top + height, left : left + width] = folder.read(index)
-    with writing(Path(path)) as part:
+    grid = grid.repeat(scale, 0).repeat(scale, 1)
+    path = Path(path)
+    with writing(path) as part:
         need("PIL.Image").fromarray(grid).save(part, format="PNG")
+        if not overwrite and path.exists() and not filecmp.cmp(part, path, shallow=False):
+            raise SampleError(f"--grid {path} exists and is another picture: --overwrite replaces it")
 
 
 @contextmanager

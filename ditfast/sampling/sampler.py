@@ -20,6 +20,7 @@ class Sampler:
         steps: how many.
         learn_sigma: the model predicts a variance too.
         clip: clamp predictions of the clean sample to [-1, 1]; schedulers do not.
+        noise_schedule: that the model was trained with, see `create_diffusion`.
 
     Attributes:
         times: when the model is called, call by call, as a fraction of the whole process: 0 clean, towards 1 noise.
@@ -28,10 +29,11 @@ class Sampler:
         SampleError: an unknown name, steps that do not fit it, or diffusers is needed and missing.
     """
 
-    def __init__(self, name: str, steps: int, learn_sigma: bool, clip: bool):
+    def __init__(self, name: str, steps: int, learn_sigma: bool, clip: bool, noise_schedule: str = "linear"):
         self.name, self.steps, self.learn_sigma, self.clip = name, steps, learn_sigma, clip
         try:
-            self.diffusion = create_diffusion(OWN.get(name, "").format(steps), learn_sigma=learn_sigma)
+            respacing = OWN.get(name, "").format(steps)
+            self.diffusion = create_diffusion(respacing, noise_schedule, learn_sigma=learn_sigma)
             self.scheduler = None if name in OWN else make_scheduler(name, self.diffusion)
             timesteps = self._timesteps()
         except (ValueError, ImportError) as error:

@@ -1,0 +1,186 @@
+"""`--demo` draws digits that a judge reads as the classes asked for, and that are no copies of training images."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ditfast import DiT
+from ditfast.sample import DEMO, main
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
+
+
+@pytest.fixture
+def demo(monkeypatch, tmp_path):
+    """Run the demo with more options, in a folder of its own, as from a shell."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*options):
+        monkeypatch.setattr(sys, "argv", ["sample", "--demo", *map(str, options)])
+        main()
+
+    return command
+
+
+def images(folder) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(Path(folder).glob("*.png"))])
+
+
+def times(folder) -> dict:
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder).glob("*.png")}
+
+
+def test_the_demo_needs_no_other_option_and_may_be_run_twice(demo, tmp_path, capsys):
+    demo()
+    drawn = images("demo")
+    assert drawn.shape == (60, 8, 8, 3)
+    grid = np.asarray(Image.open("demo.png"))  # a column for each class, 2 pixels between, all enlarged
+    assert grid.shape == (8 * (6 * 10 - 2), 8 * (10 * 10 - 2), 3)
+    for i in (0, 37, 59):
+        top, left = i // 10 * 80, i % 10 * 80
+        np.testing.assert_array_equal(grid[top : top + 64, left : left + 64], np.kron(drawn[i], np.ones((8, 8, 1))))
+        assert not grid[top : top + 64, left + 64 : left + 80].any()
+        assert Image.open(f"demo/{i:06d}.png").text["Description"].startswith(f"class {i % 10},")
+    before, said = times("demo"), capsys.readouterr().out
+    assert said.splitlines() == ["60 images in demo", "demo.png"]
+    demo()
+    assert times("demo") == before and capsys.readouterr().out == said
+    np.testing.assert_array_equal(np.asarray(Image.open("demo.png")), grid)
+    assert {path.name for path in tmp_path.iterdir()} == {"demo", "demo.png"}
+
+
+def test_nothing_is_overwritten_unasked(demo, capsys):
+    short = ("--classes", 3, 8, "--steps", 2)
+    demo(*short)
+    before = times(".") | times("demo")
+    with pytest.raises(SystemExit, match=r"--out demo holds samples of another run \(guidance was .*--overwrite"):
+        demo(*short, "--cfg", 1)
+    for options in (("--grid-scale", 4), ("--out", "other")):
+        with pytest.raises(SystemExit, match=r"--grid demo.png exists.*: --overwrite replaces it"):
+            demo(*short, *options)
+    assert times(".") | times("demo") == before and not Path("other").exists()
+    demo(*short, "--cfg", 1, "--overwrite")
+    assert times("demo").keys() == {"000000.png", "000001.png"}
+    assert times(".") != {name: before[name] for name in times(".")}
+
+
+def test_every_option_can_still_be_given(demo, save, tmp_path):
+    demo("--num-samples", 3, "--steps", 2, "--sampler", "ddpm", "--out", "drawn", "--grid", "g.png", "--seed", 5)
+    found = json.loads(Path("drawn/settings.json").read_text())
+    assert found["classes"] is None and found["seeds"] == "5 + i" and found["sampler"] == "ddpm"
+    assert found["noise_schedule"] == "squaredcos_cap_v2" and found["steps"] == 2
+    assert Image.open("g.png").size == (8 * 28, 8 * 8)
+    layout = ("--grid-columns", 2, "--grid-scale", 1)
+    demo("--ckpt", save(tmp_path / "mine"), "--classes", 6, 6, 6, "--steps", 2, *layout)
+    assert Image.open("demo.png").size == (18, 18) and len(images("demo")) == 3
+
+
+@pytest.mark.parametrize("option", ["--grid-columns", "--grid-scale"])
+def test_a_grid_needs_columns_and_pixels(demo, option, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        demo(option, 0)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"{option} must be at least 1, got 0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_noise_schedule_reaches_the_samplers(demo):
+    for sampler in ("ddim", "dpm++"):
+        for schedule in ("linear", "squaredcos_cap_v2"):
+            names = ("--out", f"{sampler}-{schedule}", "--grid", f"{sampler}-{schedule}.png")
+            demo("--sampler", sampler, "--noise-schedule", schedule, "--steps", 5, "--classes", 1, 2, *names)
+        linear, cosine = (images(f"{sampler}-{schedule}") for schedule in ("linear", "squaredcos_cap_v2"))
+        assert np.abs(linear.astype(int) - cosine).mean() > 10
+
+
+@pytest.fixture(scope="module")
+def example():
+    """examples/digits.py as a module."""
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location("examples_digits", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """200 samples at the demo's settings, 20 of each class, (200, 64) in [-1, 1], and their labels (200,)."""
+    folder = tmp_path_factory.mktemp("digits")
+    labels = [*range(10)] * 20
+    main(["--demo", "--classes", *map(str, labels), "--out", str(folder / "out"), "--grid", str(folder / "g.png")])
+    grey = torch.tensor(images(folder / "out")[..., 0], dtype=torch.float32)
+    return grey.flatten(1) / 127.5 - 1, torch.tensor(labels)
+
+
+def test_samples_are_of_the_class_asked_for(example, sampled):
+    """The judge has seen held-out digits alone, and is right about the others, which the model was trained on."""
+    from sklearn.svm import SVC
+
+    held_out, labels = example.digits(held_out=True)
+    judge = SVC(C=10).fit(held_out.flatten(1), labels)
+    images, truth = example.digits()
+    assert (judge.predict(images.flatten(1)) == truth.numpy()).mean() > 0.96
+    samples, asked = sampled
+    right = judge.predict(samples) == asked.numpy()
+    assert right.mean() >= 0.95
+    assert right.reshape(20, 10).mean(0).min() >= 0.8  # no class is lost
+
+
+def nearest(images, others):
+    """The distance (n,) of each image (n, 64) to the nearest of the others."""
+    return torch.cdist(images, others).min(dim=1).values
+
+
+def test_samples_are_no_copies(example, sampled):
+    """Training images are as far from samples as they are from held-out digits, which are no copies either."""
+    known, held_out = (example.digits(held_out=which)[0].flatten(1) for which in (False, True))
+    shares = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    expected = nearest(held_out, known).quantile(shares)
+
+    def ratios(samples):
+        return nearest(samples, known).quantile(shares) / expected
+
+    found = ratios(sampled[0])
+    assert ((found > 0.8) & (found < 1.25)).all(), found
+    half_copied = torch.cat([sampled[0][:100], known[:100] + 0.02])
+    assert ratios(half_copied).min() < 0.5  # this measure would tell
+
+
+def test_samples_of_a_class_differ(example, sampled):
+    """As much as held-out digits of the class do."""
+    (samples, asked), (images, labels) = sampled, example.digits(held_out=True)
+    for k in range(10):
+        own, real = (torch.pdist(x.flatten(1)[y == k]) for x, y in ((samples, asked), (images, labels)))
+        assert own.median() > 0.75 * real.median() and own.min() > 0.5 * real.min(), k
+
+
+def test_the_checkpoint_is_small():
+    files = {path.name: path.stat().st_size for path in Path(DEMO["ckpt"]).iterdir()}
+    assert files.keys() == {"config.json", "model.safetensors", "README.md"}
+    assert sum(files.values()) < 2e6
+
+
+def test_the_example_makes_such_a_checkpoint(example, monkeypatch, capsys, tmp_path):
+    def train(name, *options):
+        monkeypatch.setattr(sys, "argv", ["digits.py", "--steps", "3", "--out", str(tmp_path / name), *options])
+        example.main()
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    weights = train("a")
+    assert train("b") == weights and train("c", "--seed", "1") != weights
+    for name, options, message in (
+        ("a", (), "a exists"),
+        ("d", ("--steps", "0"), "--steps must be at least 1, got 0"),
+    ):
+        with pytest.raises(SystemExit):
+            train(name, *options)
+        assert message in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "d").exists()
+    model, shipped = (DiT.from_pretrained(folder) for folder in (tmp_path / "a", DEMO["ckpt"]))
+    assert model.config == shipped.config and model.pos_embed.dtype == shipped.pos_embed.dtype == torch.float16
+    assert torch.isfinite(model.final_layer.linear.weight).all() and model.final_layer.linear.weight.any()
