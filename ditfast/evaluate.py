@@ -68,7 +68,7 @@ def open_reference(o, extractor) -> Reference:
         if "arr_0" not in names:
             return Reference(None, statistics)
     images = open_images("--reference", o.reference)
-    if images.count < 2:
+    if statistics is None and images.count < 2:
         raise EvaluationError(f"--reference {o.reference} must have at least 2 images, got {images.count}")
     return Reference(images, statistics)
 

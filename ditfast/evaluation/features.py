@@ -108,10 +108,10 @@ def _inception(path, device):
 
 
 def by_layers(net, images) -> dict[str, torch.Tensor]:
-    """One pass through NVIDIA's TorchScript of Inception (class_image_graph 2015-12-05), with what ADM looks at.
+    """One pass through NVIDIA's TorchScript of TensorFlow's Inception of 2015, with what ADM's evaluator looks at.
 
-    ADM's evaluator compares pool_3, the first 7 channels of mixed_6/conv in TensorFlow's layout (17, 17, 7), and for
-    the Inception Score the softmax of pool_3 times the classifier's weight, without its bias.
+    That is pool_3; the first 7 channels of mixed_6/conv, ordered as TensorFlow has them, (17, 17, 7); and for the
+    Inception Score the softmax of pool_3 times the classifier's weight, without its bias.
     """
     x, spatial = (_resize(images) - 128) / 128, None
     for name, layer in net.layers.named_children():

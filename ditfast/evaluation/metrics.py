@@ -56,12 +56,15 @@ def frechet_distance(mean1, cov1, mean2, cov2) -> float:
     The last trace is the sum of the singular values of R1^T R2, where cov = R R^T from symmetric eigenvalues. A
     covariance of fewer samples than dimensions is singular; what eigh returns for its zeros is rounding, about
     D eps of the largest. The usual root of the product turns each such zero into sqrt(eps), or into a complex number;
-    here they are dropped, and nothing is added to the diagonal. About 4 D^3 multiply-adds for each decomposition.
+    here they are dropped, and nothing is added to the diagonal.
+
+    Cost: two eigendecompositions and the singular values of D x D, on the device of cov1.
     """
     mean1, cov1 = _gaussian("mean1", mean1, "cov1", cov1)
     mean2, cov2 = _gaussian("mean2", mean2, "cov2", cov2)
     if len(mean1) != len(mean2):
         raise ValueError(f"mean2 must have the D = {len(mean1)} of mean1, got {len(mean2)}")
+    mean2, cov2 = mean2.to(cov1.device), cov2.to(cov1.device)
     cross = torch.linalg.svdvals(_root("cov1", cov1).T @ _root("cov2", cov2)).sum()
     distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross
     return max(0.0, float(distance))  # of equal Gaussians it is zero, give or take rounding

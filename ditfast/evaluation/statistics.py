@@ -58,11 +58,15 @@ def summarize(images, numbers, extractor: Extractor, batch: int, label: str, kee
             bar.update(len(pictures))
     return Summary(
         len(numbers),
-        sums.result(),
-        spatial_sums.result() if spatial_sums.count else None,
+        _on_cpu(sums),
+        _on_cpu(spatial_sums) if spatial_sums.count else None,
         torch.cat(kept) if keep else None,
         torch.cat(probabilities) if judge else None,
     )
+
+
+def _on_cpu(sums: Moments):
+    return tuple(value.cpu() for value in sums.result())  # where stored ones are
 
 
 def load_statistics(option: str, path, extractor: Extractor) -> Summary:
@@ -105,7 +109,7 @@ def save_statistics(option: str, path, summary: Summary, extractor: Extractor, i
     arrays = {"mu": summary.gaussian[0], "sigma": summary.gaussian[1]}
     if summary.spatial:
         arrays |= {"mu_s": summary.spatial[0], "sigma_s": summary.spatial[1]}
-    arrays = {key: value.cpu().numpy() for key, value in arrays.items()}
+    arrays = {key: value.numpy() for key, value in arrays.items()}
     arrays |= {"count": np.array(summary.count), "extractor": np.array(extractor.identity)}
     numbers = spread(summary.count, KEPT)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(numbers), *images.size, 3)}

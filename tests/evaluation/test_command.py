@@ -140,6 +140,11 @@ def test_what_few_images_cannot_give(evaluate, data, folder, generate, tmp_path)
     assert found["missing"]["recall"] == "more than 3 samples are needed, got 3"
     found = evaluate("--samples", data["fake"], "--reference", few, "--features", data["rich"])
     assert found["missing"]["precision"] == "more than 3 images of the reference are needed, got 3"
+    np.savez(tmp_path / "one.npz", mu=np.zeros(4), sigma=np.eye(4), arr_0=generate(0, 1))
+    found = evaluate("--samples", data["fake"], "--reference", tmp_path / "one.npz", "--features", data["rich"])
+    assert found["metrics"].keys() == {"fid", "is", "is_std"}
+    assert found["missing"]["precision"] == "more than 3 images of the reference are needed, got 1"
+    assert found["missing"]["sfid"] == "the reference has no mu_s, sigma_s"
 
 
 def test_notes(evaluate, data, folder, generate, monkeypatch, tmp_path):
