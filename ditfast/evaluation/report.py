@@ -114,5 +114,6 @@ def lines(report: dict) -> str:
         count = reference["count"] or "statistics of an unstated number of"
         seen = f", of which {reference['pictures']} for precision and recall" if reference["pictures"] else ""
         rows.append(f"reference: {count} images of {reference['path']}{seen}")
-    rows.append(f"features: {features['name']}, {features['dimensions']} dimensions, {features['identity']}")
+    names = dict.fromkeys((features["name"], features["identity"]))  # of a function they are one
+    rows.append(f"features: {', '.join(names)}, {features['dimensions']} dimensions")
     return "\n".join(rows + [f"note: {note}" for note in report["notes"]])
