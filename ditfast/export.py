@@ -1,0 +1,66 @@
+"""Write the weights in a training checkpoint as a model: config.json and model.safetensors.
+
+    python -m ditfast.export runs/xl2 xl2-model
+    python -m ditfast.sample --ckpt xl2-model --classes 207 360
+
+Of a run's folder the newest checkpoint is taken.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from ditfast.checkpoints import load_into, save_pretrained
+from ditfast.models import DiT
+from ditfast.training import TrainError
+from ditfast.training.checkpoint import ABOUT, Checkpoints
+from ditfast.training.parallel import Ranks
+
+
+def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool = False) -> None:
+    """Write a checkpoint's averaged ("ema") or last ("model") weights, in float32, for `DiT.from_pretrained`.
+
+    Raises:
+        TrainError: the checkpoint is not whole.
+        FileExistsError: the folder has a model, and ``overwrite`` is false.
+    """
+    checkpoints = Checkpoints(checkpoint.parent, 1, Ranks())
+    with torch.device("meta"):
+        model = DiT(**checkpoints.about(checkpoint)["model"])
+    names = {name: f"{weights if p.requires_grad else 'model'}.{name}" for name, p in model.named_parameters()}
+    tensors = {names[name]: torch.empty(p.shape) for name, p in model.named_parameters()}
+    checkpoints.read(checkpoint, tensors)
+    load_into(model, {name: tensors[stored] for name, stored in names.items()})
+    save_pretrained(model, folder, overwrite=overwrite)
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ditfast.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="of a run, or the run's folder")
+    parser.add_argument("folder", type=Path, help="where config.json and model.safetensors are written")
+    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged, or the last (ema)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    o = parser.parse_args(arguments)
+    try:
+        export(newest(o.checkpoint), o.folder, o.weights, o.overwrite)
+    except (TrainError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print(o.folder)
+
+
+def newest(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or a run's newest that is whole."""
+    if (path / ABOUT).is_file():
+        return path
+    found = Checkpoints(path / "checkpoints", 1, Ranks()).newest()
+    if found is None:
+        raise TrainError(f"{path} is no checkpoint and no run")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Train a DiT, on one CPU or on GPUs of many machines.
+
+    python -m ditfast.train --out runs/digits --steps 1000
+    torchrun --nproc-per-node 8 -m ditfast.train --data imagenet-latents --out runs/xl2 --resume auto
+
+The run's folder gets config.yaml, checkpoints, metrics.jsonl, TensorBoard's files, grids of samples, and at the end
+the averaged weights as a model for `ditfast.sample`. --config reads a YAML file of the same names; flags come
+after it. --dry-run prints what would be trained, and ends.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from ditfast.checkpoints.files import need
+from ditfast.data import DataError, Unreadable, open_data
+from ditfast.export import export
+from ditfast.training import TrainError
+from ditfast.training.config import Config, check, from_yaml, resolve
+from ditfast.training.latents import Encoder
+from ditfast.training.loop import Run
+from ditfast.training.parallel import joined
+from ditfast.training.plan import plan
+
+
+def main(arguments=None) -> None:
+    try:
+        config, dry = parse(arguments)
+        with joined() as ranks:
+            if ranks.device != "cpu":
+                torch.set_float32_matmul_precision("high")  # TF32, as the original
+            config = resolve(config, ranks.device)
+            check(config, ranks.world)
+            source = open_source(config)
+            encoder = Encoder(config.vae, source, config.seed, config.batch, ranks)
+            if dry:
+                print(plan(config, source, encoder, ranks))
+                return
+            run = Run(config, source, encoder, ranks)
+            run.train()
+        if ranks.first:  # alone, from the checkpoint, which has the whole of what ranks may share
+            export(run.saved, run.folder / "model", overwrite=True)
+    except (TrainError, DataError, Unreadable, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+def parse(arguments=None) -> tuple[Config, bool]:
+    """The config, and whether only to tell about it."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    first.add_argument("--dry-run", action="store_true")
+    early, rest = first.parse_known_args(arguments)
+    given = from_yaml(early.config) if early.config else []
+    config = need("tyro").cli(Config, prog="python -m ditfast.train", description=__doc__, args=[*given, *rest])
+    return config, early.dry_run
+
+
+def open_source(config: Config):
+    """The data that the config names."""
+    options = {} if config.data in ("digits", "glyphs") else {"flip": config.flip}
+    return open_data(config.data, config.image_size, **options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Checkpoints of a run: whole or not there, checked before they are read, for any number of ranks."""
+
+import json
+import os
+import re
+import shutil
+import warnings
+import zlib
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ditfast.training import TrainError
+from ditfast.training.parallel import Ranks
+
+ABOUT = "checkpoint.json"
+FAILURES = (Exception, CheckpointException)  # DCP wraps what the system says into a BaseException
+
+
+class Checkpoints:
+    """The checkpoints in a folder, step-00001000 and so on, of which the newest ``keep`` stay.
+
+    Tensors are written by torch.distributed.checkpoint, each rank its part, into a folder of another name that is
+    renamed when all of it is on disk; checkpoint.json beside them has what else a run needs and all checksums.
+    """
+
+    def __init__(self, folder, keep: int, ranks: Ranks):
+        self.folder, self.keep, self.ranks = Path(folder), keep, ranks
+
+    def save(self, step: int, tensors: dict, about: dict) -> Path:
+        """Write a checkpoint.
+
+        Raises:
+            TrainError: on every rank, if it could not be written on any; older checkpoints stay.
+        """
+        target = self.folder / step_name(step)
+        part = self.folder / f".{target.name}.part"
+        self._on_first(target, lambda: _empty(part))
+        self._everywhere(target, lambda: _write(tensors, part))
+        sums = self.ranks.gather(_checksums(part, rf"__{self.ranks.rank}_.*|\.metadata"))
+        files = {name: found for each in sums for name, found in each.items()}
+        self._on_first(target, lambda: _finish(part, target, {**about, "step": step, "files": files}))
+        if self.ranks.first:
+            for old in self.all()[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def all(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; those that are not are named in a warning each.
+
+        Raises:
+            TrainError: there are checkpoints, and none is whole.
+        """
+        found = self.all()
+        for path in reversed(found):
+            fault = self._fault(path)
+            if fault is None:
+                return path
+            if self.ranks.first:
+                warnings.warn(f"{path} is not used: {fault}", stacklevel=2)
+        if found:
+            raise TrainError(f"none of the {len(found)} checkpoints in {self.folder} is whole")
+        return None
+
+    def about(self, path: Path) -> dict:
+        """What checkpoint.json says.
+
+        Raises:
+            TrainError: the path is no checkpoint, or not whole.
+        """
+        if fault := self._fault(path):
+            raise TrainError(f"{path} cannot be read: {fault}")
+        return _about(path)
+
+    def read(self, path: Path, tensors: dict) -> None:
+        """Write the values of a checkpoint that is whole into ``tensors``.
+
+        Raises:
+            TrainError: it has other tensors.
+        """
+        try:
+            _quietly(dcp.load, tensors, path)
+        except FAILURES as error:
+            raise TrainError(f"{path} cannot be read: {_short(error)}") from error
+
+    def _fault(self, path):
+        """Why a checkpoint is not whole, the same on every rank; the first one looks."""
+        return self.ranks.gather(_fault(path) if self.ranks.first else None)[0]
+
+    def _on_first(self, target, work):
+        self._everywhere(target, work if self.ranks.first else lambda: None)
+
+    def _everywhere(self, target, work):
+        """Do the work; if it fails on a rank, it has failed on all."""
+        error = None
+        try:
+            work()
+        except FAILURES as found:
+            error = found
+        reasons = [reason for reason in self.ranks.gather(error and _short(error)) if reason]
+        if reasons:
+            raise TrainError(f"cannot write {target}: {reasons[0]}") from error
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _about(path):
+    return json.loads((path / ABOUT).read_text(encoding="utf-8"))
+
+
+def _fault(path):
+    """Why a checkpoint is not whole: a file is missing or is not what was written."""
+    try:
+        files = _about(path)["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"no {ABOUT} in it" if isinstance(error, OSError) else f"{ABOUT} is broken"
+    for name, sums in files.items():
+        try:
+            if _checksum(path / name) != sums:
+                return f"{name} is not what was written"
+        except OSError:
+            return f"{name} is missing"
+    return None
+
+
+def _write(tensors, part):
+    _quietly(dcp.save, tensors, part)
+
+
+def _quietly(call, tensors, path):
+    """DCP warns of a single process and of its own use of deprecated functions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call(tensors, checkpoint_id=path)
+
+
+def _empty(part):
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+
+
+def _finish(part, target, content):
+    with open(part / ABOUT, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.rmtree(target, ignore_errors=True)  # of a run that was rewound
+    os.replace(part, target)
+
+
+def _checksums(folder, pattern):
+    names = [path.name for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
+    return {name: _checksum(folder / name) for name in sorted(names)}
+
+
+def _checksum(path):
+    """Size and CRC-32."""
+    total, size = 0, 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            total, size = zlib.crc32(block, total), size + len(block)
+    return [size, f"{total:08x}"]
+
+
+def _short(error):
+    """The system's own word for an error inside DCP's report of all ranks, or the report's last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    cause = re.search(r"No space left on device|Permission denied|Read-only file system|quota exceeded", str(error))
+    return cause[0] if cause else lines[-1]

@@ -1,0 +1,182 @@
+"""What a run is: one dataclass, from flags and a YAML file."""
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from ditfast.checkpoints.files import need
+from ditfast.models.presets import SIZES, DiT_models
+from ditfast.training import TrainError
+
+SMALL = {"depth": 4, "hidden_size": 96, "num_heads": 3, "patch_size": 2}  # enough for digits and glyphs
+ARCHITECTURE = tuple(SMALL)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a DiT. Defaults are the paper's (section 4, "Training")."""
+
+    data: str = "digits"
+    """digits, glyphs, a folder with a folder of images for each class, or a folder that ditfast.encode wrote."""
+    image_size: int | None = None
+    """Pixels of images and glyphs; a must for images."""
+    vae: str | None = None
+    """ema, mse or the folder of an AutoencoderKL: encodes images in every step, decodes the grids of samples."""
+    flip: bool = True
+    """Mirror images and latents at random."""
+    workers: int = 4
+    """Processes that read data, for each rank."""
+    unreadable: Literal["fail", "skip"] = "fail"
+    """What an image that cannot be read does: end the run, or count and be replaced by the next."""
+
+    model: str | None = None
+    """A preset such as DiT-B/4. DiT-XL/2 for images and latents, a small model for digits and glyphs."""
+    depth: int | None = None
+    """Instead of the preset's, like the next three."""
+    hidden_size: int | None = None
+    num_heads: int | None = None
+    patch_size: int | None = None
+    conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
+    label_drop: float = 0.1
+    """How often the null label takes a label's place, for classifier-free guidance."""
+    learn_sigma: bool = True
+    """Predict a variance too."""
+    noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+
+    steps: int = 400_000
+    batch: int = 256
+    """Samples of a step, all ranks together."""
+    accumulate: int = 1
+    """Passes that make a step, for batches that do not fit."""
+    lr: float = 1e-4
+    warmup: int = 0
+    """Steps in which the learning rate rises to lr."""
+    weight_decay: float = 0.0
+    clip: float | None = None
+    """Largest norm of the gradient."""
+    ema: float = 0.9999
+    """Decay of the average of the weights, which starts as the weights."""
+    seed: int = 0
+    """All randomness follows from it and the number of the step."""
+
+    precision: Literal["fp32", "bf16", "pure_bf16"] | None = None
+    """bf16 is autocast; pure_bf16 keeps float32 masters and computes all in bf16. fp32 without a GPU, else bf16."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: whole weights on every rank, or FSDP2's shares of them."""
+    checkpointing: Literal["none", "full"] = "none"
+    """full computes every block again in backward instead of keeping its activations."""
+    recompute_mlp: bool = False
+    """Compute only the MLPs' activations again."""
+    compile: bool = False
+    """torch.compile."""
+    backend: str | None = None
+    """Of ditfast's operations, such as reference."""
+
+    out: str = "runs/train"
+    """Folder of the run."""
+    resume: str | None = None
+    """auto goes on with the run in the folder, if there is one; or a checkpoint."""
+    save_every: int = 50_000
+    keep: int = 3
+    """Checkpoints that stay."""
+    log_every: int = 100
+    sample_every: int = 10_000
+    """Steps between grids of samples of the average; 0 for none."""
+    sample_steps: int = 50
+    cfg: float = 4.0
+    """Guidance of the grids."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a gradient that is not finite does, which never reaches the weights: end the run, or be counted."""
+
+
+def from_yaml(path) -> list[str]:
+    """The options in a YAML file, as flags, so that a file is checked as flags are.
+
+    Raises:
+        TrainError: no such file, no mapping, an unknown name.
+    """
+    try:
+        found = need("yaml").safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, need("yaml").YAMLError) as error:
+        raise TrainError(f"--config {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict):
+        raise TrainError(f"--config {path} must hold names and values, got {type(found).__name__}")
+    known, flags = [f.name for f in fields(Config)], []
+    for name, value in found.items():
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1, cutoff=0)[0]
+            raise TrainError(f"--config {path}: unknown name {name!r}: did you mean {near!r}?")
+        flag = str(name).replace("_", "-")
+        flags += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return flags
+
+
+def to_yaml(config: Config) -> str:
+    return need("yaml").safe_dump(asdict(config), sort_keys=False)
+
+
+def resolve(config: Config, device: str) -> Config:
+    """The config with every None that depends on the data or the machine replaced."""
+    small = config.data in ("digits", "glyphs") and config.model is None
+    if not small:
+        size, patch = _preset(config.model or "DiT-XL/2")
+        config = replace(config, model=config.model or "DiT-XL/2")
+    defaults = SMALL if small else {**SIZES[size], "patch_size": int(patch)}
+    chosen = {k: defaults[k] if getattr(config, k) is None else getattr(config, k) for k in ARCHITECTURE}
+    precision = config.precision or ("bf16" if device.startswith("cuda") else "fp32")
+    return replace(config, precision=precision, **chosen)
+
+
+def _preset(name):
+    if name not in DiT_models:
+        near = get_close_matches(name, DiT_models, n=1, cutoff=0)[0]
+        raise TrainError(f"--model must be one of {', '.join(DiT_models)}, got {name!r}: did you mean {near!r}?")
+    return name.removeprefix("DiT-").split("/")
+
+
+def check(config: Config, world: int) -> None:
+    """Refuse values that cannot work, before anything is started.
+
+    Raises:
+        TrainError: naming the option, the rule and the value.
+    """
+    least = {"steps": 1, "batch": 1, "accumulate": 1, "save_every": 1, "log_every": 1, "sample_steps": 1, "keep": 1}
+    least |= {"workers": 0, "warmup": 0, "sample_every": 0, "seed": 0, **dict.fromkeys(ARCHITECTURE, 1)}
+    for name, low in least.items():
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise TrainError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
+    for name, high in (("label_drop", 1), ("ema", 1), ("lr", math.inf), ("weight_decay", math.inf)):
+        if not 0 <= getattr(config, name) < high:
+            raise TrainError(f"--{name.replace('_', '-')} must be in [0, {high}), got {getattr(config, name)}")
+    if config.clip is not None and not 0 < config.clip < math.inf:
+        raise TrainError(f"--clip must be positive, got {config.clip}")
+    if not 1 <= config.cfg < math.inf:
+        raise TrainError(f"--cfg must be at least 1, got {config.cfg}")
+    if config.batch % (world * config.accumulate):
+        raise TrainError(
+            f"--batch must be a multiple of ranks x accumulate = {world} x {config.accumulate}, got {config.batch}"
+        )
+    if config.cfg > 1 and config.label_drop == 0 and config.sample_every:
+        raise TrainError(f"--cfg {config.cfg:g} needs a null label, which --label-drop 0 leaves out: --cfg 1")
+    if config.hidden_size % config.num_heads or config.hidden_size % 4:
+        raise TrainError(
+            f"--hidden-size must be a multiple of 4 and of --num-heads {config.num_heads}, got {config.hidden_size}"
+        )
+
+
+def model_arguments(config: Config, shape, num_classes: int) -> dict:
+    """Arguments of `DiT` for samples of ``shape`` (C, H, W)."""
+    channels, *size = shape
+    if any(side % config.patch_size for side in size):
+        raise TrainError(f"--patch-size must divide samples of {size[0]} x {size[1]}, got {config.patch_size}")
+    return {
+        "input_size": size[0] if size[0] == size[1] else tuple(size),
+        "in_channels": channels,
+        "num_classes": num_classes,
+        "class_dropout_prob": config.label_drop,
+        **{name: getattr(config, name) for name in ARCHITECTURE},
+        **{name: getattr(config, name) for name in ("learn_sigma", "conditioning", "backend", "recompute_mlp")},
+    }

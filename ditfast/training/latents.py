@@ -1,0 +1,72 @@
+"""What the model sees of the data: samples as they are, or latents that are made of them in every step."""
+
+import torch
+
+from ditfast.data.stream import mix
+from ditfast.sampling import SampleError
+from ditfast.sampling.decode import LATENT_SCALE, load_vae
+from ditfast.training import TrainError
+from ditfast.training.parallel import Ranks
+
+ENCODE = 3  # what the seed is for
+
+
+class Encoder:
+    """From samples of the data to what the model sees, and from what it makes back to pictures.
+
+    Args:
+        name: of an AutoencoderKL: ema, mse, a folder; None if the model sees the samples as they are.
+        source: the data. Latents are not encoded again: then the autoencoder only decodes.
+        seed, batch: of the run.
+
+    Attributes:
+        shape: (C, H, W) of what the model sees.
+
+    Raises:
+        TrainError: no such autoencoder, or one that does not fit the data.
+    """
+
+    def __init__(self, name: str | None, source, seed: int, batch: int, ranks: Ranks):
+        self.name, self.shape, self._seed, self._batch, self._ranks = name, tuple(source.shape), seed, batch, ranks
+        latents = source.identity["kind"] == "latents"
+        self.encodes = name is not None and not latents
+        self.pixels = name is None and not latents
+        self._vae = None if name is None else _load(name, ranks.device)
+        if self._vae is not None:
+            config = self._vae.config
+            factor = 2 ** (len(config.block_out_channels) - 1)
+            takes = config.latent_channels if latents else config.in_channels
+            if self.shape[0] != takes:
+                raise TrainError(f"--vae {name} takes {takes} channels, the data has {self.shape[0]}")
+            if self.encodes:
+                if any(side % factor for side in self.shape[1:]):
+                    raise TrainError(
+                        f"--image-size must be a multiple of {factor} for --vae {name}, got {self.shape[1]}"
+                    )
+                self.shape = (config.latent_channels, *(side // factor for side in self.shape[1:]))
+
+    @torch.no_grad()
+    def encode(self, x, step: int):
+        """(b, C, H, W) of this rank as the model sees it: latents are drawn from their posterior, anew each time."""
+        if not self.encodes:
+            return x
+        posterior = self._vae.encode(x).latent_dist
+        ranks, share = self._ranks, len(x)
+        generator = torch.Generator(x.device).manual_seed(mix(self._seed, ENCODE, step))
+        noise = torch.randn(self._batch, *self.shape, generator=generator, device=x.device)
+        noise = noise[ranks.rank * share : (ranks.rank + 1) * share]
+        return (posterior.mean + posterior.std * noise) * LATENT_SCALE
+
+    @torch.no_grad()
+    def decode(self, x):
+        """Pictures (n, 1 or 3, H, W) in [-1, 1] of what the model made; of a latent without a VAE three channels."""
+        if self._vae is not None:
+            return torch.cat([self._vae.decode(each / LATENT_SCALE).sample for each in x.split(1)])
+        return x if self.pixels else x[:, :3] / 2  # scaled latents have about unit variance
+
+
+def _load(name, device):
+    try:
+        return load_vae(name).to(device).eval().requires_grad_(False)
+    except (SampleError, ImportError) as error:
+        raise TrainError(str(error)) from error

@@ -1,0 +1,210 @@
+"""The training loop."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ditfast.checkpoints.files import need
+from ditfast.data.stream import stream
+from ditfast.diffusion import create_diffusion
+from ditfast.models import DiT, cost
+from ditfast.training import TrainError
+from ditfast.training.checkpoint import Checkpoints, step_name
+from ditfast.training.config import Config, model_arguments, to_yaml
+from ditfast.training.draws import draw
+from ditfast.training.monitor import Log, Meter, matmul_rate, memory_gib
+from ditfast.training.parallel import Ranks, bare, spread, syncing
+from ditfast.training.preview import Preview
+from ditfast.training.resume import find, refuse_another
+from ditfast.training.stopper import Stopper
+from ditfast.training.weights import Weights
+
+ASK_EVERY = 10  # steps between the questions whether any rank was told to stop
+
+
+class Run:
+    """A training run: everything that is made before the first step.
+
+    Args:
+        config: resolved and checked.
+        source: the data, see `ditfast.data`.
+        encoder: what the model sees of it.
+        ranks: of this process.
+
+    Raises:
+        TrainError: what the user has to change.
+    """
+
+    def __init__(self, config: Config, source, encoder, ranks: Ranks):
+        self.config, self.source, self.encoder, self.ranks = config, source, encoder, ranks
+        self.folder = Path(config.out)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep, ranks)
+        start = find(config, self.checkpoints)
+        torch.manual_seed(config.seed)
+        arguments = model_arguments(config, encoder.shape, source.num_classes)
+        model = DiT(**arguments).eval().to(ranks.device)  # only labels are dropped in training, and that is done here
+        self.macs = sum(cost.macs(model).values())
+        self.schedule = create_diffusion("", noise_schedule=config.noise_schedule, learn_sigma=config.learn_sigma)
+        masters = None
+        if config.precision == "pure_bf16" and config.parallel == "ddp":
+            masters = {name: p.detach().clone() for name, p in model.named_parameters()}
+            model.to(torch.bfloat16)
+        self.model = spread(model, config, ranks)
+        self.weights = Weights(bare(self.model), config.lr, config.weight_decay, config.ema, masters)
+        self.about = {"model": bare(model).config, "data": source.identity, "vae": encoder.name}
+        self.about |= {"noise_schedule": config.noise_schedule, "seed": config.seed}
+        self.step = self.seen = self.skipped = 0
+        self.saved = None
+        if start:
+            self._resume(start)
+        self.preview = Preview(config, encoder, source.num_classes, ranks)
+
+    def _resume(self, path):
+        found = self.checkpoints.about(path)
+        refuse_another(path, found, self.about)
+        self.checkpoints.read(path, self.weights.state())
+        self.weights.loaded()
+        self.step, self.seen, self.saved = found["step"], found["samples"], path
+        if self.ranks.first:
+            print(f"goes on after step {self.step} of {path}")
+
+    def train(self) -> None:
+        """Run to the last step, or until SIGTERM or SIGINT; then a checkpoint is written too."""
+        c, ranks = self.config, self.ranks
+        if ranks.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(to_yaml(c), encoding="utf-8")
+        log = Log(self.folder, self.step) if ranks.first else None
+        order = {"seed": c.seed, "start": self.seen, "batch": c.batch, "rank": ranks.rank, "world": ranks.world}
+        batches = stream(self.source, **order, workers=c.workers, unreadable=c.unreadable)
+        self.rate = matmul_rate(ranks.device, torch.float32 if c.precision == "fp32" else torch.bfloat16)
+        with Stopper() as stopper, self._bar() as bar:
+            self._loop(batches, log, bar, stopper)
+        if log:
+            log.close()
+        if self.saved is None or self.saved.name != step_name(self.step):
+            self._save(final=True)
+        if stopper.asked:
+            raise TrainError(f"stopped after step {self.step} of {c.steps}: --resume auto goes on from there")
+
+    def _loop(self, batches, log, bar, stopper):
+        c, meter, unreadable, since = self.config, Meter(self.ranks), [], time.perf_counter()
+        while self.step < c.steps and not stopper.asked:
+            batch = next(batches)
+            unreadable += batch.skipped
+            meter.add(*self._step(batch), batch.indices)
+            self.step, self.seen = self.step + 1, self.seen + c.batch
+            bar.update()
+            stopper.asked = self._asked(stopper)
+            save = self.step % c.save_every == 0
+            # before a checkpoint too: a run that goes on from it writes the same lines as one that went through
+            if self.step % c.log_every == 0 or save or self.step == c.steps or stopper.asked:
+                self._report(meter, log, bar, unreadable, time.perf_counter() - since)
+                meter.clear()
+                if save:
+                    self._save()
+                since = time.perf_counter()
+            if c.sample_every and self.step % c.sample_every == 0:
+                since += self._sample()
+
+    def _asked(self, stopper):
+        """Whether any rank was told to stop, agreed upon every few steps."""
+        if self.ranks.world > 1 and self.step % ASK_EVERY:
+            return False
+        return self.ranks.any(stopper.told)
+
+    def _sample(self):
+        """Write a grid; the seconds that it took."""
+        begin = time.perf_counter()
+        with self.weights.averaged():
+            self.preview.write(bare(self.model), self.folder / "samples" / f"step-{self.step:08d}.png")
+        return time.perf_counter() - begin
+
+    def _step(self, batch):
+        """One step of the optimizer; the mean loss and the gradient's norm, () each, on the device."""
+        c, ranks = self.config, self.ranks
+        share, device = c.batch // ranks.world, ranks.device
+        drawn = draw(
+            c.seed, self.step, c.batch, self.encoder.shape, self.schedule.num_timesteps, c.label_drop, device
+        )
+        drawn = drawn.part(slice(ranks.rank * share, (ranks.rank + 1) * share))
+        x, y = batch.x.to(device, non_blocking=True), batch.y.to(device, non_blocking=True)
+        x = self.encoder.encode(x, self.step)
+        y = torch.where(drawn.dropped, self.source.num_classes, y)
+        size, total = share // c.accumulate, torch.zeros((), device=device)
+        for first in range(0, share, size):
+            part = slice(first, first + size)
+            with syncing(self.model, last=first + size == share):
+                loss = self._loss(x[part], y[part], drawn.part(part)) / c.accumulate
+                loss.backward()
+            total += loss.detach()
+        return total, self._update()
+
+    def _loss(self, x, y, drawn):
+        c, device = self.config, self.ranks.device.split(":")[0]
+        with torch.autocast(device, torch.bfloat16, enabled=c.precision == "bf16"):
+            terms = self.schedule.training_losses(self._call, x, drawn.t, {"y": y}, drawn.noise)
+        return terms["loss"].mean()
+
+    def _call(self, x, t, y):
+        dtype = torch.bfloat16 if self.config.precision == "pure_bf16" else x.dtype
+        return self.model(x.to(dtype), t, y).float()
+
+    def _update(self):
+        """Clip, and step unless a gradient is not finite; the norm that was found. Nothing waits for the device."""
+        c, gradients = self.config, self.weights.gradients()
+        squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        if c.parallel == "fsdp":
+            self.ranks.sum(squares)  # each rank has its part of each gradient
+        norm = squares.sqrt()
+        if c.clip is not None:
+            torch._foreach_mul_(gradients, (c.clip / norm).clamp(max=1))
+        lr = c.lr * min(1, (self.step + 1) / c.warmup) if c.warmup else c.lr
+        self.weights.update(lr, skip=(~norm.isfinite()).float())
+        return norm
+
+    def _report(self, meter, log, bar, unreadable, seconds):
+        c, first = self.config, self.step - len(meter)
+        found = meter.read()
+        for bad in found.pop("bad"):
+            self.skipped += 1
+            self._nonfinite(first + bad + 1, meter.samples(bad))
+        missing = sum(self.ranks.gather(len(unreadable)))
+        images = c.batch * len(meter) / seconds
+        flops = images * 3 * 2 * self.macs / self.ranks.world
+        values = {**found, "samples": self.seen, "images_per_second": images, "mfu": flops / self.rate}
+        values |= {"gib": memory_gib(self.ranks.device), "nonfinite": self.skipped, "unreadable": missing}
+        if log:
+            log.write(self.step, values)
+            shown = {"images/s": f"{images:.3g}", "MFU": f"{values['mfu']:.0%}", "GiB": f"{values['gib']:.3g}"}
+            bar.set_postfix({"loss": f"{found['loss'] or float('nan'):.4f}", **shown})
+
+    def _nonfinite(self, step, samples):
+        """Keep what a step was made of whose gradient was not finite, and end the run unless told to go on."""
+        about = {"step": step, "samples": samples, "checkpoint": self.saved and str(self.saved)}
+        if self.ranks.first:
+            with open(self.folder / "nonfinite.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(about) + "\n")
+        if self.config.on_nonfinite == "stop":
+            good = self.saved or "none yet"
+            raise TrainError(
+                f"the gradient of step {step} is not finite; its samples are in {self.folder / 'nonfinite.jsonl'}, "
+                f"the last checkpoint is {good}"
+            )
+
+    def _save(self, final=False):
+        about = {**self.about, "samples": self.seen, "config": asdict(self.config)}
+        try:
+            self.saved = self.checkpoints.save(self.step, self.weights.state(), about)
+        except TrainError as error:
+            if final:
+                raise
+            if self.ranks.first:
+                need("tqdm").tqdm.write(f"warning: {error}; training goes on, the next checkpoint is tried again")
+
+    def _bar(self):
+        options = {"initial": self.step, "total": self.config.steps, "unit": "step"}
+        return need("tqdm").tqdm(disable=not self.ranks.first, **options)

@@ -1,0 +1,124 @@
+"""The processes of a run, and a model on all of them."""
+
+import os
+import re
+import warnings
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from ditfast.training import TrainError
+
+LOST = re.compile(r"gloo|NCCL|[Cc]onnection (reset|closed|refused)|Broken pipe")  # how a rank's end shows on others
+TIMEOUT = timedelta(minutes=30)  # longer than any rank may be behind: a checkpoint, a first compilation
+
+
+class Ranks(NamedTuple):
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Touches hosts alone, no device."""
+        if self.world == 1:
+            return flag
+        flags = torch.tensor(float(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def gather(self, value) -> list:
+        """Every rank's value, on every rank."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, in place, on the device."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+@contextmanager
+def joined():
+    """The ranks that torchrun's environment describes, each on the GPU of its LOCAL_RANK."""
+    rank, world, local = (
+        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    if device != "cpu":
+        torch.cuda.set_device(local)
+    if "RANK" in os.environ:  # also a single process of torchrun, which FSDP2 needs
+        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+    try:
+        yield Ranks(rank, world, device)
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise TrainError(f"another rank has stopped, and so does rank {rank} of {world}: see its message") from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def spread(model, config, ranks: Ranks):
+    """The model, checkpointed, compiled and spread over the ranks as the config says."""
+    if config.checkpointing == "full":
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+        for i, block in enumerate(model.blocks):
+            model.blocks[i] = checkpoint_wrapper(block)
+    if config.parallel == "fsdp":
+        return _fsdp(model, config, ranks)
+    if config.compile:
+        model.compile()
+    if ranks.world == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    devices = None if ranks.device == "cpu" else [torch.device(ranks.device)]
+    return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
+
+
+def _fsdp(model, config, ranks):
+    """FSDP2 by blocks; each is compiled alone, so that its gathers stay outside of the graph."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    # a block returns views, which nobody writes to
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    pure = config.precision == "pure_bf16"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if pure else MixedPrecisionPolicy()
+    options = {"mesh": init_device_mesh(ranks.device.split(":")[0], (ranks.world,)), "mp_policy": policy}
+    for block in model.blocks:
+        if config.compile:
+            block.compile()
+        fully_shard(block, **options)
+    return fully_shard(model, **options)
+
+
+def bare(model):
+    """The DiT itself, whose calls FSDP2 still sees and DDP does not."""
+    return model.module if hasattr(model, "module") else model
+
+
+def syncing(model, last: bool):
+    """For one pass of a step: gradients meet in the last."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(last)
+    elif not last and hasattr(model, "no_sync"):
+        return model.no_sync()
+    return nullcontext()

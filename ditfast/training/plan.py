@@ -1,0 +1,47 @@
+"""What a run would be, without running it."""
+
+import torch
+
+from ditfast.models import DiT, cost
+from ditfast.training.config import Config, model_arguments
+from ditfast.training.parallel import Ranks
+
+
+def plan(config: Config, source, encoder, ranks: Ranks) -> str:
+    """Model, arithmetic, memory and length of a run, as text."""
+    with torch.device("meta"):
+        model = DiT(**model_arguments(config, encoder.shape, source.num_classes))
+    parameters = sum(p.numel() for p in model.parameters())
+    macs, passes = sum(cost.macs(model).values()), ranks.world * config.accumulate
+    gib = {name: size / 2**30 for name, size in memory(config, model, ranks.world).items()}
+    samples = config.steps * config.batch
+    epochs = f", {samples / source.count:.4g} epochs of {source.count:,}" if source.count else ", endless data"
+    shape = " x ".join(map(str, encoder.shape))
+    name = config.model or f"DiT {config.depth} x {config.hidden_size}, patch {config.patch_size}"
+    flops = 3 * 2 * macs * samples
+    lines = [
+        f"model    {name}, {config.conditioning}, {parameters / 1e6:.2f} M parameters, {source.num_classes} classes",
+        f"data     {config.data}: samples of {shape}{epochs}",
+        f"steps    {config.steps:,} of batch {config.batch} = {ranks.world} ranks x {config.accumulate} passes x "
+        f"{config.batch // passes} samples; {samples:,} samples",
+        f"compute  {macs / 1e9:.4g} paper Gflops (GMACs) a sample; all steps {flops:.3g} FLOPs",
+        f"memory   {sum(gib.values()):.3g} GiB a rank: "
+        + ", ".join(f"{name} {value:.3g}" for name, value in gib.items()),
+    ]
+    return "\n".join(lines)
+
+
+def memory(config: Config, model, world: int) -> dict[str, float]:
+    """Bytes of a rank by what they are for, without the allocator's and the libraries' own."""
+    numbers = sum(p.numel() for p in model.parameters())
+    share = numbers / world if config.parallel == "fsdp" else numbers
+    pure = config.precision == "pure_bf16"
+    weights = 4 * share + (2 * numbers if pure and config.parallel == "ddp" else 0)
+    gradients = (6 if pure and config.parallel == "ddp" else 4) * share
+    samples = config.batch // (world * config.accumulate)
+    dtype = {"fp32": "fp32", "bf16": "autocast", "pure_bf16": "bf16"}[config.precision]
+    kept = sum(cost.kept_bytes(model, samples, dtype).values())
+    if config.checkpointing == "full":  # each block's input, and what the block being computed again keeps
+        stream = samples * model.x_embedder.num_patches * config.hidden_size * cost.DTYPES[dtype][0]
+        kept = config.depth * stream + kept / config.depth
+    return {"weights": weights, "gradients": gradients, "AdamW": 8 * share, "average": 4 * share, "activations": kept}

@@ -1,0 +1,53 @@
+"""Grids of samples while a run goes on."""
+
+from pathlib import Path
+
+import torch
+
+from ditfast.sampling import SampleError
+from ditfast.sampling.decode import to_uint8
+from ditfast.sampling.draw import draw
+from ditfast.sampling.sampler import Guidance, Sampler, sample
+from ditfast.training import TrainError
+from ditfast.training.config import Config
+from ditfast.training.parallel import Ranks
+
+COUNT = 16
+
+
+class Preview:
+    """Samples of the same noise and labels each time: number i has seed i and label i, modulo the classes.
+
+    Raises:
+        TrainError: steps that the sampler cannot take.
+    """
+
+    def __init__(self, config: Config, encoder, num_classes: int, ranks: Ranks):
+        self._encoder, self._ranks = encoder, ranks
+        try:
+            settings = {"clip": encoder.pixels, "noise_schedule": config.noise_schedule}
+            self._sampler = Sampler("ddim", config.sample_steps, config.learn_sigma, **settings)
+        except SampleError as error:
+            raise TrainError(f"--sample-steps {config.sample_steps}: {error}") from error
+        channels = encoder.shape[0] if encoder.pixels else min(3, encoder.shape[0])
+        self._guidance = Guidance(config.cfg, 0.0, 1.0, channels)
+        self._labels = [i % num_classes for i in range(COUNT)]
+        self._classes = num_classes
+        self._dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+
+    def write(self, model, path: Path) -> None:
+        """Sample on every rank, because FSDP2's weights are on all of them, and write on the first."""
+        device = self._ranks.device
+        draws = [draw(i, self._encoder.shape, self._classes, device, label) for i, label in enumerate(self._labels)]
+        x = sample(model, self._sampler, self._guidance, draws, device, self._dtype)
+        if self._ranks.first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_grid(path, to_uint8(self._encoder.decode(x)))
+
+
+def save_grid(path, images):
+    import numpy as np
+    from PIL import Image
+
+    rows = [np.concatenate(list(images[i : i + 4]), 1) for i in range(0, len(images), 4)]
+    Image.fromarray(np.concatenate(rows, 0)).save(path)

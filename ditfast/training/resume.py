@@ -1,0 +1,52 @@
+"""Where a run starts from, and whether it is the same run."""
+
+from pathlib import Path
+
+from ditfast.training import TrainError
+from ditfast.training.checkpoint import ABOUT, Checkpoints
+from ditfast.training.config import Config
+
+
+def find(config: Config, checkpoints: Checkpoints) -> Path | None:
+    """The checkpoint that the run starts from, if any.
+
+    Raises:
+        TrainError: none where one was named, or the folder has a run that nobody asked to go on with.
+    """
+    if config.resume is None:
+        if found := checkpoints.all():
+            raise TrainError(f"--out {config.out} has a run ({found[-1].name}): --resume auto goes on with it")
+        return None
+    if config.resume == "auto":
+        return checkpoints.newest()
+    path = Path(config.resume)
+    if (path / ABOUT).is_file():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if newest := Checkpoints(folder, config.keep, checkpoints.ranks).newest():
+        return newest
+    raise TrainError(f"--resume must be auto, a checkpoint or the folder of a run, got {config.resume}")
+
+
+def refuse_another(path: Path, then: dict, now: dict) -> None:
+    """Refuse a checkpoint of another model or of other data; ``then`` and ``now`` say what each run is of.
+
+    Raises:
+        TrainError: naming the first difference.
+    """
+    for part in ("model", "data", "vae", "noise_schedule", "seed"):
+        name, was, is_ = _difference(part, then.get(part), now[part])
+        if name:
+            raise TrainError(f"{path} is of another run: {name} was {was!r}, is {is_!r}")
+
+
+def _difference(part, then, now):
+    if not isinstance(now, dict) or not isinstance(then, dict):
+        return (part, then, now) if then != now else (None, None, None)
+    ignored = ("backend", "recompute_mlp")  # how it runs, not what it is
+    for name in now | then:
+        was, is_ = then.get(name), now.get(name)
+        was, is_ = (list(v) if isinstance(v, tuple) else v for v in (was, is_))
+        if name not in ignored and was != is_:
+            return f"{part}'s {name}", was, is_
+    return None, None, None

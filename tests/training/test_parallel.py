@@ -1,0 +1,46 @@
+"""The same run on one rank and on two, whole or sharded, in passes, checkpointed, compiled."""
+
+import pytest
+
+CLOSE = {"fp32": (2e-5, 1e-4), "pure_bf16": (2e-3, 2e-2)}
+
+
+@pytest.fixture(scope="module")
+def references():
+    return {}
+
+
+def compare(kit, got, expected, precision="fp32"):
+    loss, norm = CLOSE[precision]
+    for found, right in zip(kit.losses(got), kit.losses(expected), strict=True):
+        assert found[0] == right[0]
+        assert found[1] == pytest.approx(right[1], rel=loss)
+        assert found[2] == pytest.approx(right[2], rel=norm)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_equal_one(kit, parallel, precision):
+    options = ["--precision", precision, "--clip", 0.5, "--steps", 4]
+    one = kit.train("one", *options)
+    two = kit.run("two", "--parallel", parallel, "--sample-every", 2, "--sample-steps", 2, *options, world=2)
+    compare(kit, two, one, precision)
+    assert (two / "samples" / "step-00000004.png").exists()
+
+
+@pytest.mark.parametrize("options", [("--accumulate", 3), ("--checkpointing", "full"), ("--recompute-mlp",)])
+def test_how_it_runs_does_not_change_what_it_learns(kit, options):
+    compare(kit, kit.train("other", *options), kit.train("plain"))
+
+
+@pytest.mark.slow
+def test_compiled(kit):
+    compare(kit, kit.train("compiled", "--compile"), kit.train("plain"))
+
+
+def test_autocast_and_bf16_stay_near_float32(kit):
+    losses = {p: kit.losses(kit.train(p, "--precision", p, "--lr", "1e-3")) for p in ("fp32", "bf16", "pure_bf16")}
+    for precision in ("bf16", "pure_bf16"):
+        pairs = zip(losses[precision], losses["fp32"], strict=True)
+        assert all(got[1] == pytest.approx(right[1], rel=0.02) for got, right in pairs)
+        assert losses[precision] != losses["fp32"]

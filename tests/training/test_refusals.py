@@ -1,0 +1,67 @@
+"""Each bad input is refused in one line that names the option, the rule and the value, before anything is written."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (("--steps", 0), "--steps must be at least 1, got 0"),
+        (("--lr", -1), "--lr must be in [0, inf), got -1.0"),
+        (("--ema", 1), "--ema must be in [0, 1), got 1.0"),
+        (("--clip", 0), "--clip must be positive, got 0.0"),
+        (("--batch", 10, "--accumulate", 3), "--batch must be a multiple of ranks x accumulate = 1 x 3, got 10"),
+        (("--hidden-size", 26), "--hidden-size must be a multiple of 4 and of --num-heads 3, got 26"),
+        (("--patch-size", 3), "--patch-size must divide samples of 8 x 8, got 3"),
+        (("--model", "DiT-B/3"), "did you mean 'DiT-B/"),
+        (("--data", "digts"), "did you mean 'digits'?"),
+        (("--data", "/no/such/folder"), "/no/such/folder"),
+        (("--sample-every", 2, "--sample-steps", 600), "--sample-steps 600"),
+        (("--sample-every", 2, "--label-drop", 0), "--cfg 4 needs a null label"),
+        (("--resume", "nowhere"), "--resume must be auto, a checkpoint or the folder of a run, got nowhere"),
+        (("--config", "nowhere.yaml"), "--config nowhere.yaml cannot be read"),
+        (("--vae", "nowhere"), "--vae must be ema, mse or a folder, got 'nowhere'"),
+    ],
+)
+def test_refused(kit, refused, flags, said):
+    assert said in refused(*flags)
+    assert not (kit.folder / "refused").exists()
+
+
+def test_more_ranks_than_the_batch_divides_by(kit):
+    results = kit.finish(kit.start("refused", "--batch", 7, world=2))
+    assert all(text.splitlines()[-1].endswith("= 2 x 1, got 7") and code == 1 for code, text in results)
+
+
+@pytest.mark.parametrize("content, said", [("stepz: 4", "unknown name 'stepz': did you mean 'steps'?"), ("4", "int")])
+def test_a_bad_file(kit, refused, content, said):
+    file = kit.folder / "run.yaml"
+    file.write_text(content)
+    assert said in refused("--config", file)
+
+
+def test_a_flag_that_is_not_there_is_refused(kit, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        kit.train("refused", "--step", 4)
+    assert stopped.value.code == 2 and "--steps" in capsys.readouterr().err
+
+
+def test_a_run_is_not_written_over(kit, refused):
+    kit.train("run", "--steps", 2)
+    assert "--out" in (text := refused(name="run")) and "step-00000002" in text and "--resume auto" in text
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (("--depth", 3), "model's depth was 2, is 3"),
+        (("--conditioning", "adaln"), "model's conditioning was 'adaln_zero', is 'adaln'"),
+        (("--seed", 1), "seed was 0, is 1"),
+        (("--noise-schedule", "squaredcos_cap_v2"), "noise_schedule was 'linear'"),
+        (("--data", "glyphs", "--image-size", 16), "model's "),
+    ],
+)
+def test_a_checkpoint_of_another_run(kit, refused, flags, said):
+    out = kit.train("run", "--steps", 2)
+    text = refused("--resume", out, *flags)
+    assert said in text and "step-00000002" in text

@@ -1,0 +1,96 @@
+"""A run that was stopped, killed or moved to other ranks goes on as if it had not been."""
+
+import signal
+
+import pytest
+
+from ditfast.training import loop
+
+PATCH = """
+import os
+from ditfast.training import loop
+step = loop.Run._step
+def patched(run, batch):
+    if {condition}:
+        os.kill(os.getpid(), {number})
+    return step(run, batch)
+loop.Run._step = patched
+"""
+KILL = PATCH.format(condition="run.step == 5 and run.ranks.rank == run.ranks.world - 1", number=9)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(kit):
+    whole = kit.train("whole", "--sample-every", 2, "--sample-steps", 2)
+    code, _ = kit.finish(kit.start("killed", before=KILL))[0]
+    assert code == -signal.SIGKILL
+    killed = kit.folder / "killed"
+    assert [line["step"] for line in kit.lines(killed)] == [1, 2, 3, 4, 5]
+    kit.train("killed", "--resume", "auto")
+    assert kit.losses(killed) == kit.losses(whole)
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, killed)]
+    assert weights[0] == weights[1]
+
+
+def test_two_ranks_are_killed_and_go_on_bit_for_bit(kit):
+    whole = kit.run("whole", world=2)
+    results = kit.finish(kit.start("killed", world=2, before=KILL))
+    assert results[1][0] == -signal.SIGKILL
+    assert results[0][0] == 1 and "another rank" in results[0][1].splitlines()[-1], results[0][1]
+    killed = kit.run("killed", "--resume", "auto", world=2)
+    assert kit.losses(killed) == kit.losses(whole)
+
+
+def test_other_ranks_go_on_to_rounding(kit):
+    whole = kit.train("whole")
+    moved = kit.run("moved", "--steps", 2, "--parallel", "fsdp", world=2)
+    kit.train("moved", "--steps", 4, "--resume", "auto")
+    kit.run("moved", "--resume", "auto", world=2)
+    for (step, loss, norm), (other, expected, expected_norm) in zip(
+        kit.losses(moved), kit.losses(whole), strict=True
+    ):
+        assert (step, loss, norm) == (
+            other,
+            pytest.approx(expected, rel=2e-5),
+            pytest.approx(expected_norm, rel=1e-4),
+        )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on(kit, monkeypatch, number):
+    whole, step = kit.train("whole"), loop.Run._step
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop.Run, "_step", lambda run, batch: (run.step == 2 and signal.raise_signal(number), step(run, batch))[1]
+        )
+        with pytest.raises(SystemExit) as stopped:
+            kit.train("stopped", "--save-every", 100)
+    assert str(stopped.value) == "error: stopped after step 3 of 6: --resume auto goes on from there"
+    kit.train("stopped", "--resume", "auto", "--save-every", 100)
+    assert kit.losses(kit.folder / "stopped") == kit.losses(whole)
+
+
+def test_ranks_agree_when_one_is_told_to_stop(kit):
+    tell = PATCH.format(condition="run.step == 4 and run.ranks.rank == 1", number=int(signal.SIGTERM))
+    results = kit.finish(kit.start("told", "--steps", 1000, "--save-every", 1000, before=tell, world=2))
+    ends = {text.splitlines()[-1] for _, text in results}
+    assert ends == {"error: stopped after step 10 of 1000: --resume auto goes on from there"}
+    assert [path.name for path in (kit.folder / "told" / "checkpoints").glob("*")] == ["step-00000010"]
+
+
+def test_metrics_of_lost_steps_and_half_a_line_are_removed(kit):
+    out = kit.train("run", "--steps", 4)
+    expected = kit.lines(out)[:2]
+    (out / "metrics.jsonl").open("a").write('{"step": 5, "lo')
+    kit.train("run", "--steps", 2, "--resume", str(out / "checkpoints" / "step-00000002"))
+    assert kit.lines(out) == expected
+
+
+def test_a_finished_run_is_left_as_it_is(kit):
+    out = kit.train("run")
+    before = (out / "metrics.jsonl").read_text()
+    kit.train("run", "--resume", "auto")
+    assert (out / "metrics.jsonl").read_text() == before
+
+
+def test_auto_starts_where_there_is_nothing(kit):
+    assert len(kit.lines(kit.train("new", "--resume", "auto"))) == 6

@@ -1,0 +1,106 @@
+"""What a run learns, says and leaves behind."""
+
+import pytest
+import torch
+
+from ditfast import DiT, train
+from ditfast.export import main as export
+from ditfast.models import cost
+
+
+def test_digits_are_learned(kit):
+    options = ["--depth", 3, "--hidden-size", 48, "--steps", 200, "--batch", 32, "--lr", "2e-3", "--warmup", 20]
+    out = kit.train("digits", *options, "--log-every", 50, "--save-every", 200, "--no-learn-sigma", "--seed", 3)
+    losses = [line["loss"] for line in kit.lines(out)]
+    assert losses[0] > 0.5 and losses[-1] < 0.32  # an untrained model's is 1
+
+
+@pytest.mark.parametrize("conditioning", ["adaln", "cross_attention", "in_context"])
+def test_every_conditioning_trains(kit, conditioning):
+    losses = kit.losses(kit.train("run", "--conditioning", conditioning, "--steps", 4))
+    assert losses[-1][1] < losses[0][1]
+
+
+def test_what_a_run_leaves(kit):
+    out = kit.train("run", "--sample-every", 3, "--sample-steps", 2)
+    names = ["checkpoints", "config.yaml", "metrics.jsonl", "model", "samples", "tensorboard"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
+    last = kit.lines(out)[-1]
+    assert last["step"] == 6 and last["samples"] == 36 and last["images_per_second"] > 0 and 0 < last["mfu"] < 1
+    assert any((out / "tensorboard").iterdir())
+
+
+def test_the_saved_config_is_the_run(kit):
+    out = kit.train("run", "--accumulate", 2, "--compile", "--steps", 1, "--no-compile", "--clip", 2)
+    again = kit.folder / "again"
+    train.main(["--config", str(out / "config.yaml"), "--out", str(again), "--resume", "None"])
+    assert kit.losses(again) == kit.losses(out)
+    assert (again / "config.yaml").read_text().replace(str(again), str(out)) == (out / "config.yaml").read_text()
+
+
+def test_flags_come_after_the_file(kit):
+    (kit.folder / "run.yaml").write_text("steps: 3\nlr: 1e-3\nlearn_sigma: false\n")
+    config, _ = train.parse(["--config", str(kit.folder / "run.yaml"), "--steps", "5"])
+    assert (config.steps, config.lr, config.learn_sigma) == (5, 1e-3, False)
+
+
+def test_defaults_are_the_papers():
+    config, dry = train.parse([])
+    assert not dry
+    assert (config.lr, config.weight_decay, config.ema, config.batch, config.label_drop) == (
+        1e-4,
+        0,
+        0.9999,
+        256,
+        0.1,
+    )
+
+
+def test_dry_run_tells_and_writes_nothing(kit, capsys):
+    kit.train("run", "--dry-run", "--batch", 8, "--accumulate", 2)
+    text = capsys.readouterr().out
+    model = DiT(8, 2, 1, 24, 2, 3, num_classes=10)
+    macs, parameters = sum(cost.macs(model).values()), sum(p.numel() for p in model.parameters())
+    for part in (f"{parameters / 1e6:.2f} M parameters", f"{macs / 1e9:.4g} paper Gflops", "2 passes x 4 samples"):
+        assert part in text
+    assert f"{6 * macs * 48:.3g} FLOPs" in text and not (kit.folder / "run").exists()
+
+
+@pytest.mark.parametrize("precision, bytes_of_weights", [("fp32", 4 + 4 + 8 + 4), ("pure_bf16", 6 + 6 + 8 + 4)])
+def test_the_memory_of_a_dry_run(precision, bytes_of_weights):
+    from ditfast.training.plan import memory
+
+    config, _ = train.parse(["--precision", precision, "--depth", "2", "--hidden-size", "24", "--num-heads", "3"])
+    model = DiT(8, 2, 1, 24, 2, 3, num_classes=10)
+    found = memory(config, model, 1)
+    kept = cost.kept_bytes(model, 256, "fp32" if precision == "fp32" else "bf16")
+    assert found.pop("activations") == sum(kept.values())
+    assert sum(found.values()) == bytes_of_weights * sum(p.numel() for p in model.parameters())
+
+
+def test_the_average_is_exported_and_sampled_from(kit):
+    out = kit.train("run")
+    average, last = (DiT.from_pretrained(folder) for folder in (out / "model", _export(kit, out, "model")))
+    assert not torch.equal(average.pos_embed + 1, last.pos_embed) and torch.equal(average.pos_embed, last.pos_embed)
+    weight = average.blocks[1].mlp.fc1.weight
+    assert not torch.equal(weight, last.blocks[1].mlp.fc1.weight)
+    torch.testing.assert_close(weight, last.blocks[1].mlp.fc1.weight, rtol=0, atol=0.1)
+
+
+def _export(kit, out, weights):
+    folder = kit.folder / f"exported-{weights}"
+    export([str(out), str(folder), "--weights", weights])
+    with pytest.raises(SystemExit, match="exists"):
+        export([str(out), str(folder)])
+    return folder
+
+
+def test_export_of_nothing(kit):
+    with pytest.raises(SystemExit, match="is no checkpoint and no run"):
+        export([str(kit.folder), str(kit.folder / "model")])
+
+
+def test_glyphs_train(kit):
+    losses = kit.losses(kit.train("run", "--data", "glyphs", "--image-size", 16, "--steps", 3))
+    assert losses[-1][1] < losses[0][1]

@@ -1,0 +1,102 @@
+"""AdamW, the average and the masters against their definitions."""
+
+import copy
+
+import pytest
+import torch
+
+from ditfast import DiT
+from ditfast.training.weights import Weights
+
+DECAY = 0.7
+
+
+def build():
+    torch.manual_seed(0)
+    return DiT(input_size=6, in_channels=1, hidden_size=24, depth=2, num_heads=3, num_classes=4)
+
+
+def fill(model, step):
+    """Gradients that follow from the step."""
+    generator = torch.Generator().manual_seed(step)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+
+
+def never():
+    return torch.zeros(())
+
+
+def test_against_pytorchs_adamw_and_a_loop():
+    model, plain = build(), build()
+    weights = Weights(model, 1e-2, 0.1, DECAY)
+    trained = [p for p in plain.parameters() if p.requires_grad]
+    optimizer, average = torch.optim.AdamW(trained, 1e-2, weight_decay=0.1), copy.deepcopy(plain)
+    for step in range(3):
+        for each in (model, plain):
+            fill(each, step)
+        weights.gradients()
+        weights.update(1e-2, never())
+        optimizer.step()
+        for kept, p in zip(average.parameters(), plain.parameters(), strict=True):
+            kept.data = DECAY * kept.data + (1 - DECAY) * p.data
+    for (name, p), expected, kept in zip(
+        model.named_parameters(), plain.parameters(), average.parameters(), strict=True
+    ):
+        torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-6)
+        if p.requires_grad:
+            torch.testing.assert_close(weights.average[name], kept.detach(), rtol=1e-5, atol=1e-6)
+            assert not torch.equal(weights.average[name], p)
+
+
+def test_masters_keep_what_bf16_would_lose():
+    model, exact = build(), build()
+    masters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights, truth = Weights(model.bfloat16(), 1e-6, 0, DECAY, masters), Weights(exact, 1e-6, 0, DECAY)
+    for step in range(4):
+        for each in (model, exact):
+            fill(each, step)
+        for p, q in zip(model.parameters(), exact.parameters(), strict=True):
+            if p.requires_grad:
+                q.grad = p.grad.float()
+        for each in (weights, truth):
+            each.gradients()
+            each.update(1e-6, never())
+    name = "blocks.0.mlp.fc1.weight"
+    assert torch.equal(weights.masters[name], truth.masters[name])
+    assert not torch.equal(weights.masters[name].bfloat16().float(), weights.masters[name])
+    assert torch.equal(dict(model.named_parameters())[name], weights.masters[name].bfloat16())
+    assert weights.average[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("pure", [False, True])
+def test_the_average_takes_the_weights_place_and_gives_it_back(pure):
+    model = build()
+    masters = {name: p.detach().clone() for name, p in model.named_parameters()} if pure else None
+    weights = Weights(model.bfloat16() if pure else model, 1e-1, 0, DECAY, masters)
+    fill(model, 0)
+    weights.gradients()
+    weights.update(1e-1, never())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(KeyError), weights.averaged():
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                assert torch.equal(p, weights.average[name].to(p.dtype)), name
+        raise KeyError
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_one_call_for_all_parameters():
+    """However many parameters there are, a step is the same few calls."""
+    counts = []
+    for depth in (1, 6):
+        model = DiT(input_size=4, in_channels=1, hidden_size=8, depth=depth, num_heads=2, num_classes=4)
+        weights = Weights(model, 1e-2, 0, DECAY)
+        fill(model, 0)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            weights.gradients()
+            weights.update(1e-2, never())
+        calls = {event.key: event.count for event in profile.key_averages() if event.key.startswith("aten::_f")}
+        counts.append((calls.get("aten::_fused_adamw_"), calls.get("aten::_foreach_lerp_")))
+    assert counts == [(1, 1), (1, 1)]
