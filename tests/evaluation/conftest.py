@@ -107,12 +107,13 @@ def folder():
 
 @pytest.fixture
 def evaluate(capsys):
-    """Run the command, and return its report."""
+    """Run the command, and return its report; what went to stderr is kept as ``evaluate.err``."""
 
     def command(*options):
         capsys.readouterr()
         main([str(each) for each in (*options, "--json")])
-        return json.loads(capsys.readouterr().out)
+        out, command.err = capsys.readouterr()
+        return json.loads(out)
 
     return command
 

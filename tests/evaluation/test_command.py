@@ -140,6 +140,7 @@ def test_what_few_images_cannot_give(evaluate, data, folder, generate, tmp_path)
     assert found["metrics"].keys() == {"fid", "sfid"}
     assert found["missing"]["is"] == "it needs 10 samples, one for each part, got 3"
     assert found["missing"]["recall"] == "more than 3 samples are needed, got 3"
+    assert "is" in evaluate("--samples", data["fake"], "--num-samples", 10, "--features", data["rich"])["metrics"]
     found = evaluate("--samples", data["fake"], "--reference", few, "--features", data["rich"])
     assert found["missing"]["precision"] == "more than 3 images of the reference are needed, got 3"
     np.savez(tmp_path / "one.npz", mu=np.zeros(4), sigma=np.eye(4), arr_0=generate(0, 1))
@@ -175,6 +176,7 @@ def test_samples_of_a_checkpoint_are_those_of_the_sample_command(evaluate, ckpt,
     expected = evaluate("--samples", "own", "--num-samples", 11, *shared)
     found = evaluate("--ckpt", ckpt, "--num-samples", 11, *shared, *options, "--out", "drawn", "--batch", 4)
     assert found["samples"] == {"path": "drawn", "count": 11}
+    assert "6/6" in evaluate.err and "11 images in drawn" in evaluate.err  # 3 batches of 2 steps
     assert found["metrics"] == pytest.approx(expected["metrics"], rel=0.1, abs=1e-3)
     assert found["metrics"]["fid"] > 0.1  # 11 images of 14
     drawn = sorted(path.name for path in (tmp_path / "drawn").glob("*.png"))
