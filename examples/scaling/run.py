@@ -1,0 +1,127 @@
+"""The paper's thesis in miniature: DiTs that cost more multiply-adds make better samples. See README.md.
+
+python examples/scaling/run.py                 # the study; started again, it goes on where it stopped
+python examples/scaling/run.py --quick         # all of it in two minutes, too short to show anything
+python examples/scaling/run.py --plan          # what would be trained
+python examples/scaling/run.py --plot          # summary, table and picture again, from the results alone
+"""
+
+import argparse
+import multiprocessing
+import shlex
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import classifier
+import plan
+import report
+import torch
+import training
+from records import Records, machine
+
+from ditfast.checkpoints.files import need
+from ditfast.evaluation.metrics import frechet_distance, moments
+
+HERE = Path(__file__).parent
+
+
+def main(arguments=None) -> None:
+    options = _parse(arguments)
+    settings = plan.QUICK if options.quick else plan.Settings()
+    out = Path(options.out or HERE / ("results-quick" if options.quick else "results"))
+    if options.plan:
+        print(report.plan_table(settings))
+        return
+    records = Records(out / "runs.jsonl")
+    if not options.plot:
+        if options.quick:
+            print("--quick: a rehearsal of the whole study; its numbers show nothing")
+        try:
+            study(records, settings, options.workers)
+        except KeyboardInterrupt:
+            sys.exit("stopped; finished runs are kept, and the same command goes on")
+    elif not records.runs:
+        sys.exit(f"--plot: {records.path} holds no finished run")
+    report.write(records, out, readme=None if options.quick or options.out else HERE / "README.md")
+
+
+def study(records: Records, settings: plan.Settings, workers: int) -> None:
+    """Do every run that is not in the records."""
+    start = time.perf_counter()
+    torch.set_num_threads(1)  # sums in the same order on any machine, and models too small for more
+    print(f"training the classifier, {settings.classifier_steps} steps", flush=True)
+    judge = classifier.train(settings.classifier_steps)
+    reference, _ = classifier.real(judge, settings.reference, classifier.REFERENCE)
+    records.begin(_setup(settings, judge, reference))
+    missing = [run for run in plan.runs(settings) if not records.has(*run)]
+    session = 1 + max((run["session"] for run in records.runs), default=0)
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(workers, context, _prepare, (settings, judge.state_dict(), reference)) as pool,
+        need("tqdm").tqdm(total=len(missing), unit="run", disable=not missing) as bar,
+    ):
+        for run in _finished(pool, missing):
+            records.add(run | {"session": session, "elapsed": round(time.perf_counter() - start, 1)})
+            took = f"{run['train_seconds'] + run['sample_seconds']:.0f} s"
+            bar.write(f"{run['config']}, seed {run['seed']}: FID {run['fid']:.1f}, {took}", file=sys.stderr)
+            bar.update()
+
+
+def _finished(pool, runs):
+    """What each run has measured, as soon as it is finished; a stop or an error leaves out those not yet begun."""
+    try:
+        for done in as_completed([pool.submit(_measure, run) for run in runs]):
+            yield done.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _setup(settings, judge, reference):
+    """What all runs share, and what their FIDs are to be held against."""
+    floor, accuracy = classifier.real(judge, settings.samples, classifier.FLOOR)
+    noise = torch.randn(settings.samples, 1, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    features, _ = classifier.look(judge, noise, torch.zeros(len(noise)))
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine(),
+        "settings": asdict(settings),
+        "sizes": plan.SIZES,
+        "classifier": classifier.fingerprint(judge),
+        "classifier_accuracy": accuracy,
+        "floor_fid": frechet_distance(*floor, *reference),
+        "noise_fid": frechet_distance(*moments(features), *reference),
+    }
+
+
+def _prepare(settings, weights, reference):
+    """A worker's own copy of what all of its runs need."""
+    global _shared
+    torch.set_num_threads(1)
+    judge = classifier.Classifier().eval().requires_grad_(False)
+    judge.load_state_dict(weights)
+    _shared = settings, judge, reference
+
+
+def _measure(run):
+    return training.measure(run, *_shared)
+
+
+def _parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few steps and samples, in a folder of its own")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time, a core each (1)")
+    parser.add_argument("--out", metavar="FOLDER", help="results, beside this file unless given")
+    parser.add_argument("--plan", action="store_true", help="only print the models and what they cost")
+    parser.add_argument("--plot", action="store_true", help="only write summary, table and picture, from the results")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error(f"--workers must be at least 1, got {options.workers}")
+    return options
+
+
+if __name__ == "__main__":
+    main()
