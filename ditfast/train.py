@@ -59,7 +59,10 @@ def parse(arguments=None) -> tuple[Config, bool]:
 def open_source(config: Config):
     """The data that the config names."""
     options = {} if config.data in ("digits", "glyphs") else {"flip": config.flip}
-    return open_data(config.data, config.image_size, **options)
+    source = open_data(config.data, config.image_size, **options)
+    if config.num_classes not in (None, source.num_classes):
+        raise TrainError(f"--num-classes is {config.num_classes}, but --data {config.data} has {source.num_classes}")
+    return source
 
 
 if __name__ == "__main__":

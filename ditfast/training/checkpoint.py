@@ -36,11 +36,15 @@ class Checkpoints:
         """
         target = self.folder / step_name(step)
         part = self.folder / f".{target.name}.part"
-        self._on_first(target, lambda: _empty(part))
-        self._everywhere(target, lambda: _write(tensors, part))
-        sums = self.ranks.gather(_checksums(part, rf"__{self.ranks.rank}_.*|\.metadata"))
-        files = {name: found for each in sums for name, found in each.items()}
-        self._on_first(target, lambda: _finish(part, target, {**about, "step": step, "files": files}))
+        try:
+            self._on_first(target, lambda: _empty(part))
+            self._everywhere(target, lambda: _write(tensors, part))
+            sums = self.ranks.gather(_checksums(part, rf"__{self.ranks.rank}_.*|\.metadata"))
+            files = {name: found for each in sums for name, found in each.items()}
+            self._on_first(target, lambda: _finish(part, target, {**about, "step": step, "files": files}))
+        finally:
+            if self.ranks.first:
+                shutil.rmtree(part, ignore_errors=True)  # what could not be written whole
         if self.ranks.first:
             for old in self.all()[: -self.keep]:
                 shutil.rmtree(old, ignore_errors=True)

@@ -24,6 +24,8 @@ class Config:
     """Pixels of images and glyphs; a must for images."""
     vae: str | None = None
     """ema, mse or the folder of an AutoencoderKL: encodes images in every step, decodes the grids of samples."""
+    num_classes: int | None = None
+    """If given, the data must have as many."""
     flip: bool = True
     """Mirror images and latents at random."""
     workers: int = 4

@@ -3,6 +3,7 @@
 import torch
 
 from ditfast.data.stream import mix
+from ditfast.sample import fingerprint
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import LATENT_SCALE, load_vae
 from ditfast.training import TrainError
@@ -33,6 +34,10 @@ class Encoder:
         self.pixels = name is None and not latents
         self._vae = None if name is None else _load(name, ranks.device)
         if self._vae is not None:
+            if latents and fingerprint(self._vae) != source.identity["vae_checksum"]:
+                raise TrainError(
+                    f"--vae {name} has other weights than what the data was encoded with, {source.identity['vae']}"
+                )
             config = self._vae.config
             factor = 2 ** (len(config.block_out_channels) - 1)
             takes = config.latent_channels if latents else config.in_channels

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -203,7 +204,8 @@ class Run:
             if final:
                 raise
             if self.ranks.first:
-                need("tqdm").tqdm.write(f"warning: {error}; training goes on, the next checkpoint is tried again")
+                text = f"warning: {error}; training goes on, the next checkpoint is tried again"
+                need("tqdm").tqdm.write(text, file=sys.stderr)
 
     def _bar(self):
         options = {"initial": self.step, "total": self.config.steps, "unit": "step"}
