@@ -43,6 +43,7 @@ def open_data(name: str, image_size: int | None = None, **options):
     from ditfast.data.latents import Latents
     from ditfast.data.shards import INDEX, STARTED
 
+    name = str(name)
     if image_size is not None:
         options["image_size"] = image_size
     made = {"digits": Digits, "glyphs": Glyphs}

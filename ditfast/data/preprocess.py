@@ -18,8 +18,7 @@ def decode(path, channels: int):
     pil = need("PIL.Image")
     try:
         with pil.open(path) as image:
-            image.load()  # opening reads the header alone
-            return image.convert(MODES[channels])
+            return image.convert(MODES[channels])  # decodes it; opening has read the header alone
     except pil.UnidentifiedImageError as error:
         raise Unreadable(f"{path} is not an image") from error
     except Exception as error:  # a broken file can raise anything: OSError, SyntaxError, struct.error, EOFError, …

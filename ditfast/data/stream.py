@@ -1,8 +1,10 @@
 """The order in which samples are read: it follows from a seed, on any number of processes and from any start."""
 
+import os
 import re
 import signal
 from collections.abc import Iterator
+from threading import Thread
 from typing import NamedTuple
 
 import torch
@@ -162,8 +164,17 @@ class _Reader:
 
 def _patient(worker):
     """Leave it to the main process what a signal means that all of its group gets, as from torchrun or Ctrl-C."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # on Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """End when the main process asks for it: it would wait forever, at its own end, for a worker that does not."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _same(made):

@@ -113,7 +113,7 @@ def test_open_data(tree):
     with pytest.raises(DataError, match="image_size of a folder of images must be at least 1, got None"):
         open_data(str(tree))
     with pytest.raises(DataError, match=r"or a folder .*, got '.*nowhere'"):
-        open_data(str(tree / "nowhere"), 8)
+        open_data(tree / "nowhere", 8)
 
 
 @pytest.mark.parametrize("size", [0, -8, 8.0])

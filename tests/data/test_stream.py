@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from multiprocessing import active_children
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,6 +155,26 @@ def test_a_killed_worker_is_one_line():
         next(stream(Killed(), seed=0, start=0, batch=1, workers=1))
 
 
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs Linux")
+def test_a_worker_ends_with_its_parent_alone():
+    """Else a signal to the group ends it before the last checkpoint, or the parent never ends."""
+
+    class Told(Numbers):
+        def read(self, index, generator):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            time.sleep(0.02)
+            return super().read(index, generator)
+
+    before = active_children()
+    batches = stream(Told(), seed=0, start=0, batch=3, workers=1)
+    assert [len(next(batches).y) for _ in range(4)] == [3, 3, 3, 3]
+    (worker,) = set(active_children()) - set(before)
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -183,8 +205,8 @@ def test_digits_stream():
 
 
 def test_the_hash_spreads_neighbours_over_all_bits():
-    near = [mix(seed, 1, position) for seed in range(64) for position in range(64)]
-    assert len({value % 2**32 for value in near}) > len(near) - 3
-    bits = torch.tensor([[value >> bit & 1 for bit in range(64)] for value in near], dtype=torch.float64)
-    assert (bits.mean(0) - 0.5).abs().max() < 0.04  # 5 standard deviations
+    near = np.array([mix(seed, 1, position) for seed in range(64) for position in range(64)], np.uint64)
+    assert len(np.unique(near.astype(np.uint32))) > len(near) - 3
+    bits = near[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)
+    assert abs(bits.mean(0) - 0.5).max() < 0.04  # 5 standard deviations
     assert mix(1, 2) != mix(2, 1) and 0 <= mix(-5, 3) < 2**64
