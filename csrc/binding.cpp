@@ -7,6 +7,7 @@
 #include "attention/checks.h"
 #include "attention/cuda.h"
 #include "attention/host.h"
+#include "attention/plan.h"
 #include "build_config.h"
 #include "device.h"
 
@@ -41,8 +42,8 @@ void forward_host(Address qkv, Address out, Address lse, const std::string& dtyp
 }
 
 void backward_host(Address dout, Address qkv, Address out, Address lse, Address dqkv,
-                   const std::string& dtype, std::int64_t batch, std::int64_t tokens, std::int64_t heads,
-                   std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
+                   Address dbias, const std::string& dtype, std::int64_t batch, std::int64_t tokens,
+                   std::int64_t heads, std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
                    std::int64_t dout_stride_b, std::int64_t dout_stride_n, std::int64_t dout_stride_c,
                    float scale, int threads) {
     const AttentionBackward call{
@@ -52,6 +53,7 @@ void backward_host(Address dout, Address qkv, Address out, Address lse, Address 
         pointer<void>(out),
         pointer<float>(lse),
         pointer<void>(dqkv),
+        pointer<float>(dbias),
         dout_stride_b,
         dout_stride_n,
         dout_stride_c,
@@ -75,8 +77,8 @@ void forward_cuda(Address qkv, Address out, Address lse, const std::string& dtyp
 }
 
 void backward_cuda(Address dout, Address qkv, Address out, Address lse, Address dqkv,
-                   const std::string& dtype, std::int64_t batch, std::int64_t tokens, std::int64_t heads,
-                   std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
+                   Address dbias, const std::string& dtype, std::int64_t batch, std::int64_t tokens,
+                   std::int64_t heads, std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
                    std::int64_t dout_stride_b, std::int64_t dout_stride_n, float scale, int device,
                    Address stream) {
     const AttentionBackward call{
@@ -86,6 +88,7 @@ void backward_cuda(Address dout, Address qkv, Address out, Address lse, Address 
         pointer<void>(out),
         pointer<float>(lse),
         pointer<void>(dqkv),
+        pointer<float>(dbias),
         dout_stride_b,
         dout_stride_n,
         1,
@@ -120,17 +123,23 @@ PYBIND11_MODULE(_C, m) {
           "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a,
           "scale"_a, "threads"_a, "qkv (B, N, 3, H, d) -> out (B, N, H * d), lse (B, H, N).");
     m.def("attention_backward_host", &ditfast::backward_host, release_gil(), py::kw_only(), "dout"_a, "qkv"_a,
-          "out"_a, "lse"_a, "dqkv"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a,
-          "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a, "dout_stride_c"_a, "scale"_a, "threads"_a,
-          "dout (B, N, H * d), qkv, out, lse -> dqkv (B, N, 3, H, d).");
+          "out"_a, "lse"_a, "dqkv"_a, "dbias"_a = ditfast::Address{0}, "dtype"_a, "batch"_a, "tokens"_a,
+          "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a,
+          "dout_stride_c"_a, "scale"_a, "threads"_a,
+          "dout (B, N, H * d), qkv, out, lse -> dqkv (B, N, 3, H, d); where dbias (B, 3, H, d) is given, "
+          "also the sums of dqkv over N.");
     m.def("attention_forward_cuda", &ditfast::forward_cuda, release_gil(), py::kw_only(), "qkv"_a, "out"_a,
           "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a,
           "scale"_a, "device"_a, "stream"_a, "As attention_forward_host, launched on a stream of a GPU.");
     m.def(
         "attention_backward_cuda", &ditfast::backward_cuda, release_gil(), py::kw_only(), "dout"_a, "qkv"_a,
-        "out"_a, "lse"_a, "dqkv"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a,
-        "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a, "scale"_a, "device"_a, "stream"_a,
-        "As attention_backward_host, launched on a stream of a GPU. The channels of dout have unit stride.");
+        "out"_a, "lse"_a, "dqkv"_a, "dbias"_a = ditfast::Address{0}, "dtype"_a, "batch"_a, "tokens"_a,
+        "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a, "scale"_a,
+        "device"_a, "stream"_a,
+        "As attention_backward_host, launched on a stream of a GPU. The channels of dout have unit stride; "
+        "dbias is (B * attention_backward_groups(tokens), 3, H, d).");
+    m.def("attention_backward_groups", &ditfast::backward_groups, "tokens"_a,
+          "Rows of dbias that attention_backward_cuda writes for each sample.");
     m.def("cuda_attention_supported", &ditfast::cuda_attention_supported, "device"_a, release_gil(),
           "Why the CUDA kernels of attention cannot run on a device, or ''.");
     m.def("attention_probe", &ditfast::probe, release_gil(), py::kw_only(), "matrices"_a, "operands"_a,

@@ -52,13 +52,14 @@ def reference(qkv, dout, heads, dtype, scale):
 
 
 def assert_right(results, qkv, dout, heads, scale=None):
-    """out, lse and dqkv keep the contract.
+    """out, lse and dqkv keep the contract, and rows of dbias (B, groups, 3*H*d) what they stand for.
 
     Two errors come on top, which float32 makes and a softmax that divides by its own sum does not. A weight
     exp(logit - lse) has an error relative to its value that grows with the logits and their log-sum-exp. And
     dout.v - dout.out is not exactly zero where only one key has weight, as the two are summed in different orders.
     """
-    out, lse, dqkv = results
+    out, lse, dqkv, dbias = results
+    assert_right_sums(dbias, dqkv, dout)
     scale = (qkv.shape[-1] // (3 * heads)) ** -0.5 if scale is None else scale
     exact_out, exact_lse, exact_dqkv, largest = reference(qkv, dout, heads, torch.float64, scale)
     low_out, _, low_dqkv, _ = reference(qkv, dout, heads, qkv.dtype, scale)
@@ -80,6 +81,16 @@ def assert_right(results, qkv, dout, heads, scale=None):
                 norm = exact.flatten(1).norm(dim=1).min().clamp(min=1e-30).item()
                 slack = weight_error + cancelled * exact[0].numel() ** 0.5 / norm
             assert error <= limit + slack, f"{name}: {kind} {error:.3g} > {limit + slack:.3g}"
+
+
+def assert_right_sums(dbias, dqkv, dout):
+    """The rows of dbias add up to dqkv before rounding: dq as a sum, dk and dv as what theirs are worth exactly."""
+    dq, dk, dv = dbias.double().sum((0, 1)).chunk(3)
+    stored = dqkv.chunk(3, dim=-1)[0].double()
+    bound = torch.finfo(dqkv.dtype).eps / 2 * stored.abs().sum((0, 1)) + 1e-6 * (1 + stored.abs().max())
+    assert ((dq - stored.sum((0, 1))).abs() <= bound).all(), "sums of dq"
+    assert not dk.any(), "sums of dk"
+    torch.testing.assert_close(dv, dout.double().sum((0, 1)), atol=1e-5, rtol=1e-5)
 
 
 def difference_terms(qkv, dout, heads):

@@ -62,8 +62,8 @@ def test_logits_of_large_magnitude(emulator, n, level, dtype):
 def test_equal_rows(emulator, d):
     qkv, dout = sample(1, 77, 2, d, torch.float16)
     qkv = qkv[:, :1].expand(-1, 77, -1)
-    out, lse, dqkv = emulator.run(qkv, dout, 2)
-    assert_right((out, lse, dqkv), qkv, dout, 2)
+    out, *rest = emulator.run(qkv, dout, 2)
+    assert_right((out, *rest), qkv, dout, 2)
     torch.testing.assert_close(out, qkv.chunk(3, dim=-1)[2], atol=0, rtol=1e-3)
 
 
@@ -85,18 +85,37 @@ def test_neighbours_do_not_matter(emulator, n, d):
     many_dout = torch.full((3, n, 3 * d), NAN, dtype=qkv.dtype)
     many_qkv.view(3, n, 3, 3, d)[1, :, :, 1] = qkv.view(n, 3, d)
     many_dout.view(3, n, 3, d)[1, :, 1] = dout[0]
-    out, lse, dqkv = emulator.run(many_qkv, many_dout, 3)
+    out, lse, dqkv, dbias = emulator.run(many_qkv, many_dout, 3)
     assert torch.equal(out.view(3, n, 3, d)[1, :, 1], expected[0][0])
     assert torch.equal(lse[1, 1], expected[1][0, 0])
     assert torch.equal(dqkv.view(3, n, 3, 3, d)[1, :, :, 1].reshape(1, n, 3 * d), expected[2])
+    assert torch.equal(dbias.view(3, -1, 3, 3, d)[1, :, :, 1].reshape(1, -1, 3 * d), expected[3])
 
 
 def test_what_is_not_finite_stays_so(emulator):
     qkv, dout = sample(1, 77, 1, 72, torch.bfloat16)
     parts(qkv, 1)[2][0, 70, 0, 5] = NAN
-    out, _, dqkv = emulator.run(qkv, dout, 1)
+    out, _, dqkv, dbias = emulator.run(qkv, dout, 1)
     assert out[..., 5].isnan().all() and not out[..., 6].isnan().any()
-    assert dqkv[0, 70, 72:144].isnan().all()
+    assert dqkv[0, 70, 72:144].isnan().all() and dbias[..., :72].isnan().any()
+
+
+@pytest.mark.parametrize("n", [1, 257])
+def test_without_a_gradient_of_the_bias(emulator, n):
+    """The same dqkv, and nothing is written for it."""
+    qkv, dout = sample(2, n, 1, 72, torch.bfloat16)
+    out, lse, dqkv, _ = emulator.run(qkv, dout, 1)
+    assert torch.equal(emulator.backward(dout, qkv, out, lse, 1, bias=False)[0], dqkv)
+
+
+def test_rows_of_the_gradient_of_the_bias(emulator):
+    """One for each 64 tokens of a short sample, 96 of a longer one."""
+    groups = {1: 1, 64: 1, 65: 2, 128: 2, 129: 2, 192: 2, 193: 3, 256: 3, 4096: 43}
+    assert {n: emulator.library.groups(n) for n in groups} == groups
+    qkv, dout = sample(1, 200, 2, 64, torch.float16)
+    dbias = emulator.run(qkv, dout, 2)[3]
+    for i, rows in enumerate(dout[0].double().split(96)):
+        torch.testing.assert_close(dbias[0, i, 256:].double(), rows.sum(0), atol=1e-5, rtol=1e-5)
 
 
 def test_keys_of_logit_minus_infinity_have_no_weight(emulator):

@@ -86,6 +86,7 @@ BAD_IN_BOTH = [
 ]
 BAD_IN_BACKWARD = [
     ({"dout": 24}, "dout must be 16-byte aligned, got 24"),
+    ({"dbias": 22}, "dbias must be 4-byte aligned, got 22"),
     ({"dqkv": 24}, "dqkv must be 16-byte aligned, got 24"),
     ({"dout_stride_n": 65}, "dout_stride_n must be a multiple of 8 (16 bytes), got 65"),
     ({"dout_stride_b": 4}, "dout_stride_b must be a multiple of 8 (16 bytes), got 4"),

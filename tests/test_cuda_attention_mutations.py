@@ -35,6 +35,18 @@ MUTATIONS = {
     "lse to the wrong base": ("forward", "ptx::log(total)", "ptx::log(total) * kLog2E"),
     "delta dropped from dq": ("backward_dq", "(ds[i / 4][i % 4] - delta[half])", "ds[i / 4][i % 4]"),
     "delta dropped from dk": ("backward_dkdv", "(ds[n][i] - (i % 2 ? mean.second : mean.first))", "ds[n][i]"),
+    "wrong distance of a shuffle": ("fragment", "shuffle_xor(x, 8)", "shuffle_xor(x, 2)"),
+    "lanes left out of a sum": ("fragment", "x + ptx::shuffle_xor(x, 16)", "x"),
+    "wrong words of dout": ("backward_dq", "+ n % 2 * 2 :", "+ 0 :"),
+    "scale dropped from the sums of dq": ("backward_dq", "dquery[n][3]) * scale", "dquery[n][3])"),
+    "sums of one warp for all": ("backward_dq", "ptx::opaque(ptx::warp())", "0"),
+    "sums of a warp left out": ("backward_dq", "warp < ptx::warps(); ++", "warp + 1 < ptx::warps(); ++"),
+    "no barrier before the sums": ("backward_dq", BARRIER + "        const Head again", "        const Head again"),
+    "no barrier after the sums": ("backward_dq", BARRIER[:-1] + "  // until", "        // until"),
+    "row of the neighbouring group": ("backward_dq", "group / groups.rows()", "0"),
+    "row of the neighbouring sample": ("stream", "(std::int64_t{b} * groups + group)", "(b + group)"),
+    "sums of the neighbouring head": ("stream", "3 * heads * D + h * D;", "3 * heads * D;"),
+    "sums outside of their place": ("backward_dq", "stream.ring + ring_bytes(tokens);", "stream.ring;"),
     "scale dropped from dk": ("backward_dkdv", "dkey, {scale, scale}", "dkey, {1.0f, 1.0f}"),
 }
 
@@ -42,9 +54,10 @@ MUTATIONS = {
 def check(emulator):
     """Small cases that together catch every mutation."""
     d, dtype = 72, torch.bfloat16
-    for n, heads in ((77, 2), (257, 1)):
-        qkv, dout = sample(1, n, heads, d, dtype)
-        assert_right(emulator.run(padded(qkv), padded(dout), heads), qkv, dout, heads)
+    for b, n, heads, multiprocessors in ((2, 77, 2, 1), (1, 257, 1, 132)):  # a block takes several groups, or one
+        qkv, dout = sample(b, n, heads, d, dtype)
+        results = emulator.run(padded(qkv), padded(dout), heads, multiprocessors=multiprocessors)
+        assert_right(results, qkv, dout, heads)
     qkv, dout = far_logits(1, 65, 1, d, dtype, -1e4)
     assert_right(emulator.run(qkv, dout, 1, scale=1.0), qkv, dout, 1, scale=1.0)
 

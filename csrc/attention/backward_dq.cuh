@@ -4,6 +4,9 @@
 
 // dq = scale * ds k with ds = p * (dp - delta), p the weights, dp = dout v^T and delta = rowsum(dout * out).
 // A warp holds 16 queries and walks over tiles of keys and values.
+//
+// The gradient of a bias added to qkv, dqkv summed over tokens, is made here alone, before rounding. Rows of
+// p sum to one: the sum of dv = p^T dout is that of dout. Rows of ds sum to zero: dk = scale * ds^T q too.
 
 namespace ditfast {
 
@@ -64,10 +67,48 @@ struct QueryGradient {
         add_product<T, D>(dquery, left, keys);
     }
 
+    // To the warp's place in shared memory: the sums over its rows of dq, then of dout. Rows behind the last
+    // token add nothing: their q and dout are zero, and so is ds.
+    DITFAST_DEVICE void sum_columns(std::uint32_t sums, float scale) const {
+        const int lane = ptx::lane_again();
+        const std::uint32_t to = sums + ptx::opaque(ptx::warp()) * 2 * D * 4 + lane_column(lane) * 4;
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n) {
+            const std::uint32_t* words = n < D / 16 * 2 ? dout.k16[n / 2] + n % 2 * 2 : dout.k8;
+            const ptx::Floats2 u = ptx::unpack<T>(words[0]), v = ptx::unpack<T>(words[1]);
+            const float first = column_sum(dquery[n][0] + dquery[n][2]) * scale;
+            const float second = column_sum(dquery[n][1] + dquery[n][3]) * scale;
+            const float dout_first = column_sum(u.first + v.first);
+            const float dout_second = column_sum(u.second + v.second);
+            if (lane >= 4) continue;
+            const std::uint32_t at = to + 8 * n * 4;
+            ptx::store_shared_float(at, first);
+            ptx::store_shared_float(at + 4, second);
+            ptx::store_shared_float(at + D * 4, dout_first);
+            ptx::store_shared_float(at + D * 4 + 4, dout_second);
+        }
+    }
+
     DITFAST_DEVICE void finish(Matrix<Bits16> dqueries, int first, int tokens, float scale) const {
         store<T, D>(dqueries, first, tokens, dquery, {scale, scale});
     }
 };
+
+// A row of dbias from what each warp left in shared memory.
+template <int D>
+DITFAST_DEVICE void store_dbias(float* row, int heads, std::uint32_t sums) {
+    for (int i = ptx::opaque(ptx::thread()); i < 3 * D; i += ptx::threads()) {
+        const int part = i / D, column = i % D;
+        float sum = 0.0f;
+        if (part != static_cast<int>(Part::kKey)) {
+            const std::uint32_t from = sums + (part / 2 * D + column) * 4;
+            for (int warp = 0; warp < ptx::warps(); ++warp) {
+                sum += ptx::load_shared_float(from + warp * 2 * D * 4);
+            }
+        }
+        ptx::store_float(row + part * heads * D + column, sum);
+    }
+}
 
 template <class T, int D>
 DITFAST_DEVICE void backward_dq(const AttentionBackward& call, const RowGroups& groups) {
@@ -96,7 +137,16 @@ DITFAST_DEVICE void backward_dq(const AttentionBackward& call, const RowGroups& 
                           tokens - tile * kTile - row, p.scale * kLog2E);
             }
         }
+        static_assert(kBackwardWarps * 2 * D * sizeof(float) <= kTileBytes);
+        // Where the other role keeps a tile of out.
+        const std::uint32_t sums = stream.ring + ring_bytes(tokens);
+        if (call.dbias != nullptr) rows.sum_columns(sums, p.scale);
         rows.finish(Head(p, blocks_per_head).gradient<D>(call, Part::kQuery), first, tokens, p.scale);
+        if (call.dbias == nullptr) continue;
+        ptx::sync_block();
+        const Head again(p, blocks_per_head);
+        store_dbias<D>(again.dbias<D>(call, group / groups.rows(), groups.count()), again.heads, sums);
+        ptx::sync_block();  // until all have read, no warp may write the sums of its next rows
     }
 }
 

@@ -120,6 +120,7 @@ void check_cuda(const AttentionBackward& call) {
     check_aligned("out", call.out);
     check_aligned("lse", call.lse, alignof(float));
     check_aligned("dqkv", call.dqkv);
+    check_aligned("dbias", call.dbias, alignof(float));
 }
 
 void check_threads(int threads) { check_at_least("threads", threads, 1); }

@@ -23,6 +23,13 @@ DITFAST_DEVICE float quad_sum(float x) {
     return x + ptx::shuffle_xor(x, 2);
 }
 
+// Over the lanes with the same columns.
+DITFAST_DEVICE float column_sum(float x) {
+    x += ptx::shuffle_xor(x, 4);
+    x += ptx::shuffle_xor(x, 8);
+    return x + ptx::shuffle_xor(x, 16);
+}
+
 // (N, D) of one head in global memory.
 template <class Element>
 struct Matrix {

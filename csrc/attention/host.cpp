@@ -118,6 +118,24 @@ void softmax_backward(float* weights, float* dweights, float lse, float delta, f
     }
 }
 
+// Of dqkv summed over the tokens of a head. Rows of the weights sum to one and those of dlogits to zero, so
+// the sum of dv is that of dout and that of dk is zero.
+template <class T>
+void store_dbias(float* row, const AttentionProblem& p, const std::vector<Tile>& dq,
+                 const Rows<const T>& dout) {
+    for (std::int64_t c = 0; c < p.head_dim; ++c) {
+        float of_q = 0.0f, of_v = 0.0f;
+        for (std::int64_t r = 0; r < p.tokens; ++r) {
+            of_q += dq[r / kBlock][r % kBlock][c];
+            of_v += to_float(dout.at(r, c));
+        }
+        const std::int64_t stride = p.heads * p.head_dim;
+        row[c] = of_q;
+        row[stride + c] = 0.0f;
+        row[2 * stride + c] = of_v;
+    }
+}
+
 template <class T>
 void backward_head(const AttentionBackward& call, std::int64_t b, std::int64_t h) {
     const AttentionProblem& p = call.problem;
@@ -167,6 +185,7 @@ void backward_head(const AttentionBackward& call, std::int64_t b, std::int64_t h
     for (std::int64_t first = 0; first < p.tokens; first += kBlock) {
         store(dq[first / kBlock], gradient(kQuery), first, std::min(kBlock, p.tokens - first), d);
     }
+    if (call.dbias != nullptr) store_dbias(call.dbias + (b * 3 * p.heads + h) * d, p, dq, dout_rows);
 }
 
 // Runs body(zero, b, h) for every head; the type of `zero` is that of the elements.

@@ -35,6 +35,9 @@ struct AttentionBackward {
     const void* out;   // (B, N, H, d), contiguous
     const float* lse;  // (B, H, N), contiguous
     void* dqkv;        // (B, N, 3, H, d), contiguous
+    // (rows, 3, H, d), contiguous, or null: rows that add up to the gradient of a bias added to qkv, which is
+    // dqkv summed over B and N. On the host there is one for each sample, on a GPU more (plan.h).
+    float* dbias;
     std::int64_t dout_stride_b;
     std::int64_t dout_stride_n;
     std::int64_t dout_stride_c;

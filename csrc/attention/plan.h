@@ -41,6 +41,13 @@ constexpr int backward_shared_bytes(int tokens) {
     return ring_bytes(tokens) + kTileBytes + slot_count(tokens) * kTile * 2 * int{sizeof(float)};
 }
 
+inline int backward_warps(std::int64_t tokens) { return tokens <= 128 ? 4 : kBackwardWarps; }
+
+// Groups of rows in a sample: each is the work of a block's warps at one time.
+inline std::int64_t backward_groups(std::int64_t tokens) {
+    return (tokens - 1) / (kWarpRows * backward_warps(tokens)) + 1;
+}
+
 struct Plan {
     int warps;            // of one block; together they hold 16 * warps rows
     int parts;            // blocks that share the rows of one head
@@ -68,7 +75,7 @@ inline Plan plan_forward(const AttentionProblem& p, int multiprocessors) {
 
 inline Plan plan_backward(const AttentionProblem& p, int multiprocessors) {
     const int tokens = static_cast<int>(p.tokens);
-    return make_plan(p, tokens <= 128 ? 4 : kBackwardWarps, 2, backward_shared_bytes(tokens),
+    return make_plan(p, backward_warps(tokens), 2, backward_shared_bytes(tokens),
                      multiprocessors);
 }
 

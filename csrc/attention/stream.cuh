@@ -39,6 +39,12 @@ struct Head {
         return {static_cast<Bits16*>(call.dqkv) + b * call.problem.tokens * width + column, width};
     }
 
+    // Of a row of dbias (rows, 3, H, d), contiguous: that of one of a sample's `groups`.
+    template <int D>
+    DITFAST_DEVICE float* dbias(const AttentionBackward& call, int group, int groups) const {
+        return call.dbias + (std::int64_t{b} * groups + group) * 3 * heads * D + h * D;
+    }
+
     // Of dout (B, N, H, d), its last two dimensions contiguous.
     template <int D>
     DITFAST_DEVICE Matrix<const Bits16> dout(const AttentionBackward& call) const {
@@ -119,6 +125,7 @@ struct RowGroups {
     DITFAST_DEVICE int rows() const { return ptx::warps() * kWarpRows; }
     DITFAST_DEVICE int begin() const { return part * rows(); }
     DITFAST_DEVICE int step() const { return parts * rows(); }
+    DITFAST_DEVICE int count() const { return (tokens - 1) / rows() + 1; }
     DITFAST_DEVICE bool is_first(int group) const { return group < step(); }
     DITFAST_DEVICE int warp_offset() const { return ptx::warp() * kWarpRows; }
 };

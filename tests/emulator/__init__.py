@@ -34,13 +34,13 @@ class Forward(ctypes.Structure):
 class Backward(ctypes.Structure):
     _fields_ = [
         ("problem", Problem),
-        *((name, ctypes.c_void_p) for name in ("dout", "qkv", "out", "lse", "dqkv")),
+        *((name, ctypes.c_void_p) for name in ("dout", "qkv", "out", "lse", "dqkv", "dbias")),
         *((name, ctypes.c_int64) for name in ("dout_stride_b", "dout_stride_n", "dout_stride_c")),
     ]
 
 
 class Bytes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("qkv", "out", "lse", "dout", "dqkv")]
+    _fields_ = [(name, ctypes.c_int64) for name in ("qkv", "out", "lse", "dout", "dqkv", "dbias")]
 
 
 def compile_emulator(csrc=CSRC, options=("-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas")):
@@ -81,6 +81,7 @@ class Emulator:
         self.library.emulate_forward.restype = ctypes.c_char_p
         self.library.emulate_backward.restype = ctypes.c_char_p
         self.library.probe.restype = ctypes.c_char_p
+        self.library.groups.argtypes, self.library.groups.restype = [ctypes.c_int64], ctypes.c_int64
 
     def forward(self, qkv, heads, scale=None, multiprocessors=132):
         """out and lse, each NaN before the call and between canaries."""
@@ -90,17 +91,21 @@ class Emulator:
         self.call("emulate_forward", call, Bytes(span(qkv), span(out.t), span(lse.t)), multiprocessors)
         return out.checked(), lse.checked()
 
-    def backward(self, dout, qkv, out, lse, heads, scale=None, multiprocessors=132):
+    def backward(self, dout, qkv, out, lse, heads, scale=None, multiprocessors=132, bias=True):
+        """dqkv, and rows of dbias (B, groups, 3*H*d) or None"""
+        b, n, width = qkv.shape
         dqkv = Guarded(qkv.shape, qkv.dtype)
+        dbias = Guarded((b, self.library.groups(n), width), torch.float32)
         pointers = [t.data_ptr() for t in (dout, qkv, out, lse, dqkv.t)]
-        call = Backward(problem(qkv, heads, scale), *pointers, *dout.stride())
-        self.call("emulate_backward", call, Bytes(*map(span, (qkv, out, lse, dout, dqkv.t))), multiprocessors)
-        return dqkv.checked()
+        call = Backward(problem(qkv, heads, scale), *pointers, dbias.t.data_ptr() if bias else None, *dout.stride())
+        sizes = Bytes(*map(span, (qkv, out, lse, dout, dqkv.t, dbias.t)))
+        self.call("emulate_backward", call, sizes, multiprocessors)
+        return dqkv.checked(), dbias.checked() if bias else None
 
     def run(self, qkv, dout, heads, scale=None, multiprocessors=132):
-        """out, lse and dqkv"""
+        """out, lse, dqkv and rows of dbias"""
         out, lse = self.forward(qkv, heads, scale, multiprocessors)
-        return out, lse, self.backward(dout, qkv, out, lse, heads, scale, multiprocessors)
+        return out, lse, *self.backward(dout, qkv, out, lse, heads, scale, multiprocessors)
 
     def plan(self, qkv, heads, multiprocessors, backward=False):
         """warps of a block, blocks of a head, blocks of the grid, bytes of shared memory"""

@@ -49,7 +49,7 @@ void specialize(const AttentionProblem& p, const Body& body) {
 }
 
 struct Bytes {  // of each tensor
-    std::int64_t qkv, out, lse, dout, dqkv;
+    std::int64_t qkv, out, lse, dout, dqkv, dbias;
 };
 
 template <class Pointer>
@@ -82,7 +82,8 @@ extern "C" const char* emulate_backward(const AttentionBackward* call, const Byt
                 plan_backward(call->problem, multiprocessors),
                 {region("qkv", call->qkv, bytes->qkv, false), region("out", call->out, bytes->out, false),
                  region("lse", call->lse, bytes->lse, false), region("dout", call->dout, bytes->dout, false),
-                 region("dqkv", call->dqkv, bytes->dqkv, true)});
+                 region("dqkv", call->dqkv, bytes->dqkv, true),
+                 region("dbias", call->dbias, bytes->dbias, true)});
         });
     });
 }
@@ -95,6 +96,8 @@ extern "C" void plan(const AttentionProblem* problem, int multiprocessors, int b
     out[2] = plan.blocks;
     out[3] = plan.shared_bytes;
 }
+
+extern "C" std::int64_t groups(std::int64_t tokens) { return backward_groups(tokens); }
 
 extern "C" const char* probe(const std::uint16_t* matrices, const std::uint16_t* operands,
                              std::uint16_t* out) {

@@ -38,17 +38,20 @@ def launch(function, qkv, heads, scale, **options):
 
 
 def empty(qkv, heads):
-    """out, lse and dqkv, filled with NaN."""
+    """out, lse, dqkv and rows of dbias, filled with NaN."""
     b, n, width = qkv.shape
+    rows = b, _C.attention_backward_groups(n), width
     shapes = ((b, n, width // 3), qkv.dtype), ((b, heads, n), torch.float32), ((b, n, width), qkv.dtype)
+    shapes += ((rows, torch.float32),)
     return [torch.full(shape, NAN, dtype=dtype, device=qkv.device) for shape, dtype in shapes]
 
 
 def run_into(tensors, qkv, dout, heads, scale=None):
-    out, lse, dqkv = tensors
+    out, lse, dqkv, dbias = tensors
     launch(_C.attention_forward_cuda, qkv, heads, scale, qkv=qkv, out=out, lse=lse)
     strides = {"dout_stride_b": dout.stride(0), "dout_stride_n": dout.stride(1)}
-    launch(_C.attention_backward_cuda, qkv, heads, scale, dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv, **strides)
+    given = {"dout": dout, "qkv": qkv, "out": out, "lse": lse}
+    launch(_C.attention_backward_cuda, qkv, heads, scale, dqkv=dqkv, dbias=dbias, **given, **strides)
 
 
 def run(qkv, dout, heads, scale=None):
@@ -91,7 +94,7 @@ def test_neighbours_do_not_matter(n, d):
     for t in parts(qkv, 3):
         t[:, :, ::2] = NAN
     dout.view(3, n, 3, d)[:, :, ::2] = NAN
-    out, lse, dqkv = run(qkv, dout, 3)
+    out, lse, dqkv, _ = run(qkv, dout, 3)
     assert torch.equal(out.view(3, n, 3, d)[:, :, 1], expected[0].view(3, n, 3, d)[:, :, 1])
     assert torch.equal(lse[:, 1], expected[1][:, 1])
     for got, right in zip(parts(dqkv, 3), parts(expected[2], 3), strict=True):
@@ -115,7 +118,7 @@ def test_bit_equal_for_any_batch():
 
 def test_more_heads_than_a_grid_is_high():
     qkv, dout = sample(4500, 1, 16, 64, torch.bfloat16, device="cuda")
-    out, _, dqkv = run(qkv, dout, 16)
+    out, _, dqkv, _ = run(qkv, dout, 16)
     assert torch.equal(out, qkv.chunk(3, dim=-1)[2])
     assert torch.equal(dqkv.chunk(3, dim=-1)[2], dout)
 
