@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ditfast.data import DataError
-from ditfast.data.glyphs import CHARACTERS, FONTS, Glyphs, _font_file, _uniforms
+from ditfast.data.glyphs import CHARACTERS, FONTS, Glyphs, _maps, _uniforms
 
 
 def seeded(seed):
@@ -80,11 +80,12 @@ def test_classes_can_be_told_apart():
 
 
 def test_fonts_have_the_characters():
-    from matplotlib.ft2font import FT2Font
-
-    for name in FONTS:
-        known = FT2Font(str(_font_file(name))).get_charmap()
-        assert all(ord(character) in known for character in CHARACTERS), name
+    """In each font, most characters look like themselves in another."""
+    maps = _maps().clamp(-0.1, 0.1).flatten(2)  # what is far from an edge says little
+    for i, name in enumerate(FONTS):
+        others = torch.cat([maps[:i], maps[i + 1 :]]).flatten(0, 1)
+        nearest = torch.cdist(maps[i], others).argmin(1) % len(CHARACTERS)
+        assert (nearest == torch.arange(len(CHARACTERS))).float().mean() > 0.75, name  # all but two fonts: 1
 
 
 def test_numbers_are_uniform_and_unrelated():
