@@ -14,7 +14,7 @@ from ditfast.ops import contract
 from ditfast.ops.verify import PRECISIONS
 
 CHUNK_ELEMENTS = 2**25  # of a tensor in float64 at a time, to bound memory
-PER_BATCH = ("bias", "w1", "b1", "w2", "b2", "weight", "pos_embed", "dbias_of_gelu")  # summed over samples
+PER_BATCH = ("bias", "w1", "b1", "w2", "b2", "w_qkv", "b_qkv", "weight", "pos_embed", "dbias_of_gelu")  # summed
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Operation:
 def _attention(qkv, *, backend):
     width = qkv.shape[-1] // 3
     return ops.attention(qkv, max(1, width // head_dim(width)), backend=backend)
+
+
+def _qkv_attention(h, w_qkv, b_qkv, *, backend):
+    heads = max(1, h.shape[-1] // head_dim(h.shape[-1]))
+    return ops.qkv_attention(h, w_qkv, b_qkv, heads, backend=backend)
 
 
 def head_dim(dim: int) -> int:
@@ -70,6 +75,7 @@ OPERATIONS = {
         ("image", "weight", "bias", "pos_embed"), ("out",), partial(ops.patch_embed, patch_size=PATCH)
     ),
     "attention": Operation(("qkv",), ("out",), _attention),
+    "qkv_attention": Operation(("h", "w_qkv", "b_qkv"), ("out",), _qkv_attention),
 }
 
 
@@ -134,6 +140,8 @@ class Problem:
             "weight": ((d, CHANNELS, PATCH, PATCH), stream, patch**-0.5),
             "pos_embed": ((n, d), stream, 1.0),
             "qkv": ((b, n, 3 * d), branch, 1.0),
+            "w_qkv": ((3 * d, d), stream, 0.3 * d**-0.5),  # h is larger than a norm's
+            "b_qkv": ((3 * d,), stream, 0.5),
         }[name]
         t = (torch.randn(shape, generator=g, device=self.device) * spread).to(dtype)
         return t[:, d : 2 * d] if name in ("gate", "shift", "scale") else t  # a view, as into the adaLN's output
@@ -182,7 +190,7 @@ class Problem:
 
     @property
     def _row_elements(self):
-        if self.name == "attention":
+        if "attention" in self.name:
             return self.tokens * max(1, self.dim // head_dim(self.dim))
         return 4 * self.dim
 
@@ -203,7 +211,7 @@ def judge(problem: Problem, got, low=None, ref=None) -> dict[str, dict]:
     """
     low = low or problem.results("reference")
     ref = ref or problem.reference(low)
-    slack = _weight_error(problem) if problem.op == "attention" and problem.dtype == "fp32" else 0.0
+    slack = _weight_error(problem) if "attention" in problem.op and problem.dtype == "fp32" else 0.0
     verdicts = {}
     for name, tensor in got.items():
         is_output = name in problem.operation.outputs and problem.operation.has_backward
@@ -225,7 +233,9 @@ def _weight_error(problem):
     PyTorch's plain softmax divides by its own sum and has no such error.
     """
     worst, heads = 0.0, problem.dim // head_dim(problem.dim)
-    for sample in problem.inputs()[0].detach().double():
+    first, *linear = (t.detach().double() for t in problem.inputs())
+    for sample in first:
+        sample = F.linear(sample, *linear) if linear else sample
         q, k, _ = sample.unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
         logits = q @ k.mT * q.shape[-1] ** -0.5  # (H, N, N)
         worst = max(worst, logits.abs().max().item(), logits.logsumexp(-1).abs().max().item())

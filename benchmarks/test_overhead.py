@@ -43,12 +43,17 @@ def attention(qkv, num_heads):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D)
 
 
+def qkv_attention(h, weight, bias, num_heads):
+    return attention(F.linear(h, weight, bias), num_heads)
+
+
 X, ROW = (B, N, D), (B, D)
 CASES = {  # name: (ours, plain, shapes of the tensors, other arguments)
     "layer_norm_modulate": (ops.layer_norm_modulate, modulate, (X, ROW, ROW), ()),
     "gated_residual": (ops.gated_residual, residual, (X, X, ROW), ()),
     "junction": (ops.gated_residual_layer_norm_modulate, junction, (X, X, ROW, ROW, ROW), ()),
     "attention": (ops.attention, attention, ((B, N, 3 * D),), (H,)),
+    "qkv_attention": (ops.qkv_attention, qkv_attention, (X, (3 * D, D), (3 * D,)), (H,)),
 }
 
 
@@ -89,8 +94,8 @@ def arguments(name, grad):
 @pytest.mark.parametrize("path", ["plain", "reference", "kernel"])
 def test_op(benchmark, kernels, path, name, grad):
     ours, plain, *_ = CASES[name]
-    kernel = "host" if name == "attention" else "triton"
-    if path == "kernel" and name == "attention":
+    kernel = "host" if "attention" in name else "triton"
+    if path == "kernel" and "attention" in name:
         pytest.importorskip("ditfast._C")
     options = {"plain": {}, "reference": {"backend": "reference"}, "kernel": {"backend": kernel}}[path]
     benchmark.group = f"{name}, {'grad' if grad else 'no grad'}"

@@ -4,6 +4,10 @@ A head's d columns are MAIN = 64 and TAIL = 16 of which d - 64 are real (none fo
 of two, and 80 columns cost less than 128. Every program owns a tile of rows of one head and walks over the other
 tiles. In backward one kernel owns keys (dK, dV) and one owns queries (dQ), so nothing is added from two places;
 both compute delta = rowsum(dO * O) themselves. Softmax is in powers of two.
+
+The gradient of qkv's bias, dqkv summed over tokens, comes from the kernel of dQ alone, before rounding. With P the
+weights, whose rows sum to one: the sum of dV = P^T dO is that of dO. The sum of dK = scale * dS^T Q is zero, as every
+row of dS = P * (dP - delta) sums to zero: a bias of the keys shifts all logits of a query alike.
 """
 
 import os
@@ -12,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ditfast.kernels.rows import FUSE
+from ditfast.kernels.rows import FUSE, sum_partials
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -50,6 +54,13 @@ def store_tile(
 ):
     pointers, mask = tile_at(base, first, stride, N, D, FIRST, ROWS, COLS)
     tl.store(pointers, value.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_sums(at, value, D: tl.constexpr, FIRST: tl.constexpr, COLS: tl.constexpr):
+    """The sums of the columns of ``value`` (ROWS, COLS), in float32."""
+    cols = FIRST + tl.arange(0, COLS)
+    tl.store(at + cols, tl.sum(value.to(tl.float32), 0), mask=cols < D)
 
 
 @triton.jit
@@ -158,10 +169,11 @@ def backward_dkdv_kernel(
 
 @triton.jit
 def backward_dq_kernel(
-    dout, qkv, out, lse, dqkv, N, H, dout_b, dout_n, qkv_b, qkv_n, scale,
+    dout, qkv, out, lse, dqkv, partial, N, H, dout_b, dout_n, qkv_b, qkv_n, scale,
     D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    UPCAST: tl.constexpr,
+    UPCAST: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
+    """BIAS: also the tile's part of the gradient of qkv's bias, to a row of partial (B * tiles, 3*H*d) float32."""
     b, h, own = locate(N, H, BLOCK_M)
     q = qkv + b * qkv_b + h * D
     k, v = q + H * D, q + 2 * H * D
@@ -176,6 +188,13 @@ def backward_dq_kernel(
         )
         delta += tl.sum(do1.to(tl.float32) * load_tile(o, own, H * D, N, D, MAIN, BLOCK_M, TAIL).to(tl.float32), 1)
         dq1 = tl.zeros((BLOCK_M, TAIL), tl.float32)
+    if BIAS:
+        db = partial + (b * tl.cdiv(N, BLOCK_M) + own // BLOCK_M) * 3 * H * D + h * D
+        store_sums(db + H * D, tl.zeros((1, MAIN), tl.float32), D, 0, MAIN)
+        store_sums(db + 2 * H * D, do0, D, 0, MAIN)
+        if TAIL:
+            store_sums(db + H * D, tl.zeros((1, TAIL), tl.float32), D, MAIN, TAIL)
+            store_sums(db + 2 * H * D, do1, D, MAIN, TAIL)
     rows = own + tl.arange(0, BLOCK_M)
     norm = tl.load(lse + (b * H + h) * N + rows, mask=rows < N, other=0.0) * LOG2E
     for first in range(0, N, BLOCK_N):
@@ -196,6 +215,10 @@ def backward_dq_kernel(
     store_tile(dq, own, 3 * H * D, N, dq0 * scale, D, 0, BLOCK_M, MAIN)
     if TAIL:
         store_tile(dq, own, 3 * H * D, N, dq1 * scale, D, MAIN, BLOCK_M, TAIL)
+    if BIAS:  # rows behind the last token add nothing: their q and dO are zero, and so is ds
+        store_sums(db, dq0 * scale, D, 0, MAIN)
+        if TAIL:
+            store_sums(db, dq1 * scale, D, MAIN, TAIL)
 
 
 # compute capability -> (BLOCK_M, BLOCK_N, warps, stages) of forward, dK/dV, dQ: what compiles without spills
@@ -234,15 +257,23 @@ def forward(qkv, num_heads, scale):
     return out, lse
 
 
-def backward(dout, qkv, out, lse, scale):
-    """dqkv (B, N, 3*H*d); dout with unit stride in its last dimension, out contiguous."""
+def backward(dout, qkv, out, lse, scale, bias_dtype: torch.dtype | None = None):
+    """dqkv (B, N, 3*H*d), and its sum over B and N in ``bias_dtype``; None without one.
+
+    dout has unit stride in its last dimension, out is contiguous.
+    """
     (b, n, width), num_heads = qkv.shape, lse.shape[1]
-    dqkv = qkv.new_empty(qkv.shape)
-    for kernel, owned, index in ((backward_dkdv_kernel, "BLOCK_N", 1), (backward_dq_kernel, "BLOCK_M", 2)):
-        if dqkv.numel():
-            options = tiles(qkv.device, index)
-            kernel[(b * num_heads * triton.cdiv(n, options[owned]),)](
-                dout, qkv, out, lse, dqkv, n, num_heads, *dout.stride()[:2], *qkv.stride()[:2], scale,
-                **_options(qkv, width // 3 // num_heads), **options,
-            )  # fmt: skip
-    return dqkv
+    keys, queries = tiles(qkv.device, 1), tiles(qkv.device, 2)
+    options = _options(qkv, width // 3 // num_heads)
+    parts = triton.cdiv(n, queries["BLOCK_M"])
+    dqkv, bias = qkv.new_empty(qkv.shape), bias_dtype is not None
+    partial = qkv.new_empty(b * parts, width, dtype=torch.float32) if bias else None
+    strides = *dout.stride()[:2], *qkv.stride()[:2]
+    if dqkv.numel():
+        backward_dkdv_kernel[(b * num_heads * triton.cdiv(n, keys["BLOCK_N"]),)](
+            dout, qkv, out, lse, dqkv, n, num_heads, *strides, scale, **options, **keys
+        )
+        backward_dq_kernel[(b * num_heads * parts,)](
+            dout, qkv, out, lse, dqkv, partial, n, num_heads, *strides, scale, **options, BIAS=bias, **queries
+        )
+    return dqkv, sum_partials(partial.unsqueeze(0), bias_dtype)[0] if bias else None

@@ -99,12 +99,12 @@ def test_a_wrong_operation_gets_no_speed(bench, monkeypatch, capsys, tmp_path):
 
 
 def test_a_gradient_that_is_wrong_alone_is_red(bench, monkeypatch):
-    right = ops.attention
+    right = ops.qkv_attention
 
-    def wrong(qkv, *args, **kwargs):
-        return right(qkv, *args, **kwargs) + 0.01 * (qkv - qkv.detach()).mean()
+    def wrong(h, *args, **kwargs):
+        return right(h, *args, **kwargs) + 0.01 * (h - h.detach()).mean()
 
-    monkeypatch.setattr(ops, "attention", wrong)
+    monkeypatch.setattr(ops, "qkv_attention", wrong)
     assert bench.main([*QUICK, "--mode", "fwd"]) == 0
     assert bench.main([*QUICK, "--mode", "fwd_bwd"]) == 1
 
@@ -113,7 +113,7 @@ def test_a_variant_that_raises_does_not_lose_the_others(bench, monkeypatch, caps
     def fail(*args, **kwargs):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(ops, "attention", fail)
+    monkeypatch.setattr(ops, "qkv_attention", fail)
     assert bench.main([*QUICK, "--mode", "fwd"]) == 1
     printed = capsys.readouterr().out
     assert "ditfast, forward, failed: RuntimeError: no such kernel" in printed and "1.00x" in printed

@@ -50,11 +50,14 @@ class Attention(nn.Module):
         return F.linear(self._heads(x, backends), self.proj.weight), self.proj.bias
 
     def _heads(self, x, backends):
-        qkv = self.qkv(x)  # (B, N, 3*D)
         dropout = self.attn_drop.p if self.training else 0.0
+        # the fused operations take q and k as the Linear wrote them, and drop nothing
         if dropout == 0 and is_plain(self.q_norm, nn.Identity) and is_plain(self.k_norm, nn.Identity):
-            return ops.attention(qkv, self.num_heads, self.scale, backend=backends)
-        # the fused operation takes q and k as the Linear wrote them, and drops nothing
+            if is_plain(self.qkv, nn.Linear):
+                weights = self.qkv.weight, self.qkv.bias
+                return ops.qkv_attention(x, *weights, self.num_heads, self.scale, backend=backends)
+            return ops.attention(self.qkv(x), self.num_heads, self.scale, backend=backends)
+        qkv = self.qkv(x)  # (B, N, 3*D)
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
         q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)

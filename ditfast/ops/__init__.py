@@ -12,6 +12,7 @@ from ditfast.ops.junction import gated_residual_layer_norm_modulate
 from ditfast.ops.layer_norm_modulate import layer_norm_modulate
 from ditfast.ops.mlp import mlp
 from ditfast.ops.patches import patch_embed, patchify, unpatchify
+from ditfast.ops.qkv_attention import qkv_attention
 
 flops.install()
 
@@ -23,6 +24,7 @@ __all__ = [
     "mlp",
     "patch_embed",
     "patchify",
+    "qkv_attention",
     "unpatchify",
     "use_backend",
 ]

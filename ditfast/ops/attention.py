@@ -32,16 +32,21 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
     """
     head_dim = _check(qkv, num_heads)
     scale = head_dim**-0.5 if scale is None else float(scale)
-    name = _choose(qkv, head_dim, scale, backend)
-    if name in ("cuda", "triton", "host"):
+    return attend(qkv, num_heads, scale, select(_OP, qkv, qkv.dtype, head_dim, scale, backend))
+
+
+_OP = "attention"
+KERNELS = ("cuda", "triton", "host")
+
+
+def attend(qkv, num_heads, scale, name):
+    """`attention` of checked arguments on the backend ``name``."""
+    if name in KERNELS:
         return _call(qkv, num_heads, scale, name)[0]
     note(_OP, name)
     if name == "sdpa":
         return _sdpa(qkv, num_heads, scale)
     return reference.attention(qkv, num_heads, scale)
-
-
-_OP = "attention"
 
 
 def _check(qkv, num_heads):
@@ -54,29 +59,33 @@ def _check(qkv, num_heads):
     return qkv.shape[-1] // (3 * num_heads)
 
 
-def _choose(qkv, head_dim, scale, requested):
-    """A name; the automatic choice takes a kernel where it is right and fastest, else PyTorch's attention."""
-    device = qkv.device
-    reasons = {name: _unsupported(name, qkv, head_dim, scale) for name in ("cuda", "triton", "host")}
-    name = choose(_OP, requested, device.type, reasons)
+def select(op, t, dtype, head_dim, scale, requested):
+    """The backend of ``op``; the automatic choice takes a kernel where it is right and fastest, else PyTorch's.
+
+    Args:
+        t: qkv, or the tokens (B, N, D) from which a Linear will make it.
+        dtype: of qkv.
+    """
+    reasons = {name: _unsupported(name, dtype, head_dim, scale) for name in KERNELS}
+    name = choose(op, requested, t.device.type, reasons)
     if name != "auto":
         return name
-    if qkv.dtype == torch.float32 or any(reasons[k] for k in ("cuda", "triton")):
+    if dtype == torch.float32 or any(reasons[k] for k in ("cuda", "triton")):
         return "sdpa"
     if not torch.compiler.is_compiling():
-        if type(qkv) not in (torch.Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
+        if type(t) not in (torch.Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
             return "sdpa"  # nothing to measure on, such as a fake tensor
-        if not extension.is_aligned(extension.unit_stride(qkv)):
+        if op == _OP and not extension.is_aligned(extension.unit_stride(t)):  # what a Linear makes is aligned
             _warn_unaligned()
             return "sdpa"
-    return fastest.choose(qkv.dtype, head_dim, qkv.shape[1], device)
+    return fastest.choose(dtype, head_dim, t.shape[1], t.device)
 
 
-def _unsupported(name, qkv, head_dim, scale):
-    """Why a kernel cannot take this tensor; None if it can."""
+def _unsupported(name, dtype, head_dim, scale):
+    """Why a kernel cannot take such a tensor; None if it can."""
     dtypes = DTYPES[1:] if name == "cuda" else DTYPES
-    if qkv.dtype not in dtypes:
-        return f"it takes {', '.join(str(t).removeprefix('torch.') for t in dtypes)}, got {qkv.dtype}"
+    if dtype not in dtypes:
+        return f"it takes {', '.join(str(t).removeprefix('torch.') for t in dtypes)}, got {dtype}"
     if name == "cuda" and scale <= 0:
         return f"it takes a positive scale, got {scale}"
     if name == "host" and head_dim > 256:
@@ -102,7 +111,7 @@ def _sdpa(qkv, num_heads, scale):
     return out.transpose(1, 2).reshape(b, n, width // 3)
 
 
-def _forward(qkv, num_heads, scale, backend):
+def forward(qkv, num_heads, scale, backend):
     note(_OP, backend)
     if backend == "triton":
         from ditfast.kernels import attention as kernel
@@ -115,13 +124,18 @@ def _forward_fake(qkv, num_heads, scale, backend):
     return extension.empty_outputs(qkv, num_heads)
 
 
-def _backward(dout, qkv, out, lse, scale, backend):
+def gradients(dout, qkv, out, lse, scale, backend, bias_dtype=None):
+    """dqkv, contiguous, and its sum over B and N in ``bias_dtype``; None without one."""
     note(_OP, backend)
     if backend == "triton":
         from ditfast.kernels import attention as kernel
 
-        return kernel.backward(extension.unit_stride(dout), extension.unit_stride(qkv), out, lse, scale)
-    return _BACKWARD[backend](dout, qkv, out, lse, scale)
+        return kernel.backward(extension.unit_stride(dout), extension.unit_stride(qkv), out, lse, scale, bias_dtype)
+    return _BACKWARD[backend](dout, qkv, out, lse, scale, bias_dtype)
+
+
+def _backward(dout, qkv, out, lse, scale, backend):
+    return gradients(dout, qkv, out, lse, scale, backend)[0]
 
 
 def _backward_fake(dout, qkv, out, lse, scale, backend):
@@ -136,7 +150,7 @@ _BACKWARD = {
 }
 _forward_op = define(
     "attention(Tensor qkv, int num_heads, float scale, str backend) -> (Tensor, Tensor)",
-    _forward,
+    forward,
     _forward_fake,
 )
 _backward_op = define(

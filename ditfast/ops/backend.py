@@ -19,6 +19,7 @@ OPS = {
     "gated_residual_layer_norm_modulate": ("triton", "reference"),
     "mlp": ("triton", "reference"),
     "attention": ("cuda", "triton", "sdpa", "host", "reference"),
+    "qkv_attention": ("cuda", "triton", "sdpa", "host", "reference"),
     "patchify": ("triton", "reference"),
     "unpatchify": ("triton", "reference"),
     "patch_embed": ("triton", "reference"),
@@ -162,7 +163,7 @@ def choose(op: str, requested, device_type: str, unsupported: str | dict[str, st
             if reason is not None:
                 raise RuntimeError(f"{op}: backend {name!r} cannot run: {reason}")
             return name
-    if op == "attention":
+    if op in ("attention", "qkv_attention"):
         return "auto" if device_type in _AUTOMATIC else "sdpa"
     kernel = device_type in _AUTOMATIC and unsupported is None and why_not(op, "triton", device_type) is None
     return "auto" if kernel else "reference"

@@ -71,15 +71,16 @@ def attention(qkv, num_heads, scale):
     return out.transpose(1, 2).flatten(2).to(qkv.dtype), lse
 
 
-def attention_backward(dout, qkv, out, lse, scale):
-    """Gradient of `attention`: dqkv (B, N, 3*H*d)."""
+def attention_backward(dout, qkv, out, lse, scale, bias_dtype=None):
+    """Gradient of `attention`: dqkv (B, N, 3*H*d), and its sum over B and N in ``bias_dtype``; None without one."""
     num_heads = lse.shape[1]
     q, k, v = _heads(qkv, num_heads)
     dout, out = (_wide(t).unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (dout, out))  # (B, H, N, d)
     p = torch.exp(q @ k.mT * scale - lse.unsqueeze(-1))  # (B, H, N, N)
     ds = p * (dout @ v.mT - (dout * out).sum(-1, keepdim=True)) * scale
     dqkv = torch.stack((ds @ k, ds.mT @ q, p.mT @ dout))  # (3, B, H, N, d)
-    return dqkv.permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
+    dqkv = dqkv.permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
+    return dqkv, dqkv.sum((0, 1), dtype=bias_dtype) if bias_dtype else None
 
 
 def _heads(qkv, num_heads):

@@ -24,16 +24,17 @@ def host_forward(qkv, num_heads, scale):
     return out, lse
 
 
-def host_backward(dout, qkv, out, lse, scale):
+def host_backward(dout, qkv, out, lse, scale, bias_dtype=None):
     from ditfast import _C
 
     qkv = unit_stride(qkv)
     dqkv = qkv.new_empty(qkv.shape)
     strides = dict(zip(("dout_stride_b", "dout_stride_n", "dout_stride_c"), dout.stride(), strict=True))
-    pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv)
+    sums = _sums(qkv, 1, bias_dtype)
+    pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv, **sums)
     geometry = _geometry(qkv, lse.shape[1])
     _C.attention_backward_host(**pointers, **geometry, **strides, scale=scale, threads=torch.get_num_threads())
-    return dqkv
+    return dqkv, sums["dbias"].sum(0).to(bias_dtype) if sums else None
 
 
 def cuda_forward(qkv, num_heads, scale):
@@ -46,21 +47,28 @@ def cuda_forward(qkv, num_heads, scale):
     return out, lse
 
 
-def cuda_backward(dout, qkv, out, lse, scale):
+def cuda_backward(dout, qkv, out, lse, scale, bias_dtype=None):
     from ditfast import _C
 
     qkv = unit_stride(qkv)
     dout = dout if dout.stride(-1) == 1 and is_aligned(dout) else dout.clone(memory_format=torch.contiguous_format)
     dqkv = qkv.new_empty(qkv.shape)
-    pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv)
+    sums = _sums(qkv, _C.attention_backward_groups(qkv.shape[1]), bias_dtype)
+    pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv, **sums)
     strides = {"dout_stride_b": dout.stride(0), "dout_stride_n": dout.stride(1)}
     _C.attention_backward_cuda(**pointers, **_geometry(qkv, lse.shape[1]), **strides, scale=scale, **_where(qkv))
-    return dqkv
+    return dqkv, sums["dbias"].sum(0).to(bias_dtype) if sums else None
 
 
 def is_aligned(t: torch.Tensor) -> bool:
     """Whether every row of ``t`` (B, N, D) begins at a multiple of 16 bytes, as the CUDA kernels load them."""
     return all(x * t.element_size() % 16 == 0 for x in t.stride()[:2]) and t.data_ptr() % 16 == 0
+
+
+def _sums(qkv, rows, bias_dtype):
+    """dbias (B * rows, 3*H*d), to be filled with rows that add up to a bias's gradient; empty if none is wanted."""
+    b, _, width = qkv.shape
+    return {"dbias": qkv.new_empty(b * rows, width, dtype=torch.float32)} if bias_dtype is not None else {}
 
 
 def _pointers(**tensors):

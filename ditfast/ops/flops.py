@@ -23,6 +23,14 @@ def _attention_backward(dout, qkv, *_, **__):
     return 2 * _attention(qkv)
 
 
+def _qkv_attention(h, weight, bias, *_, **__):
+    return 2 * prod(h[:-1]) * prod(weight) + _attention((*h[:-1], weight[0]))
+
+
+def _qkv_attention_backward(dout, h, weight, qkv, out, lse, needs, *_, **__):
+    return 2 * prod(h[:-1]) * prod(weight) * (needs[0] + needs[1]) + 2 * _attention(qkv)
+
+
 def _mlp(h, w1, b1, w2, *_, **__):
     return 2 * prod(h[:-1]) * (prod(w1) + prod(w2))
 
@@ -48,6 +56,8 @@ _ELEMENTWISE = ("layer_norm_modulate", "gated_residual", "gated_residual_layer_n
 FORMULAS = {  # operation -> its formula, of the shapes of its tensors and its other arguments
     "attention": _attention,
     "attention_backward": _attention_backward,
+    "qkv_attention": _qkv_attention,
+    "qkv_attention_backward": _qkv_attention_backward,
     "mlp": _mlp,
     "mlp_inference": _mlp,
     "mlp_backward": _mlp_backward,

@@ -202,9 +202,11 @@ def _factor(k):
 def _attention(t, d, name):
     op, heads = import_module("ditfast.ops.attention"), 2
     qkv, dout = t(SAMPLES, ATTENTION_TOKENS, 3 * heads * d), t(SAMPLES, ATTENTION_TOKENS, heads * d)
-    out, lse = op._forward(qkv, heads, d**-0.5, name)
-    dq, dk, dv = op._backward(dout, qkv, out, lse, d**-0.5, name).chunk(3, dim=-1)
-    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+    out, lse = op.forward(qkv, heads, d**-0.5, name)
+    plain, _ = op.gradients(dout, qkv, out, lse, d**-0.5, name)
+    dqkv, dbias = op.gradients(dout, qkv, out, lse, d**-0.5, name, t.branch)  # other code: as in qkv_attention
+    dq, dk, dv = torch.cat((plain, dqkv), dim=1).chunk(3, dim=-1)
+    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
 
 
 _PROBLEMS = {

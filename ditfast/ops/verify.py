@@ -28,6 +28,8 @@ def problems(device_type: str, hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECI
     """(op, stream dtype, branch dtype, width) of what a DiT of these sizes asks its kernels on such a device."""
     found = []
     for op in backend.OPS:
+        if op == "qkv_attention":
+            continue  # attention's kernels, which are checked as it uses them
         if op == "attention":
             halves = [PRECISIONS[p][1] for p in precisions if PRECISIONS[p][1] != torch.float32]
             kernels = [name for name in ("cuda", "triton") if backend.why_not(op, name, device_type) is None]

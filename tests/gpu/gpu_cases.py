@@ -13,8 +13,9 @@ SIZES = (TINY, *(pytest.param((32, n, d), marks=gpu, id=f"32x{n}x{d}") for n in 
 REAL = (pytest.param((2, 4, 72), id="tiny"), pytest.param((32, 256, 1152), marks=gpu, id="real"))
 ROWS = ("layer_norm_modulate", "gated_residual", "junction", "patch_embed")
 KERNELS = (
-    *((name, "triton") for name in (*ROWS, "mlp", "patchify", "unpatchify", "attention")),
+    *((name, "triton") for name in (*ROWS, "mlp", "patchify", "unpatchify", "attention", "qkv_attention")),
     ("attention", "cuda"),
+    ("qkv_attention", "cuda"),
 )
 
 

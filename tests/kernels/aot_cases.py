@@ -83,4 +83,5 @@ def _attention(shape, stream, branch):
     heads = d // 72 if d % 72 == 0 else d // 64
     qkv = torch.empty(b, n, 3 * d, dtype=branch)
     out, lse = attention.forward(qkv, heads, 0.125)
-    attention.backward(out, qkv, out, lse, 0.125)
+    for bias_dtype in (None, stream):
+        attention.backward(out, qkv, out, lse, 0.125, bias_dtype)

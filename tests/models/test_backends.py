@@ -43,8 +43,9 @@ def test_kernels_give_what_the_reference_gives(kit, recompute):
         expected = run(kit, model, model)
     with on(*KERNELS), record() as ran:
         got = run(kit, model, model)
-    assert {name for op in ran if op != "attention" for name in ran[op]} == {"triton"}
-    assert set(ran["attention"]) == {"host"} and set(ran) == set(ops.backend.OPS) - {"gated_residual"}
+    assert {name for op in ran if "attention" not in op for name in ran[op]} == {"triton"}
+    assert set(ran["attention"]) == set(ran["qkv_attention"]) == {"host"}
+    assert set(ran) == set(ops.backend.OPS) - {"gated_residual"}
     kit.close(got, expected, 1e-5)
 
 
@@ -63,6 +64,42 @@ def test_autocast_on_kernels_is_as_near_as_autocast_on_the_reference(kit):
         with on(*names), torch.autocast("cpu", torch.bfloat16):
             errors[names] = (run(kit, model, model)["out"].float() - exact).norm()
     assert errors[KERNELS] <= 1.5 * errors["reference",]
+
+
+class Adapted(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 1.5
+
+
+def adapt(linear):
+    linear.__class__ = Adapted
+
+
+def hook(linear):
+    linear.register_forward_hook(lambda module, args, out: out * 1.5)
+
+
+@pytest.mark.parametrize("change", (adapt, hook))
+def test_a_changed_qkv_linear_is_called(kit, change):
+    """The other block goes on with the fused node, which inference does not need."""
+    model = kit.tiny(depth=2)
+    change(model.blocks[0].attn.qkv)
+    with on("reference"):
+        expected = run(kit, model, model)
+    with on("host"), record() as ran:
+        kit.close(run(kit, model, model), expected, 1e-5)
+    assert ran["qkv_attention"] == ["host"] * 2 and ran["attention"] == ["host"] * 4
+    with on("host"), torch.no_grad(), record() as ran:
+        model(*kit.batch())
+    assert "qkv_attention" not in ran and ran["attention"] == ["host"] * 2
+
+
+@pytest.mark.parametrize("name", ("reference", "sdpa", "auto"))
+def test_without_a_kernel_the_qkv_linear_is_plain(kit, name):
+    model = kit.tiny(depth=1)
+    with on(name), record() as ran:
+        run(kit, model, model)
+    assert "qkv_attention" not in ran and len(ran["attention"]) == 1
 
 
 def test_compiled_on_kernels(kit):
@@ -84,7 +121,7 @@ def test_checkpointed_blocks_recompute_on_the_kernels_of_their_forward(kit):
     with record() as ran:  # the context has ended: only the carry knows what forward ran on
         loss.backward()
     reference.backward()
-    assert {name for op in ran if op != "attention" for name in ran[op]} == {"triton"}
+    assert {name for op in ran if "attention" not in op for name in ran[op]} == {"triton"}
     for (name, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
         if p.requires_grad:
             torch.testing.assert_close(p.grad, q.grad, msg=name)

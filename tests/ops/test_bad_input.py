@@ -28,6 +28,7 @@ def good(op, dtype=torch.float32):
     return {
         "mlp": lambda: {"h": t(2, 4, 8), "w1": t(16, 8), "b1": t(16), "w2": t(8, 16), "b2": t(8)},
         "attention": lambda: {"qkv": t(2, 4, 3 * 2 * 64), "num_heads": 2},
+        "qkv_attention": lambda: {"h": t(2, 4, 8), "weight": t(384, 8), "bias": t(384), "num_heads": 2},
         "patchify": lambda: {"x": t(2, 3, 4, 6), "patch_size": 2},
         "unpatchify": lambda: {"tokens": t(2, 6, 12), "patch_size": 2, "grid": (2, 3)},
         "patch_embed": lambda: {
@@ -36,7 +37,7 @@ def good(op, dtype=torch.float32):
     }[op]()  # fmt: skip
 
 
-OPS = (*ROWS, "mlp", "attention", "patchify", "unpatchify", "patch_embed")
+OPS = (*ROWS, "mlp", "attention", "qkv_attention", "patchify", "unpatchify", "patch_embed")
 TENSORS = [(op, name) for op in OPS for name, value in good(op).items() if isinstance(value, torch.Tensor)]
 FIRST = {op: next(iter(good(op))) for op in OPS}
 
@@ -110,6 +111,8 @@ SHAPES = [
     ("mlp", "b1", (8,), "(F,) = (16,)"),
     ("mlp", "w2", (8, 12), "(D_out, F) = (8, 16)"),
     ("mlp", "b2", (16,), "(D_out,) = (8,)"),
+    ("qkv_attention", "weight", (384, 7), "(3*H*d, D) = (384, 8)"),
+    ("qkv_attention", "bias", (128,), "(3*H*d,) = (384,)"),
     ("patch_embed", "weight", (8, 4, 2, 2), "(D, C, p, p) = (8, 3, 2, 2)"),
     ("patch_embed", "weight", (8, 3, 4, 4), "(D, C, p, p) = (8, 3, 2, 2)"),
     ("patch_embed", "weight", (8, 3, 2, 1), "(D, C, p, p) = (8, 3, 2, 2)"),
@@ -133,6 +136,15 @@ def test_no_columns(op, name):
 RULES = [
     ("attention", ValueError, "qkv must have N >= 1 tokens, got shape (2, 0, 24)", {"qkv": torch.zeros(2, 0, 24)}),
     ("attention", ValueError, "qkv must have a last size divisible by 3 * num_heads=15, got 384", {"num_heads": 5}),
+    ("qkv_attention", ValueError, "h must have N >= 1 tokens, got shape (2, 0, 8)", {"h": torch.zeros(2, 0, 8)}),
+    ("qkv_attention", ValueError, "weight must have a first size divisible by 3 * num_heads=15, got 384",
+     {"num_heads": 5}),
+    ("qkv_attention", ValueError, "weight must have a first size divisible by 3 * num_heads=6, got 0",
+     {"weight": torch.zeros(0, 8)}),
+    ("qkv_attention", TypeError, "weight must have the dtype of h, torch.float16, outside of autocast",
+     {"h": torch.zeros(2, 4, 8).half()}),
+    ("qkv_attention", TypeError, "bias must have the dtype of h, torch.float32, outside of autocast, got torch.f",
+     {"bias": torch.zeros(384).double()}),
     ("patchify", ValueError, "x must have H and W divisible by patch_size=4, got shape (2, 3, 4, 6)",
      {"patch_size": 4}),
     ("patch_embed", ValueError, "x must have H and W divisible by patch_size=2, got shape (2, 3, 5, 6)",
@@ -157,7 +169,8 @@ def test_rule(op, error, message, changes):
 
 
 @pytest.mark.parametrize(
-    ("op", "name"), [("attention", "num_heads"), *((op, "patch_size") for op in OPS if "patch" in op)]
+    ("op", "name"),
+    [(op, "patch_size" if "patch" in op else "num_heads") for op in OPS if "patch" in op or "attention" in op],
 )
 @pytest.mark.parametrize("value", (0, -2, 2.0, "2", True, None), ids=repr)
 def test_count(op, name, value):

@@ -178,8 +178,20 @@ def test_attention_passes(dtype, width):
     assert selfcheck.check("attention/triton", dtype, dtype, width, CPU).reason is None
 
 
+def test_a_wrong_gradient_of_the_bias_is_found(monkeypatch):
+    """Or one of qkv that is wrong only where the bias's is asked for."""
+    from ditfast.kernels import attention as kernel
+
+    backward = kernel.backward
+    for change, name in ((lambda g, b: (g, b * 1.1), "dbias"), (lambda g, b: (g * 1.1, b), "dq")):
+        wrong = lambda *a, change=change: change(*backward(*a)) if a[-1] else backward(*a)  # noqa: E731
+        monkeypatch.setattr(kernel, "backward", wrong)
+        reason = selfcheck.check("attention/triton", torch.bfloat16, torch.bfloat16, 72, CPU).reason
+        assert reason.startswith(f"{name}: ")
+
+
 def test_every_kernel_has_a_check():
-    kernels = {op for op, names in backend.OPS.items() if "triton" in names} - {"attention"}
+    kernels = {op for op, names in backend.OPS.items() if "triton" in names} - {"attention", "qkv_attention"}
     assert set(selfcheck._PROBLEMS) == kernels | {"attention/triton", "attention/cuda"}
 
 

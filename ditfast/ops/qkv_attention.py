@@ -1,0 +1,130 @@
+"""qkv_attention: the qkv Linear and attention in one autograd node."""
+
+import torch
+import torch.nn.functional as F
+
+from ditfast.ops import checks
+from ditfast.ops.attention import KERNELS, attend, forward, gradients, select
+from ditfast.ops.backend import note
+from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run
+from ditfast.ops.rows import autocasts, linear_dtype
+
+
+def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *, backend=None):
+    """``attention(h @ weight.T + bias, num_heads, scale)``.
+
+    The GEMMs are the library's. Attention's backward gives the bias's gradient as well, so that no pass reads dqkv
+    for it; of the keys' part it knows that it is zero, since a bias of the keys shifts all logits of a query alike.
+    Where that gains nothing, without a kernel or without such a gradient, this is a Linear and `attention`.
+
+    Args:
+        h: (B, N, D) tokens.
+        weight: (3*H*d, D), bias: (3*H*d,) or None of the Linear: q of all heads, then k, then v.
+        num_heads: H.
+        scale: factor on the logits; None for ``d ** -0.5``.
+        backend: that of `ditfast.ops.attention`.
+
+    Returns:
+        (B, N, H*d) in the dtype of h; under autocast in the autocast dtype.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
+        RuntimeError: the backend asked for by name cannot run.
+
+    Source: Vaswani et al., "Attention Is All You Need", section 3.2.
+    """
+    head_dim = _check(h, weight, bias, num_heads)
+    scale = head_dim**-0.5 if scale is None else float(scale)
+    dtype = linear_dtype(h)
+    name = select(_OP, h, dtype, head_dim, scale, backend)
+    if name not in KERNELS or bias is None or not is_tracked((bias,)):
+        return attend(F.linear(h, weight, bias), num_heads, scale, name)
+    # cast here as autocast would, where autograd sees it; the bias's gradient is rounded once, to its own dtype
+    return _call(h.to(dtype), weight.to(dtype), bias, num_heads, scale, name)[0]
+
+
+_OP = "qkv_attention"
+
+
+def _check(h, weight, bias, num_heads):
+    checks.tokens("h", h)
+    checks.positive("num_heads", num_heads)
+    if h.shape[1] == 0:
+        raise ValueError(f"h must have N >= 1 tokens, got shape {tuple(h.shape)}")
+    checks.tensor("weight", weight, h)
+    checks.rank("weight", weight, "(3*H*d, D)", 2)
+    checks.shape("weight", weight, "(3*H*d, D)", (weight.shape[0], h.shape[-1]))
+    if weight.shape[0] == 0 or weight.shape[0] % (3 * num_heads):
+        raise ValueError(
+            f"weight must have a first size divisible by 3 * num_heads={3 * num_heads}, got {weight.shape[0]}"
+        )
+    if bias is not None:
+        checks.tensor("bias", bias, h)
+        checks.shape("bias", bias, "(3*H*d,)", (weight.shape[0],))
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None and t.dtype != h.dtype and not autocasts(h):
+            raise TypeError(f"{name} must have the dtype of h, {h.dtype}, outside of autocast, got {t.dtype}")
+    return weight.shape[0] // (3 * num_heads)
+
+
+def _forward(h, weight, bias, num_heads, scale, backend):
+    note(_OP, backend)
+    qkv = F.linear(h.contiguous(), weight, bias.to(h.dtype))  # (B, N, 3*H*d)
+    out, lse = forward(qkv, num_heads, scale, backend)
+    return out, qkv, lse
+
+
+def _forward_fake(h, weight, bias, num_heads, scale, backend):
+    b, n, _ = h.shape
+    width = weight.shape[0]
+    out, qkv = h.new_empty(b, n, width // 3), h.new_empty(b, n, width)
+    return out, qkv, h.new_empty(b, num_heads, n, dtype=torch.float32)
+
+
+def _backward(dout, h, weight, qkv, out, lse, needs, bias_dtype, scale, backend):
+    note(_OP, backend)
+    dqkv, dbias = gradients(dout, qkv, out, lse, scale, backend, bias_dtype)
+    rows = dqkv.view(-1, weight.shape[0])  # (B*N, 3*H*d)
+    return (
+        (rows @ weight).view(h.shape) if needs[0] else rows.new_empty(0),
+        rows.t() @ h.reshape(-1, h.shape[-1]) if needs[1] else rows.new_empty(0),
+        dbias,
+    )
+
+
+def _backward_fake(dout, h, weight, qkv, out, lse, needs, bias_dtype, scale, backend):
+    dh, dweight = (qkv.new_empty(t.shape if need else (0,)) for t, need in zip((h, weight), needs, strict=True))
+    return dh, dweight, qkv.new_empty(weight.shape[:1], dtype=bias_dtype)
+
+
+_forward_op = define(
+    "qkv_attention(Tensor h, Tensor weight, Tensor bias, int num_heads, float scale, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+_backward_op = define(
+    "qkv_attention_backward(Tensor dout, Tensor h, Tensor weight, Tensor qkv, Tensor out, Tensor lse, bool[] needs,"
+    " ScalarType bias_dtype, float scale, str backend) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx, inputs, output):
+    h, weight, bias, _, ctx.scale, ctx.backend = inputs
+    out, qkv, lse = output
+    ctx.bias_dtype = bias.dtype
+    ctx.save_for_backward(h, weight, qkv, out, lse)
+    ctx.mark_non_differentiable(qkv, lse)
+
+
+def _autograd_backward(ctx, dout, _dqkv, _dlse):
+    needs = ctx.needs_input_grad[:3]
+    rest = list(needs[:2]), ctx.bias_dtype, ctx.scale, ctx.backend
+    grads = run(_backward_op, dout, *ctx.saved_tensors, *rest)
+    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None
+
+
+reject_double_backward(_OP, _backward_op)
+_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)
