@@ -17,7 +17,7 @@ from ditfast.checkpoints.files import need
 from ditfast.data import DataError, Unreadable, open_data
 from ditfast.export import export
 from ditfast.training import TrainError
-from ditfast.training.config import Config, check, from_yaml, resolve
+from ditfast.training.config import BUILT_IN, Config, check, from_yaml, resolve
 from ditfast.training.latents import Encoder
 from ditfast.training.loop import Run
 from ditfast.training.parallel import joined
@@ -41,7 +41,7 @@ def main(arguments=None) -> None:
             run.train()
         if ranks.first:  # alone, from the checkpoint, which has the whole of what ranks may share
             export(run.saved, run.folder / "model", overwrite=True)
-    except (TrainError, DataError, Unreadable, ImportError) as error:
+    except (TrainError, DataError, Unreadable, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -58,7 +58,7 @@ def parse(arguments=None) -> tuple[Config, bool]:
 
 def open_source(config: Config):
     """The data that the config names."""
-    options = {} if config.data in ("digits", "glyphs") else {"flip": config.flip}
+    options = {} if config.data in BUILT_IN else {"flip": config.flip}
     source = open_data(config.data, config.image_size, **options)
     if config.num_classes not in (None, source.num_classes):
         raise TrainError(f"--num-classes is {config.num_classes}, but --data {config.data} has {source.num_classes}")

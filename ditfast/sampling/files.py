@@ -110,20 +110,24 @@ def write_grid(path, folder: Folder, count: int, columns: int | None = None, sca
     Raises:
         SampleError: ``path`` is there, shows something else, and may not be overwritten.
     """
-    count = min(count, GRID_LIMIT)
-    columns = min(columns or math.ceil(math.sqrt(count)), count)
-    rows = math.ceil(count / columns)
-    height, width, _ = folder.read(0).shape
-    grid = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), np.uint8)
-    for index in range(count):
-        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
-        grid[top : top + height, left : left + width] = folder.read(index)
-    grid = grid.repeat(scale, 0).repeat(scale, 1)
+    grid = tile([folder.read(index) for index in range(min(count, GRID_LIMIT))], columns, scale)
     path = Path(path)
     with writing(path) as part:
         need("PIL.Image").fromarray(grid).save(part, format="PNG")
         if not overwrite and path.exists() and not filecmp.cmp(part, path, shallow=False):
             raise SampleError(f"--grid {path} exists and is another picture: --overwrite replaces it")
+
+
+def tile(images, columns: int | None = None, scale: int = 1) -> np.ndarray:
+    """One picture of images, uint8 (n, Hh, Ww, 3): row by row, in ``columns`` or in about a square, enlarged."""
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    height, width, _ = images[0].shape
+    grid = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
+        grid[top : top + height, left : left + width] = image
+    return grid.repeat(scale, 0).repeat(scale, 1)
 
 
 @contextmanager

@@ -19,15 +19,20 @@ class Ranks(NamedTuple):
             dist.barrier()
 
 
-@contextmanager
-def joined():
-    """The ranks that torchrun's environment describes."""
-    rank, world, local = (
-        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+def place() -> tuple[int, int, str]:
+    """This process's rank, how many there are, and its device: what torchrun's environment describes."""
+    defaults = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in defaults)
     device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     if device != "cpu":
         torch.cuda.set_device(local)  # Triton launches on the current device
+    return rank, world, device
+
+
+@contextmanager
+def joined():
+    """The ranks of a run that only wait for each other."""
+    rank, world, device = place()
     if world > 1:
         # ranks only wait for each other, and a slow one may be hours behind
         dist.init_process_group("gloo", timeout=timedelta(days=7))

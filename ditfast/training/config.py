@@ -1,6 +1,7 @@
 """What a run is: one dataclass, from flags and a YAML file."""
 
 import math
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +13,7 @@ from ditfast.training import TrainError
 
 SMALL = {"depth": 4, "hidden_size": 96, "num_heads": 3, "patch_size": 2}  # enough for digits and glyphs
 ARCHITECTURE = tuple(SMALL)
+BUILT_IN = ("digits", "glyphs")  # made here, in less time than a step takes
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Config:
     """If given, the data must have as many."""
     flip: bool = True
     """Mirror images and latents at random."""
-    workers: int = 4
-    """Processes that read data, for each rank."""
+    workers: int | None = None
+    """Processes that read data, for each rank: none for digits and glyphs, else 4, but no more than cores."""
     unreadable: Literal["fail", "skip"] = "fail"
     """What an image that cannot be read does: end the run, or count and be replaced by the next."""
 
@@ -121,14 +123,17 @@ def to_yaml(config: Config) -> str:
 
 def resolve(config: Config, device: str) -> Config:
     """The config with every None that depends on the data or the machine replaced."""
-    small = config.data in ("digits", "glyphs") and config.model is None
+    small = config.data in BUILT_IN and config.model is None
     if not small:
         size, patch = _preset(config.model or "DiT-XL/2")
         config = replace(config, model=config.model or "DiT-XL/2")
     defaults = SMALL if small else {**SIZES[size], "patch_size": int(patch)}
     chosen = {k: defaults[k] if getattr(config, k) is None else getattr(config, k) for k in ARCHITECTURE}
+    workers = config.workers
+    if workers is None:
+        workers = 0 if config.data in BUILT_IN else min(4, os.cpu_count() or 1)
     precision = config.precision or ("bf16" if device.startswith("cuda") else "fp32")
-    return replace(config, precision=precision, **chosen)
+    return replace(config, precision=precision, workers=workers, **chosen)
 
 
 def _preset(name):

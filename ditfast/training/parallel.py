@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
+from ditfast.sampling.ranks import place
 from ditfast.training import TrainError
 
 LOST = re.compile(r"gloo|NCCL|[Cc]onnection (reset|closed|refused)|Broken pipe")  # how a rank's end shows on others
@@ -55,14 +57,9 @@ class Ranks(NamedTuple):
 @contextmanager
 def joined():
     """The ranks that torchrun's environment describes, each on the GPU of its LOCAL_RANK."""
-    rank, world, local = (
-        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    if device != "cpu":
-        torch.cuda.set_device(local)
+    rank, world, device = place()
     if "RANK" in os.environ:  # also a single process of torchrun, which FSDP2 needs
-        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+        _meet("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
     try:
         yield Ranks(rank, world, device)
     except RuntimeError as error:
@@ -72,6 +69,23 @@ def joined():
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meet(backend):
+    """Join the other ranks, also where torchrun has started all of them again.
+
+    torchrun's store may outlive a restart (TORCHELASTIC_USE_AGENT_STORE), and with it the addresses of the ranks that
+    were before. On one machine the count of restarts tells them apart; on several each counts its own.
+    """
+    restarts, shared = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "USE_AGENT_STORE"))
+    store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"restart-{restarts}", store)
+    elif shared == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and rank == 0:
+        warnings.warn(
+            "restarts on several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun", stacklevel=2
+        )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
 
 
 def spread(model, config, ranks: Ranks):
@@ -95,6 +109,8 @@ def spread(model, config, ranks: Ranks):
 
 def _fsdp(model, config, ranks):
     """FSDP2 by blocks; each is compiled alone, so that its gathers stay outside of the graph."""
+    if not dist.is_initialized():
+        raise TrainError("--parallel fsdp needs processes that torchrun starts, also if it is one")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

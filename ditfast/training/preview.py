@@ -1,12 +1,15 @@
 """Grids of samples while a run goes on."""
 
+import warnings
 from pathlib import Path
 
 import torch
 
+from ditfast.checkpoints.files import need
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import to_uint8
 from ditfast.sampling.draw import draw
+from ditfast.sampling.files import tile
 from ditfast.sampling.sampler import Guidance, Sampler, sample
 from ditfast.training import TrainError
 from ditfast.training.config import Config
@@ -41,13 +44,14 @@ class Preview:
         draws = [draw(i, self._encoder.shape, self._classes, device, label) for i, label in enumerate(self._labels)]
         x = sample(model, self._sampler, self._guidance, draws, device, self._dtype)
         if self._ranks.first:
+            images = to_uint8(self._encoder.decode(x))
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_grid(path, to_uint8(self._encoder.decode(x)))
-
-
-def save_grid(path, images):
-    import numpy as np
-    from PIL import Image
-
-    rows = [np.concatenate(list(images[i : i + 4]), 1) for i in range(0, len(images), 4)]
-    Image.fromarray(np.concatenate(rows, 0)).save(path)
+            part = path.with_name(f".{path.name}.part")
+            try:
+                need("PIL.Image").fromarray(tile(images, scale=max(1, 64 // images.shape[1]))).save(
+                    part, format="PNG"
+                )
+                part.replace(path)
+            except OSError as error:  # a picture less is no reason to end a run
+                warnings.warn(f"{path} is not written: {error.strerror or error}", stacklevel=2)
+                part.unlink(missing_ok=True)

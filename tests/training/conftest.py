@@ -17,6 +17,8 @@ FLAGS = [*MODEL, *SHORT, *QUIET]
 
 
 class Kit:
+    flags = FLAGS
+
     def __init__(self, folder: Path):
         self.folder = folder
 

@@ -180,3 +180,15 @@ def test_an_image_that_cannot_be_read_is_skipped_and_counted(kit, images):
     options = ("--data", images, "--image-size", 8, "--unreadable", "skip")
     out = kit.train("run", *options, "--steps", 5)  # 30 samples: three epochs
     assert kit.lines(out)[-1]["unreadable"] == 3
+
+
+def test_a_grid_that_cannot_be_written_is_a_warning(kit, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(image.Image, "save", full)
+    with pytest.warns(UserWarning, match="step-00000002.png is not written: No space left on device"):
+        out = kit.train("run", "--steps", 2, "--sample-every", 2, "--sample-steps", 2)
+    assert list((out / "samples").iterdir()) == [] and len(kit.lines(out)) == 2

@@ -20,6 +20,7 @@ import pytest
         (("--sample-every", 2, "--label-drop", 0), "--cfg 4 needs a null label"),
         (("--resume", "nowhere"), "--resume must be auto, a checkpoint or the folder of a run, got nowhere"),
         (("--config", "nowhere.yaml"), "--config nowhere.yaml cannot be read"),
+        (("--parallel", "fsdp"), "--parallel fsdp needs processes that torchrun starts"),
         (("--vae", "nowhere"), "--vae must be ema, mse or a folder, got 'nowhere'"),
     ],
 )

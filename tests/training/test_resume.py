@@ -1,6 +1,9 @@
 """A run that was stopped, killed or moved to other ranks goes on as if it had not been."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -31,13 +34,27 @@ def test_a_killed_run_goes_on_bit_for_bit(kit):
     assert weights[0] == weights[1]
 
 
-def test_two_ranks_are_killed_and_go_on_bit_for_bit(kit):
-    whole = kit.run("whole", world=2)
-    results = kit.finish(kit.start("killed", world=2, before=KILL))
-    assert results[1][0] == -signal.SIGKILL
-    assert results[0][0] == 1 and "another rank" in results[0][1].splitlines()[-1], results[0][1]
-    killed = kit.run("killed", "--resume", "auto", world=2)
-    assert kit.losses(killed) == kit.losses(whole)
+def test_torchrun_restarts_a_run_whose_rank_died(kit):
+    whole, script = kit.run("whole", world=2), kit.folder / "dying.py"
+    first = "os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and run.step == 5 and run.ranks.rank == 1"
+    script.write_text(PATCH.format(condition=first, number=9) + "from ditfast import train\ntrain.main()\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = [
+        *torchrun,
+        "--max-restarts",
+        "1",
+        str(script),
+        *kit.flags,
+        "--out",
+        str(kit.folder / "died"),
+        "--resume",
+        "auto",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after step 4" in done.stdout and "another rank has stopped" in done.stderr
+    assert kit.losses(kit.folder / "died") == kit.losses(whole)
 
 
 def test_other_ranks_go_on_to_rounding(kit):
