@@ -95,10 +95,10 @@ def spread(model, config, ranks: Ranks):
 
         for i, block in enumerate(model.blocks):
             model.blocks[i] = checkpoint_wrapper(block)
+    if config.compile:
+        _compile(model, whole=ranks.world == 1 and config.parallel == "ddp")
     if config.parallel == "fsdp":
         return _fsdp(model, config, ranks)
-    if config.compile:
-        model.compile()
     if ranks.world == 1:
         return model
     from torch.nn.parallel import DistributedDataParallel
@@ -107,8 +107,15 @@ def spread(model, config, ranks: Ranks):
     return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
 
 
+def _compile(model, whole):
+    """Compile a model as one graph or, on several ranks, block by block: one graph would give all gradients at once,
+    at its end, and leave nothing to compute while they are on their way."""
+    for module in [model] if whole else model.blocks:
+        module.compile()
+
+
 def _fsdp(model, config, ranks):
-    """FSDP2 by blocks; each is compiled alone, so that its gathers stay outside of the graph."""
+    """FSDP2 by blocks."""
     if not dist.is_initialized():
         raise TrainError("--parallel fsdp needs processes that torchrun starts, also if it is one")
     from torch.distributed.device_mesh import init_device_mesh
@@ -120,8 +127,6 @@ def _fsdp(model, config, ranks):
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if pure else MixedPrecisionPolicy()
     options = {"mesh": init_device_mesh(ranks.device.split(":")[0], (ranks.world,)), "mp_policy": policy}
     for block in model.blocks:
-        if config.compile:
-            block.compile()
         fully_shard(block, **options)
     return fully_shard(model, **options)
 

@@ -38,6 +38,13 @@ def test_compiled(kit):
     compare(kit, kit.train("compiled", "--compile"), kit.train("plain"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_compiled_by_blocks(kit, parallel):
+    options = ["--compile", "--checkpointing", "full", "--parallel", parallel]
+    compare(kit, kit.run("compiled", *options, world=2), kit.train("plain"))
+
+
 def test_autocast_and_bf16_stay_near_float32(kit):
     losses = {p: kit.losses(kit.train(p, "--precision", p, "--lr", "1e-3")) for p in ("fp32", "bf16", "pure_bf16")}
     for precision in ("bf16", "pure_bf16"):
