@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 
-from ditfast.checkpoints.files import need
+from ditfast.checkpoints.files import fingerprint, need
 from ditfast.data import DataError, Unreadable
 from ditfast.data.folder import Images
 from ditfast.data.shards import TENSORS, Shards
 from ditfast.data.stream import load
-from ditfast.sample import fingerprint
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import LATENT_SCALE, load_vae
 from ditfast.sampling.ranks import joined

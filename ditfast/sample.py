@@ -14,12 +14,11 @@ demo.png, a column for each class. It only sets other defaults: every option can
 
 import argparse
 import sys
-import zlib
 from pathlib import Path
 
 import torch
 
-from ditfast.checkpoints.files import need
+from ditfast.checkpoints.files import fingerprint, need
 from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.models import DiT
 from ditfast.sampling import SampleError
@@ -103,14 +102,6 @@ def settings(o, model, guidance) -> dict:
         "guidance": guidance._asdict() if guidance.scale > 1 else None,
         "decoder": o.vae if o.decoder == "vae" else "pixel",
     }
-
-
-def fingerprint(model) -> str:
-    """A checksum of the weights, wherever they were read from."""
-    total = 0
-    for value in model.state_dict().values():
-        total = zlib.crc32(value.cpu().contiguous().numpy(), total)
-    return f"{total:08x}"
 
 
 def write_images(o, ranks, folder, model, sampler, guidance, decoder) -> None:

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import zipfile
+import zlib
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
@@ -71,6 +72,14 @@ def need(module: str):
         return import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} is not installed: pip install 'ditfast[train]'") from error
+
+
+def fingerprint(model) -> str:
+    """A checksum of the weights, wherever they were read from."""
+    total = 0
+    for value in model.state_dict().values():
+        total = zlib.crc32(value.cpu().contiguous().numpy(), total)
+    return f"{total:08x}"
 
 
 def _first(folder, *names):

@@ -2,8 +2,8 @@
 
 import torch
 
+from ditfast.checkpoints.files import fingerprint
 from ditfast.data.stream import mix
-from ditfast.sample import fingerprint
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import LATENT_SCALE, load_vae
 from ditfast.training import TrainError

@@ -79,7 +79,7 @@ def _step(line):
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix multiplication here: what the share of model FLOPs is a share of."""
-    size, times = (1024, 3) if device == "cpu" else (8192, 10)
+    size, times = (512, 3) if device == "cpu" else (8192, 10)
     a = torch.randn(size, size, device=device).to(dtype)
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     a @ a
