@@ -50,9 +50,9 @@ class Run(NamedTuple):
     seed: int
 
 
-def runs(settings: Settings) -> list[Run]:
+def runs(settings: Settings, configs=None) -> list[Run]:
     """All of a study's runs: seed after seed, so that a study that stops early is fair, and the longest first."""
-    costly = sorted(CONFIGS, key=gmacs, reverse=True)
+    costly = sorted(configs or CONFIGS, key=gmacs, reverse=True)
     return [Run(config, seed) for seed in range(settings.seeds) for config in costly]
 
 

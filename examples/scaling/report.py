@@ -6,6 +6,7 @@ from pathlib import Path
 
 import correlation
 import plan
+from records import Records
 
 from ditfast import flops
 from ditfast.sampling.files import writing
@@ -40,6 +41,7 @@ def summary(records) -> dict:
         "spearman": correlation.spearman(gmacs, [m["fid"] for m in scaling]) if enough else None,
         "interval_seeds": correlation.interval(gmacs, fids, models=False) if enough else None,
         "interval_models": correlation.interval(gmacs, fids, models=True) if enough else None,
+        "spearman_loss": correlation.spearman(gmacs, [m["fresh_loss"] for m in scaling]) if enough else None,
         "spearman_paper": correlation.spearman(*zip(*flops.PAPER.values(), strict=True)),
         "gmacs_ratio": max(gmacs) / min(gmacs) if gmacs else None,
     }
@@ -51,11 +53,11 @@ def _group(runs):
     spread = math.sqrt(sum((fid - mean) ** 2 for fid in fids) / (len(fids) - 1)) if len(fids) > 1 else None
     means = {key: sum(run[key] for run in runs) / len(runs) for key in ("accuracy", "fresh_loss", "train_seconds")}
     same = {key: runs[0][key] for key in ("gmacs", "parameters")}
-    return {**same, "seeds": len(runs), "fids": fids, "fid": mean, "spread": spread, **means}
+    return {**same, "seeds": len(runs), "fids": fids, "fid": mean, "spread": spread, **means, "runs": runs}
 
 
-def table(s: dict) -> str:
-    """The README's part that is written from the results."""
+def table(s: dict, others=()) -> str:
+    """The README's part that is written from the results, and from those of other studies of some of the models."""
     made, m = s["settings"], s["machine"]
     took = f"{s['seconds'] / 60:.0f} minutes, {s['runs']} runs"
     lines = [
@@ -74,10 +76,36 @@ def table(s: dict) -> str:
             "",
             f"Spearman's rank correlation of FID with Gflops, over a range of {s['gmacs_ratio']:.0f} times: "
             f"**{s['spearman']:.2f}**, 95% {seeds} if other seeds had been drawn, {models} if other models too. "
-            f"The paper's twelve models: {s['spearman_paper']:.2f}.",
+            f"The paper's twelve models: {s['spearman_paper']:.2f}. "
+            f"Of the loss on fresh glyphs with Gflops: **{s['spearman_loss']:.2f}**.",
         ]
     variants = [plan.MIDDLE, *(f"{plan.MIDDLE} {kind}" for kind in plan.VARIANTS[1:])]
-    return "\n".join([*lines, "", *_rows("conditioning", s, variants, "adaln_zero")])
+    lines += ["", *_rows("conditioning", s, variants, "adaln_zero")]
+    return "\n".join([*lines, *(line for other in others for line in _comparison(s, other))])
+
+
+def _comparison(s, other):
+    """The same models and seeds in the study and in another."""
+    changed = {name: value for name, value in other["settings"].items() if value != s["settings"][name]}
+    number = changed.pop("seeds", s["settings"]["seeds"])
+    changed = ", ".join(f"{name} = {value}" for name, value in changed.items())
+    before = {config: _group(s["models"][config]["runs"][:number]) for config in other["models"]}
+    rank = {key: correlation.spearman(*_columns(m)) for key, m in (("before", before), ("after", other["models"]))}
+    seeds = "seed 0" if number == 1 else f"seeds 0 to {number - 1}"
+    yield from ("", f"`{other['command']}`, {other['seconds'] / 60:.0f} minutes, {seeds} of both.")
+    yield f"Rank correlation of FID with Gflops over these models: {rank['before']:.2f}, then {rank['after']:.2f}."
+    yield from (
+        "",
+        f"| model | FID | FID, {changed} | right class | right class, {changed} |",
+        "|---|---|---|---|---|",
+    )
+    for config, after in other["models"].items():
+        (fid, right), (new_fid, new_right) = ((m["fid"], m["accuracy"]) for m in (before[config], after))
+        yield f"| {config} | {fid:.1f} | {new_fid:.1f} | {right:.1%} | {new_right:.1%} |"
+
+
+def _columns(models):
+    return [m["gmacs"] for m in models.values()], [m["fid"] for m in models.values()]
 
 
 def _rows(first, s, configs, plain=None):
@@ -92,9 +120,16 @@ def _rows(first, s, configs, plain=None):
             yield f"| {name} | {numbers} | {m['accuracy']:.1%} | {m['fresh_loss']:.4f} |"
 
 
+def others(out: Path) -> list[dict]:
+    """The summaries of the studies in a study's folder, of three models or more."""
+    found = [summary(Records(path)) for path in sorted(out.glob("*/runs.jsonl"))]
+    return [s for s in found if len(s["models"]) > 2]
+
+
 def write(records, out: Path, readme: Path | None) -> None:
     """summary.json and scaling.png, and the README's table."""
     found = summary(records)
+    shown = table(found, others(out))
     with writing(out / "summary.json") as part:
         part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     with writing(out / "scaling.png") as part:
@@ -103,41 +138,50 @@ def write(records, out: Path, readme: Path | None) -> None:
         head, _, rest = readme.read_text(encoding="utf-8").partition(START)
         _, _, tail = rest.partition(END)
         with writing(readme) as part:
-            part.write_text(f"{head}{START}\n{table(found)}\n{END}{tail}", encoding="utf-8")
-    print(table(found))
+            part.write_text(f"{head}{START}\n{shown}\n{END}{tail}", encoding="utf-8")
+    print(shown)
 
 
 def picture(s: dict):
-    """FID against Gflops: the paper's twelve models, and these."""
+    """FID against Gflops: the paper's twelve models, and these; and the loss of these."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, (gflops, fid) in flops.PAPER.items():
-        _point(left, name.removeprefix("DiT-"), gflops, [fid])
-    for config in plan.SCALING:
-        if config in s["models"]:
-            _point(right, config, s["models"][config]["gmacs"], s["models"][config]["fids"])
-    right.axhline(s["floor_fid"], color="gray", linestyle=":")
-    right.text(
-        0.98, s["floor_fid"] * 1.05, "real glyphs", transform=right.get_yaxis_transform(), ha="right", color="gray"
-    )
-    left.set(title=f"The paper: Spearman {s['spearman_paper']:.2f}", ylabel="FID-50K (lower is better)")
-    title = f": Spearman {s['spearman']:.2f}" if s["spearman"] is not None else ""
-    right.set(title=f"Glyphs of 16²{title}", ylabel="FID in a classifier's features")
-    for axes in (left, right):
-        axes.set(xscale="log", yscale="log", xlabel="Gflops as the paper counts them (GMACs of an image)")
-        axes.margins(0.1)
-    left.set_yticks([20, 40, 80, 160], ["20", "40", "80", "160"])
-    left.minorticks_off()
-    figure.supxlabel(f"left: {flops.SOURCE}", fontsize=8, color="gray")
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    paper, fid, loss = figure.subplots(1, 3)
+    ours = {config: s["models"][config] for config in plan.SCALING if config in s["models"]}
+    _panel(paper, {name.removeprefix("DiT-"): (gflops, [value]) for name, (gflops, value) in flops.PAPER.items()})
+    _panel(fid, {config: (m["gmacs"], m["fids"]) for config, m in ours.items()})
+    losses = {config: [run["fresh_loss"] for run in m["runs"]] for config, m in ours.items()}
+    _panel(loss, {config: (ours[config]["gmacs"], values) for config, values in losses.items()})
+    floor = {"transform": fid.get_yaxis_transform(), "ha": "right", "va": "bottom", "color": "gray"}
+    fid.axhline(s["floor_fid"], color="gray", linestyle=":")
+    fid.text(0.98, s["floor_fid"], "real glyphs", **floor)
+    paper.set(title=f"The paper{_rank(s, 'spearman_paper')}", ylabel="FID-50K (lower is better)")
+    fid.set(title=f"Glyphs of 16²{_rank(s, 'spearman')}", ylabel="FID in a classifier's features")
+    loss.set(title=f"Glyphs of 16²{_rank(s, 'spearman_loss')}", ylabel="squared error on fresh glyphs")
+    paper.set_yticks([20, 40, 80, 160], ["20", "40", "80", "160"])
+    paper.minorticks_off()
+    loss.set_yticks([0.1, 0.11, 0.12], ["0.10", "0.11", "0.12"], minor=False)
+    loss.set_yticks([], minor=True)
+    figure.supxlabel(f"left: {flops.SOURCE}; lines join models of the same patch size", fontsize=8, color="gray")
     return figure
 
 
-def _point(axes, name, gflops, fids):
-    """Each seed as a dot, and their mean."""
-    size, patch = name.split("/")
-    mean, colour = sum(fids) / len(fids), COLOURS[size]
-    axes.plot([gflops] * len(fids), fids, ".", color=colour, alpha=0.5)
-    axes.plot(gflops, mean, MARKERS[patch], color=colour, markersize=8)
-    axes.annotate(name, (gflops, mean), (8, 4), textcoords="offset points", color=colour)
+def _rank(s, name):
+    return "" if s[name] is None else f": Spearman {s[name]:.2f}"
+
+
+def _panel(axes, points):
+    """Each seed as a dot, and a model's mean; points: name -> (Gflops, values)."""
+    axes.set(xscale="log", yscale="log", xlabel="Gflops as the paper counts them (GMACs of an image)")
+    axes.margins(0.15)
+    means = {name: (gflops, sum(values) / len(values)) for name, (gflops, values) in points.items()}
+    for patch in MARKERS:
+        mine = [mean for name, mean in means.items() if name.endswith(f"/{patch}")]
+        axes.plot(*zip(*mine, strict=True), "-", color="lightgray", zorder=0)
+    for name, (gflops, values) in points.items():
+        size, patch = name.split("/")
+        style = {"color": COLOURS[size]}
+        axes.plot([gflops] * len(values), values, ".", alpha=0.5, **style)
+        axes.plot(*means[name], MARKERS[patch], markersize=8, **style)
+        axes.annotate(name, means[name], (8, 4), textcoords="offset points", **style)

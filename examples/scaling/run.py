@@ -4,6 +4,7 @@ python examples/scaling/run.py                 # the study; started again, it go
 python examples/scaling/run.py --quick         # all of it in two minutes, too short to show anything
 python examples/scaling/run.py --plan          # what would be trained
 python examples/scaling/run.py --plot          # summary, table and picture again, from the results alone
+python examples/scaling/run.py --steps 16000 --seeds 1 --models S/8 S/2 --out folder      # a question of your own
 """
 
 import argparse
@@ -12,7 +13,7 @@ import shlex
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import classifier
@@ -26,11 +27,15 @@ from ditfast.checkpoints.files import need
 from ditfast.evaluation.metrics import frechet_distance, moments
 
 HERE = Path(__file__).parent
+CHANGES = ("steps", "seeds")  # settings that have an option
 
 
 def main(arguments=None) -> None:
     options = _parse(arguments)
     settings = plan.QUICK if options.quick else plan.Settings()
+    settings = replace(settings, **{name: value for name in CHANGES if (value := getattr(options, name))})
+    if options.predict_noise:
+        settings = replace(settings, predict_xstart=False)
     out = Path(options.out or HERE / ("results-quick" if options.quick else "results"))
     if options.plan:
         print(report.plan_table(settings))
@@ -40,7 +45,7 @@ def main(arguments=None) -> None:
         if options.quick:
             print("--quick: a rehearsal of the whole study; its numbers show nothing")
         try:
-            study(records, settings, options.workers)
+            study(records, settings, options.workers, options.models)
         except KeyboardInterrupt:
             sys.exit("stopped; finished runs are kept, and the same command goes on")
     elif not records.runs:
@@ -48,15 +53,15 @@ def main(arguments=None) -> None:
     report.write(records, out, readme=None if options.quick or options.out else HERE / "README.md")
 
 
-def study(records: Records, settings: plan.Settings, workers: int) -> None:
-    """Do every run that is not in the records."""
+def study(records: Records, settings: plan.Settings, workers: int, configs=None) -> None:
+    """Do every run, of some configurations or all, that is not in the records."""
     start = time.perf_counter()
     torch.set_num_threads(1)  # sums in the same order on any machine, and models too small for more
     print(f"training the classifier, {settings.classifier_steps} steps", flush=True)
     judge = classifier.train(settings.classifier_steps)
     reference, _ = classifier.real(judge, settings.reference, classifier.REFERENCE)
     records.begin(_setup(settings, judge, reference))
-    missing = [run for run in plan.runs(settings) if not records.has(*run)]
+    missing = [run for run in plan.runs(settings, configs) if not records.has(*run)]
     session = 1 + max((run["session"] for run in records.runs), default=0)
     context = multiprocessing.get_context("spawn")
     with (
@@ -114,12 +119,21 @@ def _parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few steps and samples, in a folder of its own")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time, a core each (1)")
+    for name in CHANGES:
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"other {name} than the study's; needs --out")
+    parser.add_argument(
+        "--models", nargs="+", choices=plan.CONFIGS, metavar="NAME", help="some, as --plan names them"
+    )
+    parser.add_argument("--predict-noise", action="store_true", help="as in the paper; needs --out")
     parser.add_argument("--out", metavar="FOLDER", help="results, beside this file unless given")
     parser.add_argument("--plan", action="store_true", help="only print the models and what they cost")
     parser.add_argument("--plot", action="store_true", help="only write summary, table and picture, from the results")
     options = parser.parse_args(arguments)
-    if options.workers < 1:
-        parser.error(f"--workers must be at least 1, got {options.workers}")
+    for name in ("workers", *CHANGES):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    if (options.steps or options.seeds or options.models or options.predict_noise) and not options.out:
+        parser.error("--steps, --seeds, --predict-noise and --models need --out: another study, another folder")
     return options
 
 
