@@ -35,7 +35,8 @@ def main(arguments=None) -> None:
             source = open_source(config)
             encoder = Encoder(config.vae, source, config.seed, config.batch, ranks)
             if dry:
-                print(plan(config, source, encoder, ranks))
+                if ranks.first:
+                    print(plan(config, source, encoder, ranks))
                 return
             run = Run(config, source, encoder, ranks)
             run.train()

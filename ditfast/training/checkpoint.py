@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -39,8 +40,8 @@ class Checkpoints:
         try:
             self._on_first(target, lambda: _empty(part))
             self._everywhere(target, lambda: _write(tensors, part))
-            sums = self.ranks.gather(_checksums(part, rf"__{self.ranks.rank}_.*|\.metadata"))
-            files = {name: found for each in sums for name, found in each.items()}
+            sums = self._everywhere(target, lambda: _checksums(part, rf"__{self.ranks.rank}_.*|\.metadata"))
+            files = {name: found for each in self.ranks.gather(sums) for name, found in each.items()}
             self._on_first(target, lambda: _finish(part, target, {**about, "step": step, "files": files}))
         finally:
             if self.ranks.first:
@@ -54,6 +55,12 @@ class Checkpoints:
         """Finished checkpoints, oldest first."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+
+    def rewind(self, step: int) -> None:
+        """Set checkpoints of later steps aside: the run goes another way from here."""
+        for path in self.all() if self.ranks.first else ():
+            if int(path.name.removeprefix("step-")) > step:
+                path.rename(path.with_name(f"left-{path.name}-{time.time_ns()}"))
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; those that are not are named in a warning each.
@@ -80,7 +87,7 @@ class Checkpoints:
         """
         if fault := self._fault(path):
             raise TrainError(f"{path} cannot be read: {fault}")
-        return _about(path)
+        return self.ranks.gather(_about(path) if self.ranks.first else None)[0]
 
     def read(self, path: Path, tensors: dict) -> None:
         """Write the values of a checkpoint that is whole into ``tensors``.
@@ -102,14 +109,15 @@ class Checkpoints:
 
     def _everywhere(self, target, work):
         """Do the work; if it fails on a rank, it has failed on all."""
-        error = None
+        error = result = None
         try:
-            work()
+            result = work()
         except FAILURES as found:
             error = found
         reasons = [reason for reason in self.ranks.gather(error and _short(error)) if reason]
         if reasons:
             raise TrainError(f"cannot write {target}: {reasons[0]}") from error
+        return result
 
 
 def step_name(step: int) -> str:
@@ -152,6 +160,8 @@ def _empty(part):
 
 
 def _finish(part, target, content):
+    if gone := [name for name in content["files"] if not (part / name).is_file()]:
+        raise OSError(f"the first rank does not see {gone[0]}: all ranks must share the folder of the run")
     with open(part / ABOUT, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.flush()

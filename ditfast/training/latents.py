@@ -10,6 +10,7 @@ from ditfast.training import TrainError
 from ditfast.training.parallel import Ranks
 
 ENCODE = 3  # what the seed is for
+ENCODED_AT_ONCE = 16  # an autoencoder's activations are large: 34 MB for each image and tensor at 256²
 
 
 class Encoder:
@@ -22,13 +23,20 @@ class Encoder:
 
     Attributes:
         shape: (C, H, W) of what the model sees.
+        checksum: of the autoencoder that encodes; None if none does.
 
     Raises:
         TrainError: no such autoencoder, or one that does not fit the data.
     """
 
     def __init__(self, name: str | None, source, seed: int, batch: int, ranks: Ranks):
-        self.name, self.shape, self._seed, self._batch, self._ranks = name, tuple(source.shape), seed, batch, ranks
+        self.shape, self.checksum, self._seed, self._batch, self._ranks = (
+            tuple(source.shape),
+            None,
+            seed,
+            batch,
+            ranks,
+        )
         latents = source.identity["kind"] == "latents"
         self.encodes = name is not None and not latents
         self.pixels = name is None and not latents
@@ -44,6 +52,7 @@ class Encoder:
             if self.shape[0] != takes:
                 raise TrainError(f"--vae {name} takes {takes} channels, the data has {self.shape[0]}")
             if self.encodes:
+                self.checksum = fingerprint(self._vae)
                 if any(side % factor for side in self.shape[1:]):
                     raise TrainError(
                         f"--image-size must be a multiple of {factor} for --vae {name}, got {self.shape[1]}"
@@ -55,12 +64,13 @@ class Encoder:
         """(b, C, H, W) of this rank as the model sees it: latents are drawn from their posterior, anew each time."""
         if not self.encodes:
             return x
-        posterior = self._vae.encode(x).latent_dist
+        posteriors = [self._vae.encode(each).latent_dist for each in x.split(ENCODED_AT_ONCE)]
+        mean, std = (torch.cat([getattr(each, name) for each in posteriors]) for name in ("mean", "std"))
         ranks, share = self._ranks, len(x)
         generator = torch.Generator(x.device).manual_seed(mix(self._seed, ENCODE, step))
         noise = torch.randn(self._batch, *self.shape, generator=generator, device=x.device)
         noise = noise[ranks.rank * share : (ranks.rank + 1) * share]
-        return (posterior.mean + posterior.std * noise) * LATENT_SCALE
+        return (mean + std * noise) * LATENT_SCALE
 
     @torch.no_grad()
     def decode(self, x):

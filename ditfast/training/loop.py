@@ -55,10 +55,11 @@ class Run:
             model.to(torch.bfloat16)
         self.model = spread(model, config, ranks)
         self.weights = Weights(bare(self.model), config.lr, config.weight_decay, config.ema, masters)
-        self.about = {"model": bare(model).config, "data": source.identity, "vae": encoder.name}
+        self.about = {"model": bare(model).config, "data": source.identity, "vae": encoder.checksum}
         self.about |= {"noise_schedule": config.noise_schedule, "seed": config.seed}
         self.step = self.seen = self.skipped = 0
         self.saved = None
+        self.unreadable = 0
         if start:
             self._resume(start)
         self.preview = Preview(config, encoder, source.num_classes, ranks)
@@ -69,6 +70,7 @@ class Run:
         self.checkpoints.read(path, self.weights.state())
         self.weights.loaded()
         self.step, self.seen, self.saved = found["step"], found["samples"], path
+        self.skipped, self.unreadable = found["nonfinite"], found["unreadable"]
         if self.ranks.first:
             print(f"goes on after step {self.step} of {path}")
 
@@ -77,41 +79,46 @@ class Run:
         c, ranks = self.config, self.ranks
         if ranks.first:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.rewind(self.step)
             (self.folder / "config.yaml").write_text(to_yaml(c), encoding="utf-8")
         log = Log(self.folder, self.step) if ranks.first else None
         order = {"seed": c.seed, "start": self.seen, "batch": c.batch, "rank": ranks.rank, "world": ranks.world}
         batches = stream(self.source, **order, workers=c.workers, unreadable=c.unreadable)
         self.rate = matmul_rate(ranks.device, torch.float32 if c.precision == "fp32" else torch.bfloat16)
-        with Stopper() as stopper, self._bar() as bar:
-            self._loop(batches, log, bar, stopper)
-        if log:
-            log.close()
-        if self.saved is None or self.saved.name != step_name(self.step):
-            self._save(final=True)
-        if stopper.asked:
+        with Stopper() as stopper:
+            try:
+                with self._bar() as bar:
+                    stopped = self._loop(batches, log, bar, stopper)
+            finally:
+                if log:
+                    log.close()
+            if self.saved is None or self.saved.name != step_name(self.step):
+                self._save(final=True)
+        if stopped:
             raise TrainError(f"stopped after step {self.step} of {c.steps}: --resume auto goes on from there")
 
     def _loop(self, batches, log, bar, stopper):
-        c, meter, unreadable, since = self.config, Meter(self.ranks), [], time.perf_counter()
-        while self.step < c.steps and not stopper.asked:
+        """Steps until the last, or until a rank is told to stop: whether one was."""
+        c, meter, stopped, since = self.config, Meter(self.ranks), False, time.perf_counter()
+        while self.step < c.steps and not stopped:
             batch = next(batches)
-            unreadable += batch.skipped
-            meter.add(*self._step(batch), batch.indices)
+            meter.add(*self._step(batch), batch)
             self.step, self.seen = self.step + 1, self.seen + c.batch
             bar.update()
-            stopper.asked = self._asked(stopper)
+            stopped = self.step < c.steps and self._told(stopper)
             save = self.step % c.save_every == 0
             # before a checkpoint too: a run that goes on from it writes the same lines as one that went through
-            if self.step % c.log_every == 0 or save or self.step == c.steps or stopper.asked:
-                self._report(meter, log, bar, unreadable, time.perf_counter() - since)
+            if self.step % c.log_every == 0 or save or self.step == c.steps or stopped:
+                self._report(meter, log, bar, time.perf_counter() - since)
                 meter.clear()
                 if save:
                     self._save()
                 since = time.perf_counter()
             if c.sample_every and self.step % c.sample_every == 0:
                 since += self._sample()
+        return stopped
 
-    def _asked(self, stopper):
+    def _told(self, stopper):
         """Whether any rank was told to stop, agreed upon every few steps."""
         if self.ranks.world > 1 and self.step % ASK_EVERY:
             return False
@@ -167,17 +174,17 @@ class Run:
         self.weights.update(lr, skip=(~norm.isfinite()).float())
         return norm
 
-    def _report(self, meter, log, bar, unreadable, seconds):
+    def _report(self, meter, log, bar, seconds):
         c, first = self.config, self.step - len(meter)
         found = meter.read()
         for bad in found.pop("bad"):
             self.skipped += 1
             self._nonfinite(first + bad + 1, meter.samples(bad))
-        missing = sum(self.ranks.gather(len(unreadable)))
+        self.unreadable += sum(self.ranks.gather(meter.unreadable))
         images = c.batch * len(meter) / seconds
         flops = images * 3 * 2 * self.macs / self.ranks.world
         values = {**found, "samples": self.seen, "images_per_second": images, "mfu": flops / self.rate}
-        values |= {"gib": memory_gib(self.ranks.device), "nonfinite": self.skipped, "unreadable": missing}
+        values |= {"gib": memory_gib(self.ranks.device), "nonfinite": self.skipped, "unreadable": self.unreadable}
         if log:
             log.write(self.step, values)
             shown = {"images/s": f"{images:.3g}", "MFU": f"{values['mfu']:.0%}", "GiB": f"{values['gib']:.3g}"}
@@ -198,6 +205,7 @@ class Run:
 
     def _save(self, final=False):
         about = {**self.about, "samples": self.seen, "config": asdict(self.config)}
+        about |= {"nonfinite": self.skipped, "unreadable": self.unreadable}
         try:
             self.saved = self.checkpoints.save(self.step, self.weights.state(), about)
         except TrainError as error:

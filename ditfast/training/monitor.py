@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,16 +18,17 @@ class Meter:
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks
-        self._losses, self._norms, self._samples = [], [], []
+        self._losses, self._norms, self._samples, self.unreadable = [], [], [], 0
 
     def __len__(self) -> int:
         return len(self._losses)
 
-    def add(self, loss: torch.Tensor, norm: torch.Tensor, indices: torch.Tensor) -> None:
-        """A step's mean loss on this rank and the gradient's norm, () each; this rank's samples by index."""
+    def add(self, loss: torch.Tensor, norm: torch.Tensor, batch) -> None:
+        """A step's mean loss on this rank and the gradient's norm, () each, and what it was made of."""
         self._losses.append(loss)
         self._norms.append(norm)
-        self._samples.append(indices)
+        self._samples.append(batch.indices.tolist())
+        self.unreadable += len(batch.skipped)
 
     def read(self) -> dict:
         """``loss`` and ``grad_norm`` of the finite steps in the mean, ``bad``: numbers of the other steps, from 0."""
@@ -40,7 +42,7 @@ class Meter:
 
     def samples(self, step: int) -> list[int]:
         """The samples of a step, of all ranks in order, by index."""
-        return [i for part in self.ranks.gather(self._samples[step].tolist()) for i in part]
+        return [i for part in self.ranks.gather(self._samples[step]) for i in part]
 
     def clear(self) -> None:
         self.__init__(self.ranks)
@@ -60,8 +62,11 @@ class Log:
         self._board = board.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:  # a line less is no reason to end a run
+            warnings.warn(f"{self.path} is not written: {error.strerror or error}", stacklevel=2)
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(name, value, step)

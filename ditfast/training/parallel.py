@@ -27,10 +27,6 @@ class Ranks(NamedTuple):
     def first(self) -> bool:
         return self.rank == 0
 
-    def wait(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Touches hosts alone, no device."""
         if self.world == 1:
@@ -65,9 +61,12 @@ def joined():
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
-        raise TrainError(f"another rank has stopped, and so does rank {rank} of {world}: see its message") from error
-    finally:
-        if dist.is_initialized():
+        reason = str(error).splitlines()[0]
+        raise TrainError(
+            f"another rank has stopped or is out of reach, so rank {rank} of {world} ends: {reason}"
+        ) from error
+    else:
+        if dist.is_initialized():  # not after an error: it would wait for ranks that do not come
             dist.destroy_process_group()
 
 
@@ -110,6 +109,7 @@ def spread(model, config, ranks: Ranks):
 def _compile(model, whole):
     """Compile a model as one graph or, on several ranks, block by block: one graph would give all gradients at once,
     at its end, and leave nothing to compute while they are on their way."""
+    torch._dynamo.config.optimize_ddp = whole  # blocks are small enough for DDP as they are
     for module in [model] if whole else model.blocks:
         module.compile()
 
@@ -128,7 +128,14 @@ def _fsdp(model, config, ranks):
     options = {"mesh": init_device_mesh(ranks.device.split(":")[0], (ranks.world,)), "mp_policy": policy}
     for block in model.blocks:
         fully_shard(block, **options)
-    return fully_shard(model, **options)
+    fully_shard(model, **options)
+    for module in (
+        *model.blocks,
+        model,
+    ):  # some versions move uneven shards at first use: now, before others hold them
+        module.unshard()
+        module.reshard()
+    return model
 
 
 def bare(model):

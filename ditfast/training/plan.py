@@ -36,7 +36,8 @@ def memory(config: Config, model, world: int) -> dict[str, float]:
     numbers = sum(p.numel() for p in model.parameters())
     share = numbers / world if config.parallel == "fsdp" else numbers
     pure = config.precision == "pure_bf16"
-    weights = 4 * share + (2 * numbers if pure and config.parallel == "ddp" else 0)
+    copies = 2 * numbers if config.precision == "bf16" or (pure and config.parallel == "ddp") else 0  # in bf16
+    weights = 4 * share + copies
     gradients = (6 if pure and config.parallel == "ddp" else 4) * share
     samples = config.batch // (world * config.accumulate)
     dtype = {"fp32": "fp32", "bf16": "autocast", "pure_bf16": "bf16"}[config.precision]

@@ -5,14 +5,28 @@ from pathlib import Path
 from ditfast.training import TrainError
 from ditfast.training.checkpoint import ABOUT, Checkpoints
 from ditfast.training.config import Config
+from ditfast.training.parallel import Ranks
 
 
 def find(config: Config, checkpoints: Checkpoints) -> Path | None:
-    """The checkpoint that the run starts from, if any.
+    """The checkpoint that the run starts from, if any: what the first rank sees, because others may see it later.
 
     Raises:
         TrainError: none where one was named, or the folder has a run that nobody asked to go on with.
     """
+    found = error = None
+    if checkpoints.ranks.first:
+        try:
+            found = _find(config, Checkpoints(checkpoints.folder, config.keep, Ranks()))
+        except TrainError as each:
+            error = str(each)
+    found, error = checkpoints.ranks.gather((found, error))[0]
+    if error:
+        raise TrainError(error)
+    return found
+
+
+def _find(config, checkpoints):
     if config.resume is None:
         if found := checkpoints.all():
             raise TrainError(f"--out {config.out} has a run ({found[-1].name}): --resume auto goes on with it")
@@ -23,7 +37,7 @@ def find(config: Config, checkpoints: Checkpoints) -> Path | None:
     if (path / ABOUT).is_file():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if newest := Checkpoints(folder, config.keep, checkpoints.ranks).newest():
+    if newest := Checkpoints(folder, config.keep, Ranks()).newest():
         return newest
     raise TrainError(f"--resume must be auto, a checkpoint or the folder of a run, got {config.resume}")
 

@@ -7,8 +7,7 @@ class Stopper:
     """While it is entered, SIGTERM and SIGINT only set ``told``; a second SIGINT interrupts at once."""
 
     def __init__(self):
-        self.told = False  # this process
-        self.asked = False  # the run: all processes agree
+        self.told = False
 
     def __enter__(self):
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}

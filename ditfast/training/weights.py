@@ -26,7 +26,8 @@ class Weights:
     def __init__(self, model, lr: float, weight_decay: float, decay: float, masters: dict | None = None):
         self._model = model
         named = {_clean(name): p for name, p in model.named_parameters()}
-        self.fixed = {name: p for name, p in named.items() if not p.requires_grad}
+        fixed = {name: p.detach() for name, p in named.items() if not p.requires_grad}
+        self.fixed = fixed if masters is None else {name: masters[name].to(p.device) for name, p in fixed.items()}
         self.params = {name: p for name, p in named.items() if p.requires_grad}
         self.decay = decay
         self._copies = masters is not None
@@ -80,7 +81,7 @@ class Weights:
         """All that a checkpoint has to keep, by name, as tensors that are read or written in place."""
         moments = {name: self.optimizer.state[value] for name, value in self.masters.items()}
         return {
-            **{f"model.{name}": p.detach() for name, p in self.fixed.items()},
+            **{f"model.{name}": value for name, value in self.fixed.items()},
             **{f"model.{name}": self._whole(name, value) for name, value in self.masters.items()},
             **{f"ema.{name}": self._whole(name, value) for name, value in self.average.items()},
             **{f"{key}.{name}": self._whole(name, m[key]) for name, m in moments.items() for key in MOMENTS},

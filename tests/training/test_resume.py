@@ -102,6 +102,16 @@ def test_metrics_of_lost_steps_and_half_a_line_are_removed(kit):
     assert kit.lines(out) == expected
 
 
+def test_a_rewound_run_does_not_go_on_with_what_it_left(kit):
+    out = kit.train("run")
+    first = out / "checkpoints" / "step-00000002"
+    kit.train("run", "--steps", 3, "--keep", 1, "--lr", "1e-3", "--resume", first)
+    assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-00000003"]
+    assert len(list((out / "checkpoints").glob("left-step-*"))) == 2
+    kit.train("run", "--steps", 4, "--lr", "1e-3", "--resume", "auto")
+    assert [line["step"] for line in kit.lines(out)] == [1, 2, 3, 4]
+
+
 def test_a_finished_run_is_left_as_it_is(kit):
     out = kit.train("run")
     before = (out / "metrics.jsonl").read_text()
