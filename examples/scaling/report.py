@@ -93,7 +93,11 @@ def _comparison(s, other):
     rank = {key: correlation.spearman(*_columns(m)) for key, m in (("before", before), ("after", other["models"]))}
     seeds = "seed 0" if number == 1 else f"seeds 0 to {number - 1}"
     yield from ("", f"`{other['command']}`, {other['seconds'] / 60:.0f} minutes, {seeds} of both.")
-    yield f"Rank correlation of FID with Gflops over these models: {rank['before']:.2f}, then {rank['after']:.2f}."
+    models = "[{:.2f}, {:.2f}]".format(*other["interval_models"])
+    yield (
+        f"Rank correlation of FID with Gflops over these models: {rank['before']:.2f}, then **{rank['after']:.2f}**, "
+        f"95% {models} if other models had been drawn."
+    )
     yield from (
         "",
         f"| model | FID | FID, {changed} | right class | right class, {changed} |",
@@ -129,11 +133,12 @@ def others(out: Path) -> list[dict]:
 def write(records, out: Path, readme: Path | None) -> None:
     """summary.json and scaling.png, and the README's table."""
     found = summary(records)
-    shown = table(found, others(out))
+    compared = others(out)
+    shown = table(found, compared)
     with writing(out / "summary.json") as part:
         part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     with writing(out / "scaling.png") as part:
-        picture(found).savefig(part, dpi=120, format="png")
+        picture(found, compared).savefig(part, dpi=120, format="png")
     if readme:
         head, _, rest = readme.read_text(encoding="utf-8").partition(START)
         _, _, tail = rest.partition(END)
@@ -142,29 +147,39 @@ def write(records, out: Path, readme: Path | None) -> None:
     print(shown)
 
 
-def picture(s: dict):
-    """FID against Gflops: the paper's twelve models, and these; and the loss of these."""
+def picture(s: dict, compared=()):
+    """FID against Gflops: the paper's twelve models, these, and these in another complete study; and the loss."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 5), layout="constrained")
-    paper, fid, loss = figure.subplots(1, 3)
-    ours = {config: s["models"][config] for config in plan.SCALING if config in s["models"]}
+    complete = [other for other in compared if set(plan.SCALING) <= other["models"].keys()]
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    paper, fid, loss, *more = figure.subplots(2, 2).flat
     _panel(paper, {name.removeprefix("DiT-"): (gflops, [value]) for name, (gflops, value) in flops.PAPER.items()})
-    _panel(fid, {config: (m["gmacs"], m["fids"]) for config, m in ours.items()})
-    losses = {config: [run["fresh_loss"] for run in m["runs"]] for config, m in ours.items()}
-    _panel(loss, {config: (ours[config]["gmacs"], values) for config, values in losses.items()})
-    floor = {"transform": fid.get_yaxis_transform(), "ha": "right", "va": "bottom", "color": "gray"}
-    fid.axhline(s["floor_fid"], color="gray", linestyle=":")
-    fid.text(0.98, s["floor_fid"], "real glyphs", **floor)
     paper.set(title=f"The paper{_rank(s, 'spearman_paper')}", ylabel="FID-50K (lower is better)")
-    fid.set(title=f"Glyphs of 16²{_rank(s, 'spearman')}", ylabel="FID in a classifier's features")
-    loss.set(title=f"Glyphs of 16²{_rank(s, 'spearman_loss')}", ylabel="squared error on fresh glyphs")
     paper.set_yticks([20, 40, 80, 160], ["20", "40", "80", "160"])
     paper.minorticks_off()
-    loss.set_yticks([0.1, 0.11, 0.12], ["0.10", "0.11", "0.12"], minor=False)
+    _panel(loss, _ours(s, "fresh_loss"))
+    loss.set(title=f"Glyphs of 16²{_rank(s, 'spearman_loss')}", ylabel="squared error on fresh glyphs")
+    loss.set_yticks([0.1, 0.11, 0.12], ["0.10", "0.11", "0.12"])
     loss.set_yticks([], minor=True)
-    figure.supxlabel(f"left: {flops.SOURCE}; lines join models of the same patch size", fontsize=8, color="gray")
+    for axes, study in zip([fid, *more], [s, *complete], strict=False):
+        _panel(axes, _ours(study, "fid"))
+        steps = f"{study['settings']['steps']:,} steps"
+        axes.set(title=f"Glyphs of 16², {steps}{_rank(study, 'spearman')}", ylabel="FID in a classifier's features")
+        axes.axhline(s["floor_fid"], color="gray", linestyle=":")
+        style = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "color": "gray"}
+        axes.text(0.98, s["floor_fid"], "real glyphs", **style)
+        axes.set_ylim(s["floor_fid"] * 0.8, 2000)
+    for axes in more[len(complete) :]:
+        axes.set_axis_off()
+    figure.supxlabel(f"the paper: {flops.SOURCE}; lines join models of the same patch size", fontsize=8, color="gray")
     return figure
+
+
+def _ours(s, key):
+    """Name -> (Gflops, one value per seed)."""
+    found = {config: s["models"][config] for config in plan.SCALING if config in s["models"]}
+    return {config: (m["gmacs"], [run[key] for run in m["runs"]]) for config, m in found.items()}
 
 
 def _rank(s, name):
