@@ -9,7 +9,7 @@ after it. --dry-run prints what would be trained, and ends.
 """
 
 import argparse
-import sys
+import traceback
 
 import torch
 
@@ -20,7 +20,7 @@ from ditfast.training import TrainError
 from ditfast.training.config import BUILT_IN, Config, check, from_yaml, resolve
 from ditfast.training.latents import Encoder
 from ditfast.training.loop import Run
-from ditfast.training.parallel import joined
+from ditfast.training.parallel import joined, leave
 from ditfast.training.plan import plan
 
 
@@ -43,7 +43,10 @@ def main(arguments=None) -> None:
         if ranks.first:  # alone, from the checkpoint, which has the whole of what ranks may share
             export(run.saved, run.folder / "model", overwrite=True)
     except (TrainError, DataError, Unreadable, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
+        leave(f"error: {error}")
+    except Exception as error:
+        traceback.print_exc()
+        leave(f"error: {error!r}")
 
 
 def parse(arguments=None) -> tuple[Config, bool]:

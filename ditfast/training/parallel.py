@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+import time
 import warnings
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -52,7 +54,10 @@ class Ranks(NamedTuple):
 
 @contextmanager
 def joined():
-    """The ranks that torchrun's environment describes, each on the GPU of its LOCAL_RANK."""
+    """The ranks that torchrun's environment describes, each on the GPU of its LOCAL_RANK.
+
+    After an error the caller has to `leave`.
+    """
     rank, world, device = place()
     if "RANK" in os.environ:  # also a single process of torchrun, which FSDP2 needs
         _meet("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
@@ -66,8 +71,20 @@ def joined():
             f"another rank has stopped or is out of reach, so rank {rank} of {world} ends: {reason}"
         ) from error
     else:
-        if dist.is_initialized():  # not after an error: it would wait for ranks that do not come
+        if dist.is_initialized():
+            dist.barrier()
+            time.sleep(
+                0.1
+            )  # gloo's threads drop Python objects here; its destructor waits for them and keeps the GIL
             dist.destroy_process_group()
+
+
+def leave(message: str):
+    """End the process with an error. Among ranks nothing is torn down: that would wait for those that do not come."""
+    if not dist.is_initialized():
+        sys.exit(message)
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _meet(backend):
