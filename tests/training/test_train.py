@@ -6,6 +6,8 @@ import torch
 from ditfast import DiT, train
 from ditfast.export import main as export
 from ditfast.models import cost
+from ditfast.training import loop
+from ditfast.training.weights import Weights
 
 
 def test_digits_are_learned(kit):
@@ -106,3 +108,26 @@ def test_export_of_nothing(kit):
 def test_glyphs_train(kit):
     losses = kit.losses(kit.train("run", "--data", "glyphs", "--image-size", 16, "--steps", 3))
     assert losses[-1][1] < losses[0][1]
+
+
+def test_labels_are_dropped_as_often_as_asked(kit, monkeypatch):
+    call, seen = loop.Run._call, []
+    monkeypatch.setattr(loop.Run, "_call", lambda run, x, t, y: (seen.append(y), call(run, x, t, y))[1])
+    kit.train("run", "--label-drop", 0.25, "--batch", 128, "--steps", 4)
+    dropped = (torch.cat(seen) == 10).float()
+    assert dropped.mean() == pytest.approx(0.25, abs=0.06)  # of 512: three standard deviations
+    assert not torch.equal(dropped[:128], dropped[128:256])
+
+
+def test_a_long_gradient_is_clipped_and_a_short_one_is_not(kit, monkeypatch):
+    update, lengths = Weights.update, []
+
+    def watch(weights, lr, skip):
+        gradients = [value.grad.flatten() for value in weights.masters.values()]
+        lengths.append(torch.cat(gradients).norm().item())
+        update(weights, lr, skip)
+
+    monkeypatch.setattr(Weights, "update", watch)
+    before = [line["grad_norm"] for line in kit.lines(kit.train("run", "--clip", 1.5))]
+    assert min(before) < 1.5 < max(before)
+    assert lengths == pytest.approx([min(norm, 1.5) for norm in before], rel=1e-5)
