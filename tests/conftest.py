@@ -18,6 +18,15 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def one_thread():
+    """Problems as small as most here lose more to a second thread than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 

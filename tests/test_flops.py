@@ -22,11 +22,8 @@ SMALL = dict(input_size=8, patch_size=2, in_channels=4, hidden_size=32, depth=2,
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def on_one_thread(one_thread):
+    pass
 
 
 @contextlib.contextmanager

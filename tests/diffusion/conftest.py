@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from models.conftest import arr, close, fill, one_thread  # noqa: F401
+from models.conftest import arr, close, fill, on_one_thread  # noqa: F401
 
 from ditfast.models import DiT
 

@@ -69,12 +69,8 @@ def close(got, expected, rtol=1e-5):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors lose by more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def on_one_thread(one_thread):
+    pass
 
 
 @pytest.fixture

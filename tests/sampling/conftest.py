@@ -21,12 +21,8 @@ def save_tiny(folder, **changes):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small lose more to a second thread than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def on_one_thread(one_thread):
+    pass
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,11 @@ def _free_port() -> str:
         return str(free.getsockname()[1])
 
 
+@pytest.fixture(autouse=True)
+def on_one_thread(one_thread):
+    pass
+
+
 @pytest.fixture
 def kit(tmp_path):
     for module in ("sklearn", "tyro", "tensorboard", "tqdm", "yaml", "safetensors"):
