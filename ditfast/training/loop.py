@@ -57,9 +57,8 @@ class Run:
         self.weights = Weights(bare(self.model), config.lr, config.weight_decay, config.ema, masters)
         self.about = {"model": bare(model).config, "data": source.identity, "vae": encoder.checksum}
         self.about |= {"noise_schedule": config.noise_schedule, "seed": config.seed}
-        self.step = self.seen = self.skipped = 0
+        self.step = self.seen = self.skipped = self.unreadable = 0
         self.saved = None
-        self.unreadable = 0
         if start:
             self._resume(start)
         self.preview = Preview(config, encoder, source.num_classes, ranks)

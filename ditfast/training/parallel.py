@@ -73,9 +73,8 @@ def joined():
     else:
         if dist.is_initialized():
             dist.barrier()
-            time.sleep(
-                0.1
-            )  # gloo's threads drop Python objects here; its destructor waits for them and keeps the GIL
+            # gloo's threads drop Python objects now: its destructor would wait for them and keep the GIL
+            time.sleep(0.1)
             dist.destroy_process_group()
 
 
@@ -124,8 +123,10 @@ def spread(model, config, ranks: Ranks):
 
 
 def _compile(model, whole):
-    """Compile a model as one graph or, on several ranks, block by block: one graph would give all gradients at once,
-    at its end, and leave nothing to compute while they are on their way."""
+    """Compile a model as one graph or, on several ranks, block by block.
+
+    One graph would give all gradients at its end, with nothing left to compute while they are on their way.
+    """
     torch._dynamo.config.optimize_ddp = whole  # blocks are small enough for DDP as they are
     for module in [model] if whole else model.blocks:
         module.compile()
@@ -146,10 +147,8 @@ def _fsdp(model, config, ranks):
     for block in model.blocks:
         fully_shard(block, **options)
     fully_shard(model, **options)
-    for module in (
-        *model.blocks,
-        model,
-    ):  # some versions move uneven shards at first use: now, before others hold them
+    # some versions of torch move uneven shards at first use: now, before others hold them
+    for module in (*model.blocks, model):
         module.unshard()
         module.reshard()
     return model
