@@ -82,11 +82,8 @@ def operations(device_type: str) -> dict:
     """For each op, each backend: None if it runs on the device type, else the reason why it does not."""
 
     def probe() -> dict:
-        backend = import_module("ditfast.ops.backend")
-        return {
-            op: {name: ask(backend.why_not, op, name, device_type) for name in names}
-            for op, names in backend.OPS.items()
-        }
+        ops, why_not = import_module("ditfast.ops"), import_module("ditfast.ops.availability").why_not
+        return {op.name: {name: ask(why_not, op, name, device_type) for name in op.backends} for op in ops.ALL}
 
     table, why = attempt(probe)
     return {"device": device_type, "backends": table, "why_not": why}
@@ -174,7 +171,8 @@ def verify() -> int:
         for result in results or ():
             outcome = "right" if result.reason is None else f"WRONG: {result.reason}"
             dtypes = f"{result.stream} {result.branch}".replace("torch.", "")
-            print(f"{result.op:36}{dtypes:20}{result.width:6}  {outcome}  ({result.seconds:.1f} s)", flush=True)
+            kernel = f"{result.op}/{result.backend}"
+            print(f"{kernel:42}{dtypes:20}{result.width:6}  {outcome}  ({result.seconds:.1f} s)", flush=True)
             failed += result.reason is not None
     except RuntimeError as error:
         why = str(error)

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ditfast import DiT, flops, use_backend
+from ditfast import DiT, flops, ops, use_backend
 from ditfast.models import cost
 from ditfast.models.conditioning import CONDITIONINGS
-from ditfast.ops.backend import record
-from ditfast.ops.flops import FORMULAS
+from ditfast.ops.log import record
 
 every = pytest.mark.parametrize("kind", CONDITIONINGS)
 KERNELS = ("triton", "host")  # where an operation has either
@@ -66,7 +65,7 @@ def forward_backward(model, inputs, fused=True):
 
 def test_every_registered_operation_has_a_formula():
     registered = {n.removeprefix("ditfast::") for n in torch._C._dispatch_get_all_op_names() if "ditfast::" in n}
-    assert registered == FORMULAS.keys()
+    assert registered == {name for op in ops.ALL for name in op.flops}
 
 
 @every

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from ditfast import ops
 from ditfast.models.carry import Carry, condition, junction, pend, settle, start
 from ditfast.models.plain import is_plain, runs
+from ditfast.ops.choice import names_in_force
 
 
 class Attention(nn.Module):
@@ -161,7 +162,7 @@ class DiTBlock(nn.Module):
     def forward(self, x, c, backends=None):
         if isinstance(x, Carry):
             return self._carried(x, c)
-        return settle(self._carried(start(x, c, backends or ops.backend.active()), c)).x
+        return settle(self._carried(start(x, c, backends or names_in_force()), c)).x
 
     def _carried(self, carry, c):
         rows = condition(self.adaLN_modulation, c, carry.silu_c, 6)
@@ -198,7 +199,7 @@ class FinalLayer(nn.Module):
         return runs(self, FinalLayer)
 
     def forward(self, x, c, backends=None):
-        carry = x if isinstance(x, Carry) else start(x, c, backends or ops.backend.active())
+        carry = x if isinstance(x, Carry) else start(x, c, backends or names_in_force())
         shift, scale = condition(self.adaLN_modulation, c, carry.silu_c, 2)  # (B, D) each
         _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
         return self.linear(h)  # (B, N, p*p*C)

@@ -11,10 +11,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ditfast import ops
 from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call
 from ditfast.models.carry import norm_modulate
 from ditfast.models.plain import runs
+from ditfast.ops.choice import names_in_force
 
 
 class AdaLNBlock(nn.Module):
@@ -44,7 +44,7 @@ class AdaLNBlock(nn.Module):
         return runs(self, AdaLNBlock)
 
     def forward(self, x, c, backends=None):
-        backends = backends or ops.backend.active()
+        backends = backends or names_in_force()
         shift_msa, scale_msa, shift_mlp, scale_mlp = self.adaLN_modulation(c).chunk(4, dim=1)  # (B, D) each
         x = x + call(self.attn, norm_modulate(self.norm1, x, shift_msa, scale_msa, backends), backends)
         return x + call(self.mlp, norm_modulate(self.norm2, x, shift_mlp, scale_mlp, backends), backends)
@@ -76,7 +76,7 @@ class InContextBlock(nn.Module):
         return runs(self, InContextBlock)
 
     def forward(self, x, c=None, backends=None):
-        backends = backends or ops.backend.active()
+        backends = backends or names_in_force()
         x = x + call(self.attn, self.norm1(x), backends)
         return x + call(self.mlp, self.norm2(x), backends)
 
@@ -133,7 +133,7 @@ class CrossAttentionBlock(nn.Module):
         return runs(self, CrossAttentionBlock)
 
     def forward(self, x, c, backends=None):
-        backends = backends or ops.backend.active()
+        backends = backends or names_in_force()
         x = x + call(self.attn, self.norm1(x), backends)
         x = x + self.cross_attn(self.norm_cross(x), c)
         return x + call(self.mlp, self.norm2(x), backends)

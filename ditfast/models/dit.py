@@ -10,6 +10,7 @@ from ditfast.models.carry import Carry, settle, start, tokens
 from ditfast.models.conditioning import CONDITIONINGS, check_conditioning
 from ditfast.models.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, get_2d_sincos_pos_embed
 from ditfast.models.plain import is_plain, is_watched
+from ditfast.ops.choice import names_in_force
 
 
 class DiT(nn.Module):
@@ -64,7 +65,7 @@ class DiT(nn.Module):
         self.config = config
         if hidden_size % 4:
             raise ValueError(f"hidden_size must be a multiple of 4, got {hidden_size}")
-        ops.backend.active(backend)  # rejects an unknown name now, not at the first forward
+        names_in_force(backend)  # rejects an unknown name now, not at the first forward
         check_conditioning(conditioning)
         self.learn_sigma = learn_sigma
         self.in_channels = in_channels
@@ -120,7 +121,7 @@ class DiT(nn.Module):
         if rows == columns and math.isqrt(x.shape[1]) ** 2 != x.shape[1]:
             raise ValueError(f"x must have a square number of tokens, got shape {tuple(x.shape)}")
         grid = None if rows == columns else (rows, columns)
-        return ops.unpatchify(x, self.patch_size, grid, backend=ops.backend.active(self.backend))
+        return ops.unpatchify(x, self.patch_size, grid, backend=names_in_force(self.backend))
 
     def forward(self, x, t, y, *, return_hidden=None):
         """Predict the noise (and variance) in a noisy latent.
@@ -139,7 +140,7 @@ class DiT(nn.Module):
             IndexError: on the CPU, a label outside the table.
         """
         self._check(x, t, y, return_hidden or ())
-        backends = ops.backend.active(self.backend)
+        backends = names_in_force(self.backend)
         t, y = self.t_embedder(t), self.y_embedder(y, self.training)  # (B, D) each
         x, c = CONDITIONINGS[self.conditioning].enter(self._embed(x, backends), t, y)
         hidden = {}

@@ -1,22 +1,43 @@
-"""The fused operations of a DiT. Each has one public function; its file holds the contract.
+"""The fused operations of a DiT. Each has one public function; its file holds the contract and ends with its record.
 
-Every function takes ``backend=``: None (see `ditfast.ops.backend`), a name, or a tuple of names of which the first
+Every function takes ``backend=``: None (see `ditfast.ops.choice`), a name, or a tuple of names of which the first
 that the operation has is used.
 """
 
 from ditfast.ops import flops
+from ditfast.ops.attention import OP as ATTENTION
 from ditfast.ops.attention import attention
-from ditfast.ops.backend import use_backend
+from ditfast.ops.choice import use_backend
+from ditfast.ops.gated_residual import OP as GATED_RESIDUAL
 from ditfast.ops.gated_residual import gated_residual
+from ditfast.ops.junction import OP as JUNCTION
 from ditfast.ops.junction import gated_residual_layer_norm_modulate
+from ditfast.ops.layer_norm_modulate import OP as LAYER_NORM_MODULATE
 from ditfast.ops.layer_norm_modulate import layer_norm_modulate
+from ditfast.ops.mlp import OP as MLP
 from ditfast.ops.mlp import mlp
-from ditfast.ops.patches import patch_embed, patchify, unpatchify
+from ditfast.ops.op import Op
+from ditfast.ops.patch_embed import OP as PATCH_EMBED
+from ditfast.ops.patch_embed import patch_embed
+from ditfast.ops.patches import PATCHIFY, UNPATCHIFY, patchify, unpatchify
+from ditfast.ops.qkv_attention import OP as QKV_ATTENTION
 from ditfast.ops.qkv_attention import qkv_attention
 
-flops.install()
+ALL: tuple[Op, ...] = (
+    LAYER_NORM_MODULATE,
+    GATED_RESIDUAL,
+    JUNCTION,
+    MLP,
+    ATTENTION,
+    QKV_ATTENTION,
+    PATCHIFY,
+    UNPATCHIFY,
+    PATCH_EMBED,
+)
+flops.install(ALL)
 
 __all__ = [
+    "ALL",
     "attention",
     "gated_residual",
     "gated_residual_layer_norm_modulate",

@@ -6,9 +6,12 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from ditfast.ops import checks, explicit, extension, fastest, reference
-from ditfast.ops.backend import DTYPES, choose, note
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run
+from ditfast.ops import checks, extension, fastest, formulas, reference
+from ditfast.ops.availability import KERNEL_DTYPES
+from ditfast.ops.choice import choose
+from ditfast.ops.log import note
+from ditfast.ops.op import WITHOUT_STREAM, Op
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
 
 
 def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
@@ -32,18 +35,14 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
     """
     head_dim = _check(qkv, num_heads)
     scale = head_dim**-0.5 if scale is None else float(scale)
-    return attend(qkv, num_heads, scale, select(_OP, qkv, qkv.dtype, head_dim, scale, backend))
-
-
-_OP = "attention"
-KERNELS = ("cuda", "triton", "host")
+    return attend(qkv, num_heads, scale, choose_attention(OP, qkv, qkv.dtype, head_dim, scale, backend))
 
 
 def attend(qkv, num_heads, scale, name):
     """`attention` of checked arguments on the backend ``name``."""
-    if name in KERNELS:
+    if name in OP.kernels:
         return _call(qkv, num_heads, scale, name)[0]
-    note(_OP, name)
+    note(OP.name, name)
     if name == "sdpa":
         return _sdpa(qkv, num_heads, scale)
     return reference.attention(qkv, num_heads, scale)
@@ -59,14 +58,15 @@ def _check(qkv, num_heads):
     return qkv.shape[-1] // (3 * num_heads)
 
 
-def select(op, t, dtype, head_dim, scale, requested):
+def choose_attention(op: Op, t, dtype, head_dim, scale, requested):
     """The backend of ``op``; the automatic choice takes a kernel where it is right and fastest, else PyTorch's.
 
     Args:
+        op: `attention`, or what calls it.
         t: qkv, or the tokens (B, N, D) from which a Linear will make it.
         dtype: of qkv.
     """
-    reasons = {name: _unsupported(name, dtype, head_dim, scale) for name in KERNELS}
+    reasons = {name: _unsupported(name, dtype, head_dim, scale) for name in op.kernels}
     name = choose(op, requested, t.device.type, reasons)
     if name != "auto":
         return name
@@ -75,15 +75,34 @@ def select(op, t, dtype, head_dim, scale, requested):
     if not torch.compiler.is_compiling():
         if type(t) not in (torch.Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
             return "sdpa"  # nothing to measure on, such as a fake tensor
-        if op == _OP and not extension.is_aligned(extension.unit_stride(t)):  # what a Linear makes is aligned
+        if op is OP and not extension.is_aligned(extension.unit_stride(t)):  # what a Linear makes is aligned
             _warn_unaligned()
             return "sdpa"
-    return fastest.choose(dtype, head_dim, t.shape[1], t.device)
+    return _fastest(dtype, head_dim, t.shape[1], t.device)
+
+
+def _fastest(dtype, head_dim, tokens, device):
+    return fastest.fastest_backend(OP, _to_time, dtype, head_dim, tokens, device)
+
+
+# what torch.compiler.assume_constant_result does, without importing the compiler for it
+_fastest._dynamo_marked_constant = True
+
+
+def _to_time(t, batch, tokens, head_dim, backend):
+    """A function that runs forward and backward, of 16 heads."""
+    qkv = t(batch, tokens, 3 * 16 * head_dim).requires_grad_()
+
+    def run():
+        out = attention(qkv, 16, backend=backend)
+        torch.autograd.grad(out, qkv, out.detach())
+
+    return run
 
 
 def _unsupported(name, dtype, head_dim, scale):
     """Why a kernel cannot take such a tensor; None if it can."""
-    dtypes = DTYPES[1:] if name == "cuda" else DTYPES
+    dtypes = KERNEL_DTYPES[1:] if name == "cuda" else KERNEL_DTYPES
     if dtype not in dtypes:
         return f"it takes {', '.join(str(t).removeprefix('torch.') for t in dtypes)}, got {dtype}"
     if name == "cuda" and scale <= 0:
@@ -111,8 +130,9 @@ def _sdpa(qkv, num_heads, scale):
     return out.transpose(1, 2).reshape(b, n, width // 3)
 
 
-def forward(qkv, num_heads, scale, backend):
-    note(_OP, backend)
+def run_forward(qkv, num_heads, scale, backend):
+    """out and lse, inside a running operation."""
+    note(OP.name, backend)
     if backend == "triton":
         from ditfast.kernels import attention as kernel
 
@@ -124,9 +144,9 @@ def _forward_fake(qkv, num_heads, scale, backend):
     return extension.empty_outputs(qkv, num_heads)
 
 
-def gradients(dout, qkv, out, lse, scale, backend, bias_dtype=None):
-    """dqkv, contiguous, and its sum over B and N in ``bias_dtype``; None without one."""
-    note(_OP, backend)
+def run_backward(dout, qkv, out, lse, scale, backend, bias_dtype=None):
+    """dqkv, contiguous, and its sum over B and N in ``bias_dtype``; None without one. Inside a running operation."""
+    note(OP.name, backend)
     if backend == "triton":
         from ditfast.kernels import attention as kernel
 
@@ -135,22 +155,22 @@ def gradients(dout, qkv, out, lse, scale, backend, bias_dtype=None):
 
 
 def _backward(dout, qkv, out, lse, scale, backend):
-    return gradients(dout, qkv, out, lse, scale, backend)[0]
+    return run_backward(dout, qkv, out, lse, scale, backend)[0]
 
 
 def _backward_fake(dout, qkv, out, lse, scale, backend):
     return qkv.new_empty(qkv.shape)
 
 
-_FORWARD = {"cuda": extension.cuda_forward, "host": extension.host_forward, "reference": explicit.attention}
+_FORWARD = {"cuda": extension.cuda_forward, "host": extension.host_forward, "reference": formulas.attention}
 _BACKWARD = {
     "cuda": extension.cuda_backward,
     "host": extension.host_backward,
-    "reference": explicit.attention_backward,
+    "reference": formulas.attention_backward,
 }
 _forward_op = define(
     "attention(Tensor qkv, int num_heads, float scale, str backend) -> (Tensor, Tensor)",
-    forward,
+    run_forward,
     _forward_fake,
 )
 _backward_op = define(
@@ -168,8 +188,59 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd_backward(ctx, dout, _dlse):
-    return run(_backward_op, dout, *ctx.saved_tensors, ctx.scale, ctx.backend), None, None, None
+    return run_in_backward(_backward_op, dout, *ctx.saved_tensors, ctx.scale, ctx.backend), None, None, None
 
 
-reject_double_backward(_OP, _backward_op)
-_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)
+reject_double_backward("attention", _backward_op)
+_call = differentiable("attention", _forward_op, _setup_context, _autograd_backward)
+
+
+def heads_of(dim: int) -> int:
+    """Heads of a problem: of 72 for the D of DiT-XL and its fractions, else of 64."""
+    return max(1, dim // (72 if dim % 72 == 0 else 64))
+
+
+def _arguments(t, batch, tokens, dim):
+    return {"qkv": t(batch, tokens, 3 * dim), "num_heads": heads_of(dim)}
+
+
+def _self_check(t, head_dim, backend):
+    samples, tokens = t.size[0], t.size[1] // 3  # several tiles and a rest
+    qkv, dout = t(samples, tokens, 3 * 2 * head_dim), t(samples, tokens, 2 * head_dim)
+    scale = head_dim**-0.5
+    out, lse = run_forward(qkv, 2, scale, backend)
+    plain, _ = run_backward(dout, qkv, out, lse, scale, backend)
+    dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, t.branch)  # other code, for qkv_attention
+    dq, dk, dv = torch.cat((plain, dqkv), dim=1).chunk(3, dim=-1)
+    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
+
+
+def attention_flops(qkv, *_, **__):
+    """Of q k^T and p v; twice that in backward."""
+    b, n, width = qkv
+    return 2 * 2 * b * n * n * (width // 3)
+
+
+def _backward_flops(dout, qkv, *_, **__):
+    return 2 * attention_flops(qkv)
+
+
+OP = Op(
+    name="attention",
+    function=attention,
+    backends={
+        "cuda": ("bf16", "fp16"),
+        "triton": WITHOUT_STREAM,
+        "sdpa": WITHOUT_STREAM,
+        "host": WITHOUT_STREAM,
+        "reference": WITHOUT_STREAM,
+    },
+    arguments=_arguments,
+    outputs=("out",),
+    parameters=("bias",),  # of the Linear that made qkv
+    self_check=_self_check,
+    checked=("bf16", "fp16"),  # float32 goes to PyTorch's unasked
+    widths=lambda hidden_size: (64, 72),
+    flops={"attention": attention_flops, "attention_backward": _backward_flops},
+    moved={"fwd": ("qkv", "out"), "bwd": ("qkv", "out", "dout", "dqkv")},
+)

@@ -1,9 +1,11 @@
 """gated_residual: x + gate * (y + bias), the residual connection of adaLN-Zero."""
 
-from ditfast.ops import checks, explicit, reference
-from ditfast.ops.backend import note, resolve
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run
-from ditfast.ops.rows import choose
+from ditfast.ops import checks, formulas, reference
+from ditfast.ops.log import note
+from ditfast.ops.op import WITH_STREAM, Op, no_products
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
+from ditfast.ops.rows import choose_for_rows, modulation_rows
+from ditfast.ops.running import resolve
 
 
 def gated_residual(x, y, gate, bias=None, *, backend=None):
@@ -26,22 +28,19 @@ def gated_residual(x, y, gate, bias=None, *, backend=None):
     Source: Peebles & Xie, section 3.2, "adaLN-Zero block".
     """
     checks.residual(x, y, gate, bias)
-    name = choose(_OP, backend, x, y, bias, gate)
+    name = choose_for_rows(OP, backend, x, y, bias, gate)
     if name == "reference":
-        note(_OP, name)
+        note(OP.name, name)
         return reference.gated_residual(x, y, gate, bias)
     return _call(x, y, gate, bias, name)
 
 
-_OP = "gated_residual"
-
-
 def _forward(x, y, gate, bias, backend):
-    if resolve(_OP, backend, x, gate, x.shape[-1]) == "triton":
+    if resolve(OP, backend, x, gate, x.shape[-1]) == "triton":
         from ditfast.kernels import gated_residual as kernel
 
         return kernel.forward(x, y, gate, bias)
-    return explicit.gated_residual(x, y, gate, bias)
+    return formulas.gated_residual(x, y, gate, bias)
 
 
 def _forward_fake(x, y, gate, bias, backend):
@@ -49,11 +48,11 @@ def _forward_fake(x, y, gate, bias, backend):
 
 
 def _backward(dout, y, gate, bias, backend):
-    if resolve(_OP, backend, dout, gate, y.shape[-1]) == "triton":
+    if resolve(OP, backend, dout, gate, y.shape[-1]) == "triton":
         from ditfast.kernels import gated_residual as kernel
 
         return kernel.backward(dout, y, gate, bias)
-    return explicit.gated_residual_backward(dout, y, gate, bias)
+    return formulas.gated_residual_backward(dout, y, gate, bias)
 
 
 def _backward_fake(dout, y, gate, bias, backend):
@@ -81,9 +80,40 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd_backward(ctx, dout):
     y, gate, bias = ctx.saved_tensors
-    dy, dgate, dbias = run(_backward_op, dout, y, gate, bias, ctx.backend)
+    dy, dgate, dbias = run_in_backward(_backward_op, dout, y, gate, bias, ctx.backend)
     return dout, dy, dgate, (None if bias is None else dbias), None
 
 
-reject_double_backward(_OP, _backward_op)
-_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)
+reject_double_backward("gated_residual", _backward_op)
+_call = differentiable("gated_residual", _forward_op, _setup_context, _autograd_backward)
+
+
+def _arguments(t, batch, tokens, dim):
+    rows = batch, tokens, dim
+    return {
+        "x": t(*rows, stream=True, spread=3.0),
+        "y": t(*rows),
+        **modulation_rows(t, batch, dim, "gate"),
+        "bias": t(dim, stream=True),
+    }
+
+
+def _self_check(t, dim, backend):
+    x, y, gate, bias = _arguments(t, *t.size, dim).values()
+    x_new = _forward(x, y, gate, bias, backend)
+    dy, dgate, dbias = _backward(t(*x_new.shape, stream=True), y, gate, bias, backend)
+    return {"x_new": x_new, "dy": dy, "dgate": dgate, "dbias": dbias}
+
+
+OP = Op(
+    name="gated_residual",
+    function=gated_residual,
+    backends={"triton": WITH_STREAM, "reference": WITH_STREAM},
+    arguments=_arguments,
+    outputs=("x_new",),
+    parameters=("bias",),
+    self_check=_self_check,
+    checked=WITH_STREAM,
+    flops=dict.fromkeys(("gated_residual", "gated_residual_backward"), no_products),
+    moved={"fwd": ("x", "y", "x_new"), "bwd": ("dx_new", "y", "dy")},  # dx is dx_new as it is
+)

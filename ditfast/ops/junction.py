@@ -2,10 +2,13 @@
 
 import torch
 
-from ditfast.ops import checks, explicit, reference
-from ditfast.ops.backend import note, resolve
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run
-from ditfast.ops.rows import choose, linear_dtype
+from ditfast.ops import checks, formulas, reference
+from ditfast.ops.autocast import linear_dtype
+from ditfast.ops.log import note
+from ditfast.ops.op import WITH_STREAM, Op, no_products
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
+from ditfast.ops.rows import choose_for_rows, modulation_rows
+from ditfast.ops.running import resolve
 
 
 def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e-6, bias=None, *, backend=None):
@@ -31,15 +34,12 @@ def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e
     Source: Peebles & Xie, section 3.2, "adaLN-Zero block"; the fusion is this package's.
     """
     _check(x, y, gate, shift, scale, bias)
-    name = choose(_OP, backend, x, y, bias, gate, shift, scale)
+    name = choose_for_rows(OP, backend, x, y, bias, gate, shift, scale)
     dtype = linear_dtype(x)
     if name == "reference":
-        note(_OP, name)
+        note(OP.name, name)
         return reference.gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps, bias, dtype)
     return _call(x, y, gate, shift, scale, eps, bias, dtype, name)[:2]
-
-
-_OP = "gated_residual_layer_norm_modulate"
 
 
 def _check(x, y, gate, shift, scale, bias):
@@ -49,11 +49,11 @@ def _check(x, y, gate, shift, scale, bias):
 
 
 def _forward(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
-    if resolve(_OP, backend, x, scale, x.shape[-1]) == "triton":
+    if resolve(OP, backend, x, scale, x.shape[-1]) == "triton":
         from ditfast.kernels import junction as kernel
 
         return kernel.forward(x, y, gate, shift, scale, eps, bias, out_dtype)
-    return explicit.junction(x, y, gate, shift, scale, eps, bias, out_dtype)
+    return formulas.junction(x, y, gate, shift, scale, eps, bias, out_dtype)
 
 
 def _forward_fake(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
@@ -62,11 +62,11 @@ def _forward_fake(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
 
 
 def _backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend):
-    if resolve(_OP, backend, x_new, scale, y.shape[-1]) == "triton":
+    if resolve(OP, backend, x_new, scale, y.shape[-1]) == "triton":
         from ditfast.kernels import junction as kernel
 
         return kernel.backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)
-    return explicit.junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)
+    return formulas.junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)
 
 
 def _backward_fake(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend):
@@ -97,10 +97,44 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd_backward(ctx, dx_new, dh, _dmean, _drstd):
     saved = ctx.saved_tensors  # read once: checkpointing unpacks each tensor a single time
-    dx, dy, (dgate, dshift, dscale), dbias = run(_backward_op, dx_new, dh, *saved, ctx.backend)
+    dx, dy, (dgate, dshift, dscale), dbias = run_in_backward(_backward_op, dx_new, dh, *saved, ctx.backend)
     bias = saved[4]
     return dx, dy, dgate, dshift, dscale, None, (None if bias is None else dbias), None, None
 
 
-reject_double_backward(_OP, _backward_op)
-_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)
+_NAME = "gated_residual_layer_norm_modulate"
+reject_double_backward(_NAME, _backward_op)
+_call = differentiable(_NAME, _forward_op, _setup_context, _autograd_backward)
+
+
+def _arguments(t, batch, tokens, dim):
+    rows = batch, tokens, dim
+    return {
+        "x": t(*rows, stream=True, spread=3.0),
+        "y": t(*rows),
+        **modulation_rows(t, batch, dim, "gate", "shift", "scale"),
+        "bias": t(dim, stream=True),
+    }
+
+
+def _self_check(t, dim, backend):
+    x, y, gate, shift, scale, bias = _arguments(t, *t.size, dim).values()
+    x_new, h, mean, rstd = _forward(x, y, gate, shift, scale, 1e-6, bias, t.branch, backend)
+    dx_new, dh = t(*x.shape, stream=True), t(*h.shape)
+    dx, dy, modulation, dbias = _backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend)
+    gradients = {"dx": dx, "dy": dy, "dbias": dbias}
+    return {"x_new": x_new, "h": h, **gradients, **dict(zip(("dgate", "dshift", "dscale"), modulation, strict=True))}
+
+
+OP = Op(
+    name=_NAME,
+    function=gated_residual_layer_norm_modulate,
+    backends={"triton": WITH_STREAM, "reference": WITH_STREAM},
+    arguments=_arguments,
+    outputs=("x_new", "h"),
+    parameters=("bias",),
+    self_check=_self_check,
+    checked=WITH_STREAM,
+    flops=dict.fromkeys((_NAME, f"{_NAME}_backward"), no_products),
+    moved={"fwd": ("x", "y", "x_new", "h"), "bwd": ("dx_new", "dh", "x_new", "y", "dx", "dy")},
+)

@@ -2,10 +2,13 @@
 
 import torch
 
-from ditfast.ops import checks, explicit, reference
-from ditfast.ops.backend import note, resolve
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run
-from ditfast.ops.rows import choose, linear_dtype
+from ditfast.ops import checks, formulas, reference
+from ditfast.ops.autocast import linear_dtype
+from ditfast.ops.log import note
+from ditfast.ops.op import WITH_STREAM, Op, no_products
+from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
+from ditfast.ops.rows import choose_for_rows, modulation_rows
+from ditfast.ops.running import resolve
 
 
 def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
@@ -28,15 +31,12 @@ def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
     Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", section 3.2, "adaLN".
     """
     _check(x, shift, scale)
-    name = choose(_OP, backend, x, None, None, shift, scale)
+    name = choose_for_rows(OP, backend, x, None, None, shift, scale)
     dtype = linear_dtype(x)
     if name == "reference":
-        note(_OP, name)
+        note(OP.name, name)
         return reference.layer_norm_modulate(x, shift, scale, eps, dtype)
     return _call(x, shift, scale, eps, dtype, name)[0]
-
-
-_OP = "layer_norm_modulate"
 
 
 def _check(x, shift, scale):
@@ -46,11 +46,11 @@ def _check(x, shift, scale):
 
 
 def _forward(x, shift, scale, eps, out_dtype, backend):
-    if resolve(_OP, backend, x, scale, x.shape[-1]) == "triton":
+    if resolve(OP, backend, x, scale, x.shape[-1]) == "triton":
         from ditfast.kernels import layer_norm_modulate as kernel
 
         return kernel.forward(x, shift, scale, eps, out_dtype)
-    return explicit.layer_norm_modulate(x, shift, scale, eps, out_dtype)
+    return formulas.layer_norm_modulate(x, shift, scale, eps, out_dtype)
 
 
 def _forward_fake(x, shift, scale, eps, out_dtype, backend):
@@ -59,11 +59,11 @@ def _forward_fake(x, shift, scale, eps, out_dtype, backend):
 
 
 def _backward(dh, x, scale, mean, rstd, backend):
-    if resolve(_OP, backend, x, scale, x.shape[-1]) == "triton":
+    if resolve(OP, backend, x, scale, x.shape[-1]) == "triton":
         from ditfast.kernels import layer_norm_modulate as kernel
 
         return kernel.backward(dh, x, scale, mean, rstd)
-    return explicit.layer_norm_modulate_backward(dh, x, scale, mean, rstd)
+    return formulas.layer_norm_modulate_backward(dh, x, scale, mean, rstd)
 
 
 def _backward_fake(dh, x, scale, mean, rstd, backend):
@@ -92,9 +92,34 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd_backward(ctx, dh, _dmean, _drstd):
-    dx, (dshift, dscale) = run(_backward_op, dh, *ctx.saved_tensors, ctx.backend)
+    dx, (dshift, dscale) = run_in_backward(_backward_op, dh, *ctx.saved_tensors, ctx.backend)
     return dx, dshift, dscale, None, None, None
 
 
-reject_double_backward(_OP, _backward_op)
-_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)
+reject_double_backward("layer_norm_modulate", _backward_op)
+_call = differentiable("layer_norm_modulate", _forward_op, _setup_context, _autograd_backward)
+
+
+def _arguments(t, batch, tokens, dim):
+    rows = modulation_rows(t, batch, dim, "shift", "scale")
+    return {"x": t(batch, tokens, dim, stream=True, spread=3.0), **rows}
+
+
+def _self_check(t, dim, backend):
+    x, shift, scale = _arguments(t, *t.size, dim).values()
+    h, mean, rstd = _forward(x, shift, scale, 1e-6, t.branch, backend)
+    dx, (dshift, dscale) = _backward(t(*h.shape), x, scale, mean, rstd, backend)
+    return {"h": h, "dx": dx, "dshift": dshift, "dscale": dscale}
+
+
+OP = Op(
+    name="layer_norm_modulate",
+    function=layer_norm_modulate,
+    backends={"triton": WITH_STREAM, "reference": WITH_STREAM},
+    arguments=_arguments,
+    outputs=("h",),
+    self_check=_self_check,
+    checked=WITH_STREAM,
+    flops=dict.fromkeys(("layer_norm_modulate", "layer_norm_modulate_backward"), no_products),
+    moved={"fwd": ("x", "h"), "bwd": ("dh", "x", "dx")},
+)

@@ -1,13 +1,19 @@
 """mlp: Linear, GELU (tanh), Linear in one autograd node."""
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ditfast.ops import checks, reference
-from ditfast.ops.backend import DTYPES, choose, note, resolve
-from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run
-from ditfast.ops.rows import autocasts, linear_dtype
+from ditfast.ops.autocast import autocasts, linear_dtype
+from ditfast.ops.availability import why_not_dtype
+from ditfast.ops.choice import choose
+from ditfast.ops.log import note
+from ditfast.ops.op import WITHOUT_STREAM, Op
+from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run_in_backward
+from ditfast.ops.running import resolve
 
 
 def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
@@ -34,9 +40,9 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     """
     _check(h, w1, b1, w2, b2)
     dtype = linear_dtype(h)
-    name = choose(_OP, backend, h.device.type, _unsupported(h, w1, b1, w2, b2))
+    name = choose(OP, backend, h.device.type, _unsupported(h, w1, b1, w2, b2))
     if name == "reference":
-        note(_OP, name)
+        note(OP.name, name)
         if not recompute:
             return reference.mlp(h, w1, b1, w2, b2)
         pre = F.linear(h, w1, b1)  # (B, N, F)
@@ -47,9 +53,6 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     if is_tracked((h, w1, b1, w2, b2)):
         return _call(h, w1, b1, w2, b2, recompute, name)[0]
     return _inference_op(h, w1, b1, w2, b2, name)
-
-
-_OP = "mlp"
 
 
 def _check(h, w1, b1, w2, b2):
@@ -71,16 +74,16 @@ def _second_half(pre, w2, b2):
 
 
 def _unsupported(h, *weights):
-    for t in (h, *weights):
-        if t is not None and t.dtype not in DTYPES:
-            return f"the kernels take float32, float16 and bfloat16, got {t.dtype}"
+    reason = why_not_dtype(h, *weights)
+    if reason is not None:
+        return reason
     if not autocasts(h) and any(t is not None and t.dtype != h.dtype for t in weights):
         return "the kernels need one dtype for h, weights and biases outside of autocast"
     return None
 
 
 def _inference(h, w1, b1, w2, b2, backend):
-    resolve(_OP, backend, h, h, w1.shape[0])
+    resolve(OP, backend, h, h, w1.shape[0])
     rows = h.reshape(-1, h.shape[-1])
     if h.is_cuda:  # GELU in the GEMM's epilogue; this function's CPU version is the erf form
         act = torch._addmm_activation(b1, rows, w1.t(), use_gelu=True)
@@ -94,7 +97,7 @@ def _inference_fake(h, w1, b1, w2, b2, backend):
 
 
 def _forward(h, w1, b1, w2, b2, recompute, backend):
-    resolve(_OP, backend, h, h, w1.shape[0])
+    resolve(OP, backend, h, h, w1.shape[0])
     pre = F.linear(h.reshape(-1, h.shape[-1]), w1, b1)  # (B*N, F)
     act = F.gelu(pre, approximate="tanh")
     y = F.linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
@@ -109,14 +112,8 @@ def _forward_fake(h, w1, b1, w2, b2, recompute, backend):
 def _backward(dy, h, w1, w2, pre, act, needs, backend):
     dy, rows = dy.reshape(-1, w2.shape[0]), h.reshape(-1, h.shape[-1])
     recompute = act.dim() == 1  # what was not kept is an empty vector in its place
-    dpre = dy @ w2  # (B*N, F), still after GELU
-    if resolve(_OP, backend, h, h, w1.shape[0]) == "triton":
-        from ditfast.kernels import gelu
-
-        again, db1 = gelu.backward_(dpre, pre, recompute, w1.dtype)
-    else:
-        dpre = torch.ops.aten.gelu_backward(dpre, pre, approximate="tanh")
-        again, db1 = F.gelu(pre, approximate="tanh") if recompute else None, dpre.sum(0)
+    dact = dy @ w2  # (B*N, F)
+    dpre, db1, again = gelu_backward(dact, pre, recompute, resolve(OP, backend, h, h, w1.shape[0]))
     act = again if recompute else act
     return (
         (dpre @ w1).view_as(h) if needs[0] else dy.new_empty(0),
@@ -125,6 +122,17 @@ def _backward(dy, h, w1, w2, pre, act, needs, backend):
         dy.t() @ act if needs[3] else dy.new_empty(0),
         dy.sum(0) if needs[4] else dy.new_empty(0),
     )
+
+
+def gelu_backward(dact, pre, recompute, backend):
+    """dpre (M, F), its sum over rows (F,), and GELU's output (M, F) if recomputed; a kernel writes dpre over dact."""
+    if backend == "triton":
+        from ditfast.kernels import gelu
+
+        act, db1 = gelu.backward_(dact, pre, recompute, pre.dtype)
+        return dact, db1, act
+    dpre = torch.ops.aten.gelu_backward(dact, pre, approximate="tanh")
+    return dpre, dpre.sum(0), F.gelu(pre, approximate="tanh") if recompute else None
 
 
 def _backward_fake(dy, h, w1, w2, pre, act, needs, backend):
@@ -161,9 +169,53 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd_backward(ctx, dy, _dpre, _dact):
     needs = list(ctx.needs_input_grad[:5])
-    grads = run(_backward_op, dy, *ctx.saved_tensors, needs, ctx.backend)
+    grads = run_in_backward(_backward_op, dy, *ctx.saved_tensors, needs, ctx.backend)
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None
 
 
-reject_double_backward(_OP, _backward_op)
-_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)
+reject_double_backward("mlp", _backward_op)
+_call = differentiable("mlp", _forward_op, _setup_context, _autograd_backward)
+
+
+def _arguments(t, batch, tokens, dim, width=None):
+    width = width or 4 * dim
+    return {
+        "h": t(batch, tokens, dim, spread=3.0),
+        "w1": t(width, dim, spread=dim**-0.5),
+        "b1": t(width, spread=0.5),
+        "w2": t(dim, width, spread=width**-0.5),
+        "b2": t(dim, spread=0.5),
+    }
+
+
+def _self_check(t, width, backend):
+    h, w1, b1, w2, b2 = _arguments(t, *t.size, 64, width).values()
+    dy, result = t(*h.shape), {}
+    for recompute in (False, True):
+        result["y"], pre, act = _forward(h, w1, b1, w2, b2, recompute, backend)
+        gradients = _backward(dy, h, w1, w2, pre.clone(), act, [True] * 5, backend)
+        result |= dict(zip(("dh", "dw1", "db1", "dw2", "db2"), gradients, strict=True))
+    return result
+
+
+def _flops(h, w1, b1, w2, *_, **__):
+    return 2 * prod(h[:-1]) * (prod(w1) + prod(w2))
+
+
+def _backward_flops(dy, h, w1, w2, pre, act, needs, *_, **__):
+    return 2 * prod(h[:-1]) * (prod(w2) * (1 + needs[3]) + prod(w1) * (needs[0] + needs[1]))
+
+
+OP = Op(
+    name="mlp",
+    function=mlp,
+    backends={"triton": WITHOUT_STREAM, "reference": WITHOUT_STREAM},
+    arguments=_arguments,
+    outputs=("y",),
+    parameters=("w1", "b1", "w2", "b2"),
+    self_check=_self_check,
+    checked=WITHOUT_STREAM,
+    widths=lambda hidden_size: (4 * hidden_size,),
+    flops={"mlp": _flops, "mlp_inference": _flops, "mlp_backward": _backward_flops},
+    moved={"bwd": ("dact", "pre", "dpre"), "bwd, recompute": ("dact", "pre", "dpre", "act")},  # each (B, N, F)
+)

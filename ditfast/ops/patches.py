@@ -1,14 +1,16 @@
-"""patchify, unpatchify, patch_embed: between images (B, C, H, W) and tokens (B, N, D)."""
+"""patchify, unpatchify: between images (B, C, H, W) and patch tokens (B, N, C*p*p). Each is the other's gradient."""
 
 import math
 
 import torch
 
 from ditfast.ops import checks, reference
-from ditfast.ops.backend import DTYPES, choose, note, resolve
-from ditfast.ops.extension import unit_stride
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run
-from ditfast.ops.rows import linear_dtype
+from ditfast.ops.availability import why_not_dtype
+from ditfast.ops.choice import choose
+from ditfast.ops.log import note
+from ditfast.ops.op import WITHOUT_STREAM, Op, no_products
+from ditfast.ops.registration import define, differentiable, run_in_backward
+from ditfast.ops.running import resolve
 
 
 def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
@@ -29,10 +31,10 @@ def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
 
     Source: Peebles & Xie, section 3.2, "Patchify".
     """
-    _check_image(x, patch_size)
-    name = choose("patchify", backend, x.device.type, _unsupported(x))
+    check_image(x, patch_size)
+    name = choose(PATCHIFY, backend, x.device.type, why_not_dtype(x))
     if name == "reference":
-        note("patchify", name)
+        note(PATCHIFY.name, name)
         return reference.patchify(x, patch_size, channels_last)
     return _patchify_call(x, patch_size, channels_last, name)
 
@@ -59,67 +61,19 @@ def unpatchify(
     Source: Peebles & Xie, section 3.2, "Transformer decoder".
     """
     grid = _check_tokens(tokens, patch_size, grid)
-    name = choose("unpatchify", backend, tokens.device.type, _unsupported(tokens))
+    name = choose(UNPATCHIFY, backend, tokens.device.type, why_not_dtype(tokens))
     if name == "reference":
-        note("unpatchify", name)
+        note(UNPATCHIFY.name, name)
         return reference.unpatchify(tokens, patch_size, grid, channels_last)
     return _unpatchify_call(tokens, patch_size, *grid, channels_last, name)
 
 
-def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
-    """Patches, their projection, bias and position: ``patchify(x) @ weight.T + bias + pos_embed``.
-
-    Args:
-        x: (B, C, Hh, Ww) with Hh and Ww multiples of the patch size p.
-        weight: (D, C, p, p); bias: (D,).
-        pos_embed: (1, N, D) or (N, D), N = (Hh/p) * (Ww/p).
-        patch_size: p, in pixels.
-        backend: see `ditfast.ops`.
-
-    Returns:
-        (B, N, D) in the dtype of the projection (autocast's, where it is on) promoted with pos_embed's: the residual
-        stream stays float32 under autocast.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
-        RuntimeError: the backend asked for by name cannot run.
-
-    Source: Peebles & Xie, section 3.2, "Patchify".
-    """
-    _check_image(x, patch_size)
-    _check_projection(x, weight, bias, pos_embed, patch_size)
-    name = choose("patch_embed", backend, x.device.type, _unsupported(x, weight, bias, pos_embed))
-    if name == "reference":
-        note("patch_embed", name)
-        return reference.patch_embed(x, weight, bias, pos_embed, patch_size)
-    dtype = linear_dtype(x)
-    x, weight, bias = (t.to(dtype) for t in (x, weight, bias))  # as autocast would, where autograd sees it
-    pos = pos_embed.reshape(pos_embed.shape[-2:])
-    out_dtype = torch.promote_types(dtype, pos.dtype)
-    return _embed_call(x, weight.flatten(1), bias, pos, patch_size, out_dtype, name)
-
-
-def _check_image(x, patch_size):
+def check_image(x, patch_size):
     checks.positive("patch_size", patch_size)
     checks.tensor("x", x)
     checks.rank("x", x, "(B, C, H, W)", 4)
     if x.shape[2] % patch_size or x.shape[3] % patch_size:
         raise ValueError(f"x must have H and W divisible by patch_size={patch_size}, got shape {tuple(x.shape)}")
-
-
-def _check_projection(x, weight, bias, pos_embed, patch_size):
-    p, n = patch_size, (x.shape[2] // patch_size) * (x.shape[3] // patch_size)
-    checks.tensor("weight", weight, x)
-    checks.rank("weight", weight, "(D, C, p, p)", 4)
-    d = weight.shape[0]
-    checks.shape("weight", weight, "(D, C, p, p)", (d, x.shape[1], p, p))
-    checks.tensor("bias", bias, x)
-    checks.shape("bias", bias, "(D,)", (d,))
-    checks.tensor("pos_embed", pos_embed, x)
-    if pos_embed.dim() == 3:
-        checks.shape("pos_embed", pos_embed, "(1, N, D)", (1, n, d))
-    else:
-        checks.shape("pos_embed", pos_embed, "(N, D)", (n, d))
 
 
 def _check_tokens(tokens, patch_size, grid):
@@ -142,24 +96,11 @@ def _is_grid(grid):
     return isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(g, int) and g > 0 for g in grid)
 
 
-def _unsupported(*tensors):
-    for t in tensors:
-        if t.dtype not in DTYPES:
-            return f"the kernels take float32, float16 and bfloat16, got {t.dtype}"
-    return None
+def run_patchify(x, patch_size, channels_last, backend):
+    """`patchify` inside a running operation."""
+    if resolve(PATCHIFY, backend, x, x, x.shape[1] * patch_size * patch_size) == "triton":
+        from ditfast.kernels import patches as kernels
 
-
-def _kernels(op, backend, stream, branch, width):
-    """The module of Triton kernels, or None where the running operation takes the reference."""
-    if resolve(op, backend, stream, branch, width) != "triton":
-        return None
-    from ditfast.kernels import patches
-
-    return patches
-
-
-def _patchify(x, patch_size, channels_last, backend):
-    if kernels := _kernels("patchify", backend, x, x, x.shape[1] * patch_size * patch_size):
         return kernels.patchify(x, patch_size, channels_last)
     return reference.patchify(x, patch_size, channels_last).clone(memory_format=torch.contiguous_format)
 
@@ -170,8 +111,11 @@ def _patchify_fake(x, patch_size, channels_last, backend):
     return x.new_empty(b, (height // p) * (width // p), c * p * p)
 
 
-def _unpatchify(tokens, patch_size, grid_h, grid_w, channels_last, backend):
-    if kernels := _kernels("unpatchify", backend, tokens, tokens, tokens.shape[2]):
+def run_unpatchify(tokens, patch_size, grid_h, grid_w, channels_last, backend):
+    """`unpatchify` inside a running operation."""
+    if resolve(UNPATCHIFY, backend, tokens, tokens, tokens.shape[2]) == "triton":
+        from ditfast.kernels import patches as kernels
+
         return kernels.unpatchify(tokens, patch_size, grid_h, grid_w, channels_last)
     image = reference.unpatchify(tokens, patch_size, (grid_h, grid_w), channels_last)
     return image.clone(memory_format=torch.contiguous_format)
@@ -182,59 +126,13 @@ def _unpatchify_fake(tokens, patch_size, grid_h, grid_w, channels_last, backend)
     return tokens.new_empty(tokens.shape[0], tokens.shape[2] // (p * p), grid_h * p, grid_w * p)
 
 
-def _embed(x, weight, bias, pos, patch_size, out_dtype, backend):
-    if kernels := _kernels("patch_embed", backend, pos, x, weight.shape[1]):
-        return kernels.patch_embed(x, weight.contiguous(), unit_stride(bias), unit_stride(pos), patch_size, out_dtype)
-    tokens = torch.nn.functional.linear(reference.patchify(x, patch_size), weight, bias)
-    return (tokens + pos).to(out_dtype)
-
-
-def _embed_fake(x, weight, bias, pos, patch_size, out_dtype, backend):
-    p = patch_size
-    n = (x.shape[2] // p) * (x.shape[3] // p)
-    return x.new_empty(x.shape[0], n, weight.shape[0], dtype=out_dtype)
-
-
-def _embed_backward(dout, x, weight, patch_size, needs, backend):
-    """Once per model: GEMMs of the library around the patch kernels."""
-    (b, n, d), empty = dout.shape, x.new_empty(0)
-    rows = dout.to(x.dtype).reshape(-1, d)  # (B*N, D)
-    dx = dweight = empty
-    if needs[0]:
-        grid = x.shape[2] // patch_size, x.shape[3] // patch_size
-        dx = _unpatchify((rows @ weight).view(b, n, weight.shape[1]), patch_size, *grid, False, backend)
-    if needs[1]:
-        patches = _patchify(x, patch_size, False, backend)
-        dweight = rows.t() @ patches.view(-1, weight.shape[1])
-    dbias = dout.sum((0, 1), dtype=torch.float32).to(x.dtype) if needs[2] else empty
-    dpos = dout.sum(0, dtype=torch.float32).to(dout.dtype) if needs[3] else dout.new_empty(0)
-    return dx, dweight, dbias, dpos
-
-
-def _embed_backward_fake(dout, x, weight, patch_size, needs, backend):
-    shapes = ((x, x.shape), (x, weight.shape), (x, weight.shape[:1]), (dout, dout.shape[1:]))
-    return tuple(t.new_empty(shape if n else (0,)) for (t, shape), n in zip(shapes, needs, strict=True))
-
-
 _patchify_op = define(
-    "patchify(Tensor x, int patch_size, bool channels_last, str backend) -> Tensor", _patchify, _patchify_fake
+    "patchify(Tensor x, int patch_size, bool channels_last, str backend) -> Tensor", run_patchify, _patchify_fake
 )
 _unpatchify_op = define(
     "unpatchify(Tensor tokens, int patch_size, int grid_h, int grid_w, bool channels_last, str backend) -> Tensor",
-    _unpatchify,
+    run_unpatchify,
     _unpatchify_fake,
-)
-_embed_op = define(
-    "patch_embed(Tensor x, Tensor weight, Tensor bias, Tensor pos, int patch_size, ScalarType out_dtype, str backend)"
-    " -> Tensor",
-    _embed,
-    _embed_fake,
-)
-_embed_backward_op = define(
-    "patch_embed_backward(Tensor dout, Tensor x, Tensor weight, int patch_size, bool[] needs, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    _embed_backward,
-    _embed_backward_fake,
 )
 
 
@@ -244,7 +142,12 @@ def _patchify_context(ctx, inputs, output):
 
 
 def _patchify_backward(ctx, dout):
-    return run(_unpatchify_op, dout, ctx.patch_size, *ctx.grid, ctx.channels_last, ctx.backend), None, None, None
+    return (
+        run_in_backward(_unpatchify_op, dout, ctx.patch_size, *ctx.grid, ctx.channels_last, ctx.backend),
+        None,
+        None,
+        None,
+    )
 
 
 def _unpatchify_context(ctx, inputs, output):
@@ -252,21 +155,78 @@ def _unpatchify_context(ctx, inputs, output):
 
 
 def _unpatchify_backward(ctx, dout):
-    return run(_patchify_op, dout, ctx.patch_size, ctx.channels_last, ctx.backend), None, None, None, None, None
-
-
-def _embed_context(ctx, inputs, output):
-    x, weight, _, _, ctx.patch_size, _, ctx.backend = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _embed_autograd(ctx, dout):
-    needs = list(ctx.needs_input_grad[:4])
-    grads = run(_embed_backward_op, dout, *ctx.saved_tensors, ctx.patch_size, needs, ctx.backend)
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None
+    return (
+        run_in_backward(_patchify_op, dout, ctx.patch_size, ctx.channels_last, ctx.backend),
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _patchify_call = differentiable("patchify", _patchify_op, _patchify_context, _patchify_backward)
 _unpatchify_call = differentiable("unpatchify", _unpatchify_op, _unpatchify_context, _unpatchify_backward)
-reject_double_backward("patch_embed", _embed_backward_op)
-_embed_call = differentiable("patch_embed", _embed_op, _embed_context, _embed_autograd)
+
+CHANNELS, PATCH = 4, 2  # of problems: the latents and the patches of DiT-XL/2
+
+
+def widths(hidden_size):
+    """Elements of a patch in the models of the paper, without and with a predicted variance."""
+    return tuple(channels * p * p for channels in (CHANNELS, 2 * CHANNELS) for p in (2, 4, 8))
+
+
+def patch_of(width: int) -> tuple[int, int]:
+    """Channels and patch size of a patch of so many elements."""
+    p = next(p for p in (8, 4, 2, 1) if width % (p * p) == 0 and (width // (p * p) >= 3 or p == 1))
+    return width // (p * p), p
+
+
+def image_of(t, batch, tokens):
+    """An image (B, C, H, W) of so many tokens, a square number."""
+    side = PATCH * math.isqrt(tokens)
+    return t(batch, CHANNELS, side, side)
+
+
+def _patchify_arguments(t, batch, tokens, dim):
+    return {"x": image_of(t, batch, tokens), "patch_size": PATCH}
+
+
+def _unpatchify_arguments(t, batch, tokens, dim):
+    return {"tokens": t(batch, tokens, 2 * CHANNELS * PATCH * PATCH), "patch_size": PATCH}  # noise and variance
+
+
+def _patchify_self_check(t, width, backend):
+    channels, p = patch_of(width)
+    return {"tokens": run_patchify(t(t.size[0], channels, 6 * p, 4 * p), p, True, backend)}
+
+
+def _unpatchify_self_check(t, width, backend):
+    _, p = patch_of(width)
+    return {"image": run_unpatchify(t(t.size[0], 24, width), p, 6, 4, True, backend)}
+
+
+PATCHIFY = Op(
+    name="patchify",
+    function=patchify,
+    backends={"triton": WITHOUT_STREAM, "reference": WITHOUT_STREAM},
+    arguments=_patchify_arguments,
+    outputs=("tokens",),
+    self_check=_patchify_self_check,
+    checked=WITHOUT_STREAM,
+    widths=widths,
+    flops={"patchify": no_products},
+    moved={"fwd": ("x", "tokens"), "bwd": ("dtokens", "dx")},
+)
+UNPATCHIFY = Op(
+    name="unpatchify",
+    function=unpatchify,
+    backends={"triton": WITHOUT_STREAM, "reference": WITHOUT_STREAM},
+    arguments=_unpatchify_arguments,
+    outputs=("image",),
+    self_check=_unpatchify_self_check,
+    checked=WITHOUT_STREAM,
+    widths=widths,
+    flops={"unpatchify": no_products},
+    moved={"fwd": ("tokens", "image"), "bwd": ("dimage", "dtokens")},
+)

@@ -1,13 +1,17 @@
 """qkv_attention: the qkv Linear and attention in one autograd node."""
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 
 from ditfast.ops import checks
-from ditfast.ops.attention import KERNELS, attend, forward, gradients, select
-from ditfast.ops.backend import note
-from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run
-from ditfast.ops.rows import autocasts, linear_dtype
+from ditfast.ops.attention import OP as ATTENTION
+from ditfast.ops.attention import attend, attention_flops, choose_attention, heads_of, run_backward, run_forward
+from ditfast.ops.autocast import autocasts, linear_dtype
+from ditfast.ops.log import note
+from ditfast.ops.op import Op
+from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run_in_backward
 
 
 def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *, backend=None):
@@ -36,14 +40,11 @@ def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *
     head_dim = _check(h, weight, bias, num_heads)
     scale = head_dim**-0.5 if scale is None else float(scale)
     dtype = linear_dtype(h)
-    name = select(_OP, h, dtype, head_dim, scale, backend)
-    if name not in KERNELS or bias is None or not is_tracked((bias,)):
+    name = choose_attention(OP, h, dtype, head_dim, scale, backend)
+    if name not in OP.kernels or bias is None or not is_tracked((bias,)):
         return attend(F.linear(h, weight, bias), num_heads, scale, name)
     # cast here as autocast would, where autograd sees it; the bias's gradient is rounded once, to its own dtype
     return _call(h.to(dtype), weight.to(dtype), bias, num_heads, scale, name)[0]
-
-
-_OP = "qkv_attention"
 
 
 def _check(h, weight, bias, num_heads):
@@ -68,9 +69,9 @@ def _check(h, weight, bias, num_heads):
 
 
 def _forward(h, weight, bias, num_heads, scale, backend):
-    note(_OP, backend)
+    note(OP.name, backend)
     qkv = F.linear(h.contiguous(), weight, bias.to(h.dtype))  # (B, N, 3*H*d)
-    out, lse = forward(qkv, num_heads, scale, backend)
+    out, lse = run_forward(qkv, num_heads, scale, backend)
     return out, qkv, lse
 
 
@@ -82,8 +83,8 @@ def _forward_fake(h, weight, bias, num_heads, scale, backend):
 
 
 def _backward(dout, h, weight, qkv, out, lse, needs, bias_dtype, scale, backend):
-    note(_OP, backend)
-    dqkv, dbias = gradients(dout, qkv, out, lse, scale, backend, bias_dtype)
+    note(OP.name, backend)
+    dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, bias_dtype)
     rows = dqkv.view(-1, weight.shape[0])  # (B*N, 3*H*d)
     return (
         (rows @ weight).view(h.shape) if needs[0] else rows.new_empty(0),
@@ -122,9 +123,37 @@ def _setup_context(ctx, inputs, output):
 def _autograd_backward(ctx, dout, _dqkv, _dlse):
     needs = ctx.needs_input_grad[:3]
     rest = list(needs[:2]), ctx.bias_dtype, ctx.scale, ctx.backend
-    grads = run(_backward_op, dout, *ctx.saved_tensors, *rest)
+    grads = run_in_backward(_backward_op, dout, *ctx.saved_tensors, *rest)
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None
 
 
-reject_double_backward(_OP, _backward_op)
-_call = differentiable(_OP, _forward_op, _setup_context, _autograd_backward)
+reject_double_backward("qkv_attention", _backward_op)
+_call = differentiable("qkv_attention", _forward_op, _setup_context, _autograd_backward)
+
+
+def _arguments(t, batch, tokens, dim):
+    return {
+        "h": t(batch, tokens, dim, spread=3.0),
+        "weight": t(3 * dim, dim, spread=0.3 * dim**-0.5),  # h is larger than a norm's
+        "bias": t(3 * dim, spread=0.5),
+        "num_heads": heads_of(dim),
+    }
+
+
+def _flops(h, weight, *_, **__):
+    return 2 * prod(h[:-1]) * prod(weight) + attention_flops((*h[:-1], weight[0]))
+
+
+def _backward_flops(dout, h, weight, qkv, out, lse, needs, *_, **__):
+    return 2 * prod(h[:-1]) * prod(weight) * (needs[0] + needs[1]) + 2 * attention_flops(qkv)
+
+
+OP = Op(
+    name="qkv_attention",
+    function=qkv_attention,
+    backends=ATTENTION.backends,  # whose self-check stands for this one
+    arguments=_arguments,
+    outputs=("out",),
+    parameters=("weight", "bias"),
+    flops={"qkv_attention": _flops, "qkv_attention_backward": _backward_flops},
+)

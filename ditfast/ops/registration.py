@@ -48,7 +48,7 @@ def is_tracked(args) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
 
 
-def run(op, *args):
+def run_in_backward(op, *args):
     """Call ``op`` inside a backward: with its own autograd only under ``create_graph=True``."""
     return op(*args) if torch.is_grad_enabled() else _below_autograd(op, *args)
 
@@ -66,7 +66,8 @@ def differentiable(name: str, op, setup_context, backward):
     """Attach gradients to ``op`` and return the function to call.
 
     Args:
-        setup_context, backward: as in ``torch.library.register_autograd``; ``backward`` calls operations with `run`.
+        setup_context, backward: as in ``torch.library.register_autograd``; ``backward`` calls operations with
+            `run_in_backward`.
     """
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
     no_jvp = f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'"

@@ -12,39 +12,31 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ditfast.ops import backend, cache, selfcheck
+from ditfast import ops
+from ditfast.ops import cache, selfcheck
+from ditfast.ops.availability import why_not
+from ditfast.ops.op import PRECISIONS
 from ditfast.ops.selfcheck import Result
 
 HIDDEN_SIZES = (384, 768, 1024, 1152)  # S, B, L, XL
-PRECISIONS = {  # dtype of the residual stream, of the branches
-    "bf16": (torch.bfloat16, torch.bfloat16),
-    "autocast": (torch.float32, torch.bfloat16),
-    "fp16": (torch.float16, torch.float16),
-    "fp32": (torch.float32, torch.float32),
-}
 
 
-def problems(device_type: str, hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> list[tuple]:
-    """(op, stream dtype, branch dtype, width) of what a DiT of these sizes asks its kernels on such a device."""
+def kernels_to_check(device_type: str, hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> list[tuple]:
+    """(op, backend, stream dtype, branch dtype, width) of all that a DiT of these sizes may run on such a device."""
     found = []
-    for op in backend.OPS:
-        if op == "qkv_attention":
-            continue  # attention's kernels, which are checked as it uses them
-        if op == "attention":
-            halves = [PRECISIONS[p][1] for p in precisions if PRECISIONS[p][1] != torch.float32]
-            kernels = [name for name in ("cuda", "triton") if backend.why_not(op, name, device_type) is None]
-            found += [(f"{op}/{name}", t, t, d) for name in kernels for t in halves for d in (64, 72)]
+    for op in ops.ALL:
+        if op.self_check is None:
             continue
-        if op in ("patchify", "unpatchify", "patch_embed"):
-            widths = [channels * p * p for channels in (4, 8) for p in (2, 4, 8)]
-        else:
-            widths = [4 * d if op == "mlp" else d for d in hidden_sizes]
-        for precision in precisions:
-            stream, branch = PRECISIONS[precision]
-            if op in ("mlp", "patchify", "unpatchify"):
-                stream = branch  # no residual stream enters
-            found += [(op, stream, branch, width) for width in widths]
-    return list(dict.fromkeys(found))
+        widths = dict.fromkeys(width for size in hidden_sizes for width in op.widths(size))
+        found += [
+            (op, backend, *PRECISIONS[precision], width)
+            for backend in op.kernels
+            if why_not(op, backend, device_type) is None
+            for precision in precisions
+            if precision in op.checked and precision in op.backends[backend]
+            for width in widths
+        ]
+    return found
 
 
 def verify(
@@ -65,12 +57,12 @@ def verify(
         ValueError: an unknown precision.
         RuntimeError: no kernel can run on the device.
     """
-    device = _device(device)
     for name in precisions:
         if name not in PRECISIONS:
             raise ValueError(f"precisions must be among {', '.join(PRECISIONS)}, got {name!r}")
+    device = _device(device)
     results = []
-    for result in _check_all(problems(device.type, hidden_sizes, precisions), device):
+    for result in _check_all(_some(kernels_to_check(device.type, hidden_sizes, precisions), device), device):
         results.append(result)
         progress(result)
     return results
@@ -79,7 +71,7 @@ def verify(
 def verify_apart(hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> Iterator[Result]:
     """As `verify`, in a process of its own; yields results as they come."""
     device = _device(None)
-    pending = problems(device.type, hidden_sizes, precisions)
+    pending = _some(kernels_to_check(device.type, hidden_sizes, precisions), device)
     while pending:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -89,17 +81,18 @@ def verify_apart(hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> Ite
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        keys = [[op, _name(stream), _name(branch), width] for op, stream, branch, width in pending]
+        keys = [[op.name, backend, _name(s), _name(b), width] for op, backend, s, b, width in pending]
         process.stdin.write(json.dumps([str(device), keys]))
         process.stdin.close()
         for line in process.stdout:
-            op, stream, branch, width = pending.pop(0)
+            op, *key = pending.pop(0)
             reason, seconds = json.loads(line)
-            yield Result(op, stream, branch, width, reason, seconds)
+            yield Result(op.name, *key, reason, seconds)
         if process.wait() != 0 and pending:
-            key = pending.pop(0)
-            cache.store(device, selfcheck.label(*key), False)
-            yield Result(*key, f"the process died, exit status {process.returncode}", time.perf_counter() - start)
+            op, *key = pending.pop(0)
+            cache.store(device, selfcheck.label(op, *key), False)
+            reason = f"the process died, exit status {process.returncode}"
+            yield Result(op.name, *key, reason, time.perf_counter() - start)
 
 
 def _check_all(pending, device):
@@ -113,10 +106,14 @@ def _device(device):
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    reason = backend.why_not("layer_norm_modulate", "triton", device.type)
-    if reason is not None:
-        raise RuntimeError(f"there is nothing to verify here: {reason}")
     return device
+
+
+def _some(found, device):
+    if not found:
+        reasons = dict.fromkeys(why_not(op, name, device.type) for op in ops.ALL for name in op.kernels)
+        raise RuntimeError(f"there is nothing to verify here: {'; '.join(filter(None, reasons))}")
+    return found
 
 
 def _name(dtype):
@@ -125,8 +122,8 @@ def _name(dtype):
 
 def main() -> None:
     device, pending = json.load(sys.stdin)
-    device = torch.device(device)
-    keys = [(op, getattr(torch, stream), getattr(torch, branch), width) for op, stream, branch, width in pending]
+    device, known = torch.device(device), {op.name: op for op in ops.ALL}
+    keys = [(known[op], backend, getattr(torch, s), getattr(torch, b), width) for op, backend, s, b, width in pending]
     for result in _check_all(keys, device):
         print(json.dumps([result.reason, result.seconds]), flush=True)
         if result.reason is not None and device.type == "cuda":

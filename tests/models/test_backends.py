@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ditfast import ops
-from ditfast.ops.backend import record, use_backend
+from ditfast.ops.choice import use_backend
+from ditfast.ops.log import record
 
 KERNELS = ("triton", "host")  # where an operation has either
 
@@ -45,7 +46,7 @@ def test_kernels_give_what_the_reference_gives(kit, recompute):
         got = run(kit, model, model)
     assert {name for op in ran if "attention" not in op for name in ran[op]} == {"triton"}
     assert set(ran["attention"]) == set(ran["qkv_attention"]) == {"host"}
-    assert set(ran) == set(ops.backend.OPS) - {"gated_residual"}
+    assert set(ran) == {op.name for op in ops.ALL} - {"gated_residual"}
     kit.close(got, expected, 1e-5)
 
 

@@ -6,9 +6,10 @@ import torch.nn as nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize
 
-from ditfast import ops
 from ditfast.models import Carry, DiTBlock
 from ditfast.models.blocks import Attention, Mlp
+from ditfast.ops.choice import names_in_force
+from ditfast.ops.log import record
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_each_sample_has_its_own_modulation(kit):
 
 
 def test_one_pass_per_junction(kit, inputs):
-    with ops.backend.record() as log:
+    with record() as log:
         kit.tiny()(*inputs)
     assert len(log["gated_residual_layer_norm_modulate"]) == 6  # 3 within the blocks, 3 between them and at the end
     assert len(log["layer_norm_modulate"]) == 1 and "gated_residual" not in log
@@ -66,7 +67,7 @@ def test_silu_of_the_conditioning_is_computed_once(kit, inputs, monkeypatch):
 def test_block_gives_what_it_gets(kit):
     block = kit.tiny().blocks[0]
     x, c = kit.arr("tokens", (2, 5, 32)), kit.arr("c", (2, 32))
-    carry = Carry(x, None, None, None, nn.functional.silu(c), ops.backend.active())
+    carry = Carry(x, None, None, None, nn.functional.silu(c), names_in_force())
     carried = block(carry, c)
     assert isinstance(carried, Carry)
     branch = carried.gate.unsqueeze(1) * (carried.y + carried.bias)
@@ -300,7 +301,7 @@ def test_tensor_subclasses_are_left_to_the_linear(kit, inputs):
     expected = model(*inputs)
     for linear, weight in zip([block.attn.proj, block.mlp.fc1, block.mlp.fc2], plain, strict=True):
         linear.weight = nn.Parameter((weight.data / 2).as_subclass(Scaled))
-    with ops.backend.record() as log:
+    with record() as log:
         kit.close(model(*inputs), expected, 2e-6)
     assert len(log["mlp"]) == 2  # block 1 called its Linears
 

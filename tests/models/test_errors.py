@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import ditfast
 from ditfast.models import DiT, DiT_models, DiTBlock
 
 SMALL = dict(input_size=8, hidden_size=32, depth=1, num_heads=2)
@@ -84,7 +83,7 @@ def test_unpatchify_needs_a_square():
 
 
 def test_backend_that_cannot_run(monkeypatch):
-    monkeypatch.setattr(ditfast.ops.backend, "why_not", lambda op, name, device: "it is not there")
+    monkeypatch.setattr("ditfast.ops.choice.why_not", lambda op, name, device: "it is not there")
     model = DiT(**SMALL, backend="triton")
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run: it is not there"):
         model(torch.zeros(X), T, Y)

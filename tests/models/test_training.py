@@ -5,7 +5,9 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
-from ditfast import ops, use_backend
+from ditfast import use_backend
+from ditfast.ops.choice import names_in_force
+from ditfast.ops.log import record
 
 IMPLEMENTATIONS = [CheckpointImpl.NO_REENTRANT, CheckpointImpl.REENTRANT]
 
@@ -58,22 +60,22 @@ def test_checkpoint_of_a_block_alone(kit, reentrant):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_recompute_uses_the_backend_of_forward(kit, inputs, implementation):
-    assert ops.backend.active() == ("auto",)
+    assert names_in_force() == ("auto",)
     model = checkpointed(kit.tiny(), implementation)
-    with ops.backend.record() as log:
+    with record() as log:
         with use_backend("reference"):
             out = model(*inputs)
         assert log["attention"] == ["reference"] * 3
         backward(out)
     assert set(log["attention"]) == {"reference"} and len(log["attention"]) > 3
-    with ops.backend.record() as log:
+    with record() as log:
         model(*inputs)
     assert log["attention"] == ["sdpa"] * 3
 
 
 def test_the_models_backend_comes_first(kit, inputs):
     model = kit.tiny(backend="reference")
-    with ops.backend.record() as log, use_backend("sdpa"):
+    with record() as log, use_backend("sdpa"):
         model(*inputs)
         kit.tiny()(*inputs)
     assert log["attention"] == ["reference"] * 3 + ["sdpa"] * 3
@@ -84,7 +86,7 @@ def test_backend_reaches_hooked_modules(kit, inputs):
     model = kit.tiny(backend="reference")
     model.blocks[0].register_forward_hook(lambda *args: None)
     model.blocks[1].attn.register_forward_hook(lambda *args: None)
-    with ops.backend.record() as log:
+    with record() as log:
         model(*inputs)
     assert log["attention"] == ["reference"] * 3
 

@@ -7,10 +7,12 @@ import torch
 from contract import run
 
 from ditfast import ops
-from ditfast.ops.backend import OPS, why_not
+from ditfast.ops.availability import why_not
 from ditfast.ops.contract import errors
 
-BACKENDS = [name for name in OPS["attention"] if name != "reference" and why_not("attention", name, "cpu") is None]
+BACKENDS = [
+    name for name in ops.ATTENTION.backends if name != "reference" and why_not(ops.ATTENTION, name, "cpu") is None
+]
 HEAD_DIMS = {"triton": (64, 72), "cuda": (64, 72)}  # the others take any
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((3, 65, 1, 64), (2, 33, 2, 72), (1, 65, 2, 40), (1, 7, 1, 8))  # B, N, H, d

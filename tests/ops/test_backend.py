@@ -10,10 +10,11 @@ import torch
 from ops.row_ops import INPUTS, Case
 
 from ditfast import ops
-from ditfast.ops import backend
-from ditfast.ops.backend import OPS, active, choose, record, use_backend
+from ditfast.ops import availability
+from ditfast.ops.choice import choose, names_in_force, use_backend
+from ditfast.ops.log import record
 
-HOST = pytest.mark.skipif(not backend._installed["ditfast._C"], reason="the extension is not built")
+HOST = pytest.mark.skipif(not availability._installed["ditfast._C"], reason="the extension is not built")
 
 
 def attend(**kwargs):
@@ -45,7 +46,8 @@ def in_process(script, **environment):
 ORDER = """
 import json, torch
 from ditfast import ops
-from ditfast.ops.backend import active, record, use_backend
+from ditfast.ops.choice import names_in_force, use_backend
+from ditfast.ops.log import record
 
 def attend(**kwargs):
     with record() as log:
@@ -55,8 +57,8 @@ def attend(**kwargs):
 seen = {}
 with use_backend("host"), use_backend("sdpa"):
     seen["call"] = attend(backend="host")
-    seen["model"] = attend(backend=active("host"))
-    seen["inner context"] = attend(backend=active())
+    seen["model"] = attend(backend=names_in_force("host"))
+    seen["inner context"] = attend(backend=names_in_force())
 with use_backend("sdpa"):
     seen["outer context"] = attend()
 seen["environment"] = attend()
@@ -108,7 +110,7 @@ def test_an_operation_takes_the_innermost_name_that_it_has(device):
 def test_auto_in_a_call_undoes_every_context():
     with use_backend("reference"):
         assert attend(backend="auto") == "sdpa"
-        assert active() == ("reference", "auto")
+        assert names_in_force() == ("reference", "auto")
 
 
 def test_auto_takes_the_reference_on_the_cpu():
@@ -116,19 +118,19 @@ def test_auto_takes_the_reference_on_the_cpu():
     assert modulate("cpu") == "reference"
 
 
-@pytest.mark.parametrize("enter", (use_backend, active), ids=("context", "model"))
+@pytest.mark.parametrize("enter", (use_backend, names_in_force), ids=("context", "model"))
 def test_unknown_name(enter):
     with pytest.raises(ValueError, match="backend must be one of auto, .*, got 'cudnn'"), enter("cudnn"):
         pass
 
 
-@pytest.mark.parametrize("op", [op for op, names in OPS.items() if "sdpa" not in names])
+@pytest.mark.parametrize("op", [op for op in ops.ALL if "sdpa" not in op.backends], ids=lambda op: op.name)
 def test_name_that_the_operation_lacks(op):
     """An error where the call says it, passed over where a model or a context does."""
-    with pytest.raises(ValueError, match=f"backend of {op} must be one of auto, .*, got 'sdpa'"):
+    with pytest.raises(ValueError, match=f"backend of {op.name} must be one of auto, .*, got 'sdpa'"):
         choose(op, "sdpa", "cpu")
     with use_backend("sdpa"):
-        assert choose(op, active(), "cpu") == choose(op, active("auto"), "cpu")
+        assert choose(op, names_in_force(), "cpu") == choose(op, names_in_force("auto"), "cpu")
 
 
 WITHOUT_INTERPRETER = """
@@ -181,7 +183,7 @@ def test_automatic_choice_takes_the_reference_instead(arguments, device):
     ids=("float64", "head dim", "device"),
 )
 def test_forced_host_says_why_it_cannot_run(qkv, reason, monkeypatch):
-    monkeypatch.setitem(backend._installed, "ditfast._C", True)
+    monkeypatch.setitem(availability._installed, "ditfast._C", True)
     with pytest.raises(RuntimeError, match=f"attention: backend 'host' cannot run: .*{reason}"):
         ops.attention(qkv, 1, backend="host")
 
@@ -189,13 +191,13 @@ def test_forced_host_says_why_it_cannot_run(qkv, reason, monkeypatch):
 @pytest.mark.parametrize(
     ("op", "name", "missing", "reason"),
     [
-        ("attention", "host", "ditfast._C", "the extension ditfast._C is not built"),
-        ("layer_norm_modulate", "triton", "triton", "triton is not installed"),
+        (ops.ATTENTION, "host", "ditfast._C", "the extension ditfast._C is not built"),
+        (ops.LAYER_NORM_MODULATE, "triton", "triton", "triton is not installed"),
     ],
 )
 def test_what_is_not_installed(op, name, missing, reason, monkeypatch):
-    monkeypatch.setitem(backend._installed, missing, False)
-    with pytest.raises(RuntimeError, match=f"{op}: backend '{name}' cannot run: {reason}"):
+    monkeypatch.setitem(availability._installed, missing, False)
+    with pytest.raises(RuntimeError, match=f"{op.name}: backend '{name}' cannot run: {reason}"):
         choose(op, name, "cpu")
     with use_backend(name), pytest.raises(RuntimeError, match=reason):  # a context does not fall back either
         choose(op, None, "cpu")

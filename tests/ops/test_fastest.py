@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ditfast import ops
-from ditfast.ops import backend, cache, fastest, selfcheck
+from ditfast.ops import availability, cache, choice, fastest, selfcheck
+from ditfast.ops.log import record
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
@@ -15,8 +16,9 @@ BF16 = torch.bfloat16
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(backend, "_AUTOMATIC", ("cuda", "cpu"))
-    monkeypatch.setattr(selfcheck, "ATTENTION_TOKENS", 9)
+    monkeypatch.setattr(choice, "_AUTOMATIC", ("cuda", "cpu"))
+    monkeypatch.setitem(availability._installed, "ditfast._C", False)  # no GPU has host kernels
+    monkeypatch.setattr(selfcheck, "SIZE", (2, 27))
     monkeypatch.setattr(selfcheck, "_answers", {})
     monkeypatch.setattr(fastest, "_choices", {})
     cache.environment.cache_clear()
@@ -37,7 +39,7 @@ def times(monkeypatch):
 
 
 def ran_on(qkv, heads=1):
-    with backend.record() as ran:
+    with record() as ran:
         ops.attention(qkv, heads)
     return ran["attention"]
 
@@ -110,6 +112,6 @@ def test_compiled_first_ends_on_the_kernel(times):
     times(triton=10.0, sdpa=12.0)
     fn = torch.compile(lambda t: ops.attention(t, 1), fullgraph=True, backend="aot_eager")
     t = qkv().requires_grad_()
-    with backend.record() as ran:
+    with record() as ran:
         fn(t).sum().backward()
     assert ran["attention"] == ["triton", "triton"]

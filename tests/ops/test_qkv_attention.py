@@ -8,14 +8,14 @@ from contract import run
 from torch.utils.checkpoint import checkpoint
 
 from ditfast import ops
-from ditfast.ops.attention import KERNELS
-from ditfast.ops.backend import record, why_not
+from ditfast.ops.availability import why_not
 from ditfast.ops.contract import errors
+from ditfast.ops.log import record
 
 # the interpreter computes with numpy, which warns of what a GPU does not
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-BACKENDS = [name for name in KERNELS if why_not("qkv_attention", name, "cpu") is None]
+BACKENDS = [name for name in ops.QKV_ATTENTION.kernels if why_not(ops.QKV_ATTENTION, name, "cpu") is None]
 NAMES = ("out", "dh", "dweight", "dbias")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "mixed": torch.float32}
 SHAPES = ((3, 65, 1, 64, 24), (2, 33, 3, 72, 40), (1, 9, 2, 72, 8), (2, 130, 1, 72, 16))  # B, N, H, d, D

@@ -10,18 +10,20 @@ import pytest
 import torch
 
 from ditfast import ops
-from ditfast.ops import backend, cache, selfcheck, verify
+from ditfast.ops import cache, choice, selfcheck, verify
+from ditfast.ops.log import record
+from ditfast.ops.op import PRECISIONS
 
 CPU = torch.device("cpu")
-KEY = ("layer_norm_modulate", torch.float32, torch.float32, 32)
+KEY = (ops.LAYER_NORM_MODULATE, "triton", torch.float32, torch.float32, 32)
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
     """An empty cache, small problems, and kernels considered on CPU tensors too."""
     monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(backend, "_AUTOMATIC", ("cuda", "cpu"))
-    monkeypatch.setattr(selfcheck, "TOKENS", 9)
+    monkeypatch.setattr(choice, "_AUTOMATIC", ("cuda", "cpu"))
+    monkeypatch.setattr(selfcheck, "SIZE", (2, 9))
     monkeypatch.setattr(selfcheck, "_answers", {})
     cache.environment.cache_clear()
     yield tmp_path / "cache"
@@ -36,7 +38,7 @@ def arguments():
 def run():
     """The backends that layer_norm_modulate ran on, and whether it was right."""
     x, shift, scale = arguments()
-    with backend.record() as ran:
+    with record() as ran:
         h = ops.layer_norm_modulate(x, shift, scale)
     torch.testing.assert_close(h, ops.layer_norm_modulate(x, shift, scale, backend="reference"))
     return ran["layer_norm_modulate"]
@@ -65,11 +67,11 @@ def test_a_right_kernel_is_used(fresh):
         warnings.simplefilter("error")
         assert run() == ["triton"]
     (name,) = files(fresh)
-    assert json.loads((fresh / name).read_text()) == {"layer_norm_modulate float32 float32 32": True}
+    assert json.loads((fresh / name).read_text()) == {"layer_norm_modulate/triton float32 float32 32": True}
 
 
 def test_a_wrong_kernel_is_named_once_and_not_used(wrong):
-    with pytest.warns(RuntimeWarning, match="layer_norm_modulate float32 float32 32 failed") as caught:
+    with pytest.warns(RuntimeWarning, match="layer_norm_modulate/triton float32 float32 32 failed") as caught:
         assert run() == ["reference"]
     assert len(caught) == 1
     with warnings.catch_warnings():
@@ -111,14 +113,14 @@ def test_the_answer_is_remembered_in_the_process(monkeypatch):
     assert run() == ["triton"]
 
 
-@pytest.mark.parametrize("damage", ("", "{", '{"layer_norm_modulate float32 float32 32": tr', "[1]", "\x00\xff"))
+@pytest.mark.parametrize("damage", ("", "{", '{"layer_norm_modulate/triton float32', "[1]", "\x00\xff"))
 def test_a_damaged_file_is_survived(fresh, damage):
     assert run() == ["triton"]
     (name,) = files(fresh)
     (fresh / name).write_text(damage, encoding="latin-1")
     selfcheck._answers.clear()
     assert run() == ["triton"]
-    assert json.loads((fresh / name).read_text()) == {"layer_norm_modulate float32 float32 32": True}
+    assert json.loads((fresh / name).read_text()) == {"layer_norm_modulate/triton float32 float32 32": True}
 
 
 def test_editing_a_kernel_forgets_its_answers(fresh, monkeypatch, tmp_path):
@@ -158,52 +160,50 @@ def test_random_state_is_left_alone():
 
 def test_under_autocast(fresh):
     x, shift, scale = arguments()
-    with torch.autocast("cpu", torch.bfloat16), backend.record() as ran:
+    with torch.autocast("cpu", torch.bfloat16), record() as ran:
         h = ops.layer_norm_modulate(x, shift.bfloat16(), scale.bfloat16())
     assert h.dtype == torch.bfloat16 and ran["layer_norm_modulate"] == ["triton"]
-    assert list(cache.load(CPU)) == ["layer_norm_modulate float32 bfloat16 32"]
+    assert list(cache.load(CPU)) == ["layer_norm_modulate/triton float32 bfloat16 32"]
 
 
-@pytest.mark.parametrize("op", [op for op in selfcheck._PROBLEMS if not op.startswith("attention")])
-@pytest.mark.parametrize("precision", verify.PRECISIONS)
-def test_every_kernel_passes(op, precision):
-    width = 16 if "patch" in op else 64
-    result = selfcheck.check(op, *verify.PRECISIONS[precision], width, CPU)
-    assert result.reason is None
+CHECKED = [(op, precision) for op in ops.ALL for precision in op.checked]
 
 
-@pytest.mark.parametrize("width", (64, 72))
-@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
-def test_attention_passes(dtype, width):
-    assert selfcheck.check("attention/triton", dtype, dtype, width, CPU).reason is None
+@pytest.mark.parametrize(("op", "precision"), CHECKED, ids=[f"{op.name}-{precision}" for op, precision in CHECKED])
+def test_every_kernel_passes(op, precision, monkeypatch):
+    if op is ops.ATTENTION:
+        monkeypatch.setattr(selfcheck, "SIZE", (2, 999))  # several tiles
+    for width in op.widths(64)[:2]:
+        assert selfcheck.check(op, "triton", *PRECISIONS[precision], width, CPU).reason is None
 
 
 def test_a_wrong_gradient_of_the_bias_is_found(monkeypatch):
     """Or one of qkv that is wrong only where the bias's is asked for."""
     from ditfast.kernels import attention as kernel
 
-    monkeypatch.setattr(selfcheck, "ATTENTION_TOKENS", 70)
+    monkeypatch.setattr(selfcheck, "SIZE", (2, 210))
     backward = kernel.backward
     for change, name in ((lambda g, b: (g, b * 1.1), "dbias"), (lambda g, b: (g * 1.1, b), "dq")):
         wrong = lambda *a, change=change: change(*backward(*a)) if a[-1] else backward(*a)  # noqa: E731
         monkeypatch.setattr(kernel, "backward", wrong)
-        reason = selfcheck.check("attention/triton", torch.bfloat16, torch.bfloat16, 72, CPU).reason
+        reason = selfcheck.check(ops.ATTENTION, "triton", torch.bfloat16, torch.bfloat16, 72, CPU).reason
         assert reason.startswith(f"{name}: ")
 
 
 def test_every_kernel_has_a_check():
-    kernels = {op for op, names in backend.OPS.items() if "triton" in names} - {"attention", "qkv_attention"}
-    assert set(selfcheck._PROBLEMS) == kernels | {"attention/triton", "attention/cuda"}
+    assert [op.name for op in ops.ALL if op.self_check is None] == ["qkv_attention"]  # attention's stands for it
+    assert all(set(op.checked) <= set(PRECISIONS) and op.checked for op in ops.ALL if op.self_check)
 
 
 COMPILED = """
 import torch
 from ditfast import ops
-from ditfast.ops import backend, selfcheck
-backend._AUTOMATIC, selfcheck.TOKENS = ("cuda", "cpu"), 9
+from ditfast.ops import choice, selfcheck
+from ditfast.ops.log import record
+choice._AUTOMATIC, selfcheck.SIZE = ("cuda", "cpu"), (2, 9)
 x, c = torch.randn(2, 5, 32, requires_grad=True), torch.randn(2, 64)
 fn = torch.compile(lambda x, c: ops.layer_norm_modulate(x, *c.chunk(2, 1)), fullgraph=True, backend="aot_eager")
-with backend.record() as ran:
+with record() as ran:
     fn(x, c).sum().backward()
 print(*ran["layer_norm_modulate"])
 """
@@ -251,8 +251,8 @@ def test_verify_goes_on_after_a_process_that_died(monkeypatch, tmp_path):
     os.chmod(script, 0o755)
     monkeypatch.setattr(verify.sys, "executable", str(script))
     results = list(verify.verify_apart(hidden_sizes=(32, 64), precisions=("fp32",)))
-    keys = verify.problems("cpu", (32, 64), ("fp32",))
-    assert [(r.op, r.stream, r.branch, r.width) for r in results] == keys
+    keys = verify.kernels_to_check("cpu", (32, 64), ("fp32",))
+    assert [(r.op, r.backend, r.stream, r.branch, r.width) for r in results] == [(k[0].name, *k[1:]) for k in keys]
     assert [r.reason for r in results[:3]] == [None, "the process died, exit status 9", None]
     assert cache.load(CPU) == {selfcheck.label(*keys[1]): False}
 

@@ -1,0 +1,69 @@
+"""Which backends can run on this machine, and why the others cannot."""
+
+import importlib.util
+import os
+
+import torch
+
+from ditfast.ops.op import Op
+
+BACKENDS = ("cuda", "host", "reference", "sdpa", "triton")
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what kernels read and write
+
+_installed = {name: importlib.util.find_spec(name) is not None for name in ("triton", "ditfast._C")}
+_on_gpu: dict[int, str | None] = {}  # device index -> why the extension's device code cannot run there
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(op: Op, name: str, device_type: str) -> str | None:
+    """Why ``op`` cannot run on backend ``name`` on this kind of device; None if it can."""
+    if name not in op.backends:
+        return f"{op.name} has no such backend (it has {', '.join(op.backends)})"
+    if name == "triton":
+        return _why_not_triton(device_type)
+    if name in ("cuda", "host"):
+        return _why_not_extension(name, device_type)
+    return None
+
+
+def _why_not_triton(device_type):
+    if not _installed["triton"]:
+        return "triton is not installed"
+    if device_type != "cuda" and not interpreting():
+        return f"triton needs a CUDA tensor, or TRITON_INTERPRET=1, and this one is on {device_type}"
+    return None
+
+
+def _why_not_extension(name, device_type):
+    if not _installed["ditfast._C"]:
+        return "the extension ditfast._C is not built"
+    if name == "host":
+        return None if device_type == "cpu" else f"host needs a CPU tensor, and this one is on {device_type}"
+    if device_type != "cuda":
+        return f"cuda needs a CUDA tensor, and this one is on {device_type}"
+    return _why_not_on_this_gpu()
+
+
+def _why_not_on_this_gpu():
+    from ditfast import _C
+
+    index = torch.cuda.current_device()
+    if index not in _on_gpu:
+        _on_gpu[index] = _C.cuda_attention_supported(index) or None
+    return _on_gpu[index]
+
+
+# what torch.compiler.assume_constant_result does, without importing the compiler: the extension cannot be traced
+_why_not_on_this_gpu._dynamo_marked_constant = True
+
+
+def why_not_dtype(*tensors: torch.Tensor | None) -> str | None:
+    """Why kernels cannot take tensors of these dtypes; None if they can."""
+    for t in tensors:
+        if t is not None and t.dtype not in KERNEL_DTYPES:
+            return f"the kernels take float32, float16 and bfloat16, got {t.dtype}"
+    return None

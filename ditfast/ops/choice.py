@@ -1,0 +1,92 @@
+"""Which backend a call runs on: what was asked for, decided when an operation is called or traced.
+
+A name is taken, in this order, from the call's ``backend=``, the model's, the innermost ``use_backend``, the
+environment variable ``DITFAST_BACKEND``; otherwise the choice is automatic. A name that an operation does not
+have is an error in its own ``backend=`` and is passed over elsewhere (``use_backend("triton")`` means "wherever
+there is a Triton kernel"). A name that the operation has but that cannot run here always raises.
+"""
+
+import os
+from contextlib import contextmanager
+
+from ditfast.ops.availability import BACKENDS, why_not
+from ditfast.ops.op import PYTORCH, Op
+
+NAMES = ("auto", *BACKENDS)
+_AUTOMATIC = ("cuda",)  # devices on which the automatic choice considers kernels
+
+
+def _checked(name, where):
+    if name not in NAMES:
+        raise ValueError(f"{where} must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_environment = _checked(os.environ.get("DITFAST_BACKEND", "auto"), "DITFAST_BACKEND")
+# A plain global, not a ContextVar: torch.compile guards on it and recompiles when it changes.
+_contexts: tuple[str, ...] = ()
+
+
+@contextmanager
+def use_backend(name: str):
+    """Run the operations that have the backend ``name`` on it, inside the ``with`` block.
+
+    Nests: each operation takes the innermost name that it has. ``"auto"`` undoes the outer names.
+
+    Raises:
+        ValueError: ``name`` is no backend of any operation.
+    """
+    global _contexts
+    outer = _contexts
+    _contexts = (_checked(name, "backend"), *outer)
+    try:
+        yield
+    finally:
+        _contexts = outer
+
+
+def names_in_force(model_backend: str | None = None) -> tuple[str, ...]:
+    """The model's name, those of ``use_backend``, the environment's: the first that an operation has wins."""
+    model = () if model_backend is None else (_checked(model_backend, "backend"),)
+    return (*model, *_contexts, _environment)
+
+
+def choose(op: Op, requested, device_type: str, unsupported: str | dict[str, str | None] | None = None) -> str:
+    """The backend of one call: a name, or "auto" where only the running operation can tell.
+
+    Args:
+        requested: the call's ``backend=``: None, a name (strict), or a tuple of names in order of preference.
+        unsupported: why these arguments rule out the operation's kernels (None: they do not); by backend, if they
+            differ.
+
+    Raises:
+        ValueError: the call names a backend that the operation does not have.
+        RuntimeError: the backend asked for by name cannot run here, or not on these arguments.
+    """
+    for name in _names(op, requested):
+        if name == "auto":
+            break
+        if name in op.backends:
+            reason = why_not(op, name, device_type)
+            if reason is None and name not in PYTORCH:
+                reason = _of_backend(unsupported, name)
+            if reason is not None:
+                raise RuntimeError(f"{op.name}: backend {name!r} cannot run: {reason}")
+            return name
+    if device_type in _AUTOMATIC:
+        for name in op.kernels:
+            if _of_backend(unsupported, name) is None and why_not(op, name, device_type) is None:
+                return "auto"
+    return op.fallback
+
+
+def _of_backend(unsupported, name):
+    return unsupported[name] if isinstance(unsupported, dict) else unsupported
+
+
+def _names(op, requested):
+    if not isinstance(requested, str):
+        return names_in_force() if requested is None else requested
+    if requested != "auto" and requested not in op.backends:
+        raise ValueError(f"backend of {op.name} must be one of auto, {', '.join(op.backends)}, got {requested!r}")
+    return (requested,)

@@ -1,0 +1,24 @@
+"""What "auto" means, decided while an operation runs on real tensors."""
+
+import torch
+
+from ditfast.ops.availability import why_not
+from ditfast.ops.log import note
+from ditfast.ops.op import Op
+from ditfast.ops.selfcheck import is_right
+
+
+def resolve(op: Op, name: str, stream: torch.Tensor, branch: torch.Tensor, width: int) -> str:
+    """The backend that the running operation takes: ``name``, or in place of "auto" the first kernel that is right.
+
+    Args:
+        stream, branch: tensors of the residual stream and of a branch, for their dtypes and device.
+        width: the size of what the kernels hold at once: D, the MLP's width, or a patch's.
+    """
+    if name == "auto":
+        device = stream.device
+        able = (kernel for kernel in op.kernels if why_not(op, kernel, device.type) is None)
+        right = (kernel for kernel in able if is_right(op, kernel, stream.dtype, branch.dtype, width, device))
+        name = next(right, "reference")
+    note(op.name, name)
+    return name
