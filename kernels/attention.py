@@ -8,6 +8,8 @@ both compute delta = rowsum(dO * O) themselves. Softmax is in powers of two.
 The gradient of qkv's bias, dqkv summed over tokens, comes from the kernel of dQ alone, before rounding. With P the
 weights, whose rows sum to one: the sum of dV = P^T dO is that of dO. The sum of dK = scale * dS^T Q is zero, as every
 row of dS = P * (dP - delta) sums to zero: a bias of the keys shifts all logits of a query alike.
+
+Names of strides (qkv_b, qkv_n): kernels/strides.py.
 """
 
 import os
@@ -120,31 +122,26 @@ def backward_dkdv_kernel(
     q = qkv + b * qkv_b + h * D
     k, v = q + H * D, q + 2 * H * D
     do, o = dout + b * dout_b + h * D, out + b * N * H * D + h * D
-    k0, v0 = load_tile(k, own, qkv_n, N, D, 0, BLOCK_N, MAIN), load_tile(v, own, qkv_n, N, D, 0, BLOCK_N, MAIN)
+    k0 = load_tile(k, own, qkv_n, N, D, 0, BLOCK_N, MAIN)  # (BLOCK_N, MAIN)
+    v0 = load_tile(v, own, qkv_n, N, D, 0, BLOCK_N, MAIN)
     dk0 = tl.zeros((BLOCK_N, MAIN), tl.float32)
     dv0 = tl.zeros((BLOCK_N, MAIN), tl.float32)
     if TAIL:
-        k1, v1 = (
-            load_tile(k, own, qkv_n, N, D, MAIN, BLOCK_N, TAIL),
-            load_tile(v, own, qkv_n, N, D, MAIN, BLOCK_N, TAIL),
-        )
+        k1 = load_tile(k, own, qkv_n, N, D, MAIN, BLOCK_N, TAIL)
+        v1 = load_tile(v, own, qkv_n, N, D, MAIN, BLOCK_N, TAIL)
         dk1 = tl.zeros((BLOCK_N, TAIL), tl.float32)
         dv1 = tl.zeros((BLOCK_N, TAIL), tl.float32)
     for first in range(0, N, BLOCK_M):
         rows = first + tl.arange(0, BLOCK_M)
-        q0, do0 = (
-            load_tile(q, first, qkv_n, N, D, 0, BLOCK_M, MAIN),
-            load_tile(do, first, dout_n, N, D, 0, BLOCK_M, MAIN),
-        )
+        q0 = load_tile(q, first, qkv_n, N, D, 0, BLOCK_M, MAIN)  # (BLOCK_M, MAIN)
+        do0 = load_tile(do, first, dout_n, N, D, 0, BLOCK_M, MAIN)
         o0 = load_tile(o, first, H * D, N, D, 0, BLOCK_M, MAIN)
         delta = tl.sum(do0.to(tl.float32) * o0.to(tl.float32), 1)  # (BLOCK_M,)
         s = dot(k0, tl.trans(q0), UPCAST)  # (BLOCK_N, BLOCK_M)
         dp = dot(v0, tl.trans(do0), UPCAST)
         if TAIL:
-            q1, do1 = (
-                load_tile(q, first, qkv_n, N, D, MAIN, BLOCK_M, TAIL),
-                load_tile(do, first, dout_n, N, D, MAIN, BLOCK_M, TAIL),
-            )
+            q1 = load_tile(q, first, qkv_n, N, D, MAIN, BLOCK_M, TAIL)
+            do1 = load_tile(do, first, dout_n, N, D, MAIN, BLOCK_M, TAIL)
             o1 = load_tile(o, first, H * D, N, D, MAIN, BLOCK_M, TAIL)
             delta += tl.sum(do1.to(tl.float32) * o1.to(tl.float32), 1)
             s += dot(k1, tl.trans(q1), UPCAST)
@@ -178,14 +175,13 @@ def backward_dq_kernel(
     q = qkv + b * qkv_b + h * D
     k, v = q + H * D, q + 2 * H * D
     do, o = dout + b * dout_b + h * D, out + b * N * H * D + h * D
-    q0, do0 = load_tile(q, own, qkv_n, N, D, 0, BLOCK_M, MAIN), load_tile(do, own, dout_n, N, D, 0, BLOCK_M, MAIN)
+    q0 = load_tile(q, own, qkv_n, N, D, 0, BLOCK_M, MAIN)  # (BLOCK_M, MAIN)
+    do0 = load_tile(do, own, dout_n, N, D, 0, BLOCK_M, MAIN)
     delta = tl.sum(do0.to(tl.float32) * load_tile(o, own, H * D, N, D, 0, BLOCK_M, MAIN).to(tl.float32), 1)
     dq0 = tl.zeros((BLOCK_M, MAIN), tl.float32)
     if TAIL:
-        q1, do1 = (
-            load_tile(q, own, qkv_n, N, D, MAIN, BLOCK_M, TAIL),
-            load_tile(do, own, dout_n, N, D, MAIN, BLOCK_M, TAIL),
-        )
+        q1 = load_tile(q, own, qkv_n, N, D, MAIN, BLOCK_M, TAIL)
+        do1 = load_tile(do, own, dout_n, N, D, MAIN, BLOCK_M, TAIL)
         delta += tl.sum(do1.to(tl.float32) * load_tile(o, own, H * D, N, D, MAIN, BLOCK_M, TAIL).to(tl.float32), 1)
         dq1 = tl.zeros((BLOCK_M, TAIL), tl.float32)
     if BIAS:

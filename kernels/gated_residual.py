@@ -1,4 +1,7 @@
-"""x + gate * (y + bias); contract: ditfast/ops/gated_residual.py."""
+"""x + gate * (y + bias); contract: ditfast/ops/gated_residual.py.
+
+Names of strides (x_b, x_n): kernels/strides.py.
+"""
 
 import torch
 import triton
@@ -10,8 +13,8 @@ from ditfast.kernels.rows import (
     load_row,
     locate,
     sum_partials,
-    unit_stride,
 )
+from ditfast.kernels.strides import unit_stride
 
 
 @triton.jit(do_not_specialize=["chunk"])

@@ -1,4 +1,8 @@
-"""Backward of GELU (tanh) between the two GEMMs of the MLP; contract: ditfast/ops/mlp.py."""
+"""Backward of GELU (tanh) between the two GEMMs of the MLP; contract: ditfast/ops/mlp.py.
+
+gelu(x) = x * sigmoid(z) with z = 2 * sqrt(2/pi) * (x + CUBIC * x^3), which does not cancel for negative x as
+1 + tanh does.
+"""
 
 import torch
 import triton
@@ -6,13 +10,18 @@ import triton.language as tl
 
 from ditfast.kernels.rows import FUSE, sum_partials
 
+SLOPE_AT_ZERO = tl.constexpr(1.5957691216057308)  # dz/dx there: 2 * sqrt(2/pi)
+CUBIC = tl.constexpr(0.044715)
+CUBIC_OF_SLOPE = tl.constexpr(0.134145)  # 3 * CUBIC
+LARGE = tl.constexpr(1e37)  # where exp(-z) is cut: infinity times a sigmoid of zero would be NaN
+
 
 @triton.jit
 def backward_kernel(
     dact, pre, act, partial, M,
     F: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, CHUNK: tl.constexpr, KEEP_ACT: tl.constexpr,
 ):  # fmt: skip
-    """dact becomes the gradient before GELU, in place; act is written where KEEP_ACT."""
+    """dact (M, F) becomes the gradient before GELU, in place; act (M, F) is written where KEEP_ACT."""
     blocks = tl.cdiv(F, COLS)
     program = tl.program_id(0).to(tl.int64)
     cols = program % blocks * COLS + tl.arange(0, COLS)
@@ -22,17 +31,17 @@ def backward_kernel(
         rows = start + tl.arange(0, ROWS)
         mask = (rows < M)[:, None] & (cols < F)[None, :]
         at = rows.to(tl.int64)[:, None] * F + cols[None, :]
-        x = tl.load(pre + at, mask=mask, other=0.0).to(tl.float32)
-        dy = tl.load(dact + at, mask=mask, other=0.0).to(tl.float32)
-        # gelu(x) = x * sigmoid(2u), u = sqrt(2/pi) * (x + 0.044715 x^3): no cancellation for negative x
-        e = tl.minimum(tl.exp(-1.5957691216057308 * x * (1.0 + 0.044715 * x * x)), 1e37)
-        gate = 1.0 / (1.0 + e)  # and 1 - gate is e * gate, without cancellation
-        slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
-        dx = dy * gate * (1.0 + x * e * gate * slope)
-        tl.store(dact + at, dx.to(dact.dtype.element_ty), mask=mask)
+        x = tl.load(pre + at, mask=mask, other=0.0).to(tl.float32)  # (ROWS, COLS)
+        dgelu = tl.load(dact + at, mask=mask, other=0.0).to(tl.float32)
+        e = tl.minimum(tl.exp(x * (1.0 + x * x * CUBIC) * -SLOPE_AT_ZERO), LARGE)  # exp(-z)
+        sigmoid = 1.0 / (1.0 + e)
+        rest = e * sigmoid  # 1 - sigmoid, without cancellation
+        slope = (1.0 + x * x * CUBIC_OF_SLOPE) * SLOPE_AT_ZERO  # dz/dx
+        dpre = dgelu * sigmoid * (1.0 + rest * (x * slope))
+        tl.store(dact + at, dpre.to(dact.dtype.element_ty), mask=mask)
         if KEEP_ACT:
-            tl.store(act + at, (x * gate).to(act.dtype.element_ty), mask=mask)
-        total += dx
+            tl.store(act + at, (x * sigmoid).to(act.dtype.element_ty), mask=mask)
+        total += dpre
     tl.store(partial + program // blocks * F + cols, tl.sum(total, 0), mask=cols < F)
 
 

@@ -1,4 +1,7 @@
-"""x_new = x + gate * (y + bias), h = LN(x_new) * (1 + scale) + shift; contract: ditfast/ops/junction.py."""
+"""x_new = x + gate * (y + bias), h = LN(x_new) * (1 + scale) + shift; contract: ditfast/ops/junction.py.
+
+Names of strides (x_b, x_n): kernels/strides.py.
+"""
 
 import torch
 import triton
@@ -12,8 +15,8 @@ from ditfast.kernels.rows import (
     locate,
     normalize,
     sum_partials,
-    unit_stride,
 )
+from ditfast.kernels.strides import unit_stride
 
 
 @triton.jit(do_not_specialize=["chunk"])

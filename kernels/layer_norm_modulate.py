@@ -1,4 +1,7 @@
-"""h = LN(x) * (1 + scale) + shift; contract: ditfast/ops/layer_norm_modulate.py."""
+"""h = LN(x) * (1 + scale) + shift; contract: ditfast/ops/layer_norm_modulate.py.
+
+Names of strides (x_b, x_n): kernels/strides.py.
+"""
 
 import torch
 import triton
@@ -12,8 +15,8 @@ from ditfast.kernels.rows import (
     locate,
     normalize,
     sum_partials,
-    unit_stride,
 )
+from ditfast.kernels.strides import unit_stride
 
 
 @triton.jit(do_not_specialize=["chunk"])

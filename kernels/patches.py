@@ -1,6 +1,7 @@
 """Between images (B, C, H, W) and patch tokens (B, N, C*p*p); contract: ditfast/ops/patches.py.
 
 A token's elements are ordered (c, ph, pw), or (ph, pw, c) where LAST. Images may have any strides.
+Names of strides (x_b, x_c): kernels/strides.py.
 """
 
 import triton
@@ -36,7 +37,7 @@ def patchify_kernel(
 
 @triton.jit
 def unpatchify_kernel(
-    tokens, x, total, height, width, t_b, t_n, t_j,
+    tokens, x, total, height, width, tokens_b, tokens_n, tokens_j,
     C: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # in the image, contiguous
@@ -45,7 +46,7 @@ def unpatchify_kernel(
     c, b = at // width // height % C, at // width // height // C
     n = h // P * (width // P) + w // P
     j = (h % P * P + w % P) * C + c if LAST else (c * P + h % P) * P + w % P
-    value = tl.load(tokens + b * t_b + n * t_n + j * t_j, mask=mask)
+    value = tl.load(tokens + b * tokens_b + n * tokens_n + j * tokens_j, mask=mask)
     tl.store(x + at, value, mask=mask)
 
 
@@ -94,18 +95,9 @@ def unpatchify(tokens, patch_size, grid_h, grid_w, channels_last):
     x = tokens.new_empty(b, c, grid_h * p, grid_w * p)
     if x.numel():
         unpatchify_kernel[(triton.cdiv(x.numel(), 1024),)](
-            tokens,
-            x,
-            x.numel(),
-            grid_h * p,
-            grid_w * p,
-            *tokens.stride(),
-            C=c,
-            P=p,
-            LAST=channels_last,
-            BLOCK=1024,
-            **FUSE,
-        )
+            tokens, x, x.numel(), grid_h * p, grid_w * p, *tokens.stride(),
+            C=c, P=p, LAST=channels_last, BLOCK=1024, **FUSE,
+        )  # fmt: skip
     return x
 
 

@@ -45,11 +45,6 @@ def _chunk_size(rows: int, programs: int, most: int) -> int:
     return size
 
 
-def unit_stride(t: torch.Tensor) -> torch.Tensor:
-    """``t`` with unit stride in its last dimension; a copy only where it has another."""
-    return t if t.stride(-1) == 1 else t.contiguous()
-
-
 @triton.jit
 def locate(N, chunk):
     """(program, its sample, its first token) in a grid of B * cdiv(N, chunk) programs, as int64."""

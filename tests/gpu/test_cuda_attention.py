@@ -1,4 +1,4 @@
-"""The CUDA attention kernels on a GPU. What an emulator can show is in tests/test_cuda_attention.py."""
+"""The CUDA attention kernels on a GPU. What an emulator can show is in tests/csrc/test_attention.py."""
 
 import os
 from pathlib import Path

@@ -11,7 +11,6 @@ import torch
 pytest.importorskip("triton")
 
 from contract import compare  # noqa: E402
-from ops import test_mlp  # noqa: E402
 from ops.row_ops import Case  # noqa: E402
 
 from ditfast import kernels  # noqa: E402
@@ -102,7 +101,7 @@ PLANTED = [
         "t if t.stride(-1) == 1 else t.contiguous()",
         "t",
         "last stride ignored",
-        file="rows",
+        file="strides",
         layout="permuted",
     ),
     # what is not reached
@@ -149,10 +148,10 @@ PLANTED = [
     *plant(BACKWARD, "dx_row += layer_norm_grad", "dx_row = layer_norm_grad", "dx_new not added", (JUNCTION,)),
     *plant(BACKWARD, "dx_row += layer_norm_grad(dh_row, xhat, scale_row, r, D)\n", "\n", "dh ignored", (JUNCTION,)),
     # the MLP
-    *plant(BACKWARD, " * (1.0 + x * e * gate * slope)", "", "slope dropped", MLP),
-    *plant(BACKWARD, "0.134145", "0.044715", "cubic term of the slope", MLP),
-    *plant(BACKWARD, "total += dx", "total += dy", "dbias after GELU", MLP),
-    *plant(BACKWARD, "(x * gate).to", "x.to", "activation not applied again", MLP),
+    *plant(BACKWARD, " * (1.0 + rest * (x * slope))", "", "slope dropped", MLP),
+    *plant(BACKWARD, "CUBIC_OF_SLOPE", "CUBIC", "cubic term of the slope", MLP),
+    *plant(BACKWARD, "total += dpre", "total += dgelu", "dbias after GELU", MLP),
+    *plant(BACKWARD, "(x * sigmoid).to", "x.to", "activation not applied again", MLP),
     *plant(BACKWARD, "(rows < M)", "(rows < M - 1)", "last row missed", MLP),
     *plant(BACKWARD, "first + CHUNK, ROWS", "first + CHUNK - ROWS, ROWS", "last rows of a chunk missed", MLP),
     *plant(BACKWARD, "(cols < F)[None, :]", "(cols < F - 1)[None, :]", "last column missed", MLP),
@@ -163,7 +162,7 @@ PLANTED = [
     *plant("patchify_kernel", "mask = at < total", "mask = at < total - 1", "last element missed", PATCHES[:1]),
     *plant("patchify_kernel", "b * x_b", "0 * x_b", "image of sample 0", PATCHES[:1]),
     *plant("unpatchify_kernel", "mask = at < total", "mask = at < total - 1", "last element missed", PATCHES[1:2]),
-    *plant("unpatchify_kernel", "b * t_b", "0 * t_b", "tokens of sample 0", PATCHES[1:2]),
+    *plant("unpatchify_kernel", "b * tokens_b", "0 * tokens_b", "tokens of sample 0", PATCHES[1:2]),
     *plant("unpatchify_kernel", "h // P * (width // P)", "h // P * (height // P)", "square grid", PATCHES[1:2]),
     *plant("unpatchify_kernel", "(h % P * P + w % P) * C", "(w % P * P + h % P) * C", "transposed", PATCHES[1:2]),
     *plant("embed_kernel", "x + b * x_b", "x", "image of sample 0", PATCHES[2:]),
@@ -198,10 +197,10 @@ def load(name, source, folder, monkeypatch):
 
 @pytest.fixture
 def swap(tmp_path, monkeypatch, poisoned):
-    """Replace a kernel's file, and the one that it shares with others, by a copy with one change."""
+    """Replace a kernel's file, and those that it shares with others, by copies of which one has a change."""
 
     def swap(planted, wrong):
-        for name in ("rows", FILE[planted.op]):
+        for name in ("strides", "rows", FILE[planted.op]):
             source = (FOLDER / f"{name}.py").read_text()
             if name == planted.file:
                 source = changed(source, planted.where, planted.right, wrong)
@@ -224,12 +223,22 @@ def check_rows(planted):
 
 def check_mlp(planted):
     """Two chunks of rows and two blocks of columns, neither of which is full."""
+    b, n, d, f = 2, 11, 16, 520
+    shapes = {"h": (b, n, d), "w1": (f, d), "b1": (f,), "w2": (d, f), "b2": (d,)}
+    spreads = (3.0, d**-0.5, 0.5, f**-0.5, 0.5)  # GELU's bend and both its tails
+
+    def inputs(dtype):
+        g = torch.Generator().manual_seed(3)
+        values = (torch.randn(s, generator=g) * k for s, k in zip(shapes.values(), spreads, strict=True))
+        return [t.half().to(dtype or torch.float16).requires_grad_() for t in values]
+
+    gradients = [f"d{name}" for name in shapes]
     compare(
-        test_mlp.call("fp16", "cpu", True),
-        lambda dtype: test_mlp.inputs("fp16", 2, 11, 16, 520, "cpu", dtype=dtype),
-        names=test_mlp.NAMES,
-        parameters=test_mlp.PARAMETERS,
-        weights=[torch.randn(2, 11, 16, generator=torch.Generator().manual_seed(4)).half()],
+        lambda *a, backend: operations.mlp(*a, recompute=True, backend=backend),
+        inputs,
+        names=("y", *gradients),
+        parameters=gradients[1:],
+        weights=[torch.randn(b, n, d, generator=torch.Generator().manual_seed(4)).half()],
         backend="triton",
     )
 

@@ -1,14 +1,14 @@
-"""ditfast._C: how it was built, and its attention on the CPU against float64."""
+"""The extension's attention on the CPU against float64."""
 
 import re
-import subprocess
 import threading
 import time
 
 import pytest
 import torch
+from attention_cases import NAN, far_logits, padded, reference, sample, token_major
+from csrc.host_attention import assert_right, forward, geometry, run
 
-import ditfast
 from ditfast import _C
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -21,97 +21,7 @@ SHAPES = [
     (1, 65, 1, 1),
     (1, 9, 1, 256),
 ]
-NAN = float("nan")
 INF = float("inf")
-
-
-def geometry(qkv, heads, scale=None, threads=2):
-    b, n, width = qkv.shape
-    d = width // (3 * heads)
-    return {
-        "dtype": str(qkv.dtype).removeprefix("torch."),
-        "batch": b,
-        "tokens": n,
-        "heads": heads,
-        "head_dim": d,
-        "stride_b": qkv.stride(0),
-        "stride_n": qkv.stride(1),
-        "scale": d**-0.5 if scale is None else scale,
-        "threads": threads,
-    }
-
-
-def forward(qkv, heads, **options):
-    """out and lse, each filled with NaN before the call."""
-    b, n, width = qkv.shape
-    out = torch.full((b, n, width // 3), NAN, dtype=qkv.dtype)
-    lse = torch.full((b, heads, n), NAN)
-    pointers = {"qkv": qkv.data_ptr(), "out": out.data_ptr(), "lse": lse.data_ptr()}
-    _C.attention_forward_host(**pointers, **geometry(qkv, heads, **options))
-    return out, lse
-
-
-def backward(dout, qkv, out, lse, heads, **options):
-    dqkv = torch.full(qkv.shape, NAN, dtype=qkv.dtype)
-    tensors = {"dout": dout, "qkv": qkv, "out": out, "lse": lse, "dqkv": dqkv}
-    strides = dict(zip(["dout_stride_b", "dout_stride_n", "dout_stride_c"], dout.stride(), strict=True))
-    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    _C.attention_backward_host(**pointers, **strides, **geometry(qkv, heads, **options))
-    return dqkv
-
-
-def run(qkv, dout, heads, **options):
-    out, lse = forward(qkv, heads, **options)
-    return out, lse, backward(dout, qkv, out, lse, heads, **options)
-
-
-def reference(qkv, dout, heads, dtype, scale=None):
-    """out, lse, dqkv and logits by plain tensor operations in the dtype."""
-    b, n, width = qkv.shape
-    d = width // (3 * heads)
-    qkv = qkv.detach().to(dtype).requires_grad_()
-    q, k, v = qkv.view(b, n, 3, heads, d).permute(2, 0, 3, 1, 4)
-    logits = q @ k.mT * (d**-0.5 if scale is None else scale)
-    out = (logits.softmax(-1) @ v).transpose(1, 2).reshape(b, n, heads * d)
-    (dqkv,) = torch.autograd.grad(out, qkv, dout.to(dtype))
-    return out.detach(), logits.logsumexp(-1).detach(), dqkv, logits.detach()
-
-
-def assert_within_budget(name, got, low, exact, weight_error):
-    """At most twice the error of the same computation in got's dtype, in the maximum and per sample in L2.
-
-    weight_error is what fp32 logits and log-sum-exp cost a weight exp(logit - lse), relative to its value; a
-    softmax that divides by its own sum does not have it.
-    """
-    eps = torch.finfo(got.dtype).eps
-    error, allowed = (got - exact).abs(), (low - exact).abs()
-    largest = exact.abs().max()
-    ulp = eps * 2 ** largest.log2().floor()
-    assert error.max() <= 2 * allowed.max() + 2 * ulp + weight_error * largest, name
-
-    norm = exact.flatten(1).norm(dim=1)
-    error, allowed = error.flatten(1).norm(dim=1), allowed.flatten(1).norm(dim=1)
-    assert (error <= 2 * allowed + (eps + weight_error) * norm).all(), name
-
-
-def assert_right(qkv, dout, heads, scale=None):
-    out, lse, dqkv = run(qkv, dout, heads, scale=scale)
-    exact_out, exact_lse, exact_dqkv, logits = reference(qkv, dout, heads, torch.float64, scale)
-    low_out, _, low_dqkv, _ = reference(qkv, dout, heads, qkv.dtype, scale)
-    weight_error = 2 * torch.finfo(torch.float32).eps * max(logits.abs().max(), exact_lse.abs().max())
-    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=2e-6)
-    assert_within_budget("out", out, low_out, exact_out, weight_error)
-    for name, *parts in zip("qkv", *(t.chunk(3, dim=-1) for t in (dqkv, low_dqkv, exact_dqkv)), strict=True):
-        assert_within_budget(f"d{name}", *parts, weight_error)
-
-
-def sample(b, n, heads, d, dtype, seed=0):
-    """qkv and dout; each sample of the batch at its own scale."""
-    generator = torch.Generator().manual_seed(seed)
-    scales = torch.linspace(1, 0.5, b).view(b, 1, 1)
-    qkv = torch.randn(b, n, 3 * heads * d, generator=generator) * scales
-    dout = torch.randn(b, n, heads * d, generator=generator) * scales
-    return qkv.to(dtype), dout.to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -122,17 +32,6 @@ def test_matches_float64(shape, dtype):
 
 def test_scale_is_used():
     assert_right(*sample(2, 33, 2, 24, torch.float32), heads=2, scale=0.7)
-
-
-def padded(t):
-    """The same values in rows that are 8 elements longer; the padding is NaN."""
-    rows = torch.full((*t.shape[:-1], t.shape[-1] + 8), NAN, dtype=t.dtype)
-    rows[..., : t.shape[-1]] = t
-    return rows[..., : t.shape[-1]]
-
-
-def token_major(t):
-    return t.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def channel_major(t):
@@ -170,10 +69,7 @@ def test_expanded_tensors(dtype):
 def test_logits_of_large_magnitude(n, level, dtype):
     """All logits lie near -1e4, where one leaked zero key would take all the weight, or near 1e4."""
     heads, d = 2, 16
-    qkv, dout = sample(2, n, heads, d, dtype)
-    q, k, _ = qkv.view(2, n, 3, heads, d).unbind(2)
-    q[..., 0] = 128.0
-    k[..., 0] = level / 128.0
+    qkv, dout = far_logits(2, n, heads, d, dtype, level)
     assert_right(qkv, dout, heads, scale=1.0)
 
 
@@ -228,7 +124,7 @@ def test_what_is_not_finite_stays_so(part, bad, token):
     qkv, dout = sample(2, 77, 3, 16, torch.float32)
     qkv.view(2, 77, 3, 3, 16)[1, token, part, 1, 4] = bad
     out, _, dqkv = run(qkv, dout, 3)
-    exact_out, _, exact_dqkv, _ = reference(qkv, dout, 3, torch.float64)
+    exact_out, _, exact_dqkv, _ = reference(qkv, dout, 3, torch.float64, 16**-0.5)
     assert not exact_out.isfinite().all()
     assert torch.equal(out.isnan(), exact_out.isnan())
     assert torch.equal(out.isinf(), exact_out.isinf())
@@ -242,7 +138,7 @@ def test_keys_of_logit_minus_infinity_have_no_weight():
     q[..., 0] = 1.0
     k[:, :70, 0] = -INF
     out, lse = forward(qkv, 1)
-    exact_out, exact_lse, _, _ = reference(qkv, out, 1, torch.float64)
+    exact_out, exact_lse, _, _ = reference(qkv, out, 1, torch.float64, 8**-0.5)
     torch.testing.assert_close(out.double(), exact_out, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=0)
 
@@ -346,41 +242,3 @@ def test_arguments_are_passed_by_name():
         _C.attention_backward_host(*call.values())
     with pytest.raises(TypeError, match="incompatible function arguments"):
         _C.attention_forward_host(**{**without_dout(call), "batch": 1.5})
-
-
-def test_build_config():
-    config = _C.build_config()
-    assert list(config) == ["version", "compiler", "build_type", "cuda", "architectures"]
-    assert config["version"] == ditfast.__version__
-    assert re.fullmatch(r"\w+ \d+(\.\d+)*", config["compiler"])
-    assert config["build_type"] == "Release"
-    if config["cuda"] is None:
-        assert config["architectures"] == []
-    else:
-        assert re.fullmatch(r"\d+\.\d+", config["cuda"])
-        assert config["architectures"]
-        assert all(re.fullmatch(r"(sm|compute)_\d+[a-z]?", name) for name in config["architectures"])
-
-
-def test_binary_stands_alone():
-    """Neither torch nor a CUDA library is linked: one binary serves every version of both."""
-    linked = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True).stdout
-    assert "libc.so" in linked
-    assert not re.search(r"libtorch|libc10|libcudart|libcuda\b|not found", linked)
-
-
-def test_cuda_probe_says_why_not():
-    reason = _C.cuda_probe(4096)
-    if _C.build_config()["cuda"] is None:
-        assert reason == "built without CUDA"
-    else:
-        assert re.search("driver|device|ordinal", reason)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.skipif(_C.build_config()["cuda"] is None, reason="the extension is built without CUDA")
-def test_cuda_probe_runs():
-    device = torch.cuda.current_device()
-    assert _C.cuda_probe(device) == ""
-    assert torch.cuda.current_device() == device

@@ -1,0 +1,20 @@
+"""Strides of tensors: their names as arguments of the kernels, and the one that the kernels take for granted.
+
+A stride is counted in elements and named after its tensor and the dimension along which it leads:
+
+    x_b        from one sample of x to the next, batch
+    x_n        from one token of a sample to the next
+    x_c        from one channel of an image to the next
+    x_h, x_w   from one pixel of an image to the one below it, to its right
+    x_j        from one element of a patch to the next
+
+A dimension without such an argument is dense: the last one of token tensors has stride 1 (`unit_stride`), and
+outputs, which the launchers allocate, are contiguous.
+"""
+
+import torch
+
+
+def unit_stride(t: torch.Tensor) -> torch.Tensor:
+    """``t`` with unit stride in its last dimension; a copy only where it has another."""
+    return t if t.stride(-1) == 1 else t.contiguous()

@@ -1,0 +1,67 @@
+"""Calls of the extension's attention on the CPU, and how near to float64 it must be."""
+
+import torch
+from attention_cases import NAN, reference
+
+from ditfast import _C
+from ditfast.ops.contract import errors
+
+
+def geometry(qkv, heads, scale=None, threads=2):
+    b, n, width = qkv.shape
+    d = width // (3 * heads)
+    return {
+        "dtype": str(qkv.dtype).removeprefix("torch."),
+        "batch": b,
+        "tokens": n,
+        "heads": heads,
+        "head_dim": d,
+        "stride_b": qkv.stride(0),
+        "stride_n": qkv.stride(1),
+        "scale": d**-0.5 if scale is None else scale,
+        "threads": threads,
+    }
+
+
+def forward(qkv, heads, **options):
+    """out and lse, each filled with NaN before the call."""
+    b, n, width = qkv.shape
+    out = torch.full((b, n, width // 3), NAN, dtype=qkv.dtype)
+    lse = torch.full((b, heads, n), NAN)
+    pointers = {"qkv": qkv.data_ptr(), "out": out.data_ptr(), "lse": lse.data_ptr()}
+    _C.attention_forward_host(**pointers, **geometry(qkv, heads, **options))
+    return out, lse
+
+
+def backward(dout, qkv, out, lse, heads, **options):
+    dqkv = torch.full(qkv.shape, NAN, dtype=qkv.dtype)
+    tensors = {"dout": dout, "qkv": qkv, "out": out, "lse": lse, "dqkv": dqkv}
+    strides = dict(zip(["dout_stride_b", "dout_stride_n", "dout_stride_c"], dout.stride(), strict=True))
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    _C.attention_backward_host(**pointers, **strides, **geometry(qkv, heads, **options))
+    return dqkv
+
+
+def run(qkv, dout, heads, **options):
+    out, lse = forward(qkv, heads, **options)
+    return out, lse, backward(dout, qkv, out, lse, heads, **options)
+
+
+def assert_right(qkv, dout, heads, scale=None):
+    """out, lse and dqkv keep the contract.
+
+    On top comes what float32 logits and log-sum-exp cost a weight exp(logit - lse), relative to its value; a softmax
+    that divides by its own sum does not have it.
+    """
+    out, lse, dqkv = run(qkv, dout, heads, scale=scale)
+    scale = (qkv.shape[-1] // (3 * heads)) ** -0.5 if scale is None else scale
+    exact_out, exact_lse, exact_dqkv, largest = reference(qkv, dout, heads, torch.float64, scale)
+    low_out, _, low_dqkv, _ = reference(qkv, dout, heads, qkv.dtype, scale)
+    weight_error = 2 * torch.finfo(torch.float32).eps * max(largest, exact_lse.abs().max().item())
+    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=2e-6)
+    triples = zip(*(t.chunk(3, dim=-1) for t in (dqkv, low_dqkv, exact_dqkv)), strict=True)
+    named = {"out": (out, low_out, exact_out), **dict(zip(("dq", "dk", "dv"), triples, strict=True))}
+    for name, (got, low, exact) in named.items():
+        for kind, error, limit in errors(got, low, exact):
+            slack = weight_error * (exact.abs().max().item() if kind == "max error" else 1.0)
+            assert error <= limit + slack, f"{name}: {kind} {error:.3g} > {limit + slack:.3g}"
