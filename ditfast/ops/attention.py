@@ -6,6 +6,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, extension, fastest, formulas, reference
 from ditfast.ops.availability import KERNEL_DTYPES
 from ditfast.ops.choice import choose
@@ -75,7 +76,7 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, requested):
     if not torch.compiler.is_compiling():
         if type(t) not in (torch.Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
             return "sdpa"  # nothing to measure on, such as a fake tensor
-        if op is OP and not extension.is_aligned(extension.unit_stride(t)):  # what a Linear makes is aligned
+        if op is OP and not extension.is_aligned(unit_stride(t)):  # what a Linear makes is aligned
             _warn_unaligned()
             return "sdpa"
     return _fastest(dtype, head_dim, t.shape[1], t.device)
@@ -136,7 +137,7 @@ def run_forward(qkv, num_heads, scale, backend):
     if backend == "triton":
         from ditfast.kernels import attention as kernel
 
-        return kernel.forward(extension.unit_stride(qkv), num_heads, scale)
+        return kernel.forward(unit_stride(qkv), num_heads, scale)
     return _FORWARD[backend](qkv, num_heads, scale)
 
 
@@ -150,7 +151,7 @@ def run_backward(dout, qkv, out, lse, scale, backend, bias_dtype=None):
     if backend == "triton":
         from ditfast.kernels import attention as kernel
 
-        return kernel.backward(extension.unit_stride(dout), extension.unit_stride(qkv), out, lse, scale, bias_dtype)
+        return kernel.backward(unit_stride(dout), unit_stride(qkv), out, lse, scale, bias_dtype)
     return _BACKWARD[backend](dout, qkv, out, lse, scale, bias_dtype)
 
 

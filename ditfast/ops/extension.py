@@ -2,10 +2,7 @@
 
 import torch
 
-
-def unit_stride(t: torch.Tensor) -> torch.Tensor:
-    """``t`` with unit stride in its last dimension; a copy only where it has another."""
-    return t if t.stride(-1) == 1 else t.contiguous()
+from ditfast.kernels.strides import unit_stride
 
 
 def empty_outputs(qkv: torch.Tensor, num_heads: int):

@@ -4,11 +4,11 @@ from math import prod
 
 import torch
 
+from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, reference
 from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.availability import why_not_dtype
 from ditfast.ops.choice import choose
-from ditfast.ops.extension import unit_stride
 from ditfast.ops.log import note
 from ditfast.ops.op import WITH_STREAM, Op
 from ditfast.ops.patches import PATCH, check_image, image_of, patch_of, run_patchify, run_unpatchify, widths
