@@ -82,7 +82,7 @@ def operations(device_type: str) -> dict:
     """For each op, each backend: None if it runs on the device type, else the reason why it does not."""
 
     def probe() -> dict:
-        ops, why_not = import_module("ditfast.ops"), import_module("ditfast.ops.availability").why_not
+        ops, why_not = import_module("ditfast.ops"), import_module("ditfast.ops.backends.availability").why_not
         return {op.name: {name: ask(why_not, op, name, device_type) for name in op.backends} for op in ops.ALL}
 
     table, why = attempt(probe)
@@ -91,7 +91,7 @@ def operations(device_type: str) -> dict:
 
 def choices() -> dict:
     """What the automatic choice has taken for attention on this GPU, and the microseconds that it measured."""
-    torch, cache = import_module("torch"), import_module("ditfast.ops.cache")
+    torch, cache = import_module("torch"), import_module("ditfast.ops.backends.cache")
     answers = cache.load(torch.device("cuda", torch.cuda.current_device()))
     return {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ditfast import DiT, flops, ops, use_backend
 from ditfast.models import cost
 from ditfast.models.conditioning import CONDITIONINGS
-from ditfast.ops.log import record
+from ditfast.ops.backends.log import record
 
 every = pytest.mark.parametrize("kind", CONDITIONINGS)
 KERNELS = ("triton", "host")  # where an operation has either

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from ditfast import ops
 from ditfast.models.carry import Carry, condition, junction, pend, settle, start
 from ditfast.models.plain import is_plain, runs
-from ditfast.ops.choice import names_in_force
+from ditfast.ops.backends.choice import names_in_force
 
 
 class Attention(nn.Module):

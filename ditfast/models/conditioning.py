@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call
 from ditfast.models.carry import norm_modulate
 from ditfast.models.plain import runs
-from ditfast.ops.choice import names_in_force
+from ditfast.ops.backends.choice import names_in_force
 
 
 class AdaLNBlock(nn.Module):

@@ -10,7 +10,7 @@ from ditfast.models.carry import Carry, settle, start, tokens
 from ditfast.models.conditioning import CONDITIONINGS, check_conditioning
 from ditfast.models.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, get_2d_sincos_pos_embed
 from ditfast.models.plain import is_plain, is_watched
-from ditfast.ops.choice import names_in_force
+from ditfast.ops.backends.choice import names_in_force
 
 
 class DiT(nn.Module):

@@ -1,13 +1,13 @@
 """The fused operations of a DiT. Each has one public function; its file holds the contract and ends with its record.
 
-Every function takes ``backend=``: None (see `ditfast.ops.choice`), a name, or a tuple of names of which the first
-that the operation has is used.
+Every function takes ``backend=``: None (see `ditfast.ops.backends.choice`), a name, or a tuple of names of which
+the first that the operation has is used.
 """
 
 from ditfast.ops import flops
 from ditfast.ops.attention import OP as ATTENTION
 from ditfast.ops.attention import attention
-from ditfast.ops.choice import use_backend
+from ditfast.ops.backends.choice import use_backend
 from ditfast.ops.gated_residual import OP as GATED_RESIDUAL
 from ditfast.ops.gated_residual import gated_residual
 from ditfast.ops.junction import OP as JUNCTION

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from ditfast.kernels.strides import unit_stride
-from ditfast.ops import checks, extension, fastest, formulas, reference
-from ditfast.ops.availability import KERNEL_DTYPES
-from ditfast.ops.choice import choose
-from ditfast.ops.log import note
+from ditfast.ops import checks, extension, formulas, reference
+from ditfast.ops.backends import fastest
+from ditfast.ops.backends.availability import KERNEL_DTYPES
+from ditfast.ops.backends.choice import choose
+from ditfast.ops.backends.log import note
 from ditfast.ops.op import WITHOUT_STREAM, Op
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
 

@@ -1,11 +1,11 @@
 """gated_residual: x + gate * (y + bias), the residual connection of adaLN-Zero."""
 
 from ditfast.ops import checks, formulas, reference
-from ditfast.ops.log import note
+from ditfast.ops.backends.log import note
+from ditfast.ops.backends.running import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, modulation_rows
-from ditfast.ops.running import resolve
 
 
 def gated_residual(x, y, gate, bias=None, *, backend=None):

@@ -4,11 +4,11 @@ import torch
 
 from ditfast.ops import checks, formulas, reference
 from ditfast.ops.autocast import linear_dtype
-from ditfast.ops.log import note
+from ditfast.ops.backends.log import note
+from ditfast.ops.backends.running import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, modulation_rows
-from ditfast.ops.running import resolve
 
 
 def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):

@@ -8,12 +8,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ditfast.ops import checks, reference
 from ditfast.ops.autocast import autocasts, linear_dtype
-from ditfast.ops.availability import why_not_dtype
-from ditfast.ops.choice import choose
-from ditfast.ops.log import note
+from ditfast.ops.backends.availability import why_not_dtype
+from ditfast.ops.backends.choice import choose
+from ditfast.ops.backends.log import note
+from ditfast.ops.backends.running import resolve
 from ditfast.ops.op import WITHOUT_STREAM, Op
 from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run_in_backward
-from ditfast.ops.running import resolve
 
 
 def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):

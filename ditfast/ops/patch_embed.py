@@ -7,13 +7,13 @@ import torch
 from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, reference
 from ditfast.ops.autocast import linear_dtype
-from ditfast.ops.availability import why_not_dtype
-from ditfast.ops.choice import choose
-from ditfast.ops.log import note
+from ditfast.ops.backends.availability import why_not_dtype
+from ditfast.ops.backends.choice import choose
+from ditfast.ops.backends.log import note
+from ditfast.ops.backends.running import resolve
 from ditfast.ops.op import WITH_STREAM, Op
 from ditfast.ops.patches import PATCH, check_image, image_of, patch_of, run_patchify, run_unpatchify, widths
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
-from ditfast.ops.running import resolve
 
 
 def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):

@@ -5,12 +5,12 @@ import math
 import torch
 
 from ditfast.ops import checks, reference
-from ditfast.ops.availability import why_not_dtype
-from ditfast.ops.choice import choose
-from ditfast.ops.log import note
+from ditfast.ops.backends.availability import why_not_dtype
+from ditfast.ops.backends.choice import choose
+from ditfast.ops.backends.log import note
+from ditfast.ops.backends.running import resolve
 from ditfast.ops.op import WITHOUT_STREAM, Op, no_products
 from ditfast.ops.registration import define, differentiable, run_in_backward
-from ditfast.ops.running import resolve
 
 
 def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):

@@ -9,7 +9,7 @@ from ditfast.ops import checks
 from ditfast.ops.attention import OP as ATTENTION
 from ditfast.ops.attention import attend, attention_flops, choose_attention, heads_of, run_backward, run_forward
 from ditfast.ops.autocast import autocasts, linear_dtype
-from ditfast.ops.log import note
+from ditfast.ops.backends.log import note
 from ditfast.ops.op import Op
 from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run_in_backward
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from ditfast.ops.availability import why_not_dtype
-from ditfast.ops.choice import choose
+from ditfast.ops.backends.availability import why_not_dtype
+from ditfast.ops.backends.choice import choose
 from ditfast.ops.op import Op
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ditfast import ops
-from ditfast.ops import cache, selfcheck
-from ditfast.ops.availability import why_not
+from ditfast.ops.backends import cache, selfcheck
+from ditfast.ops.backends.availability import why_not
+from ditfast.ops.backends.selfcheck import Result
 from ditfast.ops.op import PRECISIONS
-from ditfast.ops.selfcheck import Result
 
 HIDDEN_SIZES = (384, 768, 1024, 1152)  # S, B, L, XL
 

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from ditfast.models import DiT
-from ditfast.ops.log import record
+from ditfast.ops.backends.log import record
 
 
 def build():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ditfast import ops
-from ditfast.ops.choice import use_backend
-from ditfast.ops.log import record
+from ditfast.ops.backends.choice import use_backend
+from ditfast.ops.backends.log import record
 
 KERNELS = ("triton", "host")  # where an operation has either
 

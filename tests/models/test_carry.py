@@ -8,8 +8,8 @@ from torch.nn.utils import parametrize
 
 from ditfast.models import Carry, DiTBlock
 from ditfast.models.blocks import Attention, Mlp
-from ditfast.ops.choice import names_in_force
-from ditfast.ops.log import record
+from ditfast.ops.backends.choice import names_in_force
+from ditfast.ops.backends.log import record
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 import ditfast
 from ditfast.models import DiT, DiT_models, DiTBlock, modulate
 from ditfast.models.conditioning import CONDITIONINGS
-from ditfast.ops.choice import use_backend
-from ditfast.ops.log import record
+from ditfast.ops.backends.choice import use_backend
+from ditfast.ops.backends.log import record
 
 OTHERS = ("adaln", "cross_attention", "in_context")
 every = pytest.mark.parametrize("kind", CONDITIONINGS)

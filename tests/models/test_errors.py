@@ -83,7 +83,7 @@ def test_unpatchify_needs_a_square():
 
 
 def test_backend_that_cannot_run(monkeypatch):
-    monkeypatch.setattr("ditfast.ops.choice.why_not", lambda op, name, device: "it is not there")
+    monkeypatch.setattr("ditfast.ops.backends.choice.why_not", lambda op, name, device: "it is not there")
     model = DiT(**SMALL, backend="triton")
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run: it is not there"):
         model(torch.zeros(X), T, Y)

@@ -7,7 +7,7 @@ import torch
 
 from ditfast.models import DiTBlock
 from ditfast.models.carry import settle, start
-from ditfast.ops.choice import use_backend
+from ditfast.ops.backends.choice import use_backend
 
 B, N, D, HEADS = 1, 256, 1152, 16
 

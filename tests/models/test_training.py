@@ -6,8 +6,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.utils.checkpoint import checkpoint
 
 from ditfast import use_backend
-from ditfast.ops.choice import names_in_force
-from ditfast.ops.log import record
+from ditfast.ops.backends.choice import names_in_force
+from ditfast.ops.backends.log import record
 
 IMPLEMENTATIONS = [CheckpointImpl.NO_REENTRANT, CheckpointImpl.REENTRANT]
 

@@ -7,7 +7,7 @@ import torch
 from contract import run
 
 from ditfast import ops
-from ditfast.ops.availability import why_not
+from ditfast.ops.backends.availability import why_not
 from ditfast.ops.contract import errors
 
 BACKENDS = [

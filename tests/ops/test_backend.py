@@ -10,9 +10,9 @@ import torch
 from ops.row_ops import INPUTS, Case
 
 from ditfast import ops
-from ditfast.ops import availability
-from ditfast.ops.choice import choose, names_in_force, use_backend
-from ditfast.ops.log import record
+from ditfast.ops.backends import availability
+from ditfast.ops.backends.choice import choose, names_in_force, use_backend
+from ditfast.ops.backends.log import record
 
 HOST = pytest.mark.skipif(not availability._installed["ditfast._C"], reason="the extension is not built")
 
@@ -46,8 +46,8 @@ def in_process(script, **environment):
 ORDER = """
 import json, torch
 from ditfast import ops
-from ditfast.ops.choice import names_in_force, use_backend
-from ditfast.ops.log import record
+from ditfast.ops.backends.choice import names_in_force, use_backend
+from ditfast.ops.backends.log import record
 
 def attend(**kwargs):
     with record() as log:

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad, gradgradcheck
 
 from ditfast import ops
-from ditfast.ops.availability import why_not
+from ditfast.ops.backends.availability import why_not
 
 
 def good(op, dtype=torch.float32):

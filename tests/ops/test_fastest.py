@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ditfast import ops
-from ditfast.ops import availability, cache, choice, fastest, selfcheck
-from ditfast.ops.log import record
+from ditfast.ops.backends import availability, cache, choice, fastest, selfcheck
+from ditfast.ops.backends.log import record
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16

@@ -8,9 +8,9 @@ from contract import run
 from torch.utils.checkpoint import checkpoint
 
 from ditfast import ops
-from ditfast.ops.availability import why_not
+from ditfast.ops.backends.availability import why_not
+from ditfast.ops.backends.log import record
 from ditfast.ops.contract import errors
-from ditfast.ops.log import record
 
 # the interpreter computes with numpy, which warns of what a GPU does not
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ditfast import ops
-from ditfast.ops import cache, choice, selfcheck, verify
-from ditfast.ops.log import record
+from ditfast.ops import verify
+from ditfast.ops.backends import cache, choice, selfcheck
+from ditfast.ops.backends.log import record
 from ditfast.ops.op import PRECISIONS
 
 CPU = torch.device("cpu")
@@ -198,8 +199,8 @@ def test_every_kernel_has_a_check():
 COMPILED = """
 import torch
 from ditfast import ops
-from ditfast.ops import choice, selfcheck
-from ditfast.ops.log import record
+from ditfast.ops.backends import choice, selfcheck
+from ditfast.ops.backends.log import record
 choice._AUTOMATIC, selfcheck.SIZE = ("cuda", "cpu"), (2, 9)
 x, c = torch.randn(2, 5, 32, requires_grad=True), torch.randn(2, 64)
 fn = torch.compile(lambda x, c: ops.layer_norm_modulate(x, *c.chunk(2, 1)), fullgraph=True, backend="aot_eager")
@@ -214,7 +215,9 @@ def test_compile_first_in_a_fresh_process_ends_on_the_kernel():
     assert result.stdout.split() == ["triton", "triton"], result.stderr
 
 
-STORE = "import sys, torch; from ditfast.ops import cache; cache.store(torch.device('cpu'), sys.argv[1], True)"
+STORE = (
+    "import sys, torch; from ditfast.ops.backends import cache; cache.store(torch.device('cpu'), sys.argv[1], True)"
+)
 
 
 def test_several_processes_write_at_once(fresh):

@@ -12,14 +12,15 @@ from unittest import mock
 import torch
 
 from ditfast import doctor, ops
-from ditfast.ops import checks, choice, selfcheck, verify
-from ditfast.ops.availability import why_not_dtype
-from ditfast.ops.choice import choose
+from ditfast.ops import checks, verify
+from ditfast.ops.backends import choice, selfcheck
+from ditfast.ops.backends.availability import why_not_dtype
+from ditfast.ops.backends.choice import choose
+from ditfast.ops.backends.log import note, record
+from ditfast.ops.backends.running import resolve
 from ditfast.ops.flops import install
-from ditfast.ops.log import note, record
 from ditfast.ops.op import WITHOUT_STREAM, Op
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
-from ditfast.ops.running import resolve
 
 FACTOR = float(os.environ.get("TOY_FACTOR", "1"))  # by which the kernel's gradient is off
 

@@ -9,7 +9,7 @@ there is a Triton kernel"). A name that the operation has but that cannot run he
 import os
 from contextlib import contextmanager
 
-from ditfast.ops.availability import BACKENDS, why_not
+from ditfast.ops.backends.availability import BACKENDS, why_not
 from ditfast.ops.op import PYTORCH, Op
 
 NAMES = ("auto", *BACKENDS)

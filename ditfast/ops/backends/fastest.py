@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from ditfast.ops import cache, selfcheck
-from ditfast.ops.availability import why_not
+from ditfast.ops.backends import cache, selfcheck
+from ditfast.ops.backends.availability import why_not
 from ditfast.ops.op import Op, RandomTensors
 
 TOKENS = 16384  # of all samples of the problem that is timed

@@ -1,7 +1,7 @@
 """Whether kernels are right on this machine, asked before the automatic choice takes one.
 
 On first use of (operation, backend, dtypes, width) the kernel runs forward and backward on a small made-up problem
-and is held to the numerical contract. The answer is kept in memory and on disk (`ditfast.ops.cache`).
+and is held to the numerical contract. The answer is kept in memory and on disk (`ditfast.ops.backends.cache`).
 ``DITFAST_SELFCHECK=0`` trusts every kernel.
 """
 
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ditfast.ops import cache, contract, log
+from ditfast.ops import contract
+from ditfast.ops.backends import cache, log
 from ditfast.ops.op import Op, RandomTensors
 
 SIZE = (2, 1100)  # samples and tokens: enough that a program walks over several tokens

@@ -2,10 +2,10 @@
 
 import torch
 
-from ditfast.ops.availability import why_not
-from ditfast.ops.log import note
+from ditfast.ops.backends.availability import why_not
+from ditfast.ops.backends.log import note
+from ditfast.ops.backends.selfcheck import is_right
 from ditfast.ops.op import Op
-from ditfast.ops.selfcheck import is_right
 
 
 def resolve(op: Op, name: str, stream: torch.Tensor, branch: torch.Tensor, width: int) -> str:
