@@ -13,7 +13,7 @@ from ditfast.ops.backends.availability import KERNEL_DTYPES
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.op import WITHOUT_STREAM, Op
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
+from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run_in_backward
 
 
 def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
@@ -37,7 +37,8 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
     """
     head_dim = _check(qkv, num_heads)
     scale = head_dim**-0.5 if scale is None else float(scale)
-    return attend(qkv, num_heads, scale, choose_attention(OP, qkv, qkv.dtype, head_dim, scale, backend))
+    name = choose_attention(OP, qkv, qkv.dtype, head_dim, scale, is_tracked((qkv,)), backend)
+    return attend(qkv, num_heads, scale, name)
 
 
 def attend(qkv, num_heads, scale, name):
@@ -60,13 +61,14 @@ def _check(qkv, num_heads):
     return qkv.shape[-1] // (3 * num_heads)
 
 
-def choose_attention(op: Op, t, dtype, head_dim, scale, requested):
+def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
     """The backend of ``op``; the automatic choice takes a kernel where it is right and fastest, else PyTorch's.
 
     Args:
         op: `attention`, or what calls it.
         t: qkv, or the tokens (B, N, D) from which a Linear will make it.
         dtype: of qkv.
+        training: whether gradients are wanted.
     """
     reasons = {name: _unsupported(name, dtype, head_dim, scale) for name in op.kernels}
     name = choose(op, requested, t.device.type, reasons)
@@ -80,24 +82,25 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, requested):
         if op is OP and not extension.is_aligned(unit_stride(t)):  # what a Linear makes is aligned
             _warn_unaligned()
             return "sdpa"
-    return _fastest(dtype, head_dim, t.shape[1], t.device)
+    return _fastest(dtype, head_dim, t.shape[1], training, t.device)
 
 
-def _fastest(dtype, head_dim, tokens, device):
-    return fastest.fastest_backend(OP, _to_time, dtype, head_dim, tokens, device)
+def _fastest(dtype, head_dim, tokens, training, device):
+    return fastest.fastest_backend(OP, _to_time, dtype, head_dim, tokens, training, device)
 
 
 # what torch.compiler.assume_constant_result does, without importing the compiler for it
 _fastest._dynamo_marked_constant = True
 
 
-def _to_time(t, batch, tokens, head_dim, backend):
-    """A function that runs forward and backward, of 16 heads."""
-    qkv = t(batch, tokens, 3 * 16 * head_dim).requires_grad_()
+def _to_time(t, batch, tokens, head_dim, backend, training):
+    """A function that runs forward, in training also backward, of 16 heads."""
+    qkv = t(batch, tokens, 3 * 16 * head_dim).requires_grad_(training)
 
     def run():
         out = attention(qkv, 16, backend=backend)
-        torch.autograd.grad(out, qkv, out.detach())
+        if training:
+            torch.autograd.grad(out, qkv, out.detach())
 
     return run
 

@@ -2,12 +2,14 @@
 
 import torch
 
+# asked once: torch.compile cannot trace the question in every version
+_DEVICES = tuple(name for name in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(name))
+
 
 def autocasts(x: torch.Tensor) -> bool:
     """Whether autocast would cast ``x`` for a Linear."""
     device = x.device.type
-    possible = x.dtype != torch.float64 and torch.amp.is_autocast_available(device)
-    return possible and torch.is_autocast_enabled(device)
+    return device in _DEVICES and x.dtype != torch.float64 and torch.is_autocast_enabled(device)
 
 
 def linear_dtype(x: torch.Tensor) -> torch.dtype:

@@ -40,7 +40,7 @@ def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *
     head_dim = _check(h, weight, bias, num_heads)
     scale = head_dim**-0.5 if scale is None else float(scale)
     dtype = linear_dtype(h)
-    name = choose_attention(OP, h, dtype, head_dim, scale, backend)
+    name = choose_attention(OP, h, dtype, head_dim, scale, is_tracked((h, weight, bias)), backend)
     if name not in OP.kernels or bias is None or not is_tracked((bias,)):
         return attend(F.linear(h, weight, bias), num_heads, scale, name)
     # cast here as autocast would, where autograd sees it; the bias's gradient is rounded once, to its own dtype

@@ -1,6 +1,9 @@
 """The automatic choice of attention, with the interpreter as the "GPU" and made-up times."""
 
+import subprocess
+import sys
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -50,8 +53,8 @@ def qkv(n=5, d=72, dtype=BF16):
 
 def test_the_fastest_right_kernel_is_taken(times):
     measured = times(triton=10.0, sdpa=12.0)
-    assert ran_on(qkv()) == ["triton"] and measured == ["triton", "sdpa"]
-    assert cache.load(CPU)["attention bfloat16 72 N<=64"] == {
+    assert ran_on(qkv()) == ["triton"] and measured == ["sdpa", "triton"]
+    assert cache.load(CPU)["attention bfloat16 72 N<=64 inference"] == {
         "choice": "triton",
         "us": {"triton": 10.0, "sdpa": 12.0},
     }
@@ -60,6 +63,63 @@ def test_the_fastest_right_kernel_is_taken(times):
 def test_a_slower_kernel_is_not_taken(times):
     times(triton=13.0, sdpa=12.0)
     assert ran_on(qkv()) == ["sdpa"]
+
+
+def test_a_lead_within_the_margin_does_not_count(times):
+    times(triton=11.5, sdpa=12.0)
+    assert ran_on(qkv()) == ["sdpa"]
+
+
+def test_training_and_inference_are_timed_apart(times):
+    measured = times(triton=10.0, sdpa=12.0)
+    ran_on(qkv())
+    ran_on(qkv().requires_grad_())
+    assert measured == ["sdpa", "triton"] * 2
+    assert {name.split()[-1] for name in cache.load(CPU) if "N<=" in name} == {"inference", "training"}
+
+
+def test_what_cannot_be_timed_runs_on_sdpa_and_is_tried_again(monkeypatch):
+    monkeypatch.setattr(fastest, "measure", mock.Mock(side_effect=torch.OutOfMemoryError("no memory")))
+    with pytest.warns(RuntimeWarning, match="could not be timed, so it runs on sdpa: OutOfMemoryError: no memory"):
+        assert ran_on(qkv()) == ["sdpa"]
+    assert not any("N<=" in name for name in cache.load(CPU))
+
+
+def test_an_unknown_answer_while_a_graph_is_captured(times, monkeypatch):
+    times(triton=10.0, sdpa=12.0)
+    monkeypatch.setattr(selfcheck, "is_capturing", lambda device: True)
+    with pytest.warns(RuntimeWarning, match="graph"):
+        assert ran_on(qkv()) == ["sdpa"]
+    monkeypatch.setattr(selfcheck, "is_capturing", lambda device: False)
+    assert ran_on(qkv()) == ["triton"]
+
+
+RANK = """
+import os, sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+from ditfast import ops
+from ditfast.ops.backends import availability, choice, fastest, log, selfcheck
+rank, folder = int(sys.argv[1]), sys.argv[2]
+os.environ["DITFAST_CACHE_DIR"] = f"{folder}/{rank}"
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+choice._AUTOMATIC, selfcheck.SIZE = ("cpu",), (2, 27)
+availability._installed["ditfast._C"] = False
+fastest.measure = lambda backend, *_: {"sdpa": 10.0, "triton": (5.0, 20.0)[rank]}[backend]
+with log.record() as ran:
+    ops.attention(torch.randn(2, 5, 216).bfloat16(), 1)
+print(*ran["attention"], flush=True)
+dist.barrier()
+"""
+
+
+def test_ranks_with_different_clocks_take_the_same_backend(tmp_path):
+    """Rank 1's clock says that PyTorch's is faster, rank 0's that the kernel is."""
+    command = [sys.executable, "-W", "ignore", "-c", RANK]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    assert [rank.communicate(timeout=120)[0].split() for rank in ranks] == [["triton"]] * 2
 
 
 def test_a_wrong_kernel_is_not_even_timed(times, monkeypatch):
@@ -85,7 +145,7 @@ def test_each_size_class_is_measured(times):
     measured = times(triton=10.0, sdpa=12.0)
     for n in (5, 64, 65, 128):
         ran_on(qkv(n))
-    assert measured == ["triton", "sdpa"] * 2
+    assert measured == ["sdpa", "triton"] * 2
     assert [fastest.size_class(n) for n in (1, 64, 65, 256, 257, 10**6)] == [64, 64, 128, 256, 512, 4096]
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -96,9 +97,31 @@ def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch):
         raise ValueError("no such instruction")
 
     monkeypatch.setattr(kernel, "forward", broken)
-    with pytest.warns(RuntimeWarning, match="layer_norm_modulate"):
+    with pytest.warns(RuntimeWarning, match=r"could not be checked \(ValueError: no such instruction\)") as caught:
         assert run() == ["reference"]
+        assert run() == ["reference"]
+    assert len(caught) == 1
     assert selfcheck.check(*KEY, CPU).reason == "ValueError: no such instruction"
+
+
+def test_what_is_no_verdict_is_tried_again_in_the_next_process(monkeypatch):
+    check = selfcheck._compare
+    monkeypatch.setattr(selfcheck, "_compare", mock.Mock(side_effect=torch.OutOfMemoryError("no memory")))
+    with pytest.warns(RuntimeWarning, match="could not be checked"):
+        assert run() == ["reference"]
+    assert cache.load(CPU) == {}
+    monkeypatch.setattr(selfcheck, "_compare", check)
+    assert run() == ["reference"]  # not again in this one
+    monkeypatch.setattr(selfcheck, "_answers", {})
+    assert run() == ["triton"]
+
+
+def test_an_unknown_answer_while_a_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(selfcheck, "is_capturing", lambda device: True)
+    with pytest.warns(RuntimeWarning, match=r"layer_norm_modulate/triton .*: call ditfast.verify\(\)"):
+        assert run() == ["reference"]
+    monkeypatch.setattr(selfcheck, "is_capturing", lambda device: False)
+    assert run() == ["triton"]
 
 
 def test_the_second_process_reads_the_answer(monkeypatch):

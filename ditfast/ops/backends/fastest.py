@@ -1,20 +1,23 @@
 """Of an operation's backends the fastest, among those that are right on this machine, by measurement.
 
-Asked once per (dtype, width, class of N) and device; the answer and its times are kept on disk with those of the
-self-check. Under ``torch.compile`` the question is asked while tracing, so that PyTorch's own operation, where it
-wins, stays visible to the compiler.
+Asked once per (dtype, width, class of N, with gradients or without) and device; the answer and its times are kept on
+disk with those of the self-check. Under ``torch.compile`` the question is asked while tracing, so that PyTorch's own
+operation, where it wins, stays visible to the compiler.
 """
 
 import statistics
+import warnings
 from collections.abc import Callable
 
 import torch
 
-from ditfast.ops.backends import cache, selfcheck
+from ditfast.ops.backends import cache, ranks, selfcheck
 from ditfast.ops.backends.availability import why_not
 from ditfast.ops.op import Op, RandomTensors
 
 TOKENS = 16384  # of all samples of the problem that is timed
+MARGIN = 0.95  # a kernel is taken if its time is below this share of PyTorch's, and of that of each kernel before it
+LEAD_CYCLES = 2_000_000  # about a millisecond, in which Python enqueues what is timed
 
 _choices: dict[tuple, str] = {}
 
@@ -24,36 +27,55 @@ def size_class(tokens: int) -> int:
     return min(4096, max(64, 1 << max(0, tokens - 1).bit_length()))
 
 
-def fastest_backend(op: Op, to_time: Callable, dtype, width: int, tokens: int, device: torch.device) -> str:
+def fastest_backend(op: Op, to_time: Callable, dtype, width: int, tokens: int, training: bool, device) -> str:
     """A kernel of ``op``, or PyTorch's own; that while a CUDA graph is captured and the answer is not known.
 
     Args:
-        to_time: (`RandomTensors`, B, N, width, backend) -> a function that runs forward and backward.
+        to_time: (`RandomTensors`, B, N, width, backend, training) -> a function that runs forward, in training also
+            backward.
         width: what the self-check asks for, the head dim.
     """
-    key = (op.name, dtype, width, size_class(tokens), device)
+    key = (op.name, dtype, width, size_class(tokens), training, device)
     return _choices.get(key) or _decide(op, to_time, key)
 
 
-def label(op: Op, dtype, width, tokens) -> str:
+def label(op: Op, dtype, width, tokens, training) -> str:
     """Name of a choice on disk."""
-    return f"{op.name} {dtype} {width} N<={size_class(tokens)}".replace("torch.", "")
+    mode = "training" if training else "inference"
+    return f"{op.name} {dtype} {width} N<={size_class(tokens)} {mode}".replace("torch.", "")
 
 
 def _decide(op, to_time, key) -> str:
-    _, dtype, width, tokens, device = key
-    name = label(op, dtype, width, tokens)
+    *problem, device = key[1:]
+    name = label(op, *problem)
+    if cache.load(device).get(name) is None and selfcheck.is_capturing(device):
+        selfcheck.warn_of_capture(name)
+        return op.fallback
+    return _choices.setdefault(key, ranks.agree(name, lambda: _answer(op, to_time, name, *problem, device)))
+
+
+def _answer(op, to_time, name, dtype, width, tokens, training, device) -> str:
+    """From disk, else by measurement."""
     known = cache.load(device).get(name)
-    if known is None:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return op.fallback
-        known = {"choice": op.fallback, "us": {}}
-        kernels = [kernel for kernel in op.kernels if _is_able(op, kernel, dtype, width, device)]
-        if kernels:
-            known["us"] = {c: measure(c, to_time, dtype, width, tokens, device) for c in (*kernels, op.fallback)}
-            known["choice"] = min(known["us"], key=known["us"].get)
-        cache.store(device, name, known)
-    return _choices.setdefault(key, known["choice"])
+    if known is not None:
+        return known["choice"]
+    kernels = [kernel for kernel in op.kernels if _is_able(op, kernel, dtype, width, device)]
+    try:
+        candidates = (op.fallback, *kernels) if kernels else ()
+        us = {c: measure(c, to_time, dtype, width, tokens, training, device) for c in candidates}
+    except Exception as error:  # no memory beside the model, for one: the next process tries again
+        warnings.warn(
+            f"ditfast: {name} could not be timed, so it runs on {op.fallback}: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return op.fallback
+    choice = op.fallback
+    for kernel in kernels:
+        if us[kernel] < MARGIN * us[choice]:
+            choice = kernel
+    cache.store(device, name, {"choice": choice, "us": us})
+    return choice
 
 
 def _is_able(op, kernel, dtype, width, device):
@@ -61,15 +83,16 @@ def _is_able(op, kernel, dtype, width, device):
     return can_run and selfcheck.is_right(op, kernel, dtype, dtype, width, device)
 
 
-def measure(backend: str, to_time, dtype, width, tokens, device) -> float:
-    """Microseconds of forward and backward, the median of 10 after 3 to warm up."""
+def measure(backend: str, to_time, dtype, width, tokens, training, device) -> float:
+    """Microseconds on the GPU, the median of 10 after 3 to warm up."""
     t = RandomTensors((dtype, dtype), device)
     plain = torch.autocast(device.type, enabled=False)
-    with selfcheck.on_device(device), torch.enable_grad(), torch.inference_mode(False), plain:
-        run = to_time(t, max(1, TOKENS // tokens), tokens, width, backend)
+    with selfcheck.on_device(device), torch.inference_mode(False), torch.set_grad_enabled(training), plain:
+        run = to_time(t, max(1, TOKENS // tokens), tokens, width, backend, training)
         times = []
         for _ in range(13):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(LEAD_CYCLES)  # else it would be Python that is timed
             start.record()
             run()
             end.record()

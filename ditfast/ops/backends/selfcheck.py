@@ -1,8 +1,9 @@
 """Whether kernels are right on this machine, asked before the automatic choice takes one.
 
 On first use of (operation, backend, dtypes, width) the kernel runs forward and backward on a small made-up problem
-and is held to the numerical contract. The answer is kept in memory and on disk (`ditfast.ops.backends.cache`).
-``DITFAST_SELFCHECK=0`` trusts every kernel.
+and is held to the numerical contract. The verdict is kept in memory and on disk (`ditfast.ops.backends.cache`); where
+there is none, since memory ran out or the compiler failed, the next process tries again. All ranks of a job take rank
+0's answer (`ditfast.ops.backends.ranks`). ``DITFAST_SELFCHECK=0`` trusts every kernel.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from ditfast.ops import contract
-from ditfast.ops.backends import cache, log
+from ditfast.ops.backends import cache, log, ranks
 from ditfast.ops.op import Op, RandomTensors
 
 SIZE = (2, 1100)  # samples and tokens: enough that a program walks over several tokens
@@ -26,7 +27,14 @@ _lock = threading.RLock()
 
 @dataclass(frozen=True)
 class Result:
-    """One answer: ``reason`` is None if the kernel ``backend`` of ``op`` keeps the contract."""
+    """One answer.
+
+    Attributes:
+        op, backend, stream, branch, width: the kernel, its dtypes, and what decides whether it is right.
+        reason: why it may not be used; None if it keeps the contract.
+        seconds: that the check took.
+        is_verdict: whether the reason is a verdict on numbers; an exception is none.
+    """
 
     op: str
     backend: str
@@ -35,11 +43,10 @@ class Result:
     width: int
     reason: str | None
     seconds: float
+    is_verdict: bool = True
 
 
-def is_right(
-    op: Op, backend: str, stream: torch.dtype, branch: torch.dtype, width: int, device: torch.device
-) -> bool:
+def is_right(op: Op, backend: str, stream: torch.dtype, branch: torch.dtype, width: int, device) -> bool:
     """Whether the automatic choice may take a kernel; decided once per process."""
     answer = _answers.get((op.name, backend, stream, branch, width, device))
     return _decide(op, backend, stream, branch, width, device=device) if answer is None else answer
@@ -50,10 +57,12 @@ def label(op: Op, backend, stream, branch, width) -> str:
     return f"{op.name}/{backend} {stream} {branch} {width}".replace("torch.", "")
 
 
-def remember(op: Op, backend, stream, branch, width, device, answer: bool) -> None:
-    """Keep an answer in memory and on disk."""
-    cache.store(device, label(op, backend, stream, branch, width), answer)
-    _answers[op.name, backend, stream, branch, width, device] = answer
+def remember(op: Op, result: Result, device) -> None:
+    """Keep an answer in memory and, if it is a verdict, on disk."""
+    kernel = result.backend, result.stream, result.branch, result.width
+    if result.is_verdict:
+        cache.store(device, label(op, *kernel), result.reason is None)
+    _answers[(op.name, *kernel, device)] = result.reason is None
 
 
 def _decide(op, *kernel, device) -> bool:
@@ -61,39 +70,62 @@ def _decide(op, *kernel, device) -> bool:
         return True
     key, name = (op.name, *kernel, device), label(op, *kernel)
     with _lock:
-        if key in _answers:
-            return _answers[key]
-        answer = cache.load(device).get(name)
-        if answer is None:
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if key not in _answers:
+            if cache.load(device).get(name) is None and is_capturing(device):
+                warn_of_capture(name)
                 return False  # a check cannot run now; the next call outside of a capture makes it
-            answer = check(op, *kernel, device).reason is None
-            remember(op, *kernel, device, answer)
-        _answers[key] = answer
-    if not answer:
-        _warn(name, device)
-    return answer
+            _answers[key] = ranks.agree(name, lambda: _answer(op, *kernel, device=device))
+        return _answers[key]
 
 
-def _warn(name, device):
+def _answer(op, *kernel, device) -> bool:
+    """From disk, else by a check; with a warning if it is no."""
+    name = label(op, *kernel)
+    answer = cache.load(device).get(name)
+    if answer is not None:
+        if not answer:
+            _warn(name, device, "failed its self-check")
+        return answer
+    result = check(op, *kernel, device)
+    remember(op, result, device)
+    if result.reason is None:
+        return True
+    _warn(name, device, "failed its self-check" if result.is_verdict else f"could not be checked ({result.reason})")
+    return False
+
+
+def _warn(name, device, what):
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     warnings.warn(
-        f"ditfast: the kernel {name} failed its self-check on {where} and is not used; "
-        "`python -m ditfast.doctor --verify` shows why",
+        f"ditfast: the kernel {name} {what} on {where} and is not used: see `python -m ditfast.doctor --verify`",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def is_capturing(device) -> bool:
+    """Whether a CUDA graph is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def warn_of_capture(name: str) -> None:
+    warnings.warn(
+        f"ditfast: a CUDA graph is captured before it is known whether the kernel {name} is right here, so the graph "
+        "keeps PyTorch's own operation: call ditfast.verify(), or the model once, before the capture",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
 def check(op: Op, backend: str, stream: torch.dtype, branch: torch.dtype, width: int, device: torch.device) -> Result:
-    """Run a kernel and compare; an exception counts as a failure. Global random state is not touched."""
-    start = time.perf_counter()
+    """Run a kernel and compare; one that raises may not be used. Global random state is not touched."""
+    start, is_verdict = time.perf_counter(), True
     try:
         with on_device(device), torch.no_grad(), torch.autocast(device.type, enabled=False), log.pause():
             reason = _compare(op, backend, (stream, branch), width, device)
-    except Exception as error:  # a kernel that does not compile or launch is not used
-        reason = f"{type(error).__name__}: {str(error)[:300]}"
-    return Result(op.name, backend, stream, branch, width, reason, time.perf_counter() - start)
+    except Exception as error:  # does not compile or launch, or there is no memory
+        reason, is_verdict = f"{type(error).__name__}: {str(error)[:300]}", False
+    return Result(op.name, backend, stream, branch, width, reason, time.perf_counter() - start, is_verdict)
 
 
 def on_device(device):
