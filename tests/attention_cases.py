@@ -78,7 +78,7 @@ def assert_right(results, qkv, dout, heads, scale=None):
             if kind == "max error":
                 slack = weight_error * exact.abs().max().item() + cancelled
             else:
-                norm = exact.flatten(1).norm(dim=1).min().clamp(min=1e-30).item()
+                norm = exact.flatten(1).norm(dim=1).min().clamp(min=torch.finfo(got.dtype).tiny).item()
                 slack = weight_error + cancelled * exact[0].numel() ** 0.5 / norm
             assert error <= limit + slack, f"{name}: {kind} {error:.3g} > {limit + slack:.3g}"
 

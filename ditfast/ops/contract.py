@@ -3,18 +3,19 @@
 It is used by the self-check, the benchmarks and the tests.
 """
 
-import torch
+from collections.abc import Iterable
 
-_EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+import torch
 
 
 def ulp(ref: torch.Tensor, dtype: torch.dtype) -> float:
     """Spacing of ``dtype`` at the largest magnitude of ``ref``."""
-    top = ref.abs().max().clamp(min=torch.finfo(dtype).tiny)
-    return (2.0 ** torch.floor(torch.log2(top)) * _EPS[dtype]).item()
+    info = torch.finfo(dtype)
+    top = ref.abs().max().clamp(min=info.tiny)
+    return (2.0 ** torch.floor(torch.log2(top)) * info.eps).item()
 
 
-def errors(got, low, ref, per_sample=True):
+def errors(got, low, ref, per_sample=True, slack=0.0):
     """(kind, error, limit) of each rule, for ``got`` against the float64 reference.
 
     Args:
@@ -22,33 +23,71 @@ def errors(got, low, ref, per_sample=True):
         low: what plain PyTorch computes in the dtypes of the kernel.
         ref: what plain PyTorch computes in float64.
         per_sample: whether the first dimension is the batch; if not, the tensor counts as one sample.
+        slack: a relative error that is allowed on top.
 
     The maximum error may be twice that of ``low`` plus 2 ulp at the largest magnitude. The relative L2 error of each
     sample may be twice that of ``low`` plus 1 ulp: the maximum alone would let a small systematic error pass.
     """
-    got64, low64, eps = got.double(), low.double(), _EPS[got.dtype]
-    limit = 2 * (low64 - ref).abs().max().item() + 2 * ulp(ref, got.dtype)
-    yield "max error", (got64 - ref).abs().max().item(), limit
+    info = torch.finfo(got.dtype)
+    got_error, low_error = got.double() - ref, low.double() - ref
+    limit = 2 * _largest(low_error) + 2 * ulp(ref, got.dtype) + slack * _largest(ref)
+    yield "max error", _largest(got_error), limit
     samples = ref.shape[0] if per_sample and ref.dim() > 1 else 1
-    got64, low64, ref = (t.reshape(samples, -1) for t in (got64, low64, ref))
-    norm = ref.norm(dim=1).clamp(min=1e-30)
-    error = ((got64 - ref).norm(dim=1) / norm).tolist()
-    limit = (2 * (low64 - ref).norm(dim=1) / norm + eps).tolist()
+    got_norm, low_norm, norm = (t.reshape(samples, -1).norm(dim=1) for t in (got_error, low_error, ref))
+    norm = norm.clamp(min=info.tiny)  # below it the dtype has no relative precision
+    error, limit = (got_norm / norm).tolist(), (2 * low_norm / norm + info.eps + slack).tolist()
     for i in range(samples):
         yield f"relative L2 error of sample {i}", error[i], limit[i]
 
 
+def _largest(t) -> float:
+    return torch.linalg.vector_norm(t, float("inf")).item()  # makes no second tensor of that size
+
+
+def verdict(tensor: str, got, low, ref, per_sample=True, slack=0.0) -> dict:
+    """How ``got`` stands to its budget, by the rule that leaves it the least. Arguments as in `errors`.
+
+    Returns:
+        ``tensor``, its name; ``error``, ``budget`` and ``used``, the share of the budget, all None if there is nothing
+        to compare; ``reason``, the first rule that is broken, or None.
+    """
+    error, budget, used, reason = _hold(got, low, ref, per_sample, slack)
+    reason = None if reason is None else f"{tensor}: {reason}"
+    return {"tensor": tensor, "error": error, "budget": budget, "used": used, "reason": reason}
+
+
+def worst(verdicts: Iterable[dict]) -> dict:
+    """The verdict that breaks the contract most, or else uses most of its budget."""
+
+    def badness(v):
+        is_broken = v["reason"] is not None
+        return is_broken, is_broken and v["used"] is None, v["used"] or 0.0
+
+    return max(verdicts, key=badness)
+
+
 def violation(got, low, ref, per_sample=True) -> str | None:
     """Why ``got`` breaks the contract; None if it keeps it. Arguments as in `errors`."""
+    *_, reason = _hold(got, low, ref, per_sample)
+    return reason
+
+
+def _hold(got, low, ref, per_sample=True, slack=0.0):
+    """Error, budget, share of the budget, and why the contract is broken."""
+    reason = _incomparable(got, low, ref)
+    if reason is not None or ref.numel() == 0:
+        return None, None, None, reason
+    rules = list(errors(got, low, ref, per_sample, slack))
+    used, error, budget = max((error / limit, error, limit) for _, error, limit in rules)
+    broken = (f"{kind}: {error:.3g} > {limit:.3g}" for kind, error, limit in rules if not error <= limit)
+    return error, budget, used, next(broken, None)
+
+
+def _incomparable(got, low, ref) -> str | None:
     if got.shape != ref.shape:
         return f"shape {tuple(got.shape)}, expected {tuple(ref.shape)}"
     if got.dtype != low.dtype:
         return f"dtype {got.dtype}, expected {low.dtype}"
-    if ref.numel() == 0:
-        return None
-    if not torch.isfinite(got).all():
+    if not got.isfinite().all():
         return "not finite everywhere"
-    for kind, error, limit in errors(got, low, ref, per_sample):
-        if not error <= limit:
-            return f"{kind}: {error:.3g} > {limit:.3g}"
-    return None
+    return "NaN in what plain PyTorch computes" if low.isnan().any() or ref.isnan().any() else None
