@@ -4,9 +4,7 @@ Tensors are tiny and kernels are replaced by the allocation of their outputs: wh
 backend, dispatch and autograd. `plain` is the same in PyTorch operations, which do their arithmetic as well.
 """
 
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +12,7 @@ import torch.nn.functional as F
 
 from ditfast import DiTBlock, ops
 from ditfast.ops import backend
-
-sys.path.append(str(Path(__file__).parent))
-EagerBlock = import_module("eager_block").EagerBlock
+from harness.block.eager import EagerBlock
 
 B, N, D, H = 1, 4, 16, 2
 

@@ -18,8 +18,14 @@ from ditfast import DiT, create_diffusion
 
 BATCH, WARMUP, DECAY = 128, 200, 10000  # images, steps, steps
 MODEL = {
-    **{"input_size": 8, "patch_size": 2, "in_channels": 1, "num_classes": 10, "learn_sigma": False},
-    **{"hidden_size": 96, "depth": 5, "num_heads": 3},
+    "input_size": 8,
+    "patch_size": 2,
+    "in_channels": 1,
+    "num_classes": 10,
+    "learn_sigma": False,
+    "hidden_size": 96,
+    "depth": 5,
+    "num_heads": 3,
 }
 
 

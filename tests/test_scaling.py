@@ -24,14 +24,12 @@ NAMES = ("plan", "correlation", "records", "report", "classifier", "training", "
 def scaling():
     patch, threads = pytest.MonkeyPatch(), torch.get_num_threads()
     patch.syspath_prepend(FOLDER)
-    others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}  # benchmarks/ has a report too
     torch.set_num_threads(1)
     yield SimpleNamespace(**{name: import_module(name) for name in NAMES})
     patch.undo()
     torch.set_num_threads(threads)
     for name in NAMES:
         sys.modules.pop(name, None)
-    sys.modules.update(others)
 
 
 @pytest.fixture

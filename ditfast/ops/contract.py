@@ -48,8 +48,8 @@ def verdict(tensor: str, got, low, ref, per_sample=True, slack=0.0) -> dict:
     """How ``got`` stands to its budget, by the rule that leaves it the least. Arguments as in `errors`.
 
     Returns:
-        ``tensor``, its name; ``error``, ``budget`` and ``used``, the share of the budget, all None if there is nothing
-        to compare; ``reason``, the first rule that is broken, or None.
+        ``tensor``, its name; ``error``, ``budget`` and ``used``, the share of the budget, all None if there is
+        nothing to compare; ``reason``, the first rule that is broken, or None.
     """
     error, budget, used, reason = _hold(got, low, ref, per_sample, slack)
     reason = None if reason is None else f"{tensor}: {reason}"

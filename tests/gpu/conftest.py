@@ -1,12 +1,7 @@
 """Tests at real sizes on a GPU; their tiny sizes run anywhere, in the interpreter."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # problems and their verdicts are shared with it
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,10 @@
 """Which kernels are tested, at which sizes."""
 
-from importlib import import_module
-
 import pytest
 
 from ditfast.ops.backend import why_not
 from ditfast.ops.verify import PRECISIONS
+from harness.problems import Problem
 
 gpu = pytest.mark.gpu
 TINY = pytest.param((2, 16, 72), id="tiny")  # B, N, D
@@ -31,4 +30,4 @@ def problem(name, backend, dtype, size, device):
     reason = why_not(name if name != "junction" else "gated_residual_layer_norm_modulate", backend, device)
     if reason is not None:
         pytest.skip(reason)
-    return import_module("problems").Problem(name, *size, dtype, device)
+    return Problem(name, *size, dtype, device)

@@ -1,16 +1,17 @@
 """Every kernel, forward and backward, at real sizes and in all dtype mixes, held to the numerical contract."""
 
 from functools import lru_cache
-from importlib import import_module
 
 import pytest
 import torch
 from gpu.gpu_cases import CASES, REAL, SIZES, problem
 
+from harness.problems import judge
+
 
 @lru_cache(maxsize=1)
 def verdicts(made, backend):
-    return import_module("problems").judge(made, made.results(backend))
+    return judge(made, made.results(backend))
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
@@ -49,5 +50,5 @@ def test_mlp_in_inference(dtype, size, device):
     made = problem("mlp", "triton", dtype, size, device)
     with torch.no_grad():
         (y,) = made.call(*made.inputs(), backend="triton")
-    verdict = import_module("problems").judge(made, {"y": y})["fwd"]
+    verdict = judge(made, {"y": y})["fwd"]
     assert verdict["reason"] is None, verdict["reason"]

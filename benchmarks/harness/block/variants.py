@@ -7,16 +7,12 @@ import sys
 from pathlib import Path
 
 import torch
-from workload import Workload
 
 from ditfast import DiTBlock, ops
 from ditfast.models import carry
+from harness.block.workload import Workload
 
-COMPILE_MODES = {
-    "compile": None,
-    "compile-max-autotune": "max-autotune-no-cudagraphs",
-    "ditfast+compile": None,
-}
+COMPILE_MODES = {"compile": None, "compile-max-autotune": "max-autotune-no-cudagraphs", "ditfast+compile": None}
 VARIANTS = ("eager", "compile", "compile-max-autotune", "ditfast", "ditfast+compile")
 
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import parity
 import torch
-import variants
-from workload import Workload, forward_backward, make_blocks, make_inputs
 
-from ditfast.ops import backend
+from ditfast.ops import backend, contract
+from harness.block import parity, variants
+from harness.block.workload import Workload, forward_backward, make_blocks, make_inputs
+
+BENCHMARKS = Path(__file__).parents[2]
 
 WORKLOAD = {"model": "DiT-S/8", "image_size": 320, "batch": 3, "blocks": 2, "device": "cpu"}  # N = 25
 
@@ -26,7 +27,7 @@ def prove(dtype: str) -> dict:
     low, ref = forward_backward(plain, workload, inputs), parity.reference(blocks, inputs)
     with backend.use_backend("triton"), backend.record() as ran:
         got = forward_backward(ours, workload, inputs)
-    worst = parity.compare(parity.names(plain), got, low, ref)
+    worst = contract.worst(parity.compare(parity.names(plain), got, low, ref))
     return {
         "workload": workload.as_dict(),
         "parity": worst,
@@ -39,8 +40,8 @@ def in_subprocess(dtype: str) -> dict:
     if dtype != "fp16":
         dtype = "fp32"  # the interpreter truncates where a GPU rounds to bf16
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, str(Path(__file__)), dtype]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    command = [sys.executable, "-m", "harness.block.interpreter", dtype]
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, env=environment, timeout=600)
     if done.returncode:
         return {"error": (done.stderr.strip() or "no message").splitlines()[-1]}
     return json.loads(done.stdout)

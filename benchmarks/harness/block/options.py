@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 
 import torch
-import variants
-from arguments import Parser, count, one_of, ratio, require_writable
-from compare import load
-from workload import DTYPES, PASSES, Workload
 
 from ditfast.models.presets import DiT_models
+from harness.arguments import Parser, count, one_of, ratio, require_writable
+from harness.block import variants
+from harness.block.compare import load
+from harness.block.workload import DTYPES, PASSES, Workload
 
 DEFAULT_NAMES = ("model", "image_size", "batch", "blocks", "dtype", "repeats")
 DEFAULTS = {  # (device, --quick)

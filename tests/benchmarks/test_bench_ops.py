@@ -2,27 +2,21 @@
 
 import json
 import math
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
 
-pytest.importorskip("rich")
+from harness import problems
+from harness.attention import command as bench_attention
+from harness.attention import peers
+from harness.ops import command as bench_ops
+from harness.traffic import attention_flops, bytes_moved
+
 pytest.importorskip("triton")
-FOLDER = Path(__file__).parent.parent / "benchmarks"
 B, N, D = SHAPE = (64, 256, 1152)
 U = B * N * D * 2  # a (B, N, D) tensor of 16 bits
 SMALL = ["--quick", "--batch", "2", "--tokens", "4", "--dim", "72", "--dtypes", "fp32", "--repeats", "1"]
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")
-
-
-@pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    threads = torch.get_num_threads()
-    yield import_module
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.filterwarnings("ignore:overflow encountered"), pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize(
@@ -40,10 +34,9 @@ def load(monkeypatch):
         ("attention", "bwd", 8),
     ],
 )
-def test_bytes_in_units(load, op, mode, units):
-    traffic = load("traffic")
-    assert traffic.bytes_moved(op, mode, SHAPE, "bf16") == traffic.bytes_moved(op, mode, SHAPE, "fp16") == units * U
-    assert traffic.bytes_moved(op, mode, SHAPE, "fp32") == 2 * units * U
+def test_bytes_in_units(op, mode, units):
+    assert bytes_moved(op, mode, SHAPE, "bf16") == bytes_moved(op, mode, SHAPE, "fp16") == units * U
+    assert bytes_moved(op, mode, SHAPE, "fp32") == 2 * units * U
 
 
 @pytest.mark.parametrize(
@@ -56,41 +49,39 @@ def test_bytes_in_units(load, op, mode, units):
         ("junction", "bwd", 2 + 1 + 2 + 1 + 2 + 1),
     ],
 )
-def test_bytes_with_an_fp32_stream(load, op, mode, units):
-    assert load("traffic").bytes_moved(op, mode, SHAPE, "autocast") == units * U
+def test_bytes_with_an_fp32_stream(op, mode, units):
+    assert bytes_moved(op, mode, SHAPE, "autocast") == units * U
 
 
-def test_bytes_of_images(load):
-    count = load("traffic").bytes_moved
+def test_bytes_of_images():
     image = B * 4 * 32 * 32 * 2
-    assert count("patchify", "fwd", SHAPE, "bf16") == 2 * image
-    assert count("unpatchify", "bwd", SHAPE, "bf16") == 2 * 2 * image
-    assert count("patch_embed", "fwd", SHAPE, "bf16") == image + U
-    assert count("patch_embed", "fwd", SHAPE, "autocast") == image + 2 * U
+    assert bytes_moved("patchify", "fwd", SHAPE, "bf16") == 2 * image
+    assert bytes_moved("unpatchify", "bwd", SHAPE, "bf16") == 2 * 2 * image
+    assert bytes_moved("patch_embed", "fwd", SHAPE, "bf16") == image + U
+    assert bytes_moved("patch_embed", "fwd", SHAPE, "autocast") == image + 2 * U
 
 
-def test_bytes_are_those_of_the_tensors(load):
+def test_bytes_are_those_of_the_tensors():
     """Against the inputs and outputs themselves, where each is moved once."""
-    traffic, problems = load("traffic"), load("problems")
     for op in ("layer_norm_modulate", "gated_residual", "junction", "patchify", "unpatchify", "attention"):
         made = problems.Problem(op, 3, 16, 144, "autocast" if op == "junction" else "fp16", "cpu")
         leaves = [t for t in made.inputs() if t.dim() > 2]
         outputs = made.call(*leaves, *made.inputs()[len(leaves) :], backend="reference")
         moved = sum(t.numel() * t.itemsize for t in (*leaves, *outputs))
-        assert traffic.bytes_moved(op, "fwd", made.shape, made.dtype) == moved, op
+        assert bytes_moved(op, "fwd", made.shape, made.dtype) == moved, op
 
 
-def test_flops_of_attention(load):
-    count = load("traffic").attention_flops
-    assert count("fwd", 2, 16, 3, 64) == 4 * 2 * 3 * 16 * 16 * 64
-    assert count("both", 2, 16, 3, 64) == count("fwd", 2, 16, 3, 64) + count("bwd", 2, 16, 3, 64)
+def test_flops_of_attention():
+    assert attention_flops("fwd", 2, 16, 3, 64) == 4 * 2 * 3 * 16 * 16 * 64
+    assert attention_flops("both", 2, 16, 3, 64) == attention_flops("fwd", 2, 16, 3, 64) + attention_flops(
+        "bwd", 2, 16, 3, 64
+    )
 
 
-def test_quick_run(load, capsys, tmp_path):
-    assert load("bench_ops").main([*SMALL, "--json", f"{tmp_path}/o.json", "--plot", f"{tmp_path}/o.png"]) == 0
+def test_quick_run(capsys, tmp_path):
+    assert bench_ops.main([*SMALL, "--json", f"{tmp_path}/o.json", "--plot", f"{tmp_path}/o.png"]) == 0
     result = json.loads((tmp_path / "o.json").read_text())
     assert result["schema"] == 1 and result["benchmark"] == "ops" and result["header"]["versions"]["torch"]
-    bench_ops = load("bench_ops")
     assert {c["op"] for c in result["cases"]} == set(bench_ops.OPS)
     for case in result["cases"]:
         assert case["error"] is None and case["parity"]["reason"] is None and case["parity"]["used"] <= 1
@@ -108,8 +99,7 @@ def test_quick_run(load, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("mode, scale", [("fwd", 1.01), ("bwd", 0.99)])
-def test_a_wrong_operation_gets_no_speed(load, monkeypatch, capsys, tmp_path, mode, scale):
-    bench_ops, problems = load("bench_ops"), load("problems")
+def test_a_wrong_operation_gets_no_speed(monkeypatch, capsys, tmp_path, mode, scale):
     right = problems.ops.gated_residual
 
     class Scaled(torch.autograd.Function):
@@ -130,8 +120,7 @@ def test_a_wrong_operation_gets_no_speed(load, monkeypatch, capsys, tmp_path, mo
         assert (case["ms"] is None) == (case["variant"] == "ditfast" and case["mode"] == mode)
 
 
-def test_an_operation_that_raises_does_not_lose_the_others(load, monkeypatch, capsys):
-    bench_ops, problems = load("bench_ops"), load("problems")
+def test_an_operation_that_raises_does_not_lose_the_others(monkeypatch, capsys):
 
     def fail(*args, backend):
         if backend != "reference":
@@ -145,8 +134,7 @@ def test_an_operation_that_raises_does_not_lose_the_others(load, monkeypatch, ca
     assert "RuntimeError: no such kernel" in printed and "1.00x" in printed
 
 
-def test_a_deadline_is_kept_and_said(load, monkeypatch, capsys):
-    bench_ops = load("bench_ops")
+def test_a_deadline_is_kept_and_said(monkeypatch, capsys):
     clock = iter((0.0, 0.5, 2.0))
     monkeypatch.setattr(bench_ops.time, "monotonic", lambda: next(clock))
     assert bench_ops.main([*SMALL, "--ops", "patchify", "unpatchify", "junction", "--deadline", "1"]) == 0
@@ -161,9 +149,9 @@ def test_a_deadline_is_kept_and_said(load, monkeypatch, capsys):
         (["--json", "absent/o.json"], "--json: must be in a folder that exists"),
     ],
 )
-def test_bad_arguments(load, capsys, arguments, message):
+def test_bad_arguments(capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
-        load("bench_ops").main(arguments)
+        bench_ops.main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -171,9 +159,9 @@ def test_bad_arguments(load, capsys, arguments, message):
 ATTENTION = ["--quick", "--tokens", "16", "--head-dims", "72", "--total", "32", "--repeats", "1"]
 
 
-def test_attention_quick_run(load, capsys, tmp_path):
+def test_attention_quick_run(capsys, tmp_path):
     files = ["--json", f"{tmp_path}/a.json", "--plot", f"{tmp_path}/a.png"]
-    assert load("bench_attention").main([*ATTENTION, *files]) == 0
+    assert bench_attention.main([*ATTENTION, *files]) == 0
     result = json.loads((tmp_path / "a.json").read_text())
     assert {case["mode"] for case in result["cases"]} == {"fwd", "bwd", "both"}
     for case in result["cases"]:
@@ -183,13 +171,12 @@ def test_attention_quick_run(load, capsys, tmp_path):
     assert "vs best peer" in capsys.readouterr().out
 
 
-def test_wrong_attention_gets_no_speed(load, monkeypatch, tmp_path):
-    bench, peers = load("bench_attention"), load("peers")
+def test_wrong_attention_gets_no_speed(monkeypatch, tmp_path):
 
     def wrong(qkv, heads):
         return peers._sdpa(qkv, heads) + 0.01 * (qkv - qkv.detach()).mean()  # right forward, wrong backward
 
-    monkeypatch.setattr(bench, "peers", lambda device: {"sdpa": peers._sdpa, "ditfast-cuda": wrong})
-    assert bench.main([*ATTENTION, "--json", f"{tmp_path}/a.json"]) == 1
+    monkeypatch.setattr(bench_attention, "peers", lambda device: {"sdpa": peers._sdpa, "ditfast-cuda": wrong})
+    assert bench_attention.main([*ATTENTION, "--json", f"{tmp_path}/a.json"]) == 1
     for case in json.loads((tmp_path / "a.json").read_text())["cases"]:
         assert (case["ms"] is None) == (case["variant"] == "ditfast-cuda" and case["mode"] != "fwd"), case

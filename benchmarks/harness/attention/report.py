@@ -1,32 +1,25 @@
 """The measurement of attention as tables and as a picture."""
 
-import sys
-
-from ops_report import failures, parity, style, table
-from report import WIDTH, digits, header_lines, ms_text
-from rich.console import Console
+from harness import report
+from harness.report import digits, ms_text
+from harness.verdicts import is_ours
 
 COLUMNS = ("variant", "ms", "TFLOP/s", "of floor", "floor by", "vs best peer", "parity / budget", "kernels")
+TEXTS = ("variant", "parity / budget", "kernels")
 TITLES = {"fwd": "forward", "bwd": "backward", "both": "forward + backward"}
 
 
 def show(result: dict) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    console.print(*header_lines(result["header"]), sep="\n", style="dim")
-    for (dtype, shape, mode), cases in _groups(result["cases"]).items():
-        b, n, d = shape
-        title = f"{TITLES[mode]} · B={b} N={n} d={cases[0]['head_dim']} H={d // cases[0]['head_dim']} · {dtype}"
-        console.print(table(title, COLUMNS, [(_cells(c), style(c)) for c in cases]))
-    console.print(_ceiling(result["ceiling"]), style="dim")
-    for line in (*failures(result["cases"]), *result["notes"]):
-        console.print(line, style="dim")
+    tables = []
+    for (dtype, (b, n, dim), mode), cases in report.groups(result["cases"], "dtype", "shape", "mode").items():
+        d = cases[0]["head_dim"]
+        title = f"{TITLES[mode]} · B={b} N={n} d={d} H={dim // d} · {dtype}"
+        tables.append(report.table(title, COLUMNS, [(_cells(c), report.style(c)) for c in cases], TEXTS))
+    report.show(result, tables, [_ceiling(result["ceiling"]), *report.failures(result["cases"], _what)])
 
 
-def _groups(cases):
-    found = {}
-    for case in cases:
-        found.setdefault((case["dtype"], tuple(case["shape"]), case["mode"]), []).append(case)
-    return found
+def _what(case):
+    return f"{TITLES[case['mode']]} {case['shape']} {case['dtype']}"
 
 
 def _ceiling(ceiling):
@@ -35,7 +28,7 @@ def _ceiling(ceiling):
 
 
 def _cells(case):
-    found = {"variant": case["variant"], "parity / budget": parity(case)}
+    found = {"variant": case["variant"], "parity / budget": report.parity_text(case)}
     if case["ms"] is None:
         return found
     best, kernels = case["vs_best_peer"], case["kernels"]
@@ -51,33 +44,23 @@ def _cells(case):
 
 def plot(result: dict, path) -> None:
     """TFLOP/s at the true head dim, a panel for each mode and head dim, a group of bars for each N."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     cases = [case for case in result["cases"] if case["ms"] and case["dtype"] == result["cases"][0]["dtype"]]
     dims = sorted({case["head_dim"] for case in cases})
-    figure, axes = plt.subplots(len(dims), 3, figsize=(12, 3 * len(dims)), squeeze=False, layout="constrained")
+    figure, axes = report.subplots(len(dims), 3, figsize=(12, 3 * len(dims)))
     for row, d in zip(axes, dims, strict=True):
         for axis, mode in zip(row, TITLES, strict=True):
             _panel(axis, [c for c in cases if c["head_dim"] == d and c["mode"] == mode])
             axis.set(title=f"{TITLES[mode]}, d={d}", xlabel="N", ylabel="TFLOP/s")
     axes[0][0].legend(fontsize=7)
-    machine = result["header"]["machine"]
-    figure.suptitle(f"Attention on packed qkv, {cases[0]['dtype']}, {machine.get('gpu') or machine['cpu']}")
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
+    report.save(figure, path, f"Attention on packed qkv, {cases[0]['dtype']}", result["header"])
 
 
 def _panel(axis, cases):
     tokens = sorted({case["shape"][1] for case in cases})
-    variants = list(dict.fromkeys(case["variant"] for case in cases))
+    variants = report.groups(cases, "variant")
     width = 0.8 / max(1, len(variants))
-    for i, variant in enumerate(variants):
-        chosen = [c for c in cases if c["variant"] == variant]
+    for i, ((variant,), chosen) in enumerate(variants.items()):
         places = [tokens.index(c["shape"][1]) + (i - (len(variants) - 1) / 2) * width for c in chosen]
-        hatch = "//" if variant.startswith("ditfast") else None
+        hatch = "//" if is_ours(chosen[0]) else None
         axis.bar(places, [c["tflops"] for c in chosen], width, label=variant, hatch=hatch)
     axis.set_xticks(range(len(tokens)), tokens)
-    axis.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,36 +14,32 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditfast import ops
+from harness.block import command, memory, variants
+from harness.block.workload import Workload, make_blocks, make_inputs
 
-pytest.importorskip("rich")
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+COMMAND = Path(__file__).parents[2] / "benchmarks" / "bench_block.py"
 QUICK = ["--quick", "--repeats", "1", "--batch", "2", "--dtype", "fp32"]  # the same on a GPU
 
 
-def load(name, monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return import_module(name)
-
-
 @pytest.fixture
-def bench(monkeypatch):
+def bench(monkeypatch, one_thread):
     """The program in this process, without the subprocess that interprets kernels."""
-    module = load("bench_block", monkeypatch)
-    monkeypatch.setattr(module, "prove_kernels", lambda *args: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield module
-    torch.set_num_threads(threads)
+    monkeypatch.setattr(command, "prove_kernels", lambda *args: None)
+    return command
+
+
+def run_command(*arguments, python=(), **options):
+    program = [sys.executable, *python, str(COMMAND), *arguments]
+    return subprocess.run(program, capture_output=True, text=True, timeout=300, **options)
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """One run as a user starts it: what it printed, and the files it wrote."""
     folder = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, str(FOLDER / "bench_block.py"), *QUICK]
-    files = ["--json", str(folder / "out.json"), "--plot", str(folder / "out.png")]
+    arguments = [*QUICK, "--json", "out.json", "--plot", "out.png"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many as in this process, so that both can be compared
-    done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=300, env=environment)
+    done = run_command(*arguments, cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, folder
 
@@ -82,6 +77,14 @@ def test_kernels_are_proven_in_the_interpreter(quick):
     kernels = json.loads((quick[1] / "out.json").read_text())["kernels"]
     assert kernels["error"] is None and kernels["parity"]["used"] <= 1
     assert kernels["backends"]["gated_residual_layer_norm_modulate"] == ["triton"]
+
+
+def test_a_missing_package_is_one_line():
+    done = run_command(python=["-S"])  # without the packages of the environment
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "bench_block.py needs the package torch, which is not installed: pip install -e '.[bench]'"
+    ]
 
 
 def test_a_wrong_operation_gets_no_speed(bench, monkeypatch, capsys, tmp_path):
@@ -183,7 +186,7 @@ def test_bad_arguments_are_named_before_anything_runs(bench, monkeypatch, capsys
 
 
 def test_official_checkout_is_timed_too(bench, capsys, tmp_path):
-    (tmp_path / "models.py").write_text("from eager_block import EagerBlock as DiTBlock\n")
+    (tmp_path / "models.py").write_text("from harness.block.eager import EagerBlock as DiTBlock\n")
     assert bench.main([*QUICK, "--mode", "fwd", "--variants", "ditfast", "--official", str(tmp_path)]) == 0
     assert "official" in capsys.readouterr().out
 
@@ -195,8 +198,7 @@ def test_official_checkout_without_its_packages_says_which(bench, capsys, tmp_pa
     assert "needs the package 'not_there', which is not installed" in capsys.readouterr().err
 
 
-def test_kept_bytes_of_a_known_graph(monkeypatch):
-    memory = load("memory", monkeypatch)
+def test_kept_bytes_of_a_known_graph():
     x = torch.randn(4, 8, requires_grad=True)
     weight = torch.nn.Parameter(torch.randn(8, 8))
 
@@ -211,10 +213,9 @@ def test_kept_bytes_of_a_known_graph(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
-def test_flops_are_those_of_the_flop_counter(monkeypatch, mode):
-    workload, variants = load("workload", monkeypatch), load("variants", monkeypatch)
-    w = workload.Workload("DiT-S/2", 64, batch=2, blocks=2, dtype="fp32", device="cpu")
-    stack, inputs = variants.Stack(workload.make_blocks(w)), workload.make_inputs(w)
+def test_flops_are_those_of_the_flop_counter(mode):
+    w = Workload("DiT-S/2", 64, batch=2, blocks=2, dtype="fp32", device="cpu")
+    stack, inputs = variants.Stack(make_blocks(w)), make_inputs(w)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the fused one is not counted
         out = stack(*inputs[:2])
         if mode == "fwd_bwd":
@@ -222,21 +223,7 @@ def test_flops_are_those_of_the_flop_counter(monkeypatch, mode):
     assert w.flops(mode) == counter.get_total_flops()
 
 
-def test_macs_are_those_of_the_paper(monkeypatch):
-    w = load("workload", monkeypatch).Workload("DiT-XL/2", 256, batch=1, blocks=28, dtype="fp32", device="cpu")
+def test_macs_are_those_of_the_paper():
+    w = Workload("DiT-XL/2", 256, batch=1, blocks=28, dtype="fp32", device="cpu")
     assert w.tokens == 256
     assert w.macs("fwd") / 1e9 == pytest.approx(118.64, rel=1e-3)
-
-
-def test_parity_rejects_nan_and_one_wrong_sample(monkeypatch):
-    compare = load("parity", monkeypatch).compare
-    ref = [torch.randn(3, 5, 7, dtype=torch.float64)]
-    low = [t.bfloat16() for t in ref]
-    assert compare(["out"], low, low, ref)["used"] <= 0.5
-    broken = low[0].clone()
-    broken[1, 2, 3] = float("nan")
-    assert compare(["out"], [broken], low, ref)["used"] == float("inf")
-    small = [torch.cat((ref[0], 1e-3 * ref[0]))]  # the second half is invisible to the maximum
-    low = [t.bfloat16() for t in small]
-    wrong = [torch.cat((low[0][:3], 1.1 * low[0][3:]))]
-    assert compare(["out"], wrong, low, small)["used"] > 1

@@ -3,13 +3,13 @@
 import json
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("rich")
-ROOT = Path(__file__).parent.parent
+from harness.suite import command, documents
+from harness.suite.stages import ROOT, STAGES, Stage, read_json, read_junit
+
 SLEEP = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -18,41 +18,27 @@ child.wait()
 """
 
 
-@pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module
+def stage(name, code, weight=1.0, read=read_json):
+    """A stage that runs ``code``, in which OUT is the file to write."""
+
+    def arguments(out, seconds, is_rehearsal):
+        return [sys.executable, "-c", f"OUT = {str(out)!r}\n{code}"]
+
+    return Stage(name, weight, arguments, read)
 
 
 @pytest.fixture
-def stage(load):
-    stages = load("stages")
-
-    def make(name, code, weight=1.0, read=stages.read_json):
-        """A stage that runs ``code``, in which OUT is the file to write."""
-
-        def command(out, seconds, is_rehearsal):
-            return [sys.executable, "-c", f"OUT = {str(out)!r}\n{code}"]
-
-        return stages.Stage(name, weight, command, read)
-
-    return make
-
-
-@pytest.fixture
-def suite(load, monkeypatch, tmp_path):
-    module = load("gpu_suite")
-
+def suite(monkeypatch, tmp_path):
     def run(stages, *arguments):
-        monkeypatch.setattr(module, "STAGES", tuple(stages))
-        status = module.main(["--interpret", "--out", str(tmp_path), *arguments])
+        monkeypatch.setattr(command, "STAGES", tuple(stages))
+        status = command.main(["--interpret", "--out", str(tmp_path), *arguments])
         (path,) = tmp_path.glob("*.json")
         return status, json.loads(path.read_text())
 
     return run
 
 
-def test_a_hung_stage_is_killed_and_the_rest_goes_on(suite, stage):
+def test_a_hung_stage_is_killed_and_the_rest_goes_on(suite):
     start = time.monotonic()
     stages = [
         stage("hung", SLEEP, read=lambda out: ({"child": out.read_text()}, [])),
@@ -67,7 +53,7 @@ def test_a_hung_stage_is_killed_and_the_rest_goes_on(suite, stage):
     assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
-def test_what_a_killed_stage_had_written_is_kept(suite, stage):
+def test_what_a_killed_stage_had_written_is_kept(suite):
     written = json.dumps({"at": f"{ROOT}/x"})
     code = f"open(OUT, 'w').write({written!r})\nprint('half way', flush=True)\nimport time; time.sleep(600)"
     _, record = suite([stage("partial", code)], "--deadline", "4")
@@ -75,7 +61,7 @@ def test_what_a_killed_stage_had_written_is_kept(suite, stage):
     assert found["status"] == "killed" and found["result"] == {"at": "./x"} and found["tail"][0] == "half way"
 
 
-def test_a_red_stage_keeps_its_last_words(suite, stage):
+def test_a_red_stage_keeps_its_last_words(suite):
     code = f"print('x' * 400); print('in {ROOT}/tests'); raise SystemExit(3)"
     status, record = suite([stage("red", code), stage("none", "")])
     red, none = record["stages"]
@@ -84,12 +70,12 @@ def test_a_red_stage_keeps_its_last_words(suite, stage):
     assert none["status"] == "red" and none["why"].startswith("no result")
 
 
-def test_a_stage_without_time_is_skipped(suite, stage):
+def test_a_stage_without_time_is_skipped(suite):
     _, record = suite([stage("first", "open(OUT, 'w').write('{}')", weight=0.0), stage("second", "")])
     assert record["stages"][0]["status"] == "skipped"
 
 
-def test_the_record_is_complete_after_each_stage(suite, stage, tmp_path):
+def test_the_record_is_complete_after_each_stage(suite, tmp_path):
     code = f"import glob, shutil; (path,) = glob.glob('{tmp_path}/*.json'); shutil.copy(path, OUT)"
     _, record = suite([stage("first", "open(OUT, 'w').write('{}')"), stage("second", code)], "--commit", "a" * 10)
     seen = record["stages"][1]["result"]
@@ -97,18 +83,17 @@ def test_the_record_is_complete_after_each_stage(suite, stage, tmp_path):
     assert seen["header"]["commit"] == record["header"]["commit"] == "a" * 10 and seen["interpreted"]
 
 
-def test_the_cheap_stages_end_green(suite, load):
-    status, record = suite([s for s in load("stages").STAGES if s.name in ("ceilings", "attention")])
+def test_the_cheap_stages_end_green(suite):
+    status, record = suite([s for s in STAGES if s.name in ("ceilings", "attention")])
     assert status == 0, record
     ceilings, attention = (s["result"] for s in record["stages"])
     assert len(ceilings["gemms"]) == 12 + 1 and ceilings["copies"]
     assert attention["header"]["commit"] == record["header"]["commit"]
-    assert {(c["op"], c["direction"], c["is_right"]) for c in record["checks"]} == {
-        ("attention", "fwd", True), ("attention", "bwd", True)
-    }  # fmt: skip
+    checks = {(c["op"], c["direction"], c["is_right"]) for c in record["checks"]}
+    assert checks == {("attention", "fwd", True), ("attention", "bwd", True)}
 
 
-def test_junit_gives_checks(load, tmp_path):
+def test_junit_gives_checks(tmp_path):
     properties = "".join(
         f'<property name="{k}" value="{v}"/>'
         for k, v in {"op": "mlp", "backend": "triton", "dtype": "bf16", "direction": "bwd", "size": "1x2x3"}.items()
@@ -121,10 +106,9 @@ def test_junit_gives_checks(load, tmp_path):
         f'<testcase classname="a" name="three"><properties>{properties}</properties><skipped/></testcase>'
         '<testcase classname="a" name="four"/></testsuite></testsuites>'
     )
-    result, checks = load("stages").read_junit(tmp_path / "out")
-    assert result == {
-        "passed": 2, "failed": 1, "skipped": 1, "failures": [{"test": "a::two", "why": "dh: too far"}]
-    }  # fmt: skip
+    result, checks = read_junit(tmp_path / "out")
+    failures = [{"test": "a::two", "why": "dh: too far"}]
+    assert result == {"passed": 2, "failed": 1, "skipped": 1, "failures": failures}
     assert [(c["is_right"], c["why"]) for c in checks] == [(True, None), (False, "dh: too far")]
 
 
@@ -135,9 +119,9 @@ def test_junit_gives_checks(load, tmp_path):
         (["--interpret", "--deadline", "0"], "--deadline: must be a whole number >= 1"),
     ],
 )
-def test_bad_arguments(load, capsys, arguments, message):
+def test_bad_arguments(capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
-        load("gpu_suite").main(arguments)
+        command.main(arguments)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
@@ -147,10 +131,18 @@ def synthetic(gpu="NVIDIA X", date="2026-01-02T03:04:05+00:00", **changes):
     wrong = check | {"size": "2x2x2", "is_right": False, "why": "dh: 2 > 1"}
     ms = {"median": 0.5, "p10": 0.4, "p90": 0.6, "repeats": 3}
     case = {
-        "op": "junction", "mode": "fwd", "dtype": "bf16", "shape": [64, 256, 1152], "variant": "ditfast", "ms": ms,
-        "bytes": 10**8, "gb_per_s": 200.0, "copy_gb_per_s": 250.0, "copy_share": 0.8,
+        "op": "junction",
+        "mode": "fwd",
+        "dtype": "bf16",
+        "shape": [64, 256, 1152],
+        "variant": "ditfast",
+        "ms": ms,
+        "bytes": 10**8,
+        "gb_per_s": 200.0,
+        "copy_gb_per_s": 250.0,
+        "copy_share": 0.8,
         "speedup": {"eager": 2.5, "compile": 1.25},
-    }  # fmt: skip
+    }
     header = {"machine": {"gpu": gpu}, "gpu_state": None, "versions": {"torch": "2", "triton": "3"}, "date": date}
     return {
         "schema": 1,
@@ -167,13 +159,13 @@ def synthetic(gpu="NVIDIA X", date="2026-01-02T03:04:05+00:00", **changes):
 
 
 @pytest.fixture
-def documents(load, tmp_path):
+def generated(tmp_path):
     def generate(*runs):
         folder = tmp_path / "results" / "gpu"
         folder.mkdir(parents=True)
         for i, run in enumerate(runs):
             (folder / f"{i}.json").write_text(json.dumps(run))
-        load("docs").generate(tmp_path / "results", tmp_path / "docs")
+        documents.generate(tmp_path / "results", tmp_path / "docs")
         return [(tmp_path / "docs" / name).read_text() for name in ("verification.md", "performance.md")]
 
     return generate
@@ -184,36 +176,31 @@ def row(text, start):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_documents_of_a_run(documents, tmp_path):
-    verification, performance = documents(synthetic())
+def test_documents_of_a_run(generated, tmp_path):
+    verification, performance = generated(synthetic())
     cells = row(verification, "| `mlp` | triton | bf16")
     assert cells[3] == "verified: NVIDIA X, 2026-01-02, abcdef1234"
     assert cells[4] == "**WRONG**: NVIDIA X, 2026-01-02, abcdef1234: 2x2x2 dh: 2 > 1"
-    assert verification.count("unverified") == 2 * (len(load_cells()) - 1)
+    assert verification.count("unverified") == 2 * (len(documents.cells()) - 1)
     assert row(performance, "| junction | fwd")[3:] == ["bf16", "500.0", "200", "80%", "2.50x", "1.25x"]
     assert "![ops on NVIDIA X](img/NVIDIA-X-ops.png)" in performance
     assert (tmp_path / "docs" / "img" / "NVIDIA-X-ops.png").read_bytes().startswith(b"\x89PNG")
 
 
-def load_cells():
-    return import_module("docs").cells()
-
-
-def test_the_newest_run_of_each_gpu_counts(documents):
+def test_the_newest_run_of_each_gpu_counts(generated):
     newer = synthetic(date="2026-02-02T00:00:00+00:00")
     newer["checks"] = [c | {"is_right": True} for c in newer["checks"]]
-    verification, _ = documents(newer, synthetic(), synthetic("NVIDIA Y"))
+    verification, _ = generated(newer, synthetic(), synthetic("NVIDIA Y"))
     cell = row(verification, "| `mlp` | triton | bf16")[4]
     assert cell.startswith("verified: NVIDIA X, 2026-02-02, abcdef1234<br>**WRONG**: NVIDIA Y, 2026-01-02")
 
 
-def test_a_rehearsal_verifies_nothing(documents):
-    for text in documents(synthetic(interpreted=True)):
+def test_a_rehearsal_verifies_nothing(generated):
+    for text in generated(synthetic(interpreted=True)):
         assert "very kernel is unverified on hardware" in text and "interpreter" in text
         assert "verified: " not in text
 
 
-def test_the_committed_document_is_up_to_date(load):
-    docs = load("docs")
-    generated = docs.verification(docs.load(ROOT / "benchmarks" / "results"))
-    assert (ROOT / "docs" / "verification.md").read_text() == generated
+def test_the_committed_document_is_up_to_date():
+    text = documents.verification(documents.load(ROOT / "benchmarks" / "results"))
+    assert (ROOT / "docs" / "verification.md").read_text() == text

@@ -4,15 +4,12 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
-from eager_block import EagerBlock
 
 from ditfast.models.presets import SIZES
+from harness.block.eager import EagerBlock
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "autocast": torch.float32}
-PASSES = {
-    "fwd": 1,
-    "fwd_bwd": 3,
-}  # each matrix product has two more in backward
+PASSES = {"fwd": 1, "fwd_bwd": 3}  # each matrix product has two more in backward
 
 
 @dataclass(frozen=True)

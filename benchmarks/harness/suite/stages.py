@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-BENCHMARKS = Path(__file__).parent
+BENCHMARKS = Path(__file__).parents[2]
 ROOT = BENCHMARKS.parent
 
 
@@ -19,19 +19,21 @@ class Stage:
         weight: its share of the time, among the stages that are still to come.
         command: (output file, seconds, is rehearsal) -> arguments.
         read: output file -> (result, checks). A check says of one kernel whether it kept the contract.
+        folder: where it is started.
     """
 
     name: str
     weight: float
     command: Callable[[Path, int, bool], list[str]]
     read: Callable[[Path], tuple[dict, list[dict]]]
+    folder: Path = ROOT
 
 
-def _script(name, *full, has_deadline=False):
+def _benchmark(*program, full=(), has_deadline=False):
     def command(out, seconds, is_rehearsal):
         deadline = ["--deadline", str(max(1, int(0.8 * seconds)))] if has_deadline else []
         options = ["--quick"] if is_rehearsal else [*full, *deadline]
-        return [sys.executable, str(BENCHMARKS / name), "--json", str(out), *options]
+        return [sys.executable, *program, "--json", str(out), *options]
 
     return command
 
@@ -73,7 +75,7 @@ def read_junit(path: Path):
 
 PARITY = "tests/gpu/test_parity.py"
 STAGES = (
-    Stage("ceilings", 0.05, _script("ceilings.py"), read_json),
+    Stage("ceilings", 0.05, _benchmark("-m", "harness.ceilings"), read_json, BENCHMARKS),
     Stage("parity", 0.22, _pytest("-m", "gpu", PARITY, rehearsal=[PARITY]), read_junit),
     Stage(
         "tests",
@@ -81,12 +83,13 @@ STAGES = (
         _pytest("-m", "gpu", "tests", f"--ignore={PARITY}", rehearsal=["tests/gpu", f"--ignore={PARITY}"]),
         read_junit,
     ),
-    Stage("ops", 0.20, _script("bench_ops.py", has_deadline=True), read_json),
-    Stage("attention", 0.17, _script("bench_attention.py", has_deadline=True), read_json),
+    Stage("ops", 0.20, _benchmark("bench_ops.py", has_deadline=True), read_json, BENCHMARKS),
+    Stage("attention", 0.17, _benchmark("bench_attention.py", has_deadline=True), read_json, BENCHMARKS),
     Stage(
         "block",
         0.18,
-        _script("bench_block.py", "--variants", "eager", "compile", "ditfast", "ditfast+compile"),
+        _benchmark("bench_block.py", full=("--variants", "eager", "compile", "ditfast", "ditfast+compile")),
         read_json,
+        BENCHMARKS,
     ),
 )

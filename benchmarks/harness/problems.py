@@ -7,11 +7,11 @@ from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
-from traffic import CHANNELS, PATCH
 
 from ditfast import ops
 from ditfast.ops import contract
 from ditfast.ops.verify import PRECISIONS
+from harness.traffic import CHANNELS, PATCH
 
 CHUNK_ELEMENTS = 2**25  # of a tensor in float64 at a time, to bound memory
 PER_BATCH = ("bias", "w1", "b1", "w2", "b2", "w_qkv", "b_qkv", "weight", "pos_embed", "dbias_of_gelu")  # summed
@@ -207,7 +207,7 @@ def is_per_batch(name: str) -> bool:
 def judge(problem: Problem, got, low=None, ref=None) -> dict[str, dict]:
     """Hold ``got`` to the contract: {"fwd": verdict, "bwd": verdict} as far as it holds outputs and gradients.
 
-    A verdict is the tensor that uses most of its budget, the share that it uses, and None or why it is wrong.
+    A verdict is the worst of `ditfast.ops.contract.verdict`.
     """
     low = low or problem.results("reference")
     ref = ref or problem.reference(low)
@@ -215,16 +215,9 @@ def judge(problem: Problem, got, low=None, ref=None) -> dict[str, dict]:
     verdicts = {}
     for name, tensor in got.items():
         is_output = name in problem.operation.outputs and problem.operation.has_backward
-        mode = "fwd" if is_output else "bwd"
-        verdict = _verdict(name, tensor, low[name], ref[name], slack)
-        worst = verdicts.get(mode)
-        if worst is None or _badness(verdict) > _badness(worst):
-            verdicts[mode] = verdict
-    return verdicts
-
-
-def _badness(verdict):
-    return verdict["reason"] is not None, verdict["used"] or 0.0
+        verdict = contract.verdict(name, tensor, low[name], ref[name], not is_per_batch(name), slack)
+        verdicts.setdefault("fwd" if is_output else "bwd", []).append(verdict)
+    return {mode: contract.worst(found) for mode, found in verdicts.items()}
 
 
 def _weight_error(problem):
@@ -240,17 +233,3 @@ def _weight_error(problem):
         logits = q @ k.mT * q.shape[-1] ** -0.5  # (H, N, N)
         worst = max(worst, logits.abs().max().item(), logits.logsumexp(-1).abs().max().item())
     return 2 * torch.finfo(torch.float32).eps * worst
-
-
-def _verdict(name, got, low, ref, slack):
-    per_sample = not is_per_batch(name)
-    reason = contract.violation(got, low, ref, per_sample)
-    is_comparable = got.shape == ref.shape and got.dtype == low.dtype and bool(got.isfinite().all())
-    if not is_comparable:
-        return {"tensor": name, "used": None, "reason": f"{name}: {reason}"}
-    size = ref.abs().max().item()
-    used = max(
-        error / (limit + slack * (size if kind == "max error" else 1.0))
-        for kind, error, limit in contract.errors(got, low, ref, per_sample)
-    )
-    return {"tensor": name, "used": used, "reason": f"{name}: {reason}" if used > 1 else None}

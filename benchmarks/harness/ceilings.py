@@ -1,19 +1,18 @@
 """What this machine can do at best: copies by size, and the library's GEMM on the shapes of a DiT block.
 
-python benchmarks/ceilings.py [--quick] [--json FILE]
+In benchmarks/: python -m harness.ceilings [--quick] [--json FILE]
 """
 
 import sys
 from functools import partial
 from pathlib import Path
 
-import jsonfile
-import timing
 import torch
-from arguments import Parser
-from machine import header
 
 from ditfast.ops.verify import PRECISIONS
+from harness import jsonfile, timing
+from harness.arguments import Parser
+from harness.machine import header
 
 COPIES = {False: [2**k for k in range(22, 33)], True: [2**20, 2**22]}  # bytes read and written together
 LINEARS = {"qkv": (1, 3), "proj": (1, 1), "fc1": (1, 4), "fc2": (4, 1)}  # inner and outer size in D

@@ -1,0 +1,1 @@
+"""bench_attention.py: attention by ditfast and by its peers."""

@@ -1,0 +1,1 @@
+"""bench_block.py: blocks in eager, torch.compile and ditfast."""

@@ -1,0 +1,169 @@
+"""Measure the variants of a stack of blocks: see bench_block.py."""
+
+import sys
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+
+from ditfast.ops import backend, contract
+from harness import jsonfile, timing
+from harness.block import compare, interpreter, memory, parity, report, variants
+from harness.block import options as command_line
+from harness.block.workload import RUN, forward_backward, make_blocks, make_gemms, make_inputs
+from harness.machine import header, machine
+from harness.report import busy
+from harness.verdicts import is_excused, is_green, may_be_timed, passes
+
+
+class Bench:
+    """One run: the stacks of all variants, and what they must compute."""
+
+    def __init__(self, options):
+        torch.compiler.reset()
+        self.workload, self.repeats, self.notes = options.workload, options.repeats, []
+        blocks, self.inputs = make_blocks(self.workload), make_inputs(self.workload)
+        plain = variants.Stack(blocks)
+        self.labels = parity.names(plain)
+        self.low = forward_backward(plain, self.workload, self.inputs)
+        self.ref = parity.reference(blocks, self.inputs)
+        self.stacks = {}
+        for name in options.variants:
+            reason = variants.why_not(name)
+            if reason:
+                self.notes.append(f"{name} skipped: {reason}")
+            else:
+                self.stacks[name] = variants.build(name, self.workload, blocks, options.official_block)
+        self.backends = {name: {} for name in self.stacks if name.startswith("ditfast")}
+
+    def measure(self, mode):
+        """The cases of one mode, and the ceiling: the stack's matrix products alone."""
+        cases, verdicts = {}, {}
+        for name in self.stacks:
+            with busy(f"{name}, {report.MODES[mode]}: compute and compare"):
+                cases[name], verdicts[name] = self._check(name, mode)
+        self._judge(mode, cases, verdicts)
+        runs = {name: self._pass(name, mode) for name, case in cases.items() if may_be_timed(case)}
+        gemms, gemm_flops = make_gemms(self.workload, mode)
+        with busy(f"{report.MODES[mode]}: measure"):
+            times = timing.measure(runs | {"": gemms}, self.repeats, self.workload.device)
+        ceiling = {"ms": times[""], "tflops": gemm_flops / times[""]["median"] / 1e9}
+        for name in runs:
+            cases[name] |= self._speed(name, mode, times, ceiling)
+        return list(cases.values()), ceiling
+
+    def _pass(self, name, mode):
+        return partial(RUN[mode], self.stacks[name], self.workload, self.inputs)
+
+    def _check(self, name, mode):
+        """The case of one variant, weighed, and the verdict on each of its tensors; this also compiles it."""
+        case = {
+            "variant": name,
+            "mode": mode,
+            "error": None,
+            "parity": None,
+            "ms": None,
+            "kept_bytes": None,
+            "peak_bytes": None,
+        }
+        try:
+            with backend.record() as ran:
+                got = self._pass(name, mode)()
+            verdicts = parity.compare(self.labels, got, self.low, self.ref)
+            del got
+            case["peak_bytes"] = memory.peak_bytes(self._pass(name, mode), self.workload.device)
+            if mode == "fwd_bwd":
+                case["kept_bytes"] = self._kept(name)
+        except Exception as error:  # one variant that fails must not lose the others
+            return case | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}, None
+        self._note_backends(name, ran)
+        return case, verdicts
+
+    def _judge(self, mode, cases, verdicts):
+        """Give each case its worst tensor. What is wrong in compile as well is not ditfast's."""
+        for name, found in verdicts.items():
+            if found is None:
+                continue
+            if name == "ditfast+compile" and verdicts.get("compile"):
+                found = parity.excused(found, verdicts["compile"])
+            cases[name]["parity"] = worst = contract.worst(found)
+            if is_excused(cases[name]):
+                used = f"{worst['tensor']} uses {worst['used']:.2f} of its error budget"
+                self.notes.append(f"{name}, {report.MODES[mode]}: {used}, as in compile: the error is PyTorch's")
+
+    def _kept(self, name):
+        stack = self.stacks[name]
+
+        def run():
+            with self.workload.context():
+                return stack(*self.inputs[:2])
+
+        return memory.kept_bytes(run, stack.parameters())
+
+    def _note_backends(self, name, ran):
+        for op, names in ran.items():
+            known = self.backends[name].setdefault(op, [])
+            known += [n for n in dict.fromkeys(names) if n not in known]
+
+    def _speed(self, name, mode, times, ceiling):
+        w, ms = self.workload, times[name]
+        tflops = w.flops(mode) / ms["median"] / 1e9
+        return {
+            "ms": ms,
+            "tflops": tflops,
+            "gmacs": w.macs(mode) / 1e9,
+            "gemm_share": tflops / ceiling["tflops"],
+            "speedup": {base: times[base]["median"] / ms["median"] for base in ("eager", "compile") if base in times},
+        }
+
+
+def run(options) -> dict:
+    bench = Bench(options)
+    cases, ceiling = [], {}
+    for mode in options.mode:
+        found, ceiling[mode] = bench.measure(mode)
+        cases += found
+    for case in cases:
+        kept = case["kept_bytes"]
+        case["kept_units"] = None if kept is None else kept / options.workload.unit / options.workload.blocks
+    result = {
+        "schema": compare.SCHEMA,
+        "header": header(options.workload.device),
+        "workload": options.workload.as_dict(),
+        "repeats": options.repeats,
+        "cases": cases,
+        "ceiling": ceiling,
+        "kernels": None,
+        "backends": bench.backends,
+        "notes": bench.notes,
+    }
+    if options.workload.device == "cpu":
+        result["kernels"] = prove_kernels(options.workload.dtype, result["notes"])
+    return result
+
+
+def prove_kernels(dtype, notes):
+    """Parity of the Triton kernels in the interpreter; None, and a note, where there is no Triton."""
+    if find_spec("triton") is None:
+        notes.append("triton kernels not shown: triton is not installed")
+        return None
+    return {"error": None} | interpreter.in_subprocess(dtype)
+
+
+def main(argv=None) -> int:
+    options = command_line.parse(argv)
+    if options.old:
+        try:
+            compare.require_same(options.old, machine(options.workload.device), options.workload.as_dict())
+        except compare.Incomparable as error:
+            print(f"bench_block.py: cannot compare with {options.compare}: {error}", file=sys.stderr)
+            return 2
+    result = run(options)
+    report.show(result)
+    jsonfile.write(options.json, result)
+    if options.plot:
+        report.plot(result, options.plot)
+    is_good = passes(result["cases"]) and (result["kernels"] is None or is_green(result["kernels"]))
+    if options.old:
+        is_good &= report.show_ratios(compare.ratios(options.old, result), options.fail_below)
+    return 0 if is_good else 1

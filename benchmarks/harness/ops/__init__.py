@@ -1,0 +1,1 @@
+"""bench_ops.py: operations in eager, torch.compile and ditfast."""

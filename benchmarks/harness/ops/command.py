@@ -1,0 +1,195 @@
+"""Measure the operations, each against a copy of the same bytes: see bench_ops.py."""
+
+import time
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+import torch._functorch.config as functorch
+
+from ditfast.ops.verify import PRECISIONS
+from harness import jsonfile, timing
+from harness.arguments import Parser, count, one_of, require_writable
+from harness.machine import header
+from harness.ops import report
+from harness.problems import Problem, judge
+from harness.report import busy
+from harness.traffic import MOVED, bytes_moved
+from harness.verdicts import may_be_timed, passes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OPS = tuple(dict.fromkeys(op for op, _ in MOVED if op != "attention"))
+STREAMLESS = ("gelu", "gelu_recompute", "patchify", "unpatchify")  # autocast is to them as bf16
+DEFAULTS = {  # (device, quick): batches, tokens, hidden sizes, dtypes, variants, repeats; what matters most first
+    ("cuda", False): ([64, 32, 256], 256, [1152, 1024], list(PRECISIONS), ["eager", "compile", "ditfast"], 30),
+    ("cuda", True): ([4], 64, [384], list(PRECISIONS), ["eager", "ditfast"], 3),
+    ("cpu", False): ([2], 16, [72], ["fp32", "fp16"], ["eager", "ditfast"], 3),
+    ("cpu", True): ([2], 16, [72], ["fp32", "fp16"], ["eager", "ditfast"], 3),
+}
+
+
+def parse(argv):
+    parser = Parser(prog="bench_ops.py", description="Time operations in eager, torch.compile and ditfast.")
+    add = parser.add_argument
+    add("--ops", nargs="+", type=one_of(OPS), metavar="NAME", default=OPS, help=f"of {', '.join(OPS)}")
+    add("--modes", nargs="+", choices=("fwd", "bwd"), default=("fwd", "bwd"), help="forward, backward alone")
+    add("--batch", nargs="+", type=count, metavar="N", help="samples (default 64 32 256)")
+    add("--tokens", type=count, metavar="N", help="of a sample, a square number (default 256)")
+    add("--dim", nargs="+", type=count, metavar="D", help="hidden sizes (default 1152 1024)")
+    add("--dtypes", nargs="+", choices=PRECISIONS, help="autocast: an fp32 stream with bf16 branches")
+    add("--variants", nargs="+", choices=("eager", "compile", "ditfast"), help="what to time")
+    add("--repeats", type=count, metavar="N", help="timed runs of each case (default 30)")
+    add("--quick", action="store_true", help="tiny shapes and few repeats, to see that everything runs")
+    add("--deadline", type=count, metavar="SECONDS", help="begin no case after this; say how many are left out")
+    add("--json", type=Path, metavar="FILE", help="write everything that was measured, case by case")
+    add("--plot", type=Path, metavar="FILE", help="draw GB/s of each operation under the line of a copy")
+    options = parser.parse_args(argv)
+    names = ("batch", "tokens", "dim", "dtypes", "variants", "repeats")
+    for name, default in zip(names, DEFAULTS[DEVICE, options.quick], strict=True):
+        setattr(options, name, getattr(options, name) or default)
+    try:
+        require_writable(options)
+    except ValueError as error:
+        parser.error(error)
+    return options
+
+
+def problems(options) -> list[Problem]:
+    found = []
+    for dtype, batch, dim, op in product(options.dtypes, options.batch, options.dim, options.ops):
+        if not (dtype == "autocast" and op in STREAMLESS):
+            found.append(Problem(op, batch, options.tokens, dim, dtype, DEVICE))
+    return found
+
+
+def is_timed(variant: str) -> bool:
+    """What the interpreter takes says nothing of a kernel."""
+    return variant != "ditfast" or DEVICE == "cuda"
+
+
+class Bench:
+    """One problem: its variants held to the contract, then timed in turns with a copy."""
+
+    def __init__(self, problem, options):
+        torch.compiler.reset()
+        self.problem, self.options = problem, options
+        plain = partial(problem.call, backend="reference")
+        made = {
+            "eager": lambda: plain,
+            "compile": lambda: torch.compile(plain, fullgraph=True, dynamic=False),
+            "ditfast": lambda: partial(problem.call, backend="triton"),
+        }
+        self.functions = {name: made[name]() for name in options.variants}
+
+    def cases(self) -> list[dict]:
+        verdicts = self._verdicts()
+        found = []
+        for mode in self.options.modes:
+            if (self.problem.name, mode) not in MOVED:
+                continue
+            cases = {name: self._case(name, mode, verdicts[name]) for name in self.functions}
+            timed = [name for name, case in cases.items() if may_be_timed(case) and is_timed(name)]
+            try:
+                self._time(mode, {name: cases[name] for name in timed})
+            except Exception as error:  # one problem that does not fit must not lose the others
+                for name in timed:
+                    cases[name]["error"] = _line(error)
+            found += cases.values()
+        return found
+
+    def _verdicts(self):
+        low = self.problem.results("reference")
+        ref = self.problem.reference(low)
+        return {name: self._verdict(function, low, ref) for name, function in self.functions.items()}
+
+    def _verdict(self, function, low, ref):
+        try:
+            return judge(self.problem, self.problem.results(None, function), low, ref)
+        except Exception as error:
+            return _line(error)
+
+    def _case(self, variant, mode, verdict):
+        p, failed = self.problem, isinstance(verdict, str)
+        return {
+            "op": p.name,
+            "mode": mode,
+            "dtype": p.dtype,
+            "shape": p.shape,
+            "variant": variant,
+            "backend": "triton" if variant == "ditfast" else None,
+            "interpreted": not is_timed(variant),
+            "bytes": bytes_moved(p.name, mode, p.shape, p.dtype),
+            "error": verdict if failed else None,
+            "parity": None if failed else verdict[mode],
+            "ms": None,
+        }
+
+    def _time(self, mode, cases):
+        if not cases:
+            return
+        size = bytes_moved(self.problem.name, mode, self.problem.shape, self.problem.dtype)
+        source = torch.randint(127, (size // 2,), dtype=torch.int8, device=DEVICE)
+        leaves = self.problem.inputs()
+        passes = {name: self._pass(mode, self.functions[name], leaves) for name in cases}
+        passes["copy"] = partial(torch.empty_like(source).copy_, source)
+        prepare = self._prepare(leaves)
+        times = timing.measure(passes, self.options.repeats, DEVICE, warmup=3, prepare=prepare, lead=True)
+        copy = times["copy"]["median"]
+        for name, case in cases.items():
+            ms = times[name]
+            case |= {
+                "ms": ms,
+                "gb_per_s": size / ms["median"] / 1e6,
+                "copy_gb_per_s": size / copy / 1e6,
+                "copy_share": copy / ms["median"],
+                "speedup": {b: times[b]["median"] / ms["median"] for b in ("eager", "compile") if b in cases},
+            }
+
+    def _pass(self, mode, function, leaves):
+        if mode == "fwd" or not self.problem.operation.has_backward:
+            return torch.no_grad()(partial(function, *leaves))
+        outputs = function(*leaves)
+        wanted = [t for t in leaves if t.requires_grad]
+        return partial(torch.autograd.grad, outputs, wanted, self.problem.grads(outputs), retain_graph=True)
+
+    def _prepare(self, leaves):
+        """The MLP's pass overwrites its first input: give it fresh values, or it would end at zeros."""
+        if self.problem.operation.has_backward:
+            return None
+        return partial(leaves[0].copy_, leaves[0].clone())
+
+
+def _line(error) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def run(options) -> dict:
+    functorch.donated_buffer = False  # a backward that is timed many times keeps its graph
+    end = time.monotonic() + (options.deadline or float("inf"))
+    result = {"schema": 1, "benchmark": "ops", "header": header(DEVICE), "repeats": options.repeats}
+    result |= {"cases": [], "notes": []}
+    if DEVICE == "cpu":
+        result["notes"].append("no GPU: kernels were proven in Triton's interpreter, and not timed")
+    todo = problems(options)
+    for done, problem in enumerate(todo):
+        if time.monotonic() > end:
+            result["notes"].append(f"deadline: {len(todo) - done} of {len(todo)} problems left out")
+            break
+        with busy(f"{problem.name} {problem.shape} {problem.dtype}"):
+            result["cases"] += Bench(problem, options).cases()
+        jsonfile.write(options.json, result)
+    result["header"] = header(DEVICE)
+    return result
+
+
+def main(argv=None) -> int:
+    options = parse(argv)
+    if DEVICE == "cpu":
+        torch.set_num_threads(1)  # tiny tensors lose by more
+    result = run(options)
+    jsonfile.write(options.json, result)
+    report.show(result)
+    if options.plot:
+        report.plot(result, options.plot)
+    return 0 if passes(result["cases"]) else 1

@@ -1,0 +1,125 @@
+"""What the reports share: tables on the terminal, and pictures."""
+
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from harness.verdicts import is_excused, is_green, is_ours
+
+WIDTH = 136  # where the output is not a terminal
+OURS, THEIRS = "#d1495b", "#8d99ae"  # colors in pictures
+
+
+def busy(what: str):
+    """A line on the terminal while something takes long."""
+    return Console(stderr=True).status(what)
+
+
+def console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+
+
+def show(result: dict, tables, foot) -> None:
+    """Print the header, tables, lines below them, and the notes of a result."""
+    out = console()
+    out.print(*_header_lines(result["header"]), sep="\n", style="dim")
+    for each in tables:
+        out.print(each)
+    for line in (*foot, *result["notes"]):
+        out.print(line, style="dim")
+
+
+def _header_lines(header):
+    machine, versions, state = header["machine"], header["versions"], header["gpu_state"]
+    name = machine["gpu"] if "gpu" in machine else f"{header['cpu']}, {machine['threads']} threads"
+    if state:
+        name += f" · SM {state['clocks.sm']} of {state['clocks.max.sm']} · memory {state['clocks.mem']}"
+        name += f" · limit {state['power.limit']} · driver {state['driver_version']}"
+    shown = [f"{k} {v}" for k, v in versions.items() if v]
+    return name, " · ".join([*shown, f"commit {header['commit'] or 'unknown'}", header["date"]])
+
+
+def table(title: str, columns, rows, texts, no_wrap: bool = False) -> Table:
+    """A table of ``rows``: cells by column name and a style each, or None for a gap. ``texts``: columns of words."""
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        made.add_column(name, justify="left" if name in texts else "right", no_wrap=no_wrap)
+    for row in rows:
+        if row is None:
+            made.add_section()
+        else:
+            made.add_row(*(row[0].get(name, "") for name in columns), style=row[1])
+    return made
+
+
+def groups(cases, *keys) -> dict:
+    """{values of the keys: cases}, in order."""
+    found = {}
+    for case in cases:
+        values = tuple(tuple(case[k]) if isinstance(case[k], list) else case[k] for k in keys)
+        found.setdefault(values, []).append(case)
+    return found
+
+
+def style(case: dict) -> str | None:
+    if is_green(case):
+        return "bold" if is_ours(case) else None
+    return "red" if is_ours(case) or case["error"] is not None else "yellow"
+
+
+def parity_text(case: dict) -> str:
+    """The share of the error budget that the worst tensor uses, and whether that counts."""
+    if case["error"] is not None:
+        return "FAILED, see below"
+    worst = case["parity"]
+    used = "" if worst["used"] is None else f"{worst['used']:.2f} "
+    text = used + worst["tensor"]
+    if not is_green(case):
+        return f"parity FAILED: {text}" if is_ours(case) else f"over budget: {text}"
+    return f"as compile: {text}" if is_excused(case) else text
+
+
+def failures(cases, what) -> list[str]:
+    """A line on each case that is not green; ``what(case)`` says which one it is."""
+    found = []
+    for case in cases:
+        if case["error"] is not None:
+            found.append(f"{case['variant']}, {what(case)}, failed: {case['error']}")
+        elif not is_green(case):
+            how = "failed" if is_ours(case) else "misses its error budget"
+            found.append(f"{case['variant']}, {what(case)}, {how}: {case['parity']['reason']}")
+    return found
+
+
+def digits(value: float) -> str:
+    """At least three significant digits, and no exponent."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}" if value >= 0.01 else f"{value:.4f}"
+
+
+def ms_text(value: float) -> str:
+    return f"{value:.{1 if value >= 100 else 2 if value >= 10 else 3}f}"
+
+
+def subplots(*shape, **options):
+    """A figure that needs no display, and its axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(*shape, squeeze=False, layout="constrained", **options)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure, path, title: str, header: dict) -> None:
+    """Write the figure under ``title`` and the name of the machine."""
+    from matplotlib import pyplot
+
+    machine = header["machine"]
+    figure.suptitle(f"{title}, {machine.get('gpu') or machine['cpu']}")
+    figure.savefig(path, dpi=160)
+    pyplot.close(figure)

@@ -1,0 +1,31 @@
+"""How a command begins, before anything that may be missing is imported."""
+
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("torch", "ditfast", "rich")
+
+
+def start(name: str, interpret: bool = False) -> int:
+    """Run ``main`` of ``harness.<name>.command``: its exit status.
+
+    Args:
+        interpret: without a GPU, run kernels in Triton's interpreter, which counts only if chosen before Triton is
+            imported.
+    """
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            command = Path(sys.argv[0]).name
+            sys.exit(f"{command} needs the package {package}, which is not installed: pip install -e '.[bench]'")
+    if interpret and not _has_gpu():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    return import_module(f"harness.{name}.command").main()
+
+
+def _has_gpu():
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,1 @@
+"""gpu_suite.py: everything on a GPU, in stages."""

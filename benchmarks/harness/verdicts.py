@@ -1,0 +1,28 @@
+"""What follows from a case's parity: ditfast must keep the numerical contract, what it is compared with need not.
+
+A case holds ``variant``, ``error`` (why it did not run) and ``parity`` (the worst of `ditfast.ops.contract.verdict`).
+"""
+
+
+def is_green(case: dict) -> bool:
+    """Whether it ran, and nothing is held against its result."""
+    return case["error"] is None and case["parity"]["reason"] is None
+
+
+def is_excused(case: dict) -> bool:
+    """Whether it misses its error budget, and PyTorch is to blame."""
+    return is_green(case) and (case["parity"]["used"] or 0.0) > 1
+
+
+def is_ours(case: dict) -> bool:
+    return case["variant"].startswith("ditfast")
+
+
+def may_be_timed(case: dict) -> bool:
+    """A wrong result of ditfast gets no speed; one of a baseline is timed, and marked."""
+    return is_green(case) or case["error"] is None and not is_ours(case)
+
+
+def passes(cases: list[dict]) -> bool:
+    """Whether ditfast is right in each of its cases."""
+    return all(is_green(case) for case in cases if is_ours(case))
