@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +100,15 @@ def test_quick_run(capsys, tmp_path):
     assert "of copy" in printed
     if not torch.cuda.is_available():
         assert "proven in Triton's interpreter, and not timed" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used where there is no GPU")
+def test_the_command_chooses_the_interpreter_by_itself(tmp_path):
+    program = Path(__file__).parents[2] / "benchmarks" / "bench_ops.py"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, str(program), *SMALL, "--ops", "patchify"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "interpreter" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("mode, scale", [("fwd", 1.01), ("bwd", 0.99)])

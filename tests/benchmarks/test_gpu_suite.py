@@ -187,6 +187,15 @@ def test_documents_of_a_run(generated, tmp_path):
     assert (tmp_path / "docs" / "img" / "NVIDIA-X-ops.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_peer_over_its_error_budget_is_marked():
+    case = {"variant": "sdpa", "mode": "fwd", "dtype": "bf16", "shape": [1, 64, 72], "head_dim": 72, "error": None}
+    case |= {"parity": {"reason": "out: max error"}, "ms": {"median": 0.5}, "vs_best_peer": 1.0}
+    case |= {"tflops": 100.0, "floor_share": 0.5, "floor_by": "math"}
+    right = case | {"parity": {"reason": None}}
+    *_, wrong_row, right_row = documents.SECTIONS["attention"]({"cases": [case, right]})
+    assert wrong_row.startswith("| sdpa (over its error budget) | fwd") and right_row.startswith("| sdpa | fwd")
+
+
 def test_the_newest_run_of_each_gpu_counts(generated):
     newer = synthetic(date="2026-02-02T00:00:00+00:00")
     newer["checks"] = [c | {"is_right": True} for c in newer["checks"]]

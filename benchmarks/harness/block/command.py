@@ -1,5 +1,6 @@
 """Measure the variants of a stack of blocks: see bench_block.py."""
 
+import json
 import sys
 from functools import partial
 from importlib.util import find_spec
@@ -7,7 +8,7 @@ from importlib.util import find_spec
 import torch
 
 from ditfast.ops import backend, contract
-from harness import jsonfile, timing
+from harness import timing
 from harness.block import compare, interpreter, memory, parity, report, variants
 from harness.block import options as command_line
 from harness.block.workload import RUN, forward_backward, make_blocks, make_gemms, make_inputs
@@ -160,7 +161,8 @@ def main(argv=None) -> int:
             return 2
     result = run(options)
     report.show(result)
-    jsonfile.write(options.json, result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.plot:
         report.plot(result, options.plot)
     is_good = passes(result["cases"]) and (result["kernels"] is None or is_green(result["kernels"]))
