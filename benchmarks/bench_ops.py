@@ -1,7 +1,7 @@
 """Time each operation in eager PyTorch, in torch.compile and in ditfast, against a copy of the same bytes.
 
     python benchmarks/bench_ops.py                                # all operations at DiT sizes, on a GPU
-    python benchmarks/bench_ops.py --ops junction --dtypes bf16 --json out.json --plot out.png
+    python benchmarks/bench_ops.py --ops gated_residual --dtypes bf16 --json out.json --plot out.png
     python benchmarks/bench_ops.py --quick                        # tiny, on any machine
 
 Without a GPU the kernels run in Triton's interpreter: they are proven, not timed. Where ditfast misses its error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ditfast.ops.verify import PRECISIONS
+from ditfast.ops.op import PRECISIONS
 from harness import jsonfile, timing
 from harness.arguments import Parser
 from harness.machine import header

@@ -1,100 +1,77 @@
 """Every operation as a problem of one size and dtype mix: inputs, what a backend computes, what is right."""
 
-import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ditfast import ops
 from ditfast.ops import contract
-from ditfast.ops.verify import PRECISIONS
-from harness.traffic import CHANNELS, PATCH
+from ditfast.ops.attention import heads_of
+from ditfast.ops.mlp import gelu_backward
+from ditfast.ops.op import PRECISIONS, Op, RandomTensors
 
 CHUNK_ELEMENTS = 2**25  # of a tensor in float64 at a time, to bound memory
-PER_BATCH = ("bias", "w1", "b1", "w2", "b2", "w_qkv", "b_qkv", "weight", "pos_embed", "dbias_of_gelu")  # summed
 
 
-@dataclass(frozen=True)
-class Operation:
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    function: callable  # (inputs…, backend=) -> output or outputs
-    op: str | None = None  # its public name, where that is another
-    has_backward: bool = True
-
-
-def _attention(qkv, *, backend):
-    width = qkv.shape[-1] // 3
-    return ops.attention(qkv, max(1, width // head_dim(width)), backend=backend)
-
-
-def _qkv_attention(h, w_qkv, b_qkv, *, backend):
-    heads = max(1, h.shape[-1] // head_dim(h.shape[-1]))
-    return ops.qkv_attention(h, w_qkv, b_qkv, heads, backend=backend)
-
-
-def head_dim(dim: int) -> int:
-    """72 for the D of DiT-XL (and its fractions), else 64."""
-    return 72 if dim % 72 == 0 else 64
-
-
-def _gelu(dact, pre, *, backend, keep_act):
+def _gelu(dact, pre, *, backend, recompute):
     """The pass in the middle of the MLP's backward: kernels write over dact."""
-    flat = dact.flatten(0, 1), pre.flatten(0, 1)
-    if backend == "triton":
-        from ditfast.kernels import gelu
-
-        act, db1 = gelu.backward_(*flat, keep_act, pre.dtype)
-        return (dact, db1, act.view_as(pre)) if keep_act else (dact, db1)
-    dpre = torch.ops.aten.gelu_backward(*flat, approximate="tanh")
-    found = dpre.view_as(pre), dpre.sum(0)
-    return (*found, F.gelu(pre, approximate="tanh")) if keep_act else found
+    dpre, db1, act = gelu_backward(dact.flatten(0, 1), pre.flatten(0, 1), recompute, backend)
+    found = dpre.view_as(pre), db1
+    return (*found, act.view_as(pre)) if recompute else found
 
 
-_JUNCTION = ("x", "y", "gate", "shift", "scale", "bias")
-OPERATIONS = {
-    "layer_norm_modulate": Operation(("x", "shift", "scale"), ("h",), ops.layer_norm_modulate),
-    "gated_residual": Operation(("x", "y", "gate", "bias"), ("x_new",), ops.gated_residual),
-    "junction": Operation(
-        _JUNCTION,
-        ("x_new", "h"),
-        lambda *a, backend: ops.gated_residual_layer_norm_modulate(*a[:5], bias=a[5], backend=backend),
-        "gated_residual_layer_norm_modulate",
-    ),
-    "mlp": Operation(("h", "w1", "b1", "w2", "b2"), ("y",), ops.mlp),
-    "gelu": Operation(("dact", "pre"), ("dpre", "dbias_of_gelu"), partial(_gelu, keep_act=False), "mlp", False),
-    "gelu_recompute": Operation(
-        ("dact", "pre"), ("dpre", "dbias_of_gelu", "act"), partial(_gelu, keep_act=True), "mlp", False
-    ),
-    "patchify": Operation(("image",), ("tokens",), partial(ops.patchify, patch_size=PATCH)),
-    "unpatchify": Operation(("patches",), ("image",), partial(ops.unpatchify, patch_size=PATCH)),
-    "patch_embed": Operation(
-        ("image", "weight", "bias", "pos_embed"), ("out",), partial(ops.patch_embed, patch_size=PATCH)
-    ),
-    "attention": Operation(("qkv",), ("out",), _attention),
-    "qkv_attention": Operation(("h", "w_qkv", "b_qkv"), ("out",), _qkv_attention),
-}
+def _gelu_arguments(t, batch, tokens, dim):
+    return {name: t(batch, tokens, 4 * dim, spread=spread) for name, spread in (("dact", 1.0), ("pre", 3.0))}
+
+
+def _pass_of_mlp(recompute: bool) -> Op:
+    moved = ops.MLP.moved["bwd, recompute" if recompute else "bwd"]
+    return replace(
+        ops.MLP,
+        function=partial(_gelu, recompute=recompute),
+        arguments=_gelu_arguments,
+        outputs=("dpre", "db1", "act") if recompute else ("dpre", "db1"),
+        moved={"bwd": moved},
+    )
+
+
+PASSES = {"gelu": _pass_of_mlp(recompute=False), "gelu_recompute": _pass_of_mlp(recompute=True)}
+PROBLEMS = {op.name: op for op in ops.ALL} | PASSES
+FIXED = {"patch_embed": ("x",)}  # a model wants no gradient of its image
+
+
+def gpu_kernels() -> list[tuple[str, str, str]]:
+    """(op, backend, precision) of every kernel for GPUs."""
+    return [
+        (op.name, backend, precision)
+        for op in ops.ALL
+        for backend in op.kernels
+        if backend != "host"
+        for precision in op.backends[backend]
+    ]
 
 
 @dataclass(frozen=True)
 class Problem:
-    name: str
+    name: str  # a key of PROBLEMS
     batch: int
     tokens: int
     dim: int
     dtype: str  # a key of PRECISIONS
     device: str
-    operation: Operation = field(init=False, repr=False)
-
-    def __post_init__(self):
-        object.__setattr__(self, "operation", OPERATIONS[self.name])
 
     @property
-    def op(self) -> str:
-        return self.operation.op or self.name
+    def op(self) -> Op:
+        return PROBLEMS[self.name]
+
+    @property
+    def has_backward(self) -> bool:
+        """Whether it is a whole operation, with gradients, and not a pass of one."""
+        return self.name not in PASSES
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -106,55 +83,50 @@ class Problem:
 
     def call(self, *inputs, backend):
         """The outputs, as a tuple, in the dtypes that autocast gives them."""
+        named = dict(zip(self.input_names, inputs, strict=True))
         with self.context():
-            outputs = self.operation.function(*inputs, backend=backend)
+            outputs = self.op.function(**self._constants, **named, backend=backend)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def inputs(self) -> list[torch.Tensor]:
-        """Leaves in the order of the operation's inputs. An image wants no gradient where a model embeds it."""
-        g = torch.Generator(self.device).manual_seed(7)
-        fixed = ("image",) if self.name == "patch_embed" else ()
+        """Leaves in the order of the operation's arguments."""
+        fixed = FIXED.get(self.name, ())
         return [
-            self._input(name, g).requires_grad_(self.operation.has_backward and name not in fixed)
-            for name in self.operation.inputs
+            t.requires_grad_(self.has_backward and name not in fixed)
+            for name, t in self._arguments().items()
+            if isinstance(t, torch.Tensor)
         ]
 
-    def _input(self, name, g):
-        b, n, d, side = self.batch, self.tokens, self.dim, PATCH * math.isqrt(self.tokens)
-        stream, branch = PRECISIONS[self.dtype]
-        patch = CHANNELS * PATCH**2
-        shape, dtype, spread = {
-            "x": ((b, n, d), stream, 3.0),
-            "y": ((b, n, d), branch, 1.0),
-            "h": ((b, n, d), branch, 3.0),
-            **dict.fromkeys(("gate", "shift", "scale"), ((b, 6 * d), branch, 1.0)),
-            "bias": ((d,), stream, 1.0),
-            "w1": ((4 * d, d), stream, d**-0.5),
-            "b1": ((4 * d,), stream, 0.5),
-            "w2": ((d, 4 * d), stream, 0.5 * d**-0.5),
-            "b2": ((d,), stream, 0.5),
-            "dact": ((b, n, 4 * d), branch, 1.0),
-            "pre": ((b, n, 4 * d), branch, 3.0),
-            "image": ((b, CHANNELS, side, side), branch, 1.0),
-            "patches": ((b, n, 2 * patch), branch, 1.0),
-            "weight": ((d, CHANNELS, PATCH, PATCH), stream, patch**-0.5),
-            "pos_embed": ((n, d), stream, 1.0),
-            "qkv": ((b, n, 3 * d), branch, 1.0),
-            "w_qkv": ((3 * d, d), stream, 0.3 * d**-0.5),  # h is larger than a norm's
-            "b_qkv": ((3 * d,), stream, 0.5),
-        }[name]
-        t = (torch.randn(shape, generator=g, device=self.device) * spread).to(dtype)
-        return t[:, d : 2 * d] if name in ("gate", "shift", "scale") else t  # a view, as into the adaLN's output
+    def _arguments(self):
+        return self.op.arguments(RandomTensors(PRECISIONS[self.dtype], self.device), *self.shape)
+
+    @cached_property
+    def _fakes(self):
+        """The arguments without memory."""
+        with FakeTensorMode():
+            return self._arguments()
+
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(name for name, value in self._fakes.items() if isinstance(value, torch.Tensor))
+
+    @cached_property
+    def _constants(self):
+        return {name: value for name, value in self._fakes.items() if not isinstance(value, torch.Tensor)}
+
+    def bytes_moved(self, mode: str) -> int:
+        """The least bytes that a pass reads and writes; modulation, statistics and partial sums do not count."""
+        inputs = [self._fakes[name] for name in self.input_names]
+        with torch.no_grad(), inputs[0].fake_mode:
+            outputs = self.call(*inputs, backend="reference")
+        sizes = {name: t.nbytes for name, t in self._fakes.items() if name in self.input_names}
+        sizes |= {name: t.nbytes for name, t in zip(self.op.outputs, outputs, strict=True)}
+        return sum(sizes[name if name in sizes else name.removeprefix("d")] for name in self.op.moved[mode])
 
     def grads(self, outputs) -> list[torch.Tensor]:
         """Random gradients of the outputs, and the same for every backend."""
         g = torch.Generator(self.device).manual_seed(8)
         return [torch.randn(t.shape, generator=g, device=self.device).to(t.dtype) for t in outputs]
-
-    @cached_property
-    def gradient_names(self) -> tuple[str, ...]:
-        leaves = zip(self.operation.inputs, self.inputs(), strict=True)
-        return tuple(f"d{name}" for name, t in leaves if t.requires_grad)
 
     def results(self, backend, function=None) -> dict[str, torch.Tensor]:
         """Outputs and gradients by name; ``function`` takes the place of `call`."""
@@ -163,10 +135,10 @@ class Problem:
         return self._with_gradients(leaves, outputs, self.grads(outputs))
 
     def _with_gradients(self, leaves, outputs, grads):
-        found = dict(zip(self.operation.outputs, (t.detach() for t in outputs), strict=True))
-        if self.operation.has_backward:
-            wanted = [t for t in leaves if t.requires_grad]
-            found |= zip(self.gradient_names, torch.autograd.grad(outputs, wanted, grads), strict=True)
+        found = dict(zip(self.op.outputs, (t.detach() for t in outputs), strict=True))
+        if self.has_backward:
+            wanted = {f"d{name}": t for name, t in zip(self.input_names, leaves, strict=True) if t.requires_grad}
+            found |= zip(wanted, torch.autograd.grad(outputs, list(wanted.values()), grads), strict=True)
         if "dqkv" in found:  # each at its own magnitude
             found |= zip(("dq", "dk", "dv"), found.pop("dqkv").chunk(3, dim=-1), strict=True)
         return found
@@ -174,15 +146,14 @@ class Problem:
     def reference(self, low) -> dict[str, torch.Tensor]:
         """The same in float64, a few samples at a time. ``low``: results, for the dtypes of the outputs."""
         leaves = self.inputs()
-        grads = self.grads([low[name] for name in self.operation.outputs])
-        per_sample = [name not in PER_BATCH for name in self.operation.inputs]
+        grads = self.grads([low[name] for name in self.op.outputs])
         step = max(1, CHUNK_ELEMENTS // (self.tokens * self._row_elements))
         parts = []
         for start in range(0, self.batch, step):
             cut = slice(start, start + step)
-            chunk = [t[cut] if c else t for t, c in zip(leaves, per_sample, strict=True)]
             chunk = [
-                t.detach().double().requires_grad_(leaf.requires_grad) for t, leaf in zip(chunk, leaves, strict=True)
+                (t if name in self.op.parameters else t[cut]).detach().double().requires_grad_(t.requires_grad)
+                for name, t in zip(self.input_names, leaves, strict=True)
             ]
             outputs = self.call(*chunk, backend="reference")
             parts.append(self._with_gradients(chunk, outputs, [g[cut].double() for g in grads[: len(outputs)]]))
@@ -190,18 +161,14 @@ class Problem:
 
     @property
     def _row_elements(self):
-        if "attention" in self.name:
-            return self.tokens * max(1, self.dim // head_dim(self.dim))
-        return 4 * self.dim
+        return self.tokens * heads_of(self.dim) if "attention" in self.name else 4 * self.dim
 
-    @staticmethod
-    def _join(name, parts):
-        return sum(parts) if is_per_batch(name) else torch.cat(parts)
+    def _join(self, name, parts):
+        return sum(parts) if self.is_per_batch(name) else torch.cat(parts)
 
-
-def is_per_batch(name: str) -> bool:
-    """Whether a result belongs to no sample: the gradient of a parameter."""
-    return name in PER_BATCH or name.removeprefix("d") in PER_BATCH
+    def is_per_batch(self, name: str) -> bool:
+        """Whether a result belongs to no sample: the gradient of a parameter."""
+        return name in [f"d{parameter}" for parameter in self.op.parameters]
 
 
 def judge(problem: Problem, got, low=None, ref=None) -> dict[str, dict]:
@@ -211,11 +178,11 @@ def judge(problem: Problem, got, low=None, ref=None) -> dict[str, dict]:
     """
     low = low or problem.results("reference")
     ref = ref or problem.reference(low)
-    slack = _weight_error(problem) if "attention" in problem.op and problem.dtype == "fp32" else 0.0
+    slack = _weight_error(problem) if "attention" in problem.name and problem.dtype == "fp32" else 0.0
     verdicts = {}
     for name, tensor in got.items():
-        is_output = name in problem.operation.outputs and problem.operation.has_backward
-        verdict = contract.verdict(name, tensor, low[name], ref[name], not is_per_batch(name), slack)
+        is_output = name in problem.op.outputs and problem.has_backward
+        verdict = contract.verdict(name, tensor, low[name], ref[name], not problem.is_per_batch(name), slack)
         verdicts.setdefault("fwd" if is_output else "bwd", []).append(verdict)
     return {mode: contract.worst(found) for mode, found in verdicts.items()}
 
@@ -225,7 +192,7 @@ def _weight_error(problem):
 
     PyTorch's plain softmax divides by its own sum and has no such error.
     """
-    worst, heads = 0.0, problem.dim // head_dim(problem.dim)
+    worst, heads = 0.0, heads_of(problem.dim)
     first, *linear = (t.detach().double() for t in problem.inputs())
     for sample in first:
         sample = F.linear(sample, *linear) if linear else sample

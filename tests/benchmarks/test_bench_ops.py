@@ -1,5 +1,6 @@
 """benchmarks/bench_ops.py and bench_attention.py: what they count, what they write, what they refuse to print."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,17 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from ditfast import ops
 from harness import problems
 from harness.attention import command as bench_attention
 from harness.attention import peers
 from harness.ops import command as bench_ops
-from harness.traffic import attention_flops, bytes_moved
 
 pytest.importorskip("triton")
 B, N, D = SHAPE = (64, 256, 1152)
 U = B * N * D * 2  # a (B, N, D) tensor of 16 bits
 SMALL = ["--quick", "--batch", "2", "--tokens", "4", "--dim", "72", "--dtypes", "fp32", "--repeats", "1"]
 pytestmark = [pytest.mark.filterwarnings("ignore:overflow encountered"), pytest.mark.usefixtures("one_thread")]
+
+
+JUNCTION = "gated_residual_layer_norm_modulate"
+
+
+def bytes_moved(name, mode, dtype, shape=SHAPE):
+    return problems.Problem(name, *shape, dtype, "cpu").bytes_moved(mode)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +38,8 @@ pytestmark = [pytest.mark.filterwarnings("ignore:overflow encountered"), pytest.
         ("layer_norm_modulate", "bwd", 3),
         ("gated_residual", "fwd", 3),
         ("gated_residual", "bwd", 3),
-        ("junction", "fwd", 4),
-        ("junction", "bwd", 6),
+        (JUNCTION, "fwd", 4),
+        (JUNCTION, "bwd", 6),
         ("gelu", "bwd", 12),
         ("gelu_recompute", "bwd", 16),
         ("attention", "fwd", 4),
@@ -39,8 +47,8 @@ pytestmark = [pytest.mark.filterwarnings("ignore:overflow encountered"), pytest.
     ],
 )
 def test_bytes_in_units(op, mode, units):
-    assert bytes_moved(op, mode, SHAPE, "bf16") == bytes_moved(op, mode, SHAPE, "fp16") == units * U
-    assert bytes_moved(op, mode, SHAPE, "fp32") == 2 * units * U
+    assert bytes_moved(op, mode, "bf16") == bytes_moved(op, mode, "fp16") == units * U
+    assert bytes_moved(op, mode, "fp32") == 2 * units * U
 
 
 @pytest.mark.parametrize(
@@ -49,37 +57,40 @@ def test_bytes_in_units(op, mode, units):
         ("layer_norm_modulate", "fwd", 2 + 1),  # x in fp32, h in bf16
         ("layer_norm_modulate", "bwd", 1 + 2 + 2),  # dh; x, dx
         ("gated_residual", "bwd", 2 + 1 + 1),  # dx; y, dy
-        ("junction", "fwd", 2 + 1 + 2 + 1),
-        ("junction", "bwd", 2 + 1 + 2 + 1 + 2 + 1),
+        (JUNCTION, "fwd", 2 + 1 + 2 + 1),
+        (JUNCTION, "bwd", 2 + 1 + 2 + 1 + 2 + 1),
     ],
 )
 def test_bytes_with_an_fp32_stream(op, mode, units):
-    assert bytes_moved(op, mode, SHAPE, "autocast") == units * U
+    assert bytes_moved(op, mode, "autocast") == units * U
 
 
 def test_bytes_of_images():
     image = B * 4 * 32 * 32 * 2
-    assert bytes_moved("patchify", "fwd", SHAPE, "bf16") == 2 * image
-    assert bytes_moved("unpatchify", "bwd", SHAPE, "bf16") == 2 * 2 * image
-    assert bytes_moved("patch_embed", "fwd", SHAPE, "bf16") == image + U
-    assert bytes_moved("patch_embed", "fwd", SHAPE, "autocast") == image + 2 * U
+    assert bytes_moved("patchify", "fwd", "bf16") == 2 * image
+    assert bytes_moved("unpatchify", "bwd", "bf16") == 2 * 2 * image
+    assert bytes_moved("patch_embed", "fwd", "bf16") == image + U
+    assert bytes_moved("patch_embed", "fwd", "autocast") == image + 2 * U
 
 
-def test_bytes_are_those_of_the_tensors():
-    """Against the inputs and outputs themselves, where each is moved once."""
-    for op in ("layer_norm_modulate", "gated_residual", "junction", "patchify", "unpatchify", "attention"):
-        made = problems.Problem(op, 3, 16, 144, "autocast" if op == "junction" else "fp16", "cpu")
-        leaves = [t for t in made.inputs() if t.dim() > 2]
-        outputs = made.call(*leaves, *made.inputs()[len(leaves) :], backend="reference")
-        moved = sum(t.numel() * t.itemsize for t in (*leaves, *outputs))
-        assert bytes_moved(op, "fwd", made.shape, made.dtype) == moved, op
+@pytest.mark.parametrize("op", ops.ALL, ids=lambda op: op.name)
+def test_a_problem_names_what_the_operation_takes_and_gives(op):
+    made = problems.Problem(op.name, 2, 4, 144, next(iter(op.backends["triton"])), "cpu")
+    results = made.results("reference")
+    leaves = dict(zip(made.input_names, made.inputs(), strict=True))
+    assert set(op.parameters) <= set(leaves) or op is ops.ATTENTION
+    assert set(op.outputs) <= set(results)
+    for name, t in leaves.items():
+        assert f"d{name}" not in results or results[f"d{name}"].shape == t.shape
+    for names in op.moved.values():
+        known = {*leaves, *op.outputs, "dact", "pre", "act"}
+        assert {name if name in known else name.removeprefix("d") for name in names} <= known
 
 
 def test_flops_of_attention():
-    assert attention_flops("fwd", 2, 16, 3, 64) == 4 * 2 * 3 * 16 * 16 * 64
-    assert attention_flops("both", 2, 16, 3, 64) == attention_flops("fwd", 2, 16, 3, 64) + attention_flops(
-        "bwd", 2, 16, 3, 64
-    )
+    fwd, bwd, both = (bench_attention.attention_flops(mode, 2, 16, 3, 64) for mode in bench_attention.MODES)
+    assert fwd == 4 * 2 * 3 * 16 * 16 * 64
+    assert both == fwd + bwd
 
 
 def test_quick_run(capsys, tmp_path):
@@ -113,19 +124,18 @@ def test_the_command_chooses_the_interpreter_by_itself(tmp_path):
 
 @pytest.mark.parametrize("mode, scale", [("fwd", 1.01), ("bwd", 0.99)])
 def test_a_wrong_operation_gets_no_speed(monkeypatch, capsys, tmp_path, mode, scale):
-    right = problems.ops.gated_residual
+    right = ops.gated_residual
 
     class Scaled(torch.autograd.Function):
         forward = staticmethod(lambda ctx, t: t * scale if mode == "fwd" else t.clone())
         backward = staticmethod(lambda ctx, grad: grad * scale if mode == "bwd" else grad)
 
-    def wrong(*args, backend):
-        out = right(*args, backend=backend)
+    def wrong(*args, backend, **named):
+        out = right(*args, backend=backend, **named)
         return out if backend == "reference" else Scaled.apply(out)
 
-    operation = problems.OPERATIONS["gated_residual"]
-    changed = type(operation)(operation.inputs, operation.outputs, wrong)
-    monkeypatch.setitem(problems.OPERATIONS, "gated_residual", changed)
+    changed = dataclasses.replace(ops.GATED_RESIDUAL, function=wrong)
+    monkeypatch.setitem(problems.PROBLEMS, "gated_residual", changed)
     monkeypatch.setattr(bench_ops, "is_timed", lambda variant: True)  # so that only parity keeps a speed back
     assert bench_ops.main([*SMALL, "--ops", "gated_residual", "--json", f"{tmp_path}/o.json"]) == 1
     assert capsys.readouterr().out.count("parity FAILED") == 1
@@ -135,13 +145,12 @@ def test_a_wrong_operation_gets_no_speed(monkeypatch, capsys, tmp_path, mode, sc
 
 def test_an_operation_that_raises_does_not_lose_the_others(monkeypatch, capsys):
 
-    def fail(*args, backend):
+    def fail(*args, backend, **named):
         if backend != "reference":
             raise RuntimeError("no such kernel")
-        return problems.ops.patchify(*args, 2, backend=backend)
+        return ops.patchify(*args, backend=backend, **named)
 
-    operation = problems.OPERATIONS["patchify"]
-    monkeypatch.setitem(problems.OPERATIONS, "patchify", type(operation)(operation.inputs, operation.outputs, fail))
+    monkeypatch.setitem(problems.PROBLEMS, "patchify", dataclasses.replace(ops.PATCHIFY, function=fail))
     assert bench_ops.main([*SMALL, "--ops", "patchify", "unpatchify"]) == 1
     printed = capsys.readouterr().out
     assert "RuntimeError: no such kernel" in printed and "1.00x" in printed
@@ -150,14 +159,14 @@ def test_an_operation_that_raises_does_not_lose_the_others(monkeypatch, capsys):
 def test_a_deadline_is_kept_and_said(monkeypatch, capsys):
     clock = iter((0.0, 0.5, 2.0))
     monkeypatch.setattr(bench_ops.time, "monotonic", lambda: next(clock))
-    assert bench_ops.main([*SMALL, "--ops", "patchify", "unpatchify", "junction", "--deadline", "1"]) == 0
+    assert bench_ops.main([*SMALL, "--ops", "patchify", "unpatchify", "gated_residual", "--deadline", "1"]) == 0
     assert "deadline: 2 of 3 problems left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--ops", "junctoin"], "did you mean junction"),
+        (["--ops", "gated_residul"], "did you mean gated_residual"),
         (["--repeats", "0"], "--repeats: must be a whole number >= 1, got '0'"),
         (["--json", "absent/o.json"], "--json: must be in a folder that exists"),
     ],

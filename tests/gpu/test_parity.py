@@ -21,7 +21,7 @@ def verdicts(made, backend):
 def test_contract(name, backend, dtype, size, direction, device, record_property):
     made = problem(name, backend, dtype, size, device)
     shape = "x".join(map(str, size))
-    facts = {"op": made.op, "backend": backend, "dtype": dtype, "direction": direction, "size": shape}
+    facts = {"op": name, "backend": backend, "dtype": dtype, "direction": direction, "size": shape}
     try:
         verdict = verdicts(made, backend)[direction]
     except torch.OutOfMemoryError:

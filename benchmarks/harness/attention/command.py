@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ditfast.ops.attention import heads_of
 from harness import jsonfile, timing
 from harness.arguments import Parser, count, require_writable
 from harness.attention import report
@@ -15,7 +16,6 @@ from harness.ceilings import copy_gb_per_s, gemm_tflops
 from harness.machine import header
 from harness.problems import Problem, judge
 from harness.report import busy
-from harness.traffic import attention_flops, bytes_moved
 from harness.verdicts import is_ours, may_be_timed, passes
 
 MODES = ("fwd", "bwd", "both")
@@ -53,13 +53,19 @@ def parse(argv):
     return options
 
 
+def attention_flops(mode: str, batch: int, tokens: int, heads: int, head_dim: int) -> int:
+    """Two per multiply-add, at the true head dim: two products forward, five backward, which recomputes one."""
+    products = {"fwd": 2, "bwd": 5, "both": 7}[mode]
+    return products * 2 * batch * heads * tokens * tokens * head_dim
+
+
 class Bench:
     """One size: every peer held to the contract, then timed in turns."""
 
     def __init__(self, problem, options, ceiling):
         self.problem, self.options, self.ceiling = problem, options, ceiling
-        self.head_dim = 72 if problem.dim % 72 == 0 else 64
-        self.heads = problem.dim // self.head_dim
+        self.heads = heads_of(problem.dim)
+        self.head_dim = problem.dim // self.heads
         self.leaf = problem.inputs()[0]
         self.grad = problem.grads([problem.call(self.leaf.detach(), backend="sdpa")[0]])[0]
 
@@ -119,7 +125,7 @@ class Bench:
     def _speed(self, mode, ms, best):
         p, modes = self.problem, ("fwd", "bwd") if mode == "both" else (mode,)
         flops = attention_flops(mode, p.batch, p.tokens, self.heads, self.head_dim)
-        size = sum(bytes_moved("attention", m, p.shape, p.dtype) for m in modes)
+        size = sum(p.bytes_moved(m) for m in modes)
         by_bytes, by_math = size / self.ceiling["copy_gb_per_s"] / 1e6, flops / self.ceiling[p.dtype] / 1e9
         return {
             "ms": ms,

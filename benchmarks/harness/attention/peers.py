@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ditfast import ops
-from ditfast.ops.backend import why_not
+from ditfast.ops.backends.availability import why_not
 
 SDPA = {
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -31,7 +31,7 @@ def peers(device: str) -> dict:
             found[name] = load()
     for backend in ("cuda", "triton", "host"):
         is_timed = backend != "triton" or device == "cuda"  # the interpreter proves elsewhere
-        if is_timed and why_not("attention", backend, device) is None:
+        if is_timed and why_not(ops.ATTENTION, backend, device) is None:
             found[f"ditfast-{backend}"] = partial(ops.attention, backend=backend)
     return found
 

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 import torch
 
-from ditfast.ops import backend, contract
+from ditfast.ops import contract
+from ditfast.ops.backends.log import record
 from harness import timing
 from harness.block import compare, interpreter, memory, parity, report, variants
 from harness.block import options as command_line
@@ -68,7 +69,7 @@ class Bench:
             "peak_bytes": None,
         }
         try:
-            with backend.record() as ran:
+            with record() as ran:
                 got = self._pass(name, mode)()
             verdicts = parity.compare(self.labels, got, self.low, self.ref)
             del got

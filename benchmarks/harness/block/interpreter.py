@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ditfast.ops import backend, contract
+from ditfast.ops import contract, use_backend
+from ditfast.ops.backends.log import record
 from harness.block import parity, variants
 from harness.block.workload import Workload, forward_backward, make_blocks, make_inputs
 
@@ -25,7 +26,7 @@ def prove(dtype: str) -> dict:
     blocks, inputs = make_blocks(workload), make_inputs(workload)
     plain, ours = variants.build("eager", workload, blocks), variants.build("ditfast", workload, blocks)
     low, ref = forward_backward(plain, workload, inputs), parity.reference(blocks, inputs)
-    with backend.use_backend("triton"), backend.record() as ran:
+    with use_backend("triton"), record() as ran:
         got = forward_backward(ours, workload, inputs)
     worst = contract.worst(parity.compare(parity.names(plain), got, low, ref))
     return {

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ditfast import DiTBlock, ops
+from ditfast import DiTBlock
 from ditfast.models import carry
+from ditfast.ops.backends.choice import names_in_force
 from harness.block.workload import Workload
 
 COMPILE_MODES = {"compile": None, "compile-max-autotune": "max-autotune-no-cudagraphs", "ditfast+compile": None}
@@ -33,7 +34,7 @@ class CarriedStack(Stack):
     """`ditfast` blocks as `ditfast.DiT` runs them: the last branch of a block is added by the next one."""
 
     def forward(self, x, c):
-        carried = carry.start(x, c, ops.backend.active())
+        carried = carry.start(x, c, names_in_force())
         for block in self.blocks:
             carried = block(carried, c)
         return carry.settle(carried).x

@@ -8,19 +8,19 @@ from pathlib import Path
 import torch
 import torch._functorch.config as functorch
 
-from ditfast.ops.verify import PRECISIONS
+from ditfast import ops
+from ditfast.ops.op import PRECISIONS
 from harness import jsonfile, timing
 from harness.arguments import Parser, count, one_of, require_writable
 from harness.machine import header
 from harness.ops import report
-from harness.problems import Problem, judge
+from harness.problems import PROBLEMS, Problem, judge
 from harness.report import busy
-from harness.traffic import MOVED, bytes_moved
 from harness.verdicts import may_be_timed, passes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-OPS = tuple(dict.fromkeys(op for op, _ in MOVED if op != "attention"))
-STREAMLESS = ("gelu", "gelu_recompute", "patchify", "unpatchify")  # autocast is to them as bf16
+# attention has a benchmark of its own; of the MLP it is the passes that count
+OPS = tuple(name for name, op in PROBLEMS.items() if op.moved and op not in (ops.ATTENTION, ops.MLP))
 DEFAULTS = {  # (device, quick): batches, tokens, hidden sizes, dtypes, variants, repeats; what matters most first
     ("cuda", False): ([64, 32, 256], 256, [1152, 1024], list(PRECISIONS), ["eager", "compile", "ditfast"], 30),
     ("cuda", True): ([4], 64, [384], list(PRECISIONS), ["eager", "ditfast"], 3),
@@ -58,7 +58,7 @@ def parse(argv):
 def problems(options) -> list[Problem]:
     found = []
     for dtype, batch, dim, op in product(options.dtypes, options.batch, options.dim, options.ops):
-        if not (dtype == "autocast" and op in STREAMLESS):
+        if dtype in PROBLEMS[op].backends["triton"]:
             found.append(Problem(op, batch, options.tokens, dim, dtype, DEVICE))
     return found
 
@@ -86,7 +86,7 @@ class Bench:
         verdicts = self._verdicts()
         found = []
         for mode in self.options.modes:
-            if (self.problem.name, mode) not in MOVED:
+            if mode not in self.problem.op.moved:
                 continue
             cases = {name: self._case(name, mode, verdicts[name]) for name in self.functions}
             timed = [name for name, case in cases.items() if may_be_timed(case) and is_timed(name)]
@@ -119,7 +119,7 @@ class Bench:
             "variant": variant,
             "backend": "triton" if variant == "ditfast" else None,
             "interpreted": not is_timed(variant),
-            "bytes": bytes_moved(p.name, mode, p.shape, p.dtype),
+            "bytes": p.bytes_moved(mode),
             "error": verdict if failed else None,
             "parity": None if failed else verdict[mode],
             "ms": None,
@@ -128,7 +128,7 @@ class Bench:
     def _time(self, mode, cases):
         if not cases:
             return
-        size = bytes_moved(self.problem.name, mode, self.problem.shape, self.problem.dtype)
+        size = self.problem.bytes_moved(mode)
         source = torch.randint(127, (size // 2,), dtype=torch.int8, device=DEVICE)
         leaves = self.problem.inputs()
         passes = {name: self._pass(mode, self.functions[name], leaves) for name in cases}
@@ -147,7 +147,7 @@ class Bench:
             }
 
     def _pass(self, mode, function, leaves):
-        if mode == "fwd" or not self.problem.operation.has_backward:
+        if mode == "fwd" or not self.problem.has_backward:
             return torch.no_grad()(partial(function, *leaves))
         outputs = function(*leaves)
         wanted = [t for t in leaves if t.requires_grad]
@@ -155,7 +155,7 @@ class Bench:
 
     def _prepare(self, leaves):
         """The MLP's pass overwrites its first input: give it fresh values, or it would end at zeros."""
-        if self.problem.operation.has_backward:
+        if self.problem.has_backward:
             return None
         return partial(leaves[0].copy_, leaves[0].clone())
 

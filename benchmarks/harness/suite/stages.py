@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.problems import PROBLEMS
+
 BENCHMARKS = Path(__file__).parents[2]
 ROOT = BENCHMARKS.parent
 
@@ -52,9 +54,8 @@ def read_json(path: Path):
 
 
 def _check(case):
-    op = {"junction": "gated_residual_layer_norm_modulate", "gelu": "mlp", "gelu_recompute": "mlp"}
     why = case["error"] or case["parity"]["reason"]
-    found = {"op": op.get(case["op"], case["op"]), "direction": case["mode"], "is_right": why is None, "why": why}
+    found = {"op": PROBLEMS[case["op"]].name, "direction": case["mode"], "is_right": why is None, "why": why}
     return {k: case[k] for k in ("backend", "dtype")} | {"size": "x".join(map(str, case["shape"]))} | found
 
 
