@@ -17,14 +17,15 @@ from pathlib import Path
 
 import torch
 
-from ditfast.checkpoints.files import fingerprint, need
 from ditfast.data import DataError, Unreadable
 from ditfast.data.folder import Images
 from ditfast.data.shards import TENSORS, Shards
-from ditfast.data.stream import load
+from ditfast.data.stream import load_batches
+from ditfast.fingerprint import fingerprint
+from ditfast.optional import import_optional
+from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import LATENT_SCALE, load_vae
-from ditfast.sampling.ranks import joined
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -36,14 +37,14 @@ def run(o, ranks) -> None:
     shards = Shards(o.out, settings(o, encoder, images), images.count, o.shard_size)
     shards.check(o.overwrite)
     ranks.wait()  # all have checked before one changes anything
-    if ranks.rank == 0:
-        shards.start(command(o))
+    if ranks.is_first:
+        shards.start(command=command(o))
     ranks.wait()
     missing = shards.missing()
     ranks.wait()  # all have looked before one adds a shard
     write_shards(o, ranks, encoder, images, shards, missing[ranks.rank :: ranks.world])
     ranks.wait()
-    if ranks.rank == 0:
+    if ranks.is_first:
         index = shards.finish(images.classes)
         left_out = f", {len(index['unreadable'])} left out" if index["unreadable"] else ""
         print(f"{index['count']} images in {shards.path}{left_out}")
@@ -100,9 +101,9 @@ def write_shards(o, ranks, encoder, images, shards, mine) -> None:
     plan = [(shard, each[i : i + o.batch]) for shard, each in ranges for i in range(0, len(each), o.batch)]
     if not plan:
         return
-    read = load(_Pictures(images, o.unreadable == "skip"), [indices for _, indices in plan], o.workers)
+    read = load_batches(_Pictures(images, o.unreadable == "skip"), [indices for _, indices in plan], o.workers)
     total = sum(len(indices) for _, indices in plan)
-    with need("tqdm").tqdm(total=total, unit="image", disable=ranks.rank > 0) as bar:
+    with import_optional("tqdm").tqdm(total=total, unit="image", disable=ranks.rank > 0) as bar:
         for shard, batches in groupby(zip(plan, read, strict=True), key=lambda each: each[0][0]):
             parts, unreadable = [{**encoder.nothing(), "labels": torch.empty(0, dtype=torch.int64)}], []
             for (_, indices), (x, labels, broken) in batches:
@@ -164,12 +165,12 @@ def parse(arguments):
 def main(arguments=None) -> None:
     o = parse(arguments)
     try:
-        with joined() as ranks:
+        with joined_ranks() as ranks:
             run(o, ranks)
-    except (DataError, SampleError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    except (DataError, SampleError, ImportError, ConnectionError) as error:
+        exit_rank(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: finished shards stay, and the same command goes on from there")
+        exit_rank("interrupted: finished shards stay, and the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import torch
 
 from ditfast.checkpoints import load_into, save_pretrained
 from ditfast.models import DiT
+from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.checkpoint import ABOUT, Checkpoints
-from ditfast.training.parallel import Ranks
 
 
 def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool = False) -> None:

@@ -18,15 +18,16 @@ from pathlib import Path
 
 import torch
 
-from ditfast.checkpoints.files import fingerprint, need
 from ditfast.diffusion.schedule import SCHEDULES
+from ditfast.fingerprint import fingerprint
 from ditfast.models import DiT
+from ditfast.optional import import_optional
+from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import make_decoder, to_uint8
-from ditfast.sampling.draw import draw
-from ditfast.sampling.files import Folder, check_target, write_grid, write_npz
-from ditfast.sampling.ranks import joined
+from ditfast.sampling.files import SampleFolder, check_target, write_grid, write_npz
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
+from ditfast.sampling.start import draw_start
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEMO = {  # defaults; the model is examples/digits.py's
@@ -44,17 +45,17 @@ def run(o, ranks) -> None:
     model = load_model(o, decoder).to(ranks.device)
     guidance = make_guidance(o, model)
     sampler = Sampler(o.sampler, o.steps, model.learn_sigma, o.decoder == "pixel", o.noise_schedule)
-    folder = Folder(o.out, settings(o, model, guidance))
+    folder = SampleFolder(o.out, settings(o, model, guidance))
     folder.check(o.overwrite)
     # where all images are there already, their grid may be too: `write_grid` compares
     check_target("--grid", o.grid, o.overwrite or folder.is_complete(o.count))
     ranks.wait()  # all have checked before one changes anything
-    if ranks.rank == 0:
+    if ranks.is_first:
         folder.start()
     ranks.wait()
     write_images(o, ranks, folder, model, sampler, guidance, decoder)
     ranks.wait()
-    if ranks.rank == 0:
+    if ranks.is_first:
         finish(o, folder)
 
 
@@ -110,17 +111,17 @@ def write_images(o, ranks, folder, model, sampler, guidance, decoder) -> None:
     batches = [missing[i : i + o.batch] for i in range(0, len(missing), o.batch)]
     shape, known = (model.in_channels, *model.x_embedder.img_size), model.y_embedder.num_classes
     calls = len(batches) * len(sampler.times)
-    with need("tqdm").tqdm(total=calls, unit="step", disable=ranks.rank > 0 or not missing) as bar:
+    with import_optional("tqdm").tqdm(total=calls, unit="step", disable=ranks.rank > 0 or not missing) as bar:
         for batch in batches:
             seeds = [o.seeds[i] if o.seeds else o.seed + i for i in batch]
             labels = [o.classes[i] if o.classes else None for i in batch]
-            draws = [draw(s, shape, known, ranks.device, k) for s, k in zip(seeds, labels, strict=True)]
-            x = sample(model, sampler, guidance, draws, ranks.device, DTYPES[o.dtype], bar.update)
+            starts = [draw_start(s, shape, known, ranks.device, k) for s, k in zip(seeds, labels, strict=True)]
+            x = sample(model, sampler, guidance, starts, ranks.device, DTYPES[o.dtype], bar.update)
             with torch.no_grad():
                 images = decoder.decode(x)
             if not images.isfinite().all():
                 raise SampleError(f"a sample among {batch[0]} to {batch[-1]} is not finite: try --dtype fp32")
-            for i, seed, start, pixels in zip(batch, seeds, draws, to_uint8(images), strict=True):
+            for i, seed, start, pixels in zip(batch, seeds, starts, to_uint8(images), strict=True):
                 folder.write(i, pixels, f"class {start.label}, seed {seed}")
             bar.set_description(f"{missing.index(batch[-1]) + 1} of {len(missing)} images")
 
@@ -213,12 +214,12 @@ def extremes(seeds) -> tuple[int, int]:
 def main(arguments=None) -> None:
     o = parse(arguments)
     try:
-        with joined() as ranks:
+        with joined_ranks() as ranks:
             run(o, ranks)
-    except (SampleError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    except (SampleError, ImportError, ConnectionError) as error:
+        exit_rank(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: finished images stay, and the same command goes on from there")
+        exit_rank("interrupted: finished images stay, and the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -13,21 +13,23 @@ import traceback
 
 import torch
 
-from ditfast.checkpoints.files import need
 from ditfast.data import DataError, Unreadable, open_data
+from ditfast.data.sources import BUILT_IN
 from ditfast.export import export
+from ditfast.optional import import_optional
+from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.training import TrainError
-from ditfast.training.config import BUILT_IN, Config, check, from_yaml, resolve
+from ditfast.training.config import Config, check, from_yaml, resolve
 from ditfast.training.latents import Encoder
 from ditfast.training.loop import Run
-from ditfast.training.parallel import joined, leave
+from ditfast.training.parallel import TIMEOUT
 from ditfast.training.plan import plan
 
 
 def main(arguments=None) -> None:
     try:
         config, dry = parse(arguments)
-        with joined() as ranks:
+        with joined_ranks(TIMEOUT, nccl=True) as ranks:
             if ranks.device != "cpu":
                 torch.set_float32_matmul_precision("high")  # TF32, as the original
             config = resolve(config, ranks.device)
@@ -35,18 +37,18 @@ def main(arguments=None) -> None:
             source = open_source(config)
             encoder = Encoder(config.vae, source, config.seed, config.batch, ranks)
             if dry:
-                if ranks.first:
+                if ranks.is_first:
                     print(plan(config, source, encoder, ranks))
                 return
             run = Run(config, source, encoder, ranks)
             run.train()
-        if ranks.first:  # alone, from the checkpoint, which has the whole of what ranks may share
+        if ranks.is_first:  # alone, from the checkpoint, which has the whole of what ranks may share
             export(run.saved, run.folder / "model", overwrite=True)
     except (TrainError, DataError, Unreadable, ImportError, OSError) as error:
-        leave(f"error: {error}")
+        exit_rank(f"error: {error}")
     except Exception as error:
         traceback.print_exc()
-        leave(f"error: {error!r}")
+        exit_rank(f"error: {error!r}")
 
 
 def parse(arguments=None) -> tuple[Config, bool]:
@@ -56,7 +58,9 @@ def parse(arguments=None) -> tuple[Config, bool]:
     first.add_argument("--dry-run", action="store_true")
     early, rest = first.parse_known_args(arguments)
     given = from_yaml(early.config) if early.config else []
-    config = need("tyro").cli(Config, prog="python -m ditfast.train", description=__doc__, args=[*given, *rest])
+    config = import_optional("tyro").cli(
+        Config, prog="python -m ditfast.train", description=__doc__, args=[*given, *rest]
+    )
     return config, early.dry_run
 
 

@@ -5,11 +5,11 @@ import json
 import pickle
 import re
 import zipfile
-import zlib
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 
 import torch
+
+from ditfast.optional import import_optional
 
 RELEASED = ("DiT-XL-2-256x256.pt", "DiT-XL-2-512x512.pt")
 URL = "https://dl.fbaipublicfiles.com/DiT/models/"
@@ -56,7 +56,7 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
 
 def download(repo: str, subfolder: str = "") -> Path:
     """The folder of a repository on the Hugging Face Hub, of which only the model is downloaded, once."""
-    hub = need("huggingface_hub")
+    hub = import_optional("huggingface_hub")
     wanted = [str(PurePosixPath(subfolder, name)) for name in ("config.json", *WEIGHTS)]
     try:
         return Path(hub.snapshot_download(repo, allow_patterns=wanted))
@@ -64,22 +64,6 @@ def download(repo: str, subfolder: str = "") -> Path:
         raise FileNotFoundError(
             f"{repo!r} is no file or folder here, and could not be read from the Hugging Face Hub: {error}"
         ) from error
-
-
-def need(module: str):
-    """An optional dependency."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{module} is not installed: pip install 'ditfast[train]'") from error
-
-
-def fingerprint(model) -> str:
-    """A checksum of the weights, wherever they were read from."""
-    total = 0
-    for value in model.state_dict().values():
-        total = zlib.crc32(value.cpu().contiguous().numpy(), total)
-    return f"{total:08x}"
 
 
 def _first(folder, *names):
@@ -90,7 +74,7 @@ def _first(folder, *names):
 
 
 def _read_safetensors(path):
-    load, broken = need("safetensors.torch").load_file, need("safetensors").SafetensorError
+    load, broken = import_optional("safetensors.torch").load_file, import_optional("safetensors").SafetensorError
     try:
         return load(path)
     except broken as error:

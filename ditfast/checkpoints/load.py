@@ -1,17 +1,18 @@
 """Models from checkpoints and back."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 import torch
 
+from ditfast.atomic import atomic_write
 from ditfast.checkpoints.convert import from_diffusers, is_diffusers
-from ditfast.checkpoints.files import RELEASED, download, find_model, need, read_folder
+from ditfast.checkpoints.files import RELEASED, download, find_model, read_folder
 from ditfast.checkpoints.infer import check_config, grid_of, infer_config
 from ditfast.checkpoints.position import regrid
 from ditfast.models.dit import DiT
+from ditfast.optional import import_optional
 
 HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that are no property of the weights
 
@@ -77,23 +78,20 @@ def save_pretrained(model: DiT, folder, *, overwrite: bool = False) -> None:
         FileExistsError: one of the files exists, and ``overwrite`` is false.
         ImportError: the package safetensors is not installed.
     """
-    save = need("safetensors.torch").save_file
+    save = import_optional("safetensors.torch").save_file
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    targets = [folder / "model.safetensors", folder / "config.json"]
-    for target in targets:
-        if target.exists() and not overwrite:
-            raise FileExistsError(f"{target} exists; overwrite=True replaces it")
+    weights_file, config_file = folder / "model.safetensors", folder / "config.json"
+    for file in (weights_file, config_file):
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"{file} exists; overwrite=True replaces it")
     config = {name: value for name, value in model.config.items() if name not in HOW_IT_RUNS}
-    parts = [target.with_name(f".{target.name}.{os.getpid()}.part") for target in targets]
-    try:
-        save({k: v.contiguous() for k, v in model.state_dict().items()}, parts[0], metadata={"format": "pt"})
-        parts[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for part, target in zip(parts, targets, strict=True):
-            part.replace(target)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    with (
+        atomic_write(config_file, concurrent=True) as config_part,
+        atomic_write(weights_file, concurrent=True) as part,
+    ):
+        save({k: v.contiguous() for k, v in model.state_dict().items()}, part, metadata={"format": "pt"})
+        config_part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(source, subfolder, changes):

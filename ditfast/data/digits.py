@@ -2,8 +2,8 @@
 
 import torch
 
-from ditfast.checkpoints.files import need
-from ditfast.data import DataError
+from ditfast.data.errors import DataError
+from ditfast.optional import import_optional
 
 
 class Digits:
@@ -28,7 +28,7 @@ class Digits:
     def __init__(self, image_size: int = 8):
         if image_size != 8:
             raise DataError(f"image_size of digits must be 8, got {image_size}")
-        digits = need("sklearn.datasets").load_digits()
+        digits = import_optional("sklearn.datasets").load_digits()
         self._x = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # (1797, 1, 8, 8) from 0 … 16
         self._y = digits.target.tolist()
         self.count = len(self._y)

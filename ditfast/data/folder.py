@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ditfast.data import DataError
+from ditfast.data.errors import DataError
 from ditfast.data.preprocess import MODES, center_crop, decode, to_tensor
 
 ENDINGS = (b".bmp", b".jpeg", b".jpg", b".pgm", b".png", b".ppm", b".tif", b".tiff", b".webp")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ditfast.checkpoints.files import need
-from ditfast.data import DataError
+from ditfast.data.errors import DataError
+from ditfast.optional import import_optional
 
 CHARACTERS = "23458ACEFHJKLMNPRTXY"  # no pair that a turn or a stretch confuses, such as 6 and 9, 5 and S, 0 and O
 FONTS = (  # of matplotlib; each has all of the characters
@@ -100,14 +100,14 @@ def _maps():
 
 def _draw(file, character):
     """The glyph, centred, as booleans (RASTER, RASTER); its longer side takes up `REACH` of them."""
-    font = need("PIL.ImageFont").truetype(str(file), RASTER)
+    font = import_optional("PIL.ImageFont").truetype(str(file), RASTER)
     left, top, right, bottom = font.getbbox(character)
     size = round(RASTER * RASTER * REACH / max(right - left, bottom - top))
     font = font.font_variant(size=size)
     left, top, right, bottom = font.getbbox(character)
-    image = need("PIL.Image").new("L", (RASTER, RASTER))
+    image = import_optional("PIL.Image").new("L", (RASTER, RASTER))
     at = (RASTER - left - right) / 2, (RASTER - top - bottom) / 2
-    need("PIL.ImageDraw").Draw(image).text(at, character, fill=255, font=font)
+    import_optional("PIL.ImageDraw").Draw(image).text(at, character, fill=255, font=font)
     return torch.from_numpy(np.asarray(image) > 127)
 
 
@@ -141,7 +141,7 @@ def _mix(z):
 
 
 def _font_file(name):
-    return Path(need("matplotlib").get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    return Path(import_optional("matplotlib").get_data_path(), "fonts", "ttf", f"{name}.ttf")
 
 
 @lru_cache(1)

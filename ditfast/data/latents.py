@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ditfast.checkpoints.files import need
-from ditfast.data import DataError, Unreadable
+from ditfast.data.errors import DataError, Unreadable
 from ditfast.data.shards import FORMAT, INDEX, TENSORS, unfinished
+from ditfast.optional import import_optional
 
 KEPT = ("vae", "vae_checksum", "scale", "image_size", "dtype", "data")  # of the index, in the identity
 
@@ -66,7 +66,7 @@ class Latents:
             mean, std, label = (
                 self._slice(shard, name)[place] for name in ("mean" + flipped, "std" + flipped, "labels")
             )
-        except (OSError, need("safetensors").SafetensorError) as error:
+        except (OSError, import_optional("safetensors").SafetensorError) as error:
             raise Unreadable(f"{self.folder / self._files[shard]} cannot be read: {error}") from error
         eps = torch.randn(self.shape, generator=generator)
         return (mean.float() + std.float() * eps) * self._scale, int(label)
@@ -76,7 +76,7 @@ class Latents:
 
     def _slice(self, shard, name):
         if shard not in self._opened:
-            self._opened[shard] = need("safetensors").safe_open(self.folder / self._files[shard], "pt")
+            self._opened[shard] = import_optional("safetensors").safe_open(self.folder / self._files[shard], "pt")
         return self._opened[shard].get_slice(name)
 
     def _check(self, shard, count):
@@ -87,7 +87,7 @@ class Latents:
             found = {name: self._slice(shard, name).get_shape() for name in expected}
         except FileNotFoundError as error:
             raise DataError(f"{path} is missing: encode again, which redoes what is missing") from error
-        except (OSError, need("safetensors").SafetensorError) as error:
+        except (OSError, import_optional("safetensors").SafetensorError) as error:
             raise DataError(f"{path} is damaged: delete it, and encode again ({error})") from error
         if found != expected:
             raise DataError(f"{path} is damaged: delete it, and encode again (it holds {found})")

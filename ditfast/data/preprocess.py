@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from ditfast.checkpoints.files import need
-from ditfast.data import Unreadable
+from ditfast.data.errors import Unreadable
+from ditfast.optional import import_optional
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 
@@ -15,7 +15,7 @@ def decode(path, channels: int):
     Raises:
         Unreadable: the file is missing, truncated, or no image.
     """
-    pil = need("PIL.Image")
+    pil = import_optional("PIL.Image")
     try:
         with pil.open(path) as image:
             return image.convert(MODES[channels])  # decodes it; opening has read the header alone
@@ -33,7 +33,7 @@ def center_crop(image, size: int):
     bicubic for the rest: bicubic alone would alias. As in Dhariwal and Nichol 2021, "Diffusion models beat GANs on
     image synthesis" (their released code), whose statistics of ImageNet are made this way.
     """
-    resampling = need("PIL.Image").Resampling
+    resampling = import_optional("PIL.Image").Resampling
     while min(image.size) >= 2 * size:
         width, height = image.size
         image = image.resize((width // 2, height // 2), resampling.BOX)

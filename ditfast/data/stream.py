@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from ditfast.data import DataError, Unreadable
+from ditfast.data.errors import DataError, Unreadable
+from ditfast.seeds import ORDER, SAMPLE, derive_seed
 
 GIVE_UP = 1000  # unreadable items in a row
-ORDER, SAMPLE = 0, 1  # what a seed is for
 
 
 class Batch(NamedTuple):
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     skipped: list[str]  # what was unreadable
 
 
-def stream(
+def stream_batches(
     source,
     *,
     seed: int,
@@ -69,10 +69,10 @@ def stream(
             raise DataError(f"{name} must not be negative, got {value}")
     share = batch // world
     order = _shares(_Order(seed, source.count), start + rank * share, share, batch)
-    return load(_Reader(source, seed, skip=unreadable == "skip"), order, workers)
+    return load_batches(_Reader(source, seed, skip=unreadable == "skip"), order, workers)
 
 
-def load(dataset, order, workers: int):
+def load_batches(dataset, order, workers: int):
     """For each list in ``order`` what dataset.__getitems__ makes of it; an exception that it returns is raised here.
 
     Raises:
@@ -82,7 +82,9 @@ def load(dataset, order, workers: int):
     private, pin = torch.Generator(), torch.cuda.is_available()
     settings = {"num_workers": workers, "pin_memory": pin, "generator": private}
     try:
-        for made in DataLoader(dataset, batch_sampler=order, collate_fn=_same, worker_init_fn=_patient, **settings):
+        for made in DataLoader(
+            dataset, batch_sampler=order, collate_fn=_identity, worker_init_fn=_leave_signals_to_main, **settings
+        ):
             if isinstance(made, Exception):
                 raise made
             yield made
@@ -90,22 +92,6 @@ def load(dataset, order, workers: int):
         if not re.match(r"DataLoader worker \(pid", str(error)):
             raise
         raise DataError(f"one of {workers} workers was killed: memory or /dev/shm may be short") from error
-
-
-def mix(*numbers: int) -> int:
-    """A hash of whole numbers in [0, 2^64): close ones have nothing in common.
-
-    SplitMix64, its output function applied to the sum of each number, the hash of those before it, and its increment
-    (Steele et al. 2014, "Fast splittable pseudorandom number generators"). PyTorch's generator on the CPU takes 32
-    bits of a seed, so that two samples share their noise with a probability of 2^-32.
-    """
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
-        state ^= state >> 31
-    return state
 
 
 def _shares(order, first, share, batch):
@@ -126,7 +112,7 @@ class _Order:
             return position
         epoch, place = divmod(position, self.count)
         if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(mix(self.seed, ORDER, epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, epoch))
             self.epoch, self.items = epoch, torch.randperm(self.count, generator=generator)
         return int(self.items[place])
 
@@ -150,7 +136,7 @@ class _Reader:
         """x, y and the index of what is read for a position, from ``index`` on."""
         first, count = len(skipped), self.source.count
         for _ in range(min(count or GIVE_UP, GIVE_UP)):
-            generator = torch.Generator().manual_seed(mix(self.seed, SAMPLE, position))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, SAMPLE, position))
             try:
                 return *self.source.read(index, generator), index
             except Unreadable as error:
@@ -162,7 +148,7 @@ class _Reader:
         raise DataError(f"nothing is readable: {len(tried)} items in a row failed, the first of them {tried[0]}")
 
 
-def _patient(worker):
+def _leave_signals_to_main(worker):
     """Leave it to the main process what a signal means that all of its group gets, as from torchrun or Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux
@@ -177,5 +163,5 @@ def _end_with_parent():
     os._exit(0)
 
 
-def _same(made):
+def _identity(made):
     return made

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ditfast.checkpoints.files import need
 from ditfast.evaluation import EvaluationError
+from ditfast.optional import import_optional
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits: more would be cut off
@@ -52,7 +52,7 @@ class Folder:
 
     def _open(self, path):
         try:
-            return need("PIL.Image").open(path)
+            return import_optional("PIL.Image").open(path)
         except OSError as error:
             raise EvaluationError(f"{self._option}: {path} cannot be read: {error}") from error
 

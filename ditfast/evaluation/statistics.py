@@ -12,13 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ditfast.checkpoints.files import need
+from ditfast.atomic import atomic_write
 from ditfast.evaluation import EvaluationError
 from ditfast.evaluation.features import Extractor
 from ditfast.evaluation.images import batches, broken, spread
 from ditfast.evaluation.metrics import Moments
-from ditfast.sampling import SampleError
-from ditfast.sampling.files import writing
+from ditfast.optional import import_optional
 
 KEPT = 10_000  # images of a reference for precision and recall, as many as ADM's reference files hold
 
@@ -42,7 +41,7 @@ def summarize(images, numbers, extractor: Extractor, batch: int, label: str, kee
     """
     sums, spatial_sums = Moments(), Moments()
     kept, probabilities, keep, numbers = [], [], set(keep), list(numbers)
-    with need("tqdm").tqdm(total=len(numbers), unit="image", desc=label) as bar:
+    with import_optional("tqdm").tqdm(total=len(numbers), unit="image", desc=label) as bar:
         for start, pictures in zip(range(0, len(numbers), batch), batches(images, numbers, batch), strict=True):
             now = numbers[start : start + batch]
             try:
@@ -114,7 +113,7 @@ def save_statistics(option: str, path, summary: Summary, extractor: Extractor, i
     numbers = spread(summary.count, KEPT)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(numbers), *images.size, 3)}
     try:
-        with writing(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
+        with atomic_write(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
             for key, value in arrays.items():
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, value, allow_pickle=False)
@@ -122,5 +121,5 @@ def save_statistics(option: str, path, summary: Summary, extractor: Extractor, i
                 np.lib.format.write_array_header_1_0(member, header)
                 for image in images.read(numbers):
                     member.write(image.tobytes())
-    except SampleError as error:  # with words for another command
-        raise EvaluationError(f"{option} {path} cannot be written: {error.__cause__}") from error
+    except OSError as error:
+        raise EvaluationError(f"{option} {path} cannot be written: {error}") from error

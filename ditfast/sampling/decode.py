@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ditfast.checkpoints.files import need
+from ditfast.optional import import_optional
 from ditfast.sampling import SampleError
 
 PUBLISHED = {name: f"stabilityai/sd-vae-ft-{name}" for name in ("ema", "mse")}
@@ -39,7 +39,7 @@ def load_vae(name: str):
     if name not in PUBLISHED and not Path(name).is_dir():
         raise SampleError(f"--vae must be ema, mse or a folder, got {name!r}")
     try:
-        return need("diffusers").AutoencoderKL.from_pretrained(PUBLISHED.get(name, name))
+        return import_optional("diffusers").AutoencoderKL.from_pretrained(PUBLISHED.get(name, name))
     except (ImportError, OSError, ValueError) as error:
         raise SampleError(f"--vae {name} cannot be loaded: {str(error).splitlines()[0]}") from error
 

@@ -90,11 +90,11 @@ def guided(model, labels, guidance: Guidance, times, tick=lambda: None):
     return predict
 
 
-def sample(model, sampler: Sampler, guidance: Guidance, draws, device, dtype=torch.float32, tick=lambda: None):
-    """Samples (B, C, S, S) in float32, one for each `Draw`; the model's branches compute in ``dtype``."""
-    noise = torch.stack([each.noise for each in draws]).to(device)
-    labels = torch.tensor([each.label for each in draws], device=device)
+def sample(model, sampler: Sampler, guidance: Guidance, starts, device, dtype=torch.float32, tick=lambda: None):
+    """Samples (B, C, S, S) in float32, one for each `Start`; the model's branches compute in ``dtype``."""
+    noise = torch.stack([each.noise for each in starts]).to(device)
+    labels = torch.tensor([each.label for each in starts], device=device)
     predict = guided(model, labels, guidance, sampler.times, tick)
     # around the whole loop: autocast keeps its copies of the weights until it ends
     with torch.no_grad(), torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-        return sampler(predict, noise, [each.generator for each in draws])
+        return sampler(predict, noise, [each.generator for each in starts])

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from ditfast.atomic import part_path
+from ditfast.ranks import Ranks
 from ditfast.training import TrainError
-from ditfast.training.parallel import Ranks
 
 ABOUT = "checkpoint.json"
 FAILURES = (Exception, CheckpointException)  # DCP wraps what the system says into a BaseException
@@ -36,7 +37,7 @@ class Checkpoints:
             TrainError: on every rank, if it could not be written on any; older checkpoints stay.
         """
         target = self.folder / step_name(step)
-        part = self.folder / f".{target.name}.part"
+        part = part_path(target)
         try:
             self._on_first(target, lambda: _empty(part))
             self._everywhere(target, lambda: _write(tensors, part))
@@ -44,9 +45,9 @@ class Checkpoints:
             files = {name: found for each in self.ranks.gather(sums) for name, found in each.items()}
             self._on_first(target, lambda: _finish(part, target, {**about, "step": step, "files": files}))
         finally:
-            if self.ranks.first:
+            if self.ranks.is_first:
                 shutil.rmtree(part, ignore_errors=True)  # what could not be written whole
-        if self.ranks.first:
+        if self.ranks.is_first:
             for old in self.all()[: -self.keep]:
                 shutil.rmtree(old, ignore_errors=True)
         return target
@@ -58,7 +59,7 @@ class Checkpoints:
 
     def rewind(self, step: int) -> None:
         """Set checkpoints of later steps aside: the run goes another way from here."""
-        for path in self.all() if self.ranks.first else ():
+        for path in self.all() if self.ranks.is_first else ():
             if int(path.name.removeprefix("step-")) > step:
                 path.rename(path.with_name(f"left-{path.name}-{time.time_ns()}"))
 
@@ -73,7 +74,7 @@ class Checkpoints:
             fault = self._fault(path)
             if fault is None:
                 return path
-            if self.ranks.first:
+            if self.ranks.is_first:
                 warnings.warn(f"{path} is not used: {fault}", stacklevel=2)
         if found:
             raise TrainError(f"none of the {len(found)} checkpoints in {self.folder} is whole")
@@ -87,7 +88,7 @@ class Checkpoints:
         """
         if fault := self._fault(path):
             raise TrainError(f"{path} cannot be read: {fault}")
-        return self.ranks.gather(_about(path) if self.ranks.first else None)[0]
+        return self.ranks.gather(_about(path) if self.ranks.is_first else None)[0]
 
     def read(self, path: Path, tensors: dict) -> None:
         """Write the values of a checkpoint that is whole into ``tensors``.
@@ -102,10 +103,10 @@ class Checkpoints:
 
     def _fault(self, path):
         """Why a checkpoint is not whole, the same on every rank; the first one looks."""
-        return self.ranks.gather(_fault(path) if self.ranks.first else None)[0]
+        return self.ranks.gather(_fault(path) if self.ranks.is_first else None)[0]
 
     def _on_first(self, target, work):
-        self._everywhere(target, work if self.ranks.first else lambda: None)
+        self._everywhere(target, work if self.ranks.is_first else lambda: None)
 
     def _everywhere(self, target, work):
         """Do the work; if it fails on a rank, it has failed on all."""

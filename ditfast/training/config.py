@@ -7,13 +7,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from ditfast.checkpoints.files import need
+from ditfast.data.sources import BUILT_IN
 from ditfast.models.presets import SIZES, DiT_models
+from ditfast.optional import import_optional
 from ditfast.training import TrainError
 
 SMALL = {"depth": 4, "hidden_size": 96, "num_heads": 3, "patch_size": 2}  # enough for digits and glyphs
 ARCHITECTURE = tuple(SMALL)
-BUILT_IN = ("digits", "glyphs")  # made here, in less time than a step takes
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def from_yaml(path) -> list[str]:
         TrainError: no such file, no mapping, an unknown name.
     """
     try:
-        found = need("yaml").safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, need("yaml").YAMLError) as error:
+        found = import_optional("yaml").safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, import_optional("yaml").YAMLError) as error:
         raise TrainError(f"--config {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict):
         raise TrainError(f"--config {path} must hold names and values, got {type(found).__name__}")
@@ -118,7 +118,7 @@ def from_yaml(path) -> list[str]:
 
 
 def to_yaml(config: Config) -> str:
-    return need("yaml").safe_dump(asdict(config), sort_keys=False)
+    return import_optional("yaml").safe_dump(asdict(config), sort_keys=False)
 
 
 def resolve(config: Config, device: str) -> Config:
@@ -130,7 +130,7 @@ def resolve(config: Config, device: str) -> Config:
     defaults = SMALL if small else {**SIZES[size], "patch_size": int(patch)}
     chosen = {k: defaults[k] if getattr(config, k) is None else getattr(config, k) for k in ARCHITECTURE}
     workers = config.workers
-    if workers is None:
+    if workers is None:  # a built-in sample is made in less time than a step takes
         workers = 0 if config.data in BUILT_IN else min(4, os.cpu_count() or 1)
     precision = config.precision or ("bf16" if device.startswith("cuda") else "fp32")
     return replace(config, precision=precision, workers=workers, **chosen)

@@ -2,14 +2,13 @@
 
 import torch
 
-from ditfast.checkpoints.files import fingerprint
-from ditfast.data.stream import mix
+from ditfast.fingerprint import fingerprint
+from ditfast.ranks import Ranks
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import LATENT_SCALE, load_vae
+from ditfast.seeds import ENCODE, derive_seed
 from ditfast.training import TrainError
-from ditfast.training.parallel import Ranks
 
-ENCODE = 3  # what the seed is for
 ENCODED_AT_ONCE = 16  # an autoencoder's activations are large: 34 MB for each image and tensor at 256²
 
 
@@ -67,7 +66,7 @@ class Encoder:
         posteriors = [self._vae.encode(each).latent_dist for each in x.split(ENCODED_AT_ONCE)]
         mean, std = (torch.cat([getattr(each, name) for each in posteriors]) for name in ("mean", "std"))
         ranks, share = self._ranks, len(x)
-        generator = torch.Generator(x.device).manual_seed(mix(self._seed, ENCODE, step))
+        generator = torch.Generator(x.device).manual_seed(derive_seed(self._seed, ENCODE, step))
         noise = torch.randn(self._batch, *self.shape, generator=generator, device=x.device)
         noise = noise[ranks.rank * share : (ranks.rank + 1) * share]
         return (mean + std * noise) * LATENT_SCALE

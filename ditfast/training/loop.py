@@ -8,18 +8,19 @@ from pathlib import Path
 
 import torch
 
-from ditfast.checkpoints.files import need
-from ditfast.data.stream import stream
+from ditfast.data.stream import stream_batches
 from ditfast.diffusion import create_diffusion
 from ditfast.models import DiT, cost
+from ditfast.optional import import_optional
+from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.checkpoint import Checkpoints, step_name
 from ditfast.training.config import Config, model_arguments, to_yaml
-from ditfast.training.draws import draw
 from ditfast.training.monitor import Log, Meter, matmul_rate, memory_gib
-from ditfast.training.parallel import Ranks, bare, spread, syncing
+from ditfast.training.parallel import gradient_sync, parallelize, unwrap
 from ditfast.training.preview import Preview
 from ditfast.training.resume import find, refuse_another
+from ditfast.training.step_draws import draw_step
 from ditfast.training.stopper import Stopper
 from ditfast.training.weights import Weights
 
@@ -53,9 +54,9 @@ class Run:
         if config.precision == "pure_bf16" and config.parallel == "ddp":
             masters = {name: p.detach().clone() for name, p in model.named_parameters()}
             model.to(torch.bfloat16)
-        self.model = spread(model, config, ranks)
-        self.weights = Weights(bare(self.model), config.lr, config.weight_decay, config.ema, masters)
-        self.about = {"model": bare(model).config, "data": source.identity, "vae": encoder.checksum}
+        self.model = parallelize(model, config, ranks)
+        self.weights = Weights(unwrap(self.model), config.lr, config.weight_decay, config.ema, masters)
+        self.about = {"model": unwrap(model).config, "data": source.identity, "vae": encoder.checksum}
         self.about |= {"noise_schedule": config.noise_schedule, "seed": config.seed}
         self.step = self.seen = self.skipped = self.unreadable = 0
         self.saved = None
@@ -70,19 +71,19 @@ class Run:
         self.weights.loaded()
         self.step, self.seen, self.saved = found["step"], found["samples"], path
         self.skipped, self.unreadable = found["nonfinite"], found["unreadable"]
-        if self.ranks.first:
+        if self.ranks.is_first:
             print(f"goes on after step {self.step} of {path}")
 
     def train(self) -> None:
         """Run to the last step, or until SIGTERM or SIGINT; then a checkpoint is written too."""
         c, ranks = self.config, self.ranks
-        if ranks.first:
+        if ranks.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.checkpoints.rewind(self.step)
             (self.folder / "config.yaml").write_text(to_yaml(c), encoding="utf-8")
-        log = Log(self.folder, self.step) if ranks.first else None
+        log = Log(self.folder, self.step) if ranks.is_first else None
         order = {"seed": c.seed, "start": self.seen, "batch": c.batch, "rank": ranks.rank, "world": ranks.world}
-        batches = stream(self.source, **order, workers=c.workers, unreadable=c.unreadable)
+        batches = stream_batches(self.source, **order, workers=c.workers, unreadable=c.unreadable)
         self.rate = matmul_rate(ranks.device, torch.float32 if c.precision == "fp32" else torch.bfloat16)
         with Stopper() as stopper:
             try:
@@ -127,14 +128,14 @@ class Run:
         """Write a grid; the seconds that it took."""
         begin = time.perf_counter()
         with self.weights.averaged():
-            self.preview.write(bare(self.model), self.folder / "samples" / f"step-{self.step:08d}.png")
+            self.preview.write(unwrap(self.model), self.folder / "samples" / f"step-{self.step:08d}.png")
         return time.perf_counter() - begin
 
     def _step(self, batch):
         """One step of the optimizer; the mean loss and the gradient's norm, () each, on the device."""
         c, ranks = self.config, self.ranks
         share, device = c.batch // ranks.world, ranks.device
-        drawn = draw(
+        drawn = draw_step(
             c.seed, self.step, c.batch, self.encoder.shape, self.schedule.num_timesteps, c.label_drop, device
         )
         drawn = drawn.part(slice(ranks.rank * share, (ranks.rank + 1) * share))
@@ -144,7 +145,7 @@ class Run:
         size, total = share // c.accumulate, torch.zeros((), device=device)
         for first in range(0, share, size):
             part = slice(first, first + size)
-            with syncing(self.model, last=first + size == share):
+            with gradient_sync(self.model, last=first + size == share):
                 loss = self._loss(x[part], y[part], drawn.part(part)) / c.accumulate
                 loss.backward()
             total += loss.detach()
@@ -192,7 +193,7 @@ class Run:
     def _nonfinite(self, step, samples):
         """Keep what a step was made of whose gradient was not finite, and end the run unless told to go on."""
         about = {"step": step, "samples": samples, "checkpoint": self.saved and str(self.saved)}
-        if self.ranks.first:
+        if self.ranks.is_first:
             with open(self.folder / "nonfinite.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(about) + "\n")
         if self.config.on_nonfinite == "stop":
@@ -210,10 +211,10 @@ class Run:
         except TrainError as error:
             if final:
                 raise
-            if self.ranks.first:
+            if self.ranks.is_first:
                 text = f"warning: {error}; training goes on, the next checkpoint is tried again"
-                need("tqdm").tqdm.write(text, file=sys.stderr)
+                import_optional("tqdm").tqdm.write(text, file=sys.stderr)
 
     def _bar(self):
         options = {"initial": self.step, "total": self.config.steps, "unit": "step"}
-        return need("tqdm").tqdm(disable=not self.ranks.first, **options)
+        return import_optional("tqdm").tqdm(disable=not self.ranks.is_first, **options)

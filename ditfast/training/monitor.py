@@ -1,7 +1,6 @@
 """What a run tells: losses gathered on the device, a line of metrics.jsonl and TensorBoard, the bar's figures."""
 
 import json
-import os
 import resource
 import time
 import warnings
@@ -9,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ditfast.checkpoints.files import need
-from ditfast.training.parallel import Ranks
+from ditfast.atomic import atomic_write
+from ditfast.optional import import_optional
+from ditfast.ranks import Ranks
 
 
 class Meter:
@@ -55,10 +55,9 @@ class Log:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            part = self.path.with_name(".metrics.jsonl.part")
-            part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            os.replace(part, self.path)
-        board = need("torch.utils.tensorboard")
+            with atomic_write(self.path) as part:
+                part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        board = import_optional("torch.utils.tensorboard")
         self._board = board.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict) -> None:

@@ -3,8 +3,8 @@
 import torch
 
 from ditfast.models import DiT, cost
+from ditfast.ranks import Ranks
 from ditfast.training.config import Config, model_arguments
-from ditfast.training.parallel import Ranks
 
 
 def plan(config: Config, source, encoder, ranks: Ranks) -> str:

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import torch
 
-from ditfast.checkpoints.files import need
+from ditfast.atomic import atomic_write
+from ditfast.optional import import_optional
+from ditfast.ranks import Ranks
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import to_uint8
-from ditfast.sampling.draw import draw
 from ditfast.sampling.files import tile
 from ditfast.sampling.sampler import Guidance, Sampler, sample
+from ditfast.sampling.start import draw_start
 from ditfast.training import TrainError
 from ditfast.training.config import Config
-from ditfast.training.parallel import Ranks
 
 COUNT = 16
 
@@ -41,17 +42,16 @@ class Preview:
     def write(self, model, path: Path) -> None:
         """Sample on every rank, because FSDP2's weights are on all of them, and write on the first."""
         device = self._ranks.device
-        draws = [draw(i, self._encoder.shape, self._classes, device, label) for i, label in enumerate(self._labels)]
-        x = sample(model, self._sampler, self._guidance, draws, device, self._dtype)
-        if self._ranks.first:
+        starts = [
+            draw_start(i, self._encoder.shape, self._classes, device, label) for i, label in enumerate(self._labels)
+        ]
+        x = sample(model, self._sampler, self._guidance, starts, device, self._dtype)
+        if self._ranks.is_first:
             images = to_uint8(self._encoder.decode(x))
+            picture = import_optional("PIL.Image").fromarray(tile(images, scale=max(1, 64 // images.shape[1])))
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
             try:
-                need("PIL.Image").fromarray(tile(images, scale=max(1, 64 // images.shape[1]))).save(
-                    part, format="PNG"
-                )
-                part.replace(path)
+                with atomic_write(path) as part:
+                    picture.save(part, format="PNG")
             except OSError as error:  # a picture less is no reason to end a run
                 warnings.warn(f"{path} is not written: {error.strerror or error}", stacklevel=2)
-                part.unlink(missing_ok=True)

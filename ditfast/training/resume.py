@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.checkpoint import ABOUT, Checkpoints
 from ditfast.training.config import Config
-from ditfast.training.parallel import Ranks
 
 
 def find(config: Config, checkpoints: Checkpoints) -> Path | None:
@@ -15,7 +15,7 @@ def find(config: Config, checkpoints: Checkpoints) -> Path | None:
         TrainError: none where one was named, or the folder has a run that nobody asked to go on with.
     """
     found = error = None
-    if checkpoints.ranks.first:
+    if checkpoints.ranks.is_first:
         try:
             found = _find(config, Checkpoints(checkpoints.folder, config.keep, Ranks()))
         except TrainError as each:

@@ -9,7 +9,7 @@ import plan
 from records import Records
 
 from ditfast import flops
-from ditfast.sampling.files import writing
+from ditfast.atomic import atomic_write
 
 START, END = "<!-- results: written by run.py --plot -->", "<!-- end of results -->"
 COLOURS = {"S": "#7fb3d5", "B": "#2e86c1", "L": "#1a5276", "XL": "#c0392b"}
@@ -135,14 +135,14 @@ def write(records, out: Path, readme: Path | None) -> None:
     found = summary(records)
     compared = others(out)
     shown = table(found, compared)
-    with writing(out / "summary.json") as part:
+    with atomic_write(out / "summary.json") as part:
         part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    with writing(out / "scaling.png") as part:
+    with atomic_write(out / "scaling.png") as part:
         picture(found, compared).savefig(part, dpi=120, format="png")
     if readme:
         head, _, rest = readme.read_text(encoding="utf-8").partition(START)
         _, _, tail = rest.partition(END)
-        with writing(readme) as part:
+        with atomic_write(readme) as part:
             part.write_text(f"{head}{START}\n{shown}\n{END}{tail}", encoding="utf-8")
     print(shown)
 

@@ -19,7 +19,7 @@ from ditfast.data.folder import Images
 from ditfast.data.shards import Shards
 from ditfast.encode import main, parse
 from ditfast.encode import run as run_rank
-from ditfast.sampling.ranks import Ranks
+from ditfast.ranks import Ranks
 
 
 def shards(folder):

@@ -12,7 +12,7 @@ from PIL import Image
 from ditfast.data import DataError, Unreadable, open_data
 from ditfast.data.folder import Images
 from ditfast.data.preprocess import center_crop, decode, to_tensor
-from ditfast.data.stream import stream
+from ditfast.data.stream import stream_batches
 
 
 def save(path, seed, width=12, height=9):
@@ -99,8 +99,8 @@ def test_a_truncated_image_in_the_stream(tree, workers):
     path.write_bytes(path.read_bytes()[:200])
     settings = {"seed": 0, "start": 0, "batch": 7, "workers": workers}
     with pytest.raises(Unreadable, match=r"bee/10\.png cannot be read: "):
-        next(stream(Images(tree, 8), **settings))
-    batch = next(stream(Images(tree, 8), unreadable="skip", **settings))
+        next(stream_batches(Images(tree, 8), **settings))
+    batch = next(stream_batches(Images(tree, 8), unreadable="skip", **settings))
     assert len(batch.skipped) == 1 and str(path) in batch.skipped[0]
     assert sorted(batch.indices.tolist()) == [0, 1, 2, 3, 5, 5, 6]
 

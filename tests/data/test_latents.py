@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from ditfast.data import DataError, Unreadable, open_data
 from ditfast.data.folder import Images
 from ditfast.data.latents import Latents
-from ditfast.data.stream import stream
+from ditfast.data.stream import stream_batches
 
 
 def generator(seed):
@@ -64,10 +64,10 @@ def test_half_are_mirrored(tree, folder, posterior):
 
 def test_every_epoch_draws_anew_and_again_the_same(folder):
     source, settings = Latents(folder), {"seed": 0, "batch": 11}
-    first, second = (next(stream(source, start=start, **settings)) for start in (0, 11))
+    first, second = (next(stream_batches(source, start=start, **settings)) for start in (0, 11))
     places = [first.indices.tolist().index(index) for index in second.indices.tolist()]
     assert (first.x[places] - second.x).abs().flatten(1).max(1).values.min() > 1e-3
-    assert torch.equal(first.x, next(stream(source, start=0, **settings)).x)
+    assert torch.equal(first.x, next(stream_batches(source, start=0, **settings)).x)
     assert torch.equal(first.y[places], second.y)
 
 
@@ -75,7 +75,7 @@ def test_every_epoch_draws_anew_and_again_the_same(folder):
 def test_workers_read_the_same(folder, workers):
     source, settings = Latents(folder), {"seed": 0, "start": 3, "batch": 5}
     source.read(0, generator(0))  # a file is open
-    alone, split = stream(source, **settings), stream(source, workers=workers, **settings)
+    alone, split = stream_batches(source, **settings), stream_batches(source, workers=workers, **settings)
     for _ in range(4):
         assert torch.equal(next(alone).x, next(split).x)
 
@@ -160,5 +160,5 @@ def test_a_shard_that_goes_while_it_is_used(folder):
         source.read(5, generator(0))
     assert "\n" not in str(raised.value)
     settings = {"seed": 0, "start": 0, "batch": 11, "unreadable": "skip"}
-    batch = next(stream(source, **settings))
+    batch = next(stream_batches(source, **settings))
     assert not set(batch.indices.tolist()) & {4, 5, 6, 7} and len(batch.skipped) == 4 + 3 + 2 + 1

@@ -11,7 +11,8 @@ import torch
 
 from ditfast.data import DataError, Unreadable
 from ditfast.data.digits import Digits
-from ditfast.data.stream import mix, stream
+from ditfast.data.stream import stream_batches
+from ditfast.seeds import derive_seed
 
 SEEN = 30  # positions: more than four epochs
 
@@ -35,7 +36,8 @@ class Numbers:
 def sequence(source, start=0, end=SEEN, world=1, batch=6, seed=3, **settings):
     """(index, label, chance) of each position from ``start`` to ``end``, gathered from all ranks."""
     ranks = [
-        stream(source, seed=seed, start=start, batch=batch, rank=r, world=world, **settings) for r in range(world)
+        stream_batches(source, seed=seed, start=start, batch=batch, rank=r, world=world, **settings)
+        for r in range(world)
     ]
     seen = []
     while len(seen) < end - start:
@@ -111,15 +113,15 @@ def test_the_next_readable_item_takes_the_place_of_a_broken_one(workers):
     assert [each[0] for each in seen] == [replaced.get(index, index) for index, _, _ in whole]
     assert [each[2] for each in seen] == [drawn for _, _, drawn in whole]  # chance is of the position
     assert sequence(source, unreadable="skip", world=2) == seen
-    batch = next(stream(source, seed=3, start=0, batch=7, workers=workers, unreadable="skip"))
+    batch = next(stream_batches(source, seed=3, start=0, batch=7, workers=workers, unreadable="skip"))
     assert sorted(batch.skipped) == sorted(f"item {i} is broken" for i in (2, 5, 6, 6))
-    assert next(stream(Numbers(), seed=3, start=0, batch=7, unreadable="skip")).skipped == []
+    assert next(stream_batches(Numbers(), seed=3, start=0, batch=7, unreadable="skip")).skipped == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_item_is_named_when_its_turn_comes(workers):
     broken = sequence(Numbers())[4][0]
-    batches = stream(Numbers(broken=(broken,)), seed=3, start=0, batch=2, workers=workers)
+    batches = stream_batches(Numbers(broken=(broken,)), seed=3, start=0, batch=2, workers=workers)
     assert len([next(batches), next(batches)]) == 2
     with pytest.raises(Unreadable) as raised:
         next(batches)
@@ -129,7 +131,9 @@ def test_a_broken_item_is_named_when_its_turn_comes(workers):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("count", [7, None])
 def test_skipping_everything_ends(count, workers):
-    batches = stream(Numbers(count, broken=range(2000)), seed=3, start=5, batch=2, workers=workers, unreadable="skip")
+    batches = stream_batches(
+        Numbers(count, broken=range(2000)), seed=3, start=5, batch=2, workers=workers, unreadable="skip"
+    )
     tried = {7: 7, None: 1000}[count]
     with pytest.raises(
         DataError, match=rf"nothing is readable: {tried} items in a row failed, .* item \d is broken$"
@@ -143,7 +147,7 @@ def test_an_error_of_the_source_itself_keeps_its_traceback():
             raise RuntimeError("the source is wrong")
 
     with pytest.raises(RuntimeError, match=r"(?s)in read.*the source is wrong"):
-        next(stream(Wrong(), seed=0, start=0, batch=1, workers=1))
+        next(stream_batches(Wrong(), seed=0, start=0, batch=1, workers=1))
 
 
 def test_a_killed_worker_is_one_line():
@@ -152,7 +156,7 @@ def test_a_killed_worker_is_one_line():
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(DataError, match="one of 1 workers was killed"):
-        next(stream(Killed(), seed=0, start=0, batch=1, workers=1))
+        next(stream_batches(Killed(), seed=0, start=0, batch=1, workers=1))
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs Linux")
@@ -167,7 +171,7 @@ def test_a_worker_ends_with_its_parent_alone():
             return super().read(index, generator)
 
     before = active_children()
-    batches = stream(Told(), seed=0, start=0, batch=3, workers=1)
+    batches = stream_batches(Told(), seed=0, start=0, batch=3, workers=1)
     assert [len(next(batches).y) for _ in range(4)] == [3, 3, 3, 3]
     (worker,) = set(active_children()) - set(before)
     worker.terminate()
@@ -188,25 +192,25 @@ def test_a_worker_ends_with_its_parent_alone():
 )
 def test_bad_arguments_are_refused_at_once(changes, message):
     with pytest.raises(DataError, match=message):
-        stream(Numbers(), **{"seed": 0, "start": 0, "batch": 6, **changes})
+        stream_batches(Numbers(), **{"seed": 0, "start": 0, "batch": 6, **changes})
 
 
 def test_an_empty_source_is_refused():
     with pytest.raises(DataError, match="the data is empty"):
-        stream(Numbers(0), seed=0, start=0, batch=1)
+        stream_batches(Numbers(0), seed=0, start=0, batch=1)
 
 
 def test_digits_stream():
     source = Digits()
-    x, y, indices, _ = next(stream(source, seed=0, start=1795, batch=5))  # over the end of an epoch
+    x, y, indices, _ = next(stream_batches(source, seed=0, start=1795, batch=5))  # over the end of an epoch
     for i, index in enumerate(indices.tolist()):
         expected, label = source.read(index, None)
         assert torch.equal(x[i], expected) and y[i] == label
 
 
 def test_the_hash_spreads_neighbours_over_all_bits():
-    near = np.array([mix(seed, 1, position) for seed in range(64) for position in range(64)], np.uint64)
+    near = np.array([derive_seed(seed, 1, position) for seed in range(64) for position in range(64)], np.uint64)
     assert len(np.unique(near.astype(np.uint32))) > len(near) - 3
     bits = near[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)
     assert abs(bits.mean(0) - 0.5).max() < 0.04  # 5 standard deviations
-    assert mix(1, 2) != mix(2, 1) and 0 <= mix(-5, 3) < 2**64
+    assert derive_seed(1, 2) != derive_seed(2, 1) and 0 <= derive_seed(-5, 3) < 2**64

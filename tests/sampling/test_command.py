@@ -9,7 +9,7 @@ from PIL import Image
 
 from ditfast import DiT
 from ditfast.sampling.decode import to_uint8
-from ditfast.sampling.draw import draw
+from ditfast.sampling.start import draw_start
 
 
 def test_folder_grid_and_npz_hold_the_same_images(run, tmp_path, capsys):
@@ -56,14 +56,14 @@ def different(a, b):
 def test_sample_i_is_the_seeds_own(run):
     """A sample of a large run is drawn again alone, from its number."""
     images = run("--num-samples", 4, "--seed", 10)
-    start = draw(12, (3, 8, 8), 7)
+    start = draw_start(12, (3, 8, 8), 7)
     alone = run("--classes", start.label, "--seeds", 12, out="alone")
     np.testing.assert_allclose(alone[0], images[2], atol=1)
     assert different(alone[0], images[1])
 
 
 def test_labels_drawn_cover_the_classes_and_are_noted(run, tmp_path):
-    labels = [draw(seed, (1,), 7).label for seed in range(200)]
+    labels = [draw_start(seed, (1,), 7).label for seed in range(200)]
     assert set(labels) == set(range(7))
     run("--num-samples", 2, steps=1)
     for i in range(2):
@@ -71,7 +71,7 @@ def test_labels_drawn_cover_the_classes_and_are_noted(run, tmp_path):
 
 
 def test_noise_of_the_start_and_of_steps_are_independent():
-    one, other = draw(0, (4, 64, 64), 10), draw(1, (4, 64, 64), 10)
+    one, other = draw_start(0, (4, 64, 64), 10), draw_start(1, (4, 64, 64), 10)
     step = torch.randn(4, 64, 64, generator=one.generator)
     for later in (other.noise, step):
         for shift in range(-3, 4):  # streams of one seed would agree a few numbers apart

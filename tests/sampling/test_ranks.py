@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
+from ditfast.ranks import Ranks
 from ditfast.sample import parse
 from ditfast.sample import run as run_rank
-from ditfast.sampling.ranks import Ranks
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditfast.sampling.files import Folder
+from ditfast.sampling.files import SampleFolder
 
 
 @pytest.fixture
 def written(monkeypatch):
     """The numbers of the images that are written."""
-    numbers, write = [], Folder.write
+    numbers, write = [], SampleFolder.write
 
     def note(self, index, *args):
         write(self, index, *args)
         numbers.append(index)
 
-    monkeypatch.setattr(Folder, "write", note)
+    monkeypatch.setattr(SampleFolder, "write", note)
     return numbers
 
 

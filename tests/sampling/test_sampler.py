@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ditfast import DiT
-from ditfast.sampling.draw import draw
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
+from ditfast.sampling.start import draw_start
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def calls(model):
 
 
 def two(model, guidance, name="ddpm", steps=5, **options):
-    draws = [draw(seed, (3, 8, 8), 7, label=label) for seed, label in ((5, 1), (6, 4))]
-    return sample(model, Sampler(name, steps, True, False), guidance, draws, "cpu", **options)
+    starts = [draw_start(seed, (3, 8, 8), 7, label=label) for seed, label in ((5, 1), (6, 4))]
+    return sample(model, Sampler(name, steps, True, False), guidance, starts, "cpu", **options)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
@@ -54,7 +54,7 @@ def test_guidance_is_that_of_the_paper(model):
     """One step from pure noise, by hand."""
     guided = two(model, Guidance(3.0, 0, 1, 2), steps=1)
     sampler = Sampler("ddpm", 1, True, False)
-    noise = torch.stack([draw(seed, (3, 8, 8), 7).noise for seed in (5, 6)])
+    noise = torch.stack([draw_start(seed, (3, 8, 8), 7).noise for seed in (5, 6)])
     t = torch.tensor(sampler.diffusion.timestep_map * 2)
     with torch.no_grad():
         given, null = model(noise, t, torch.tensor([1, 4])), model(noise, t, torch.tensor([7, 7]))

@@ -6,8 +6,8 @@ import torch
 
 from ditfast import DiT
 from ditfast.sampling.decode import LATENT_SCALE, make_decoder, to_uint8
-from ditfast.sampling.draw import draw
 from ditfast.sampling.sampler import Guidance, Sampler, sample
+from ditfast.sampling.start import draw_start
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,9 @@ def test_images_are_decoded_latents(run, vae, latent):
     options = ("--classes", 2, 5, "--cfg", 1.5, "--vae", vae)
     images = run(*options, model=latent, decoder="vae")
     assert images.shape == (2, 16, 16, 3) and images.std() > 3
-    draws = [draw(seed, (4, 8, 8), 7, label=label) for seed, label in ((0, 2), (1, 5))]
+    starts = [draw_start(seed, (4, 8, 8), 7, label=label) for seed, label in ((0, 2), (1, 5))]
     model, sampler = DiT.from_pretrained(latent), Sampler("ddpm", 4, True, False)
-    latents = sample(model, sampler, Guidance(1.5, 0, 1, 3), draws, "cpu")
+    latents = sample(model, sampler, Guidance(1.5, 0, 1, 3), starts, "cpu")
     with torch.no_grad():
         decoded = AutoencoderKL.from_pretrained(vae).decode(latents / 0.18215).sample
     expected = (127.5 * decoded + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ditfast import encode, evaluate, sample, train
-from ditfast.checkpoints.files import need
 from ditfast.data import open_data
+from ditfast.optional import import_optional
+from ditfast.ranks import Ranks
 from ditfast.sampling.decode import LATENT_SCALE
 from ditfast.training.latents import Encoder
-from ditfast.training.parallel import Ranks
 
 SIZE = 16
 
@@ -67,7 +67,7 @@ class Features(torch.nn.Module):
 
 def test_encoding_in_every_step_draws_from_the_same_posteriors(kit, images, vae):
     encode.main(["--data", str(images), "--image-size", str(SIZE), "--vae", str(vae), "--out", str(kit.folder / "l")])
-    kept = need("safetensors.torch").load_file(next((kit.folder / "l").glob("*.safetensors")))
+    kept = import_optional("safetensors.torch").load_file(next((kit.folder / "l").glob("*.safetensors")))
     source = open_data(str(images), SIZE, flip=False)
     order = torch.arange(source.count)
     x = torch.stack([source.read(int(i), torch.Generator())[0] for i in order])

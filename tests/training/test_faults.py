@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ditfast.data.digits import Digits
-from ditfast.data.stream import stream
+from ditfast.data.stream import stream_batches
 from ditfast.training import checkpoint, loop
 
 
@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops(kit, poisoned, refused):
     assert text.startswith("error: the gradient of step 3 is not finite") and str(good) in text
     about = json.loads((kit.folder / "run" / "nonfinite.jsonl").read_text())
     assert about["step"] == 3 and about["checkpoint"] == str(good)
-    third = next(itertools.islice(stream(Digits(), seed=0, start=0, batch=6), 2, None))
+    third = next(itertools.islice(stream_batches(Digits(), seed=0, start=0, batch=6), 2, None))
     assert about["samples"] == third.indices.tolist()
 
 

@@ -4,27 +4,25 @@ from typing import NamedTuple
 
 import torch
 
-from ditfast.data.stream import mix
-
-STEP = 2  # what the seed is for, beside those of the data
+from ditfast.seeds import STEP, derive_seed
 
 
-class Draws(NamedTuple):
+class StepDraws(NamedTuple):
     t: torch.Tensor  # (b,) timesteps, uniform
     noise: torch.Tensor  # (b, C, H, W)
     dropped: torch.Tensor  # (b,) whether the null label takes the label's place
 
-    def part(self, index: slice) -> "Draws":
-        return Draws(*(value[index] for value in self))
+    def part(self, index: slice) -> "StepDraws":
+        return StepDraws(*(value[index] for value in self))
 
 
-def draw(seed: int, step: int, batch: int, shape, num_timesteps: int, label_drop: float, device) -> Draws:
+def draw_step(seed: int, step: int, batch: int, shape, num_timesteps: int, label_drop: float, device) -> StepDraws:
     """A step's draws for the whole batch, made on the device; a rank takes its part of them.
 
     Every rank makes all of them and uses its part, so that no rank has a state of its own to be kept.
     """
-    generator = torch.Generator(device).manual_seed(mix(seed, STEP, step))
+    generator = torch.Generator(device).manual_seed(derive_seed(seed, STEP, step))
     here = {"generator": generator, "device": device}
     t = torch.randint(num_timesteps, (batch,), **here)
     noise = torch.randn(batch, *shape, **here)
-    return Draws(t, noise, torch.rand(batch, **here) < label_drop)
+    return StepDraws(t, noise, torch.rand(batch, **here) < label_drop)

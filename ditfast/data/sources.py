@@ -1,0 +1,56 @@
+"""From the name of the data to its source."""
+
+from difflib import get_close_matches
+from inspect import signature
+from pathlib import Path
+
+from ditfast.data.digits import Digits
+from ditfast.data.errors import DataError
+from ditfast.data.folder import Images
+from ditfast.data.glyphs import Glyphs
+from ditfast.data.latents import Latents
+from ditfast.data.shards import INDEX, STARTED
+
+BUILT_IN = {"digits": Digits, "glyphs": Glyphs}
+
+
+def open_data(name: str, image_size: int | None = None, **options):
+    """The source of a name.
+
+    Args:
+        name: "digits" (8 x 8, grey), "glyphs" (characters, grey), or a folder: of images (`folder.Images`), or of
+            latents that `python -m ditfast.encode` wrote (`latents.Latents`).
+        image_size: height and width in pixels; what the source has by itself unless given.
+        options: of the source: flip for a folder, and channels for one of images.
+
+    Raises:
+        DataError: no such data, or a size or option that it does not have.
+        ImportError: a package that it needs is not installed.
+    """
+    name = str(name)
+    if image_size is not None:
+        options["image_size"] = image_size
+    if name in BUILT_IN:
+        return _make_source(BUILT_IN[name], options, name)
+    if any(Path(name, file).is_file() for file in (INDEX, STARTED)):
+        return _make_source(Latents, options, f"a folder of latents, {name},", folder=name)
+    if Path(name).is_dir():
+        return _make_source(Images, options, f"a folder of images, {name},", folder=name)
+    raise DataError(
+        f"data must be {', '.join(BUILT_IN)} or a folder of images or latents{_nearest(name, BUILT_IN)}, got {name!r}"
+    )
+
+
+def _make_source(kind, options, name, **given):
+    """The source, unless it does not take an option."""
+    takes = signature(kind).parameters.keys() - given
+    unknown = options.keys() - takes
+    if unknown:
+        has = f"takes {' and '.join(sorted(takes))}" if takes else "takes no options"
+        raise DataError(f"{name} {has}, got {', '.join(sorted(unknown))}")
+    return kind(**given, **options)
+
+
+def _nearest(name, names):
+    near = get_close_matches(name.lower(), names, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,127 @@
+"""The processes of a run: one, or as many as torchrun starts."""
+
+import os
+import re
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+LOST = re.compile(r"gloo|NCCL|[Cc]onnection (reset|closed|refused)|Broken pipe")  # how a rank's end shows on others
+
+
+class Ranks(NamedTuple):
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Touches hosts alone, no device."""
+        if self.world == 1:
+            return flag
+        flags = torch.tensor(float(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def gather(self, value) -> list:
+        """Every rank's value, on every rank."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, in place, on the device."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+@contextmanager
+def joined_ranks(timeout: timedelta = timedelta(days=7), nccl: bool = False):
+    """The ranks that torchrun's environment describes, each on the GPU of its LOCAL_RANK.
+
+    After an error the caller has to `exit_rank`.
+
+    Args:
+        timeout: longer than any rank may be behind another; one may sample or encode for hours more.
+        nccl: tensors on GPUs are summed too; without it ranks only talk through their hosts.
+
+    Raises:
+        ConnectionError: another rank has ended while this one waited for it.
+    """
+    rank, world, device = _place()
+    if world > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys():  # FSDP2 needs a group also of one process
+        _meet("cpu:gloo,cuda:nccl" if nccl and device != "cpu" else "gloo", timeout)
+    try:
+        yield Ranks(rank, world, device)
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(
+            f"another rank has stopped or is out of reach, so rank {rank} of {world} ends: {reason}"
+        ) from error
+    else:
+        if _is_joined():
+            dist.barrier()
+            # gloo's threads drop Python objects now: its destructor would wait for them and keep the GIL
+            time.sleep(0.1)
+            dist.destroy_process_group()
+
+
+def exit_rank(message: str):
+    """End the process with an error. Among ranks nothing is torn down: that would wait for those that do not come."""
+    if not _is_joined():
+        sys.exit(message)
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _is_joined():
+    return dist.is_available() and dist.is_initialized()
+
+
+def _place() -> tuple[int, int, str]:
+    """This process's rank, how many there are, and its device."""
+    defaults = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in defaults)
+    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    if device != "cpu":
+        torch.cuda.set_device(local)  # Triton launches on the current device
+    return rank, world, device
+
+
+def _meet(backend, timeout):
+    """Join the other ranks, also where torchrun has started all of them again.
+
+    torchrun's store may outlive a restart (TORCHELASTIC_USE_AGENT_STORE), and with it the addresses of the ranks that
+    were before. On one machine the count of restarts tells them apart; on several each counts its own.
+    """
+    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+
+    restarts, shared = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "USE_AGENT_STORE"))
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"restart-{restarts}", store)
+    elif shared == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and rank == 0:
+        warnings.warn(
+            "restarts on several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun", stacklevel=2
+        )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
