@@ -32,7 +32,7 @@ PAPER_XL_2 = {  # conditioning -> Gflops, FID-50K
 
 def analyse(name, conditioning="adaln_zero", image_size=256, batch=1, dtype="bf16", train_steps=None) -> dict:
     """Everything about one model of the paper, as plain numbers."""
-    model = cost.build(name, conditioning, image_size)
+    model = cost.build_on_meta(name, conditioning, image_size)
     macs, kept = cost.macs(model), cost.kept_bytes(model, batch, dtype)
     parts = {"macs": macs, "parameters": cost.parameters(model), "kept_bytes": kept}
     total = {key: sum(values.values()) for key, values in parts.items()}

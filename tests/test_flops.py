@@ -171,7 +171,7 @@ def near_published(value, published, digits):
 
 @pytest.mark.parametrize("name", flops.PAPER)
 def test_published_gflops(name):
-    model = cost.build(name)
+    model = cost.build_on_meta(name)
     assert near_published(sum(cost.macs(model).values()) / 1e9, flops.PAPER[name][0], 2)
     assert sum(cost.parameters(model).values()) == sum(p.numel() for p in model.parameters())
 
@@ -184,7 +184,7 @@ def test_published_gflops_of_the_conditionings_and_of_512(kind):
 
 
 def test_parameters_by_operator():
-    found = cost.parameters(cost.build("DiT-XL/2", "cross_attention"))
+    found = cost.parameters(cost.build_on_meta("DiT-XL/2", "cross_attention"))
     d = 1152
     assert found["qkv"] == 28 * (3 * d * d + 3 * d) and found["mlp"] == 28 * (8 * d * d + 5 * d)
     assert found["cross-attention"] == 28 * (4 * d * d + 4 * d) and found["norm, residual"] == 28 * 3 * 2 * d

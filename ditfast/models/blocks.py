@@ -4,8 +4,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ditfast import ops
-from ditfast.models.carry import Carry, condition, junction, pend, settle, start
-from ditfast.models.plain import is_plain, runs
+from ditfast.models.carry import Carry, add_pending, junction, modulation_rows, set_pending, start_carry
+from ditfast.models.plain import has_original_forward, is_plain
 from ditfast.ops.backends.choice import names_in_force
 
 
@@ -40,17 +40,17 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x, backends=None):
-        return self.proj_drop(self.proj(self._heads(x, backends)))
+        return self.proj_drop(self.proj(self._attend(x, backends)))
 
-    def split(self, x, backends):
+    def forward_without_bias(self, x, backends):
         """The output without the bias of ``proj``, and that bias (None where it is already added)."""
         drop = self.proj_drop
         drops = not is_plain(drop, nn.Dropout) or (drop.training and drop.p > 0)
         if drops or not is_plain(self.proj, nn.Linear):
             return self.forward(x, backends), None
-        return F.linear(self._heads(x, backends), self.proj.weight), self.proj.bias
+        return F.linear(self._attend(x, backends), self.proj.weight), self.proj.bias
 
-    def _heads(self, x, backends):
+    def _attend(self, x, backends):
         dropout = self.attn_drop.p if self.training else 0.0
         # the fused operations take q and k as the Linear wrote them, and drop nothing
         if dropout == 0 and is_plain(self.q_norm, nn.Identity) and is_plain(self.k_norm, nn.Identity):
@@ -91,7 +91,7 @@ class Mlp(nn.Module):
             return self.fc2(self.act(self.fc1(x)))
         return ops.mlp(x, *self._weights(), self.fc2.bias, self.recompute, backend=backends)
 
-    def split(self, x, backends):
+    def forward_without_bias(self, x, backends):
         """The output without the bias of ``fc2``, and that bias (None where it is already added)."""
         if not self._is_fusible():
             return self.forward(x, backends), None
@@ -106,17 +106,17 @@ class Mlp(nn.Module):
         return self.fc1.weight, self.fc1.bias, self.fc2.weight
 
 
-def call(module: nn.Module, h, backends):
+def call_branch(module: nn.Module, h, backends):
     """The output of ``module``, an `Attention` or `Mlp` or what replaced it."""
-    native = runs(module, Attention) or runs(module, Mlp)
+    native = has_original_forward(module, Attention) or has_original_forward(module, Mlp)
     return module(h, backends=backends) if native else module(h)
 
 
-def branch(module: nn.Module, h, backends):
+def call_without_bias(module: nn.Module, h, backends):
     """The same without its last bias, and that bias; None where it is already added."""
     if is_plain(module, Attention) or is_plain(module, Mlp):
-        return module.split(h, backends)
-    return call(module, h, backends), None
+        return module.forward_without_bias(h, backends)
+    return call_branch(module, h, backends), None
 
 
 class DiTBlock(nn.Module):
@@ -157,22 +157,22 @@ class DiTBlock(nn.Module):
 
     @property
     def is_native(self):
-        return runs(self, DiTBlock)
+        return has_original_forward(self, DiTBlock)
 
     def forward(self, x, c, backends=None):
         if isinstance(x, Carry):
-            return self._carried(x, c)
-        return settle(self._carried(start(x, c, backends or names_in_force()), c)).x
+            return self._forward_carry(x, c)
+        return add_pending(self._forward_carry(start_carry(x, c, backends or names_in_force()), c)).x
 
-    def _carried(self, carry, c):
-        rows = condition(self.adaLN_modulation, c, carry.silu_c, 6)
+    def _forward_carry(self, carry, c):
+        rows = modulation_rows(self.adaLN_modulation, c, carry.silu_c, 6)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows  # (B, D) each
         x, h = junction(carry, self.norm1, shift_msa, scale_msa)  # (B, N, D) each
-        y, bias = branch(self.attn, h, carry.backends)
-        x, h = junction(pend(carry, x, y, gate_msa, bias), self.norm2, shift_mlp, scale_mlp)
-        y, bias = branch(self.mlp, h, carry.backends)
+        y, bias = call_without_bias(self.attn, h, carry.backends)
+        x, h = junction(set_pending(carry, x, y, gate_msa, bias), self.norm2, shift_mlp, scale_mlp)
+        y, bias = call_without_bias(self.mlp, h, carry.backends)
         # a copy, because FSDP frees the parameter when the block returns
-        return pend(carry, x, y, gate_mlp, None if bias is None else bias.clone())
+        return set_pending(carry, x, y, gate_mlp, None if bias is None else bias.clone())
 
 
 class FinalLayer(nn.Module):
@@ -196,10 +196,10 @@ class FinalLayer(nn.Module):
 
     @property
     def is_native(self):
-        return runs(self, FinalLayer)
+        return has_original_forward(self, FinalLayer)
 
     def forward(self, x, c, backends=None):
-        carry = x if isinstance(x, Carry) else start(x, c, backends or names_in_force())
-        shift, scale = condition(self.adaLN_modulation, c, carry.silu_c, 2)  # (B, D) each
+        carry = x if isinstance(x, Carry) else start_carry(x, c, backends or names_in_force())
+        shift, scale = modulation_rows(self.adaLN_modulation, c, carry.silu_c, 2)  # (B, D) each
         _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
         return self.linear(h)  # (B, N, p*p*C)

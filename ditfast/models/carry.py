@@ -25,31 +25,31 @@ class Carry(NamedTuple):
     backends: tuple[str, ...]  # in force when the forward began; a recompute in backward takes the same
 
 
-def start(x, c, backends) -> Carry:
+def start_carry(x, c, backends) -> Carry:
     return Carry(x, None, None, None, F.silu(c), backends)
 
 
-def pend(carry: Carry, x, y, gate, bias) -> Carry:
+def set_pending(carry: Carry, x, y, gate, bias) -> Carry:
     """Leave ``gate * (y + bias)`` for the next junction to add to x."""
     return Carry(x, y, gate, bias, carry.silu_c, carry.backends)
 
 
-def settle(state):
+def add_pending(state):
     """Add the pending branch of a `Carry`; tokens stay as they are."""
     if not isinstance(state, Carry) or state.y is None:
         return state
     carry = state
     x = ops.gated_residual(carry.x, carry.y, carry.gate, carry.bias, backend=carry.backends)
-    return pend(carry, x, None, None, None)
+    return set_pending(carry, x, None, None, None)
 
 
-def tokens(state):
+def as_tokens(state):
     """The tokens (B, N, D) of a `Carry`, or those given."""
-    state = settle(state)
+    state = add_pending(state)
     return state.x if isinstance(state, Carry) else state
 
 
-def condition(adaln: nn.Module, c, silu_c, parts: int):
+def modulation_rows(adaln: nn.Module, c, silu_c, parts: int):
     """The rows of shifts, scales and gates that ``adaln`` makes of the conditioning, each (B, D)."""
     if is_plain(adaln, nn.Sequential) and len(adaln) == 2 and is_plain(adaln[0], nn.SiLU):
         rows = adaln[1](silu_c)
@@ -68,7 +68,7 @@ def modulate(x, shift, scale):
 
 def norm_modulate(norm: nn.Module, x, shift, scale, backends):
     """The norm of x, modulated: (B, N, D)."""
-    if _is_bare(norm):
+    if _is_fusible(norm):
         return ops.layer_norm_modulate(x, shift, scale, norm.eps, backend=backends)
     return modulate(norm(x), shift, scale)
 
@@ -76,12 +76,12 @@ def norm_modulate(norm: nn.Module, x, shift, scale, backends):
 def junction(carry: Carry, norm: nn.Module, shift, scale):
     """The tokens with the pending branch added, and their norm modulated: (B, N, D) each."""
     x, y, gate, bias, _, backends = carry
-    if y is None or not _is_bare(norm):
-        x = settle(carry).x
+    if y is None or not _is_fusible(norm):
+        x = add_pending(carry).x
         return x, norm_modulate(norm, x, shift, scale, backends)
     return ops.gated_residual_layer_norm_modulate(x, y, gate, shift, scale, norm.eps, bias, backend=backends)
 
 
-def _is_bare(norm):
+def _is_fusible(norm):
     """Whether ``norm`` is a LayerNorm without parameters, which the fused operations compute."""
     return is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None

@@ -11,9 +11,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call
+from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call_branch
 from ditfast.models.carry import norm_modulate
-from ditfast.models.plain import runs
+from ditfast.models.plain import has_original_forward
 from ditfast.ops.backends.choice import names_in_force
 
 
@@ -41,13 +41,13 @@ class AdaLNBlock(nn.Module):
 
     @property
     def is_native(self):
-        return runs(self, AdaLNBlock)
+        return has_original_forward(self, AdaLNBlock)
 
     def forward(self, x, c, backends=None):
         backends = backends or names_in_force()
         shift_msa, scale_msa, shift_mlp, scale_mlp = self.adaLN_modulation(c).chunk(4, dim=1)  # (B, D) each
-        x = x + call(self.attn, norm_modulate(self.norm1, x, shift_msa, scale_msa, backends), backends)
-        return x + call(self.mlp, norm_modulate(self.norm2, x, shift_mlp, scale_mlp, backends), backends)
+        x = x + call_branch(self.attn, norm_modulate(self.norm1, x, shift_msa, scale_msa, backends), backends)
+        return x + call_branch(self.mlp, norm_modulate(self.norm2, x, shift_mlp, scale_mlp, backends), backends)
 
 
 class InContextBlock(nn.Module):
@@ -73,12 +73,12 @@ class InContextBlock(nn.Module):
 
     @property
     def is_native(self):
-        return runs(self, InContextBlock)
+        return has_original_forward(self, InContextBlock)
 
     def forward(self, x, c=None, backends=None):
         backends = backends or names_in_force()
-        x = x + call(self.attn, self.norm1(x), backends)
-        return x + call(self.mlp, self.norm2(x), backends)
+        x = x + call_branch(self.attn, self.norm1(x), backends)
+        return x + call_branch(self.mlp, self.norm2(x), backends)
 
 
 class CrossAttention(nn.Module):
@@ -130,13 +130,13 @@ class CrossAttentionBlock(nn.Module):
 
     @property
     def is_native(self):
-        return runs(self, CrossAttentionBlock)
+        return has_original_forward(self, CrossAttentionBlock)
 
     def forward(self, x, c, backends=None):
         backends = backends or names_in_force()
-        x = x + call(self.attn, self.norm1(x), backends)
+        x = x + call_branch(self.attn, self.norm1(x), backends)
         x = x + self.cross_attn(self.norm_cross(x), c)
-        return x + call(self.mlp, self.norm2(x), backends)
+        return x + call_branch(self.mlp, self.norm2(x), backends)
 
 
 class PlainFinalLayer(nn.Module):
@@ -159,15 +159,15 @@ class PlainFinalLayer(nn.Module):
         return self.linear(self.norm_final(x))
 
 
-def _add(x, t, y):
+def _sum_embeddings(x, t, y):
     return x, t + y
 
 
-def _sequence(x, t, y):
+def _stack_embeddings(x, t, y):
     return x, torch.stack([t, y], dim=1)
 
 
-def _append(x, t, y):
+def _append_tokens(x, t, y):
     return torch.cat([x, t.unsqueeze(1), y.unsqueeze(1)], dim=1), None
 
 
@@ -176,14 +176,14 @@ class Conditioning(NamedTuple):
 
     block: type[nn.Module]
     final: type[nn.Module]
-    enter: Callable  # (x (B, N, D), t (B, D), y (B, D)) -> the tokens and the conditioning that blocks are given
+    combine: Callable  # (x (B, N, D), t (B, D), y (B, D)) -> the tokens and the conditioning that blocks are given
 
 
 CONDITIONINGS = {
-    "adaln_zero": Conditioning(DiTBlock, FinalLayer, _add),
-    "adaln": Conditioning(AdaLNBlock, FinalLayer, _add),
-    "cross_attention": Conditioning(CrossAttentionBlock, PlainFinalLayer, _sequence),
-    "in_context": Conditioning(InContextBlock, PlainFinalLayer, _append),
+    "adaln_zero": Conditioning(DiTBlock, FinalLayer, _sum_embeddings),
+    "adaln": Conditioning(AdaLNBlock, FinalLayer, _sum_embeddings),
+    "cross_attention": Conditioning(CrossAttentionBlock, PlainFinalLayer, _stack_embeddings),
+    "in_context": Conditioning(InContextBlock, PlainFinalLayer, _append_tokens),
 }
 
 

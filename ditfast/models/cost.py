@@ -85,7 +85,7 @@ def training_macs(model: DiT, batch: int, steps: int) -> int:
     return 3 * sum(macs(model).values()) * batch * steps
 
 
-def build(name: str, conditioning: str = "adaln_zero", image_size: int = 256) -> DiT:
+def build_on_meta(name: str, conditioning: str = "adaln_zero", image_size: int = 256) -> DiT:
     """A model of the paper without memory for its parameters; latents have an eighth of the image's size."""
     if image_size % 8:
         raise ValueError(f"image_size must be a multiple of 8, got {image_size}")

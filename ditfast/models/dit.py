@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 
 from ditfast import ops
-from ditfast.models.carry import Carry, settle, start, tokens
+from ditfast.models.carry import Carry, add_pending, as_tokens, start_carry
 from ditfast.models.conditioning import CONDITIONINGS, check_conditioning
 from ditfast.models.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, get_2d_sincos_pos_embed
 from ditfast.models.plain import is_plain, is_watched
@@ -139,17 +139,17 @@ class DiT(nn.Module):
             TypeError, ValueError: an argument has the wrong dtype, shape or device; no such block.
             IndexError: on the CPU, a label outside the table.
         """
-        self._check(x, t, y, return_hidden or ())
+        self._check_input(x, t, y, return_hidden or ())
         backends = names_in_force(self.backend)
         t, y = self.t_embedder(t), self.y_embedder(y, self.training)  # (B, D) each
-        x, c = CONDITIONINGS[self.conditioning].enter(self._embed(x, backends), t, y)
+        x, c = CONDITIONINGS[self.conditioning].combine(self._embed(x, backends), t, y)
         hidden = {}
         for i, block in enumerate(self.blocks):
-            x = _apply(block, x, c, backends)  # tokens (B, N, D), or a Carry of them
+            x = _call_layer(block, x, c, backends)  # tokens (B, N, D), or a Carry of them
             if return_hidden is not None and i in return_hidden:
-                x = settle(x)
-                hidden[i] = self._patches(tokens(x))  # (B, N, D)
-        x = _apply(self.final_layer, self._patches(x), c, backends)  # (B, N, p*p*C_out)
+                x = add_pending(x)
+                hidden[i] = self._image_tokens(as_tokens(x))  # (B, N, D)
+        x = _call_layer(self.final_layer, self._image_tokens(x), c, backends)  # (B, N, p*p*C_out)
         x = self.unpatchify(x)  # (B, C_out, S, S)
         return x if return_hidden is None else (x, [hidden[i] for i in return_hidden])
 
@@ -204,11 +204,11 @@ class DiT(nn.Module):
         proj = embedder.proj
         return ops.patch_embed(x, proj.weight, proj.bias, self.pos_embed, self.patch_size, backend=backends)
 
-    def _patches(self, x):
+    def _image_tokens(self, x):
         """x without the two tokens that came in context."""
         return x[:, :-2] if self.conditioning == "in_context" else x
 
-    def _check(self, x, t, y, return_hidden):
+    def _check_input(self, x, t, y, return_hidden):
         c, (height, width), dtype = self.in_channels, self.x_embedder.img_size, self.pos_embed.dtype
         if x.dim() != 4 or tuple(x.shape[1:]) != (c, height, width):
             raise ValueError(f"x must have shape (B, C, S, S) = (B, {c}, {height}, {width}), got {tuple(x.shape)}")
@@ -235,7 +235,7 @@ def _init_linear(module):
             nn.init.zeros_(module.bias)
 
 
-def _is_carried(layer):
+def _accepts_carry(layer):
     """Whether a block or final layer, maybe inside a wrapper that passes on its attributes, may get a `Carry`."""
     # reentrant checkpointing loses the gradients of tensors inside a tuple
     reentrant = getattr(getattr(layer, "checkpoint_impl", None), "name", "") == "REENTRANT"
@@ -243,9 +243,9 @@ def _is_carried(layer):
     return takes and not reentrant and not is_watched(layer)
 
 
-def _apply(layer, x, c, backends):
+def _call_layer(layer, x, c, backends):
     """What a block or final layer makes of x, tokens or a `Carry`."""
-    if _is_carried(layer):
-        return layer(x if isinstance(x, Carry) else start(x, c, backends), c)
-    x = tokens(x)  # what others have replaced, or whose calls they watch, sees tokens
+    if _accepts_carry(layer):
+        return layer(x if isinstance(x, Carry) else start_carry(x, c, backends), c)
+    x = as_tokens(x)  # what others have replaced, or whose calls they watch, sees tokens
     return layer(x, c, backends=backends) if getattr(layer, "is_native", False) else layer(x, c)

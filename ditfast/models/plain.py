@@ -14,13 +14,13 @@ def is_plain(module: torch.nn.Module, cls: type) -> bool:
     """
     return (
         type(module) is cls
-        and runs(module, cls)
+        and has_original_forward(module, cls)
         and not is_hooked(module)
         and all(p is None or type(p) in _ORDINARY for p in module._parameters.values())
     )
 
 
-def runs(module: torch.nn.Module, cls: type) -> bool:
+def has_original_forward(module: torch.nn.Module, cls: type) -> bool:
     """Whether ``module`` executes the forward of ``cls``, overridden neither in a subclass nor on the instance."""
     return getattr(type(module), "forward", None) is cls.forward and "forward" not in module.__dict__
 

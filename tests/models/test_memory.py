@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ditfast.models import DiTBlock
-from ditfast.models.carry import settle, start
+from ditfast.models.carry import add_pending, start_carry
 from ditfast.ops.backends.choice import use_backend
 
 B, N, D, HEADS = 1, 256, 1152, 16
@@ -37,10 +37,10 @@ def units(dtype, autocast, recompute, backends):
 
     def stack(depth):
         def forward():
-            carry = start(x, c, backends)
+            carry = start_carry(x, c, backends)
             for _ in range(depth):
                 carry = block(carry, c)
-            forward.out = settle(carry).x  # alive, so that no storage address is used twice
+            forward.out = add_pending(carry).x  # alive, so that no storage address is used twice
 
         with context:
             return kept(block, forward)
