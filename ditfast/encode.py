@@ -25,20 +25,20 @@ from ditfast.fingerprint import fingerprint
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.sampling import SampleError
-from ditfast.sampling.decode import LATENT_SCALE, load_vae
+from ditfast.sampling.decode import LATENT_SCALE, load_vae, vae_factor
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def run(o, ranks) -> None:
+def run_rank(o, ranks) -> None:
     """Everything that the options ask for, on one of the ranks."""
-    encoder = Encoder(o, ranks.device)
+    encoder = PosteriorEncoder(o, ranks.device)
     images = Images(o.data, o.image_size, encoder.vae.config.in_channels, flip=False)
-    shards = Shards(o.out, settings(o, encoder, images), images.count, o.shard_size)
+    shards = Shards(o.out, encode_settings(o, encoder, images), images.count, o.shard_size)
     shards.check(o.overwrite)
     ranks.wait()  # all have checked before one changes anything
     if ranks.is_first:
-        shards.start(command=command(o))
+        shards.start(command=resume_command(o))
     ranks.wait()
     missing = shards.missing()
     ranks.wait()  # all have looked before one adds a shard
@@ -50,14 +50,14 @@ def run(o, ranks) -> None:
         print(f"{index['count']} images in {shards.path}{left_out}")
 
 
-class Encoder:
+class PosteriorEncoder:
     """An autoencoder in float32, and the shape (C, h, w) of its latents."""
 
     def __init__(self, o, device):
         torch.backends.cudnn.deterministic = True
-        self.vae = load_vae(o.vae).float().to(device).eval().requires_grad_(False)
+        self.vae = load_vae(o.vae, device).float()
         self.device, self.dtype = device, DTYPES[o.dtype]
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor = vae_factor(self.vae)
         if o.image_size % factor:
             raise DataError(f"--image-size must be a multiple of {factor} for --vae {o.vae}, got {o.image_size}")
         self.shape = (self.vae.config.latent_channels, o.image_size // factor, o.image_size // factor)
@@ -74,21 +74,25 @@ class Encoder:
             raise DataError("the autoencoder gives numbers that are not finite")
         return made
 
-    def nothing(self) -> dict[str, torch.Tensor]:
+    def empty(self) -> dict[str, torch.Tensor]:
         """What no images would give; convolutions do not take an empty batch."""
         return {name: torch.empty(0, *self.shape, dtype=self.dtype) for name in TENSORS}
 
 
-def settings(o, encoder, images) -> dict:
+def encode_settings(o, encoder, images) -> dict:
     """What the latents follow from: not the place of the images, nor the batches."""
     return {
-        **{"vae": Path(o.vae).name, "vae_checksum": fingerprint(encoder.vae), "scale": LATENT_SCALE},
-        **{"image_size": o.image_size, "shape": encoder.shape, "dtype": o.dtype},
+        "vae": Path(o.vae).name,
+        "vae_checksum": fingerprint(encoder.vae),
+        "scale": LATENT_SCALE,
+        "image_size": o.image_size,
+        "shape": encoder.shape,
+        "dtype": o.dtype,
         "data": {name: value for name, value in images.identity.items() if name != "flip"},
     }
 
 
-def command(o) -> str:
+def resume_command(o) -> str:
     """The command that goes on with this one."""
     names = ("data", "image_size", "vae", "out", "dtype", "shard_size", "unreadable")
     options = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(o, name)))]
@@ -105,7 +109,7 @@ def write_shards(o, ranks, encoder, images, shards, mine) -> None:
     total = sum(len(indices) for _, indices in plan)
     with import_optional("tqdm").tqdm(total=total, unit="image", disable=ranks.rank > 0) as bar:
         for shard, batches in groupby(zip(plan, read, strict=True), key=lambda each: each[0][0]):
-            parts, unreadable = [{**encoder.nothing(), "labels": torch.empty(0, dtype=torch.int64)}], []
+            parts, unreadable = [{**encoder.empty(), "labels": torch.empty(0, dtype=torch.int64)}], []
             for (_, indices), (x, labels, broken) in batches:
                 for name, reason in broken:
                     unreadable.append(name)
@@ -136,7 +140,7 @@ class _Pictures:
         return x, torch.tensor([y for _, y in items], dtype=torch.int64), broken
 
 
-def parse(arguments):
+def parse_options(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m ditfast.encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -154,8 +158,10 @@ def parse(arguments):
     add("--overwrite", action="store_true", help="replace latents of other settings")
     o = parser.parse_args(arguments)
     for option, value, least in (
-        *(("--image-size", o.image_size, 1), ("--batch", o.batch, 1)),
-        *(("--shard-size", o.shard_size, 1), ("--workers", o.workers, 0)),
+        ("--image-size", o.image_size, 1),
+        ("--batch", o.batch, 1),
+        ("--shard-size", o.shard_size, 1),
+        ("--workers", o.workers, 0),
     ):
         if value < least:
             parser.error(f"{option} must be at least {least}, got {value}")
@@ -163,10 +169,10 @@ def parse(arguments):
 
 
 def main(arguments=None) -> None:
-    o = parse(arguments)
+    o = parse_options(arguments)
     try:
         with joined_ranks() as ranks:
-            run(o, ranks)
+            run_rank(o, ranks)
     except (DataError, SampleError, ImportError, ConnectionError) as error:
         exit_rank(f"error: {error}")
     except KeyboardInterrupt:

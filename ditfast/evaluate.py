@@ -20,16 +20,24 @@ import torch
 
 from ditfast import sample
 from ditfast.evaluation import EvaluationError
-from ditfast.evaluation.features import VARIABLE, load_extractor
-from ditfast.evaluation.images import Folder, Npz, array_names, batches, open_images, spread
-from ditfast.evaluation.report import METRICS, PUBLISHED, check_dimensions, compute, describe, lines, obstacles
-from ditfast.evaluation.statistics import KEPT, Summary, check_target, load_statistics, save_statistics, summarize
+from ditfast.evaluation.features import INCEPTION, VARIABLE, load_extractor
+from ditfast.evaluation.images import ImageFolder, ImageNpz, array_names, evenly_spaced, open_images, read_batches
+from ditfast.evaluation.report import (
+    METRICS,
+    PUBLISHED,
+    check_dimensions,
+    compute_metrics,
+    format_report,
+    make_report,
+    unavailable_metrics,
+)
+from ditfast.evaluation.statistics import KEPT, Summary, check_new_file, load_statistics, save_statistics, summarize
 
 
 class Reference(NamedTuple):
     """What --reference is: images, statistics, both, or nothing."""
 
-    images: Folder | Npz | None = None
+    images: ImageFolder | ImageNpz | None = None
     statistics: Summary | None = None
 
 
@@ -37,7 +45,7 @@ def run(o, rest) -> None:
     """Everything that the options ask for."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise EvaluationError("evaluate is one process: sample with torchrun first, then evaluate without it")
-    check_target("--save-stats", o.save_stats)
+    check_new_file("--save-stats", o.save_stats)
     extractor = load_extractor(o.features, o.inception, o.device)
     reference = open_reference(o, extractor)
     samples = open_samples(o, rest)
@@ -46,14 +54,14 @@ def run(o, rest) -> None:
         print(o.save_stats)
         return
     numbers = range(number_of_samples(o, samples))
-    metrics, missing = choose(o, extractor, samples, numbers, reference)
+    metrics, missing = choose_metrics(o, extractor, samples, numbers, reference)
     compared = summarize_reference(o, reference, extractor, metrics)
     keep = numbers if metrics & {"precision", "recall"} else ()
     found = summarize(samples, numbers, extractor, o.batch, "samples", keep, judge="is" in metrics)
-    values = compute(metrics, found, compared, o.device)
+    values = compute_metrics(metrics, found, compared, o.device)
     sizes = [images.size for images in (samples, reference.images) if images]
-    report = describe(o, extractor, values, missing, found, compared, sizes)
-    print(json.dumps(report, indent=2) if o.json else lines(report))
+    report = make_report(o, extractor, values, missing, found, compared, sizes)
+    print(json.dumps(report, indent=2) if o.json else format_report(report))
 
 
 def open_reference(o, extractor) -> Reference:
@@ -79,10 +87,10 @@ def open_samples(o, rest):
         return o.samples and open_images("--samples", o.samples)
     count = PUBLISHED if o.num_samples is None else o.num_samples
     arguments = ["--ckpt", o.ckpt, "--num-samples", str(count), "--batch", str(o.batch), *rest]
-    o.samples = Path(sample.parse(arguments).out)
+    o.samples = Path(sample.parse_options(arguments).out)
     with redirect_stdout(sys.stderr):  # stdout is the report's
         sample.main(arguments)
-    return Folder("--ckpt", [o.samples / f"{i:06d}.png" for i in range(count)])
+    return ImageFolder("--ckpt", [o.samples / f"{i:06d}.png" for i in range(count)])
 
 
 def number_of_samples(o, samples) -> int:
@@ -94,13 +102,13 @@ def number_of_samples(o, samples) -> int:
     return count
 
 
-def choose(o, extractor, samples, numbers, reference) -> tuple[set[str], dict[str, str]]:
+def choose_metrics(o, extractor, samples, numbers, reference) -> tuple[set[str], dict[str, str]]:
     """The metrics to compute, and why others cannot be; one asked for by name that cannot be is refused."""
-    outputs = extractor(next(batches(samples, [0], 1)))
+    outputs = extractor(next(read_batches(samples, [0], 1)))
     if reference.statistics:
         check_dimensions(outputs, reference.statistics, f"--reference {o.reference}")
     pictures = reference.images.count if reference.images else 0
-    missing = obstacles(len(numbers), outputs, extractor, reference.statistics, pictures)
+    missing = unavailable_metrics(len(numbers), outputs, extractor, reference.statistics, pictures)
     for name in o.metrics or ():
         if name in missing:
             raise EvaluationError(f"--metrics {name} cannot be had: {missing[name]}")
@@ -113,7 +121,7 @@ def choose(o, extractor, samples, numbers, reference) -> tuple[set[str], dict[st
 def summarize_reference(o, reference, extractor, metrics=frozenset()) -> Summary | None:
     """What the metrics need of the reference; its statistics are saved where that is asked for."""
     images, known = reference
-    keep = spread(images.count, KEPT) if images and metrics & {"precision", "recall"} else ()
+    keep = evenly_spaced(images.count, KEPT) if images and metrics & {"precision", "recall"} else ()
     if images and (keep if known else metrics - {"is"} or o.save_stats):
         found = summarize(images, keep if known else range(images.count), extractor, o.batch, "reference", keep)
         known = known._replace(features=found.features) if known else found
@@ -122,7 +130,7 @@ def summarize_reference(o, reference, extractor, metrics=frozenset()) -> Summary
     return known
 
 
-def parse(arguments):
+def parse_options(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m ditfast.evaluate",
         description=__doc__,
@@ -136,7 +144,7 @@ def parse(arguments):
     add("--reference", metavar="PATH", help="a folder, an npz with arr_0, or statistics: an npz with mu and sigma")
     add("--metrics", nargs="+", choices=METRICS, metavar="NAME", help=f"{', '.join(METRICS)} (all that can be had)")
     extractor = parser.add_mutually_exclusive_group()
-    extractor.add_argument("--inception", metavar="PATH", help=f"inception-2015-12-05.pt (the variable {VARIABLE})")
+    extractor.add_argument("--inception", metavar="PATH", help=f"{INCEPTION} (the variable {VARIABLE})")
     extractor.add_argument("--features", metavar="NET", help="a TorchScript file or module:function instead")
     add("--num-samples", type=int, metavar="N", help="the first N samples (all; 50000 with --ckpt)")
     add("--batch", type=int, default=32, metavar="B", help="images at once (32)")
@@ -172,7 +180,7 @@ def check_options(parser, o, rest) -> None:
 
 
 def main(arguments=None) -> None:
-    o, rest = parse(arguments)
+    o, rest = parse_options(arguments)
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # features to float32's digits, as published
             run(o, rest)

@@ -16,7 +16,7 @@ from ditfast.checkpoints import load_into, save_pretrained
 from ditfast.models import DiT
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
-from ditfast.training.checkpoint import ABOUT, Checkpoints
+from ditfast.training.checkpoint import Checkpoints, checkpoint_at
 
 
 def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool = False) -> None:
@@ -28,10 +28,10 @@ def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool
     """
     checkpoints = Checkpoints(checkpoint.parent, 1, Ranks())
     with torch.device("meta"):
-        model = DiT(**checkpoints.about(checkpoint)["model"])
+        model = DiT(**checkpoints.read_about(checkpoint)["model"])
     names = {name: f"{weights if p.requires_grad else 'model'}.{name}" for name, p in model.named_parameters()}
     tensors = {names[name]: torch.empty(p.shape) for name, p in model.named_parameters()}
-    checkpoints.read(checkpoint, tensors)
+    checkpoints.read_tensors(checkpoint, tensors)
     load_into(model, {name: tensors[stored] for name, stored in names.items()})
     save_pretrained(model, folder, overwrite=overwrite)
 
@@ -46,20 +46,13 @@ def main(arguments=None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     o = parser.parse_args(arguments)
     try:
-        export(newest(o.checkpoint), o.folder, o.weights, o.overwrite)
+        checkpoint = checkpoint_at(o.checkpoint)
+        if checkpoint is None:
+            raise TrainError(f"{o.checkpoint} is no checkpoint and no run")
+        export(checkpoint, o.folder, o.weights, o.overwrite)
     except (TrainError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     print(o.folder)
-
-
-def newest(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or a run's newest that is whole."""
-    if (path / ABOUT).is_file():
-        return path
-    found = Checkpoints(path / "checkpoints", 1, Ranks()).newest()
-    if found is None:
-        raise TrainError(f"{path} is no checkpoint and no run")
-    return found
 
 
 if __name__ == "__main__":

@@ -31,13 +31,22 @@ from ditfast.sampling.start import draw_start
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEMO = {  # defaults; the model is examples/digits.py's
-    **{"ckpt": str(Path(__file__).parent / "assets" / "digits"), "decoder": "pixel", "classes": [*range(10)] * 6},
-    **{"noise_schedule": "squaredcos_cap_v2", "sampler": "ddim", "steps": 25, "cfg": 1.5, "batch": 60},
-    **{"out": "demo", "grid": "demo.png", "grid_columns": 10, "grid_scale": 8},
+    "ckpt": str(Path(__file__).parent / "assets" / "digits"),
+    "decoder": "pixel",
+    "classes": [*range(10)] * 6,
+    "noise_schedule": "squaredcos_cap_v2",
+    "sampler": "ddim",
+    "steps": 25,
+    "cfg": 1.5,
+    "batch": 60,
+    "out": "demo",
+    "grid": "demo.png",
+    "grid_columns": 10,
+    "grid_scale": 8,
 }
 
 
-def run(o, ranks) -> None:
+def run_rank(o, ranks) -> None:
     """Everything that the options ask for, on one of the ranks."""
     check_target("--npz", o.npz, o.overwrite)
     check_target("--grid", o.grid, True)
@@ -45,7 +54,7 @@ def run(o, ranks) -> None:
     model = load_model(o, decoder).to(ranks.device)
     guidance = make_guidance(o, model)
     sampler = Sampler(o.sampler, o.steps, model.learn_sigma, o.decoder == "pixel", o.noise_schedule)
-    folder = SampleFolder(o.out, settings(o, model, guidance))
+    folder = SampleFolder(o.out, sample_settings(o, model, guidance))
     folder.check(o.overwrite)
     # where all images are there already, their grid may be too: `write_grid` compares
     check_target("--grid", o.grid, o.overwrite or folder.is_complete(o.count))
@@ -56,7 +65,7 @@ def run(o, ranks) -> None:
     write_images(o, ranks, folder, model, sampler, guidance, decoder)
     ranks.wait()
     if ranks.is_first:
-        finish(o, folder)
+        write_combined(o, folder)
 
 
 def load_model(o, decoder):
@@ -92,14 +101,17 @@ def make_guidance(o, model) -> Guidance:
     return Guidance(o.cfg, *o.cfg_interval, channels)
 
 
-def settings(o, model, guidance) -> dict:
+def sample_settings(o, model, guidance) -> dict:
     """What sample i follows from: not how many there are, nor in what batches."""
     return {
         "weights": fingerprint(model),
         "input_size": model.x_embedder.img_size,
         "classes": o.classes,
         "seeds": o.seeds or f"{o.seed} + i",
-        **{"sampler": o.sampler, "steps": o.steps, "noise_schedule": o.noise_schedule, "dtype": o.dtype},
+        "sampler": o.sampler,
+        "steps": o.steps,
+        "noise_schedule": o.noise_schedule,
+        "dtype": o.dtype,
         "guidance": guidance._asdict() if guidance.scale > 1 else None,
         "decoder": o.vae if o.decoder == "vae" else "pixel",
     }
@@ -126,7 +138,7 @@ def write_images(o, ranks, folder, model, sampler, guidance, decoder) -> None:
             bar.set_description(f"{missing.index(batch[-1]) + 1} of {len(missing)} images")
 
 
-def finish(o, folder) -> None:
+def write_combined(o, folder) -> None:
     """The files that are made of all images, and a line for each place where something is."""
     print(f"{o.count} images in {folder.path}")
     if o.grid:
@@ -137,7 +149,7 @@ def finish(o, folder) -> None:
         print(path)
 
 
-def parse(arguments):
+def parse_options(arguments):
     demo = "--demo" in (sys.argv[1:] if arguments is None else arguments)
     parser = make_parser(demo)
     if demo:
@@ -212,10 +224,10 @@ def extremes(seeds) -> tuple[int, int]:
 
 
 def main(arguments=None) -> None:
-    o = parse(arguments)
+    o = parse_options(arguments)
     try:
         with joined_ranks() as ranks:
-            run(o, ranks)
+            run_rank(o, ranks)
     except (SampleError, ImportError, ConnectionError) as error:
         exit_rank(f"error: {error}")
     except KeyboardInterrupt:

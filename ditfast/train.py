@@ -19,26 +19,26 @@ from ditfast.export import export
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.training import TrainError
-from ditfast.training.config import Config, check, from_yaml, resolve
+from ditfast.training.config import Config, check_config, fill_defaults, flags_from_yaml
 from ditfast.training.latents import Encoder
 from ditfast.training.loop import Run
 from ditfast.training.parallel import TIMEOUT
-from ditfast.training.plan import plan
+from ditfast.training.plan import describe_run
 
 
 def main(arguments=None) -> None:
     try:
-        config, dry = parse(arguments)
+        config, dry = parse_config(arguments)
         with joined_ranks(TIMEOUT, nccl=True) as ranks:
             if ranks.device != "cpu":
                 torch.set_float32_matmul_precision("high")  # TF32, as the original
-            config = resolve(config, ranks.device)
-            check(config, ranks.world)
+            config = fill_defaults(config, ranks.device)
+            check_config(config, ranks.world)
             source = open_source(config)
             encoder = Encoder(config.vae, source, config.seed, config.batch, ranks)
             if dry:
                 if ranks.is_first:
-                    print(plan(config, source, encoder, ranks))
+                    print(describe_run(config, source, encoder, ranks))
                 return
             run = Run(config, source, encoder, ranks)
             run.train()
@@ -51,13 +51,13 @@ def main(arguments=None) -> None:
         exit_rank(f"error: {error!r}")
 
 
-def parse(arguments=None) -> tuple[Config, bool]:
+def parse_config(arguments=None) -> tuple[Config, bool]:
     """The config, and whether only to tell about it."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--dry-run", action="store_true")
     early, rest = first.parse_known_args(arguments)
-    given = from_yaml(early.config) if early.config else []
+    given = flags_from_yaml(early.config) if early.config else []
     config = import_optional("tyro").cli(
         Config, prog="python -m ditfast.train", description=__doc__, args=[*given, *rest]
     )

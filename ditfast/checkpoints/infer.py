@@ -44,7 +44,7 @@ def infer_config(state: dict, **known) -> dict:
     }
 
 
-def check_config(config: dict, cls: type) -> dict:
+def check_model_config(config: dict, cls: type) -> dict:
     """The arguments, if ``cls`` takes them all; JSON's list for a rectangle becomes a tuple."""
     names = [*inspect.signature(DiT).parameters, *inspect.signature(cls).parameters]
     for name in config:

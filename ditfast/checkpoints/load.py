@@ -9,7 +9,7 @@ import torch
 from ditfast.atomic import atomic_write
 from ditfast.checkpoints.convert import from_diffusers, is_diffusers
 from ditfast.checkpoints.files import RELEASED, download, find_model, read_folder
-from ditfast.checkpoints.infer import check_config, grid_of, infer_config
+from ditfast.checkpoints.infer import check_model_config, grid_of, infer_config
 from ditfast.checkpoints.position import regrid
 from ditfast.models.dit import DiT
 from ditfast.optional import import_optional
@@ -38,7 +38,7 @@ def from_pretrained(source, *, subfolder: str = "", cls: type = DiT, **changes):
     its format become the original's again with ``timestep_freq_shift=0, norm2_eps=1e-6``.
     """
     stored, state = _read(source, subfolder, changes)
-    config = check_config({**stored, **changes}, cls)
+    config = check_model_config({**stored, **changes}, cls)
     with torch.device("meta"):  # neither memory nor time for values that are replaced
         model = cls(**config)
     if "pos_embed" in state:

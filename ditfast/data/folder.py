@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ditfast.data.errors import DataError
-from ditfast.data.preprocess import MODES, center_crop, decode, to_tensor
+from ditfast.data.preprocess import MODES, center_crop, decode_image, to_tensor
 
 ENDINGS = (b".bmp", b".jpeg", b".jpg", b".pgm", b".png", b".ppm", b".tif", b".tiff", b".webp")
 
@@ -45,10 +45,14 @@ class Images:
         self.num_classes = len(self.classes)
         self._list()
         self.identity = {
-            **{"kind": "images", "count": self.count, "classes": self.num_classes},
+            "kind": "images",
+            "count": self.count,
+            "classes": self.num_classes,
             "class_names": f"{zlib.crc32(os.fsencode('/'.join(self.classes))):08x}",
             "file_names": f"{zlib.crc32(self._last, zlib.crc32(self._ends, zlib.crc32(self._names))):08x}",
-            **{"image_size": image_size, "channels": channels, "flip": flip},
+            "image_size": image_size,
+            "channels": channels,
+            "flip": flip,
         }
 
     def path(self, index: int) -> Path:
@@ -62,7 +66,7 @@ class Images:
         Raises:
             Unreadable: the file is broken.
         """
-        x = to_tensor(center_crop(decode(self.path(index), self.shape[0]), self.shape[1]))
+        x = to_tensor(center_crop(decode_image(self.path(index), self.shape[0]), self.shape[1]))
         if self.flip and torch.rand((), generator=generator) < 0.5:
             x = x.flip(-1)
         return x, self._label(index)

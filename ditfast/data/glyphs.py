@@ -17,7 +17,11 @@ FONTS = (  # of matplotlib; each has all of the characters
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-BoldOblique", "-Oblique")),
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-BoldItalic", "-Italic")),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "BolIta", "Italic")),
-    *("cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"),
+    "cmb10",
+    "cmr10",
+    "cmss10",
+    "cmti10",
+    "cmtt10",
 )
 SIZES = range(16, 33)
 MAP = 48  # pixels of a distance map; it shows [-1, 1]²

@@ -48,7 +48,10 @@ class Latents:
         for shard, each in enumerate(about["shards"]):
             self._check(shard, each["count"])
         self.identity = {
-            **{"kind": "latents", "count": self.count, "classes": self.num_classes, "flip": flip},
+            "kind": "latents",
+            "count": self.count,
+            "classes": self.num_classes,
+            "flip": flip,
             **{name: about[name] for name in KEPT},
             "unreadable": len(about["unreadable"]),
         }

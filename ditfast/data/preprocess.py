@@ -9,7 +9,7 @@ from ditfast.optional import import_optional
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 
 
-def decode(path, channels: int):
+def decode_image(path, channels: int):
     """The whole image, in grey or RGB as Pillow converts it: transparency is dropped, EXIF's orientation ignored.
 
     Raises:

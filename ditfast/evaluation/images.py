@@ -24,7 +24,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits: more would be cut off
 
 
-class Folder:
+class ImageFolder:
     """Pictures, all of one size, which their headers are read for at once."""
 
     def __init__(self, option: str, paths: list[Path]):
@@ -57,12 +57,12 @@ class Folder:
             raise EvaluationError(f"{self._option}: {path} cannot be read: {error}") from error
 
 
-class Npz:
+class ImageNpz:
     """The member arr_0 of an npz, of which a picture is in memory at a time."""
 
     def __init__(self, option: str, path: Path):
         self._path, self._where = path, f"{option} {path}"
-        with broken(self._where), zipfile.ZipFile(path) as archive:
+        with npz_errors(self._where), zipfile.ZipFile(path) as archive:
             with archive.open("arr_0.npy") as member:
                 version = np.lib.format.read_magic(member)
                 header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -78,7 +78,7 @@ class Npz:
 
     def read(self, numbers):
         length, following = self.size[0] * self.size[1] * 3, 0
-        with broken(self._where), zipfile.ZipFile(self._path) as archive, archive.open("arr_0.npy") as member:
+        with npz_errors(self._where), zipfile.ZipFile(self._path) as archive, archive.open("arr_0.npy") as member:
             member.read(self._start)
             for number in numbers:
                 for _ in range(number - following):
@@ -88,7 +88,7 @@ class Npz:
 
 
 @contextmanager
-def broken(where: str):
+def npz_errors(where: str):
     """Turns what a damaged npz raises into one line."""
     try:
         yield
@@ -100,7 +100,7 @@ def array_names(option: str, path) -> list[str]:
     """The arrays in an npz; none in a folder, or where there is nothing."""
     if not Path(path).is_file():
         return []
-    with broken(f"{option} {path}"), zipfile.ZipFile(path) as archive:
+    with npz_errors(f"{option} {path}"), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
@@ -115,16 +115,16 @@ def open_images(option: str, path):
         paths = sorted(found for found in path.rglob("*") if found.suffix.lower() in SUFFIXES)
         if not paths:
             raise EvaluationError(f"{option} {path} holds no image ({', '.join(SUFFIXES)})")
-        return Folder(option, paths)
+        return ImageFolder(option, paths)
     if not path.is_file():
         raise EvaluationError(f"{option} {path} does not exist")
     names = array_names(option, path)
     if "arr_0" not in names:
         raise EvaluationError(f"{option} {path} holds no arr_0, the images, only {', '.join(names) or 'nothing'}")
-    return Npz(option, path)
+    return ImageNpz(option, path)
 
 
-def batches(images, numbers, size: int):
+def read_batches(images, numbers, size: int):
     """uint8 tensors (b, 3, H, W), b <= size, of the images with these numbers."""
     batch = []
     for array in images.read(numbers):
@@ -136,7 +136,7 @@ def batches(images, numbers, size: int):
         yield torch.stack(batch)
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly_spaced(count: int, most: int) -> list[int]:
     """At most ``most`` numbers in [0, count), evenly spaced: folders are often sorted by class."""
     most = min(count, most)
     return [i * count // most for i in range(most)]

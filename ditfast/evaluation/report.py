@@ -7,7 +7,7 @@ METRICS = {"fid": "FID", "sfid": "sFID", "is": "IS", "precision": "precision", "
 NEIGHBOUR, PARTS, PUBLISHED = 3, 10, 50_000  # k of precision and recall, parts of the IS, images of published FIDs
 
 
-def obstacles(count: int, outputs, extractor, reference, pictures: int) -> dict[str, str]:
+def unavailable_metrics(count: int, outputs, extractor, reference, pictures: int) -> dict[str, str]:
     """For each metric that cannot be had, why: known before the work.
 
     Args:
@@ -45,7 +45,7 @@ def check_dimensions(outputs, reference, where: str) -> None:
             )
 
 
-def compute(metrics, samples, reference, device) -> dict[str, float]:
+def compute_metrics(metrics, samples, reference, device) -> dict[str, float]:
     """The metrics by name, and the std of IS over its parts; summaries in, which hold what these metrics need.
 
     Raises:
@@ -83,7 +83,7 @@ def notes(metrics, samples, reference, sizes) -> list[str]:
     return found
 
 
-def describe(o, extractor, values, missing, samples, reference, sizes) -> dict:
+def make_report(o, extractor, values, missing, samples, reference, sizes) -> dict:
     """All of it, as JSON holds it."""
     pictures = None if reference is None or reference.features is None else len(reference.features)
     return {
@@ -100,7 +100,7 @@ def describe(o, extractor, values, missing, samples, reference, sizes) -> dict:
     }
 
 
-def lines(report: dict) -> str:
+def format_report(report: dict) -> str:
     """The report for people."""
     values, rows = report["metrics"], []
     for name, title in METRICS.items():

@@ -15,7 +15,7 @@ import torch
 from ditfast.atomic import atomic_write
 from ditfast.evaluation import EvaluationError
 from ditfast.evaluation.features import Extractor
-from ditfast.evaluation.images import batches, broken, spread
+from ditfast.evaluation.images import evenly_spaced, npz_errors, read_batches
 from ditfast.evaluation.metrics import Moments
 from ditfast.optional import import_optional
 
@@ -42,7 +42,7 @@ def summarize(images, numbers, extractor: Extractor, batch: int, label: str, kee
     sums, spatial_sums = Moments(), Moments()
     kept, probabilities, keep, numbers = [], [], set(keep), list(numbers)
     with import_optional("tqdm").tqdm(total=len(numbers), unit="image", desc=label) as bar:
-        for start, pictures in zip(range(0, len(numbers), batch), batches(images, numbers, batch), strict=True):
+        for start, pictures in zip(range(0, len(numbers), batch), read_batches(images, numbers, batch), strict=True):
             now = numbers[start : start + batch]
             try:
                 outputs = extractor(pictures)
@@ -70,7 +70,7 @@ def _on_cpu(sums: Moments):
 
 def load_statistics(option: str, path, extractor: Extractor) -> Summary:
     """The Gaussians of an npz, if its features are those of ``extractor`` as far as it says."""
-    with broken(f"{option} {path}"), np.load(path, allow_pickle=False) as held:
+    with npz_errors(f"{option} {path}"), np.load(path, allow_pickle=False) as held:
         found = {key: held[key] for key in held.files if key != "arr_0"}
     made_of = str(found.get("extractor", extractor.identity))
     if made_of != extractor.identity:
@@ -93,7 +93,7 @@ def _gaussian(where, found, mean, cov):
     return torch.from_numpy(found[mean]), torch.from_numpy(found[cov])
 
 
-def check_target(option: str, path) -> None:
+def check_new_file(option: str, path) -> None:
     """Refuse a file that exists, or has no folder to be in, before any work is done for it."""
     if path is None:
         return
@@ -110,7 +110,7 @@ def save_statistics(option: str, path, summary: Summary, extractor: Extractor, i
         arrays |= {"mu_s": summary.spatial[0], "sigma_s": summary.spatial[1]}
     arrays = {key: value.numpy() for key, value in arrays.items()}
     arrays |= {"count": np.array(summary.count), "extractor": np.array(extractor.identity)}
-    numbers = spread(summary.count, KEPT)
+    numbers = evenly_spaced(summary.count, KEPT)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(numbers), *images.size, 3)}
     try:
         with atomic_write(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:

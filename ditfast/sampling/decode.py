@@ -9,7 +9,7 @@ import torch
 from ditfast.optional import import_optional
 from ditfast.sampling import SampleError
 
-PUBLISHED = {name: f"stabilityai/sd-vae-ft-{name}" for name in ("ema", "mse")}
+PUBLISHED_VAES = {name: f"stabilityai/sd-vae-ft-{name}" for name in ("ema", "mse")}
 LATENT_SCALE = 0.18215  # what the latents were multiplied with for training
 
 
@@ -27,21 +27,30 @@ def make_decoder(kind: str, vae: str, device) -> Decoder:
     """
     if kind == "pixel":
         return Decoder(lambda x: x, (1, 3), 1)
-    autoencoder = load_vae(vae).to(device).eval().requires_grad_(False)
+    autoencoder = load_vae(vae, device)
     autoencoder.enable_slicing()  # an image at a time: bounded memory, and the same image in any batch
-    factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
-    return Decoder(
-        lambda x: autoencoder.decode(x / LATENT_SCALE).sample, (autoencoder.config.latent_channels,), factor
-    )
+    channels = (autoencoder.config.latent_channels,)
+    return Decoder(lambda x: autoencoder.decode(x / LATENT_SCALE).sample, channels, vae_factor(autoencoder))
 
 
-def load_vae(name: str):
-    if name not in PUBLISHED and not Path(name).is_dir():
+def load_vae(name: str, device):
+    """A frozen AutoencoderKL: ema, mse, or that of a folder.
+
+    Raises:
+        SampleError: there is none, or diffusers is missing.
+    """
+    if name not in PUBLISHED_VAES and not Path(name).is_dir():
         raise SampleError(f"--vae must be ema, mse or a folder, got {name!r}")
     try:
-        return import_optional("diffusers").AutoencoderKL.from_pretrained(PUBLISHED.get(name, name))
+        vae = import_optional("diffusers").AutoencoderKL.from_pretrained(PUBLISHED_VAES.get(name, name))
     except (ImportError, OSError, ValueError) as error:
         raise SampleError(f"--vae {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def vae_factor(vae) -> int:
+    """How many times smaller than an image its latent is, in height and width."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def to_uint8(images: torch.Tensor):

@@ -73,7 +73,7 @@ def write_grid(
     Raises:
         SampleError: ``path`` is there, shows something else, and may not be overwritten.
     """
-    grid = tile([folder.read(index) for index in range(min(count, GRID_LIMIT))], columns, scale)
+    grid = tile_images([folder.read(index) for index in range(min(count, GRID_LIMIT))], columns, scale)
     path = Path(path)
     with folder.writing(path) as part:
         import_optional("PIL.Image").fromarray(grid).save(part, format="PNG")
@@ -81,7 +81,7 @@ def write_grid(
             raise SampleError(f"--grid {path} exists and is another picture: --overwrite replaces it")
 
 
-def tile(images, columns: int | None = None, scale: int = 1) -> np.ndarray:
+def tile_images(images, columns: int | None = None, scale: int = 1) -> np.ndarray:
     """One picture of images, uint8 (n, Hh, Ww, 3): row by row, in ``columns`` or in about a square, enlarged."""
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = math.ceil(len(images) / columns)

@@ -66,11 +66,11 @@ class Guidance(NamedTuple):
     high: float
     channels: int
 
-    def at(self, time: float) -> bool:
+    def applies_at(self, time: float) -> bool:
         return self.scale > 1 and self.low <= time <= self.high
 
 
-def guided(model, labels, guidance: Guidance, times, tick=lambda: None):
+def with_guidance(model, labels, guidance: Guidance, times, tick=lambda: None):
     """The model as samplers call it, ``predict(x, t)``, once for each of ``times``; ``tick`` hears of every call.
 
     Only a call that is guided has twice the batch. Both halves are given the same x, so that samplers see, and draw
@@ -82,7 +82,7 @@ def guided(model, labels, guidance: Guidance, times, tick=lambda: None):
 
     def predict(x, t):
         tick()
-        if not guidance.at(next(upcoming)):
+        if not guidance.applies_at(next(upcoming)):
             return model(x, t, labels).float()
         twice = x.repeat(2, 1, 1, 1), t.repeat(2)
         return model.forward_with_cfg(*twice, both, guidance.scale, guidance.channels)[: len(x)].float()
@@ -94,7 +94,7 @@ def sample(model, sampler: Sampler, guidance: Guidance, starts, device, dtype=to
     """Samples (B, C, S, S) in float32, one for each `Start`; the model's branches compute in ``dtype``."""
     noise = torch.stack([each.noise for each in starts]).to(device)
     labels = torch.tensor([each.label for each in starts], device=device)
-    predict = guided(model, labels, guidance, sampler.times, tick)
+    predict = with_guidance(model, labels, guidance, sampler.times, tick)
     # around the whole loop: autocast keeps its copies of the weights until it ends
     with torch.no_grad(), torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
         return sampler(predict, noise, [each.generator for each in starts])

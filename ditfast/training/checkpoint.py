@@ -16,6 +16,7 @@ from ditfast.atomic import part_path
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 
+FOLDER = "checkpoints"  # of a run
 ABOUT = "checkpoint.json"
 FAILURES = (Exception, CheckpointException)  # DCP wraps what the system says into a BaseException
 
@@ -39,39 +40,39 @@ class Checkpoints:
         target = self.folder / step_name(step)
         part = part_path(target)
         try:
-            self._on_first(target, lambda: _empty(part))
-            self._everywhere(target, lambda: _write(tensors, part))
-            sums = self._everywhere(target, lambda: _checksums(part, rf"__{self.ranks.rank}_.*|\.metadata"))
+            self._on_first(target, lambda: _make_empty(part))
+            self._on_all(target, lambda: _write(tensors, part))
+            sums = self._on_all(target, lambda: _checksums(part, rf"__{self.ranks.rank}_.*|\.metadata"))
             files = {name: found for each in self.ranks.gather(sums) for name, found in each.items()}
             self._on_first(target, lambda: _finish(part, target, {**about, "step": step, "files": files}))
         finally:
             if self.ranks.is_first:
                 shutil.rmtree(part, ignore_errors=True)  # what could not be written whole
         if self.ranks.is_first:
-            for old in self.all()[: -self.keep]:
+            for old in self.finished()[: -self.keep]:
                 shutil.rmtree(old, ignore_errors=True)
         return target
 
-    def all(self) -> list[Path]:
+    def finished(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
 
-    def rewind(self, step: int) -> None:
+    def set_aside_after(self, step: int) -> None:
         """Set checkpoints of later steps aside: the run goes another way from here."""
-        for path in self.all() if self.ranks.is_first else ():
+        for path in self.finished() if self.ranks.is_first else ():
             if int(path.name.removeprefix("step-")) > step:
                 path.rename(path.with_name(f"left-{path.name}-{time.time_ns()}"))
 
-    def newest(self) -> Path | None:
+    def newest_whole(self) -> Path | None:
         """The newest checkpoint that is whole; those that are not are named in a warning each.
 
         Raises:
             TrainError: there are checkpoints, and none is whole.
         """
-        found = self.all()
+        found = self.finished()
         for path in reversed(found):
-            fault = self._fault(path)
+            fault = self._find_fault(path)
             if fault is None:
                 return path
             if self.ranks.is_first:
@@ -80,17 +81,17 @@ class Checkpoints:
             raise TrainError(f"none of the {len(found)} checkpoints in {self.folder} is whole")
         return None
 
-    def about(self, path: Path) -> dict:
+    def read_about(self, path: Path) -> dict:
         """What checkpoint.json says.
 
         Raises:
             TrainError: the path is no checkpoint, or not whole.
         """
-        if fault := self._fault(path):
+        if fault := self._find_fault(path):
             raise TrainError(f"{path} cannot be read: {fault}")
         return self.ranks.gather(_about(path) if self.ranks.is_first else None)[0]
 
-    def read(self, path: Path, tensors: dict) -> None:
+    def read_tensors(self, path: Path, tensors: dict) -> None:
         """Write the values of a checkpoint that is whole into ``tensors``.
 
         Raises:
@@ -101,14 +102,14 @@ class Checkpoints:
         except FAILURES as error:
             raise TrainError(f"{path} cannot be read: {_short(error)}") from error
 
-    def _fault(self, path):
+    def _find_fault(self, path):
         """Why a checkpoint is not whole, the same on every rank; the first one looks."""
-        return self.ranks.gather(_fault(path) if self.ranks.is_first else None)[0]
+        return self.ranks.gather(_find_fault(path) if self.ranks.is_first else None)[0]
 
     def _on_first(self, target, work):
-        self._everywhere(target, work if self.ranks.is_first else lambda: None)
+        self._on_all(target, work if self.ranks.is_first else lambda: None)
 
-    def _everywhere(self, target, work):
+    def _on_all(self, target, work):
         """Do the work; if it fails on a rank, it has failed on all."""
         error = result = None
         try:
@@ -121,6 +122,14 @@ class Checkpoints:
         return result
 
 
+def checkpoint_at(path: Path) -> Path | None:
+    """The checkpoint that a path means: itself, or the newest whole one of a run's folder or its checkpoints."""
+    if (path / ABOUT).is_file():
+        return path
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    return Checkpoints(folder, 1, Ranks()).newest_whole()
+
+
 def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
@@ -129,7 +138,7 @@ def _about(path):
     return json.loads((path / ABOUT).read_text(encoding="utf-8"))
 
 
-def _fault(path):
+def _find_fault(path):
     """Why a checkpoint is not whole: a file is missing or is not what was written."""
     try:
         files = _about(path)["files"]
@@ -155,7 +164,7 @@ def _quietly(call, tensors, path):
         call(tensors, checkpoint_id=path)
 
 
-def _empty(part):
+def _make_empty(part):
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
 
@@ -167,7 +176,7 @@ def _finish(part, target, content):
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    shutil.rmtree(target, ignore_errors=True)  # of a run that was rewound
+    shutil.rmtree(target, ignore_errors=True)  # of a run that went another way
     os.replace(part, target)
 
 

@@ -95,7 +95,7 @@ class Config:
     """What a gradient that is not finite does, which never reaches the weights: end the run, or be counted."""
 
 
-def from_yaml(path) -> list[str]:
+def flags_from_yaml(path) -> list[str]:
     """The options in a YAML file, as flags, so that a file is checked as flags are.
 
     Raises:
@@ -121,7 +121,7 @@ def to_yaml(config: Config) -> str:
     return import_optional("yaml").safe_dump(asdict(config), sort_keys=False)
 
 
-def resolve(config: Config, device: str) -> Config:
+def fill_defaults(config: Config, device: str) -> Config:
     """The config with every None that depends on the data or the machine replaced."""
     small = config.data in BUILT_IN and config.model is None
     if not small:
@@ -143,7 +143,7 @@ def _preset(name):
     return name.removeprefix("DiT-").split("/")
 
 
-def check(config: Config, world: int) -> None:
+def check_config(config: Config, world: int) -> None:
     """Refuse values that cannot work, before anything is started.
 
     Raises:

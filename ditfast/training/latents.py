@@ -5,7 +5,7 @@ import torch
 from ditfast.fingerprint import fingerprint
 from ditfast.ranks import Ranks
 from ditfast.sampling import SampleError
-from ditfast.sampling.decode import LATENT_SCALE, load_vae
+from ditfast.sampling.decode import LATENT_SCALE, load_vae, vae_factor
 from ditfast.seeds import ENCODE, derive_seed
 from ditfast.training import TrainError
 
@@ -46,7 +46,7 @@ class Encoder:
                     f"--vae {name} has other weights than what the data was encoded with, {source.identity['vae']}"
                 )
             config = self._vae.config
-            factor = 2 ** (len(config.block_out_channels) - 1)
+            factor = vae_factor(self._vae)
             takes = config.latent_channels if latents else config.in_channels
             if self.shape[0] != takes:
                 raise TrainError(f"--vae {name} takes {takes} channels, the data has {self.shape[0]}")
@@ -81,6 +81,6 @@ class Encoder:
 
 def _load(name, device):
     try:
-        return load_vae(name).to(device).eval().requires_grad_(False)
+        return load_vae(name, device)
     except (SampleError, ImportError) as error:
         raise TrainError(str(error)) from error

@@ -14,12 +14,12 @@ from ditfast.models import DiT, cost
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
-from ditfast.training.checkpoint import Checkpoints, step_name
+from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
 from ditfast.training.config import Config, model_arguments, to_yaml
 from ditfast.training.monitor import Log, Meter, matmul_rate, memory_gib
 from ditfast.training.parallel import gradient_sync, parallelize, unwrap
 from ditfast.training.preview import Preview
-from ditfast.training.resume import find, refuse_another
+from ditfast.training.resume import check_same_run, find_checkpoint
 from ditfast.training.step_draws import draw_step
 from ditfast.training.stopper import Stopper
 from ditfast.training.weights import Weights
@@ -43,8 +43,8 @@ class Run:
     def __init__(self, config: Config, source, encoder, ranks: Ranks):
         self.config, self.source, self.encoder, self.ranks = config, source, encoder, ranks
         self.folder = Path(config.out)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep, ranks)
-        start = find(config, self.checkpoints)
+        self.checkpoints = Checkpoints(self.folder / FOLDER, config.keep, ranks)
+        start = find_checkpoint(config, self.checkpoints)
         torch.manual_seed(config.seed)
         arguments = model_arguments(config, encoder.shape, source.num_classes)
         model = DiT(**arguments).eval().to(ranks.device)  # only labels are dropped in training, and that is done here
@@ -65,10 +65,10 @@ class Run:
         self.preview = Preview(config, encoder, source.num_classes, ranks)
 
     def _resume(self, path):
-        found = self.checkpoints.about(path)
-        refuse_another(path, found, self.about)
-        self.checkpoints.read(path, self.weights.state())
-        self.weights.loaded()
+        found = self.checkpoints.read_about(path)
+        check_same_run(path, found, self.about)
+        self.checkpoints.read_tensors(path, self.weights.state())
+        self.weights.copy_masters()
         self.step, self.seen, self.saved = found["step"], found["samples"], path
         self.skipped, self.unreadable = found["nonfinite"], found["unreadable"]
         if self.ranks.is_first:
@@ -79,7 +79,7 @@ class Run:
         c, ranks = self.config, self.ranks
         if ranks.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.rewind(self.step)
+            self.checkpoints.set_aside_after(self.step)
             (self.folder / "config.yaml").write_text(to_yaml(c), encoding="utf-8")
         log = Log(self.folder, self.step) if ranks.is_first else None
         order = {"seed": c.seed, "start": self.seen, "batch": c.batch, "rank": ranks.rank, "world": ranks.world}
@@ -87,8 +87,8 @@ class Run:
         self.rate = matmul_rate(ranks.device, torch.float32 if c.precision == "fp32" else torch.bfloat16)
         with Stopper() as stopper:
             try:
-                with self._bar() as bar:
-                    stopped = self._loop(batches, log, bar, stopper)
+                with self._progress_bar() as bar:
+                    stopped = self._run_steps(batches, log, bar, stopper)
             finally:
                 if log:
                     log.close()
@@ -97,7 +97,7 @@ class Run:
         if stopped:
             raise TrainError(f"stopped after step {self.step} of {c.steps}: --resume auto goes on from there")
 
-    def _loop(self, batches, log, bar, stopper):
+    def _run_steps(self, batches, log, bar, stopper):
         """Steps until the last, or until a rank is told to stop: whether one was."""
         c, meter, stopped, since = self.config, Meter(self.ranks), False, time.perf_counter()
         while self.step < c.steps and not stopped:
@@ -105,7 +105,7 @@ class Run:
             meter.add(*self._step(batch), batch)
             self.step, self.seen = self.step + 1, self.seen + c.batch
             bar.update()
-            stopped = self.step < c.steps and self._told(stopper)
+            stopped = self.step < c.steps and self._any_told_to_stop(stopper)
             save = self.step % c.save_every == 0
             # before a checkpoint too: a run that goes on from it writes the same lines as one that went through
             if self.step % c.log_every == 0 or save or self.step == c.steps or stopped:
@@ -115,20 +115,20 @@ class Run:
                     self._save()
                 since = time.perf_counter()
             if c.sample_every and self.step % c.sample_every == 0:
-                since += self._sample()
+                since += self._write_preview()
         return stopped
 
-    def _told(self, stopper):
+    def _any_told_to_stop(self, stopper):
         """Whether any rank was told to stop, agreed upon every few steps."""
         if self.ranks.world > 1 and self.step % ASK_EVERY:
             return False
         return self.ranks.any(stopper.told)
 
-    def _sample(self):
+    def _write_preview(self):
         """Write a grid; the seconds that it took."""
         begin = time.perf_counter()
         with self.weights.averaged():
-            self.preview.write(unwrap(self.model), self.folder / "samples" / f"step-{self.step:08d}.png")
+            self.preview.write(unwrap(self.model), self.folder / "samples" / f"{step_name(self.step)}.png")
         return time.perf_counter() - begin
 
     def _step(self, batch):
@@ -149,21 +149,21 @@ class Run:
                 loss = self._loss(x[part], y[part], drawn.part(part)) / c.accumulate
                 loss.backward()
             total += loss.detach()
-        return total, self._update()
+        return total, self._apply_gradients()
 
     def _loss(self, x, y, drawn):
         c, device = self.config, self.ranks.device.split(":")[0]
         with torch.autocast(device, torch.bfloat16, enabled=c.precision == "bf16"):
-            terms = self.schedule.training_losses(self._call, x, drawn.t, {"y": y}, drawn.noise)
+            terms = self.schedule.training_losses(self._predict, x, drawn.t, {"y": y}, drawn.noise)
         return terms["loss"].mean()
 
-    def _call(self, x, t, y):
+    def _predict(self, x, t, y):
         dtype = torch.bfloat16 if self.config.precision == "pure_bf16" else x.dtype
         return self.model(x.to(dtype), t, y).float()
 
-    def _update(self):
+    def _apply_gradients(self):
         """Clip, and step unless a gradient is not finite; the norm that was found. Nothing waits for the device."""
-        c, gradients = self.config, self.weights.gradients()
+        c, gradients = self.config, self.weights.take_gradients()
         squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
         if c.parallel == "fsdp":
             self.ranks.sum(squares)  # each rank has its part of each gradient
@@ -179,7 +179,7 @@ class Run:
         found = meter.read()
         for bad in found.pop("bad"):
             self.skipped += 1
-            self._nonfinite(first + bad + 1, meter.samples(bad))
+            self._record_nonfinite(first + bad + 1, meter.samples(bad))
         self.unreadable += sum(self.ranks.gather(meter.unreadable))
         images = c.batch * len(meter) / seconds
         flops = images * 3 * 2 * self.macs / self.ranks.world
@@ -190,7 +190,7 @@ class Run:
             shown = {"images/s": f"{images:.3g}", "MFU": f"{values['mfu']:.0%}", "GiB": f"{values['gib']:.3g}"}
             bar.set_postfix({"loss": f"{found['loss'] or float('nan'):.4f}", **shown})
 
-    def _nonfinite(self, step, samples):
+    def _record_nonfinite(self, step, samples):
         """Keep what a step was made of whose gradient was not finite, and end the run unless told to go on."""
         about = {"step": step, "samples": samples, "checkpoint": self.saved and str(self.saved)}
         if self.ranks.is_first:
@@ -215,6 +215,6 @@ class Run:
                 text = f"warning: {error}; training goes on, the next checkpoint is tried again"
                 import_optional("tqdm").tqdm.write(text, file=sys.stderr)
 
-    def _bar(self):
+    def _progress_bar(self):
         options = {"initial": self.step, "total": self.config.steps, "unit": "step"}
         return import_optional("tqdm").tqdm(disable=not self.ranks.is_first, **options)

@@ -7,13 +7,13 @@ from ditfast.ranks import Ranks
 from ditfast.training.config import Config, model_arguments
 
 
-def plan(config: Config, source, encoder, ranks: Ranks) -> str:
+def describe_run(config: Config, source, encoder, ranks: Ranks) -> str:
     """Model, arithmetic, memory and length of a run, as text."""
     with torch.device("meta"):
         model = DiT(**model_arguments(config, encoder.shape, source.num_classes))
     parameters = sum(p.numel() for p in model.parameters())
     macs, passes = sum(cost.macs(model).values()), ranks.world * config.accumulate
-    gib = {name: size / 2**30 for name, size in memory(config, model, ranks.world).items()}
+    gib = {name: size / 2**30 for name, size in estimate_memory(config, model, ranks.world).items()}
     samples = config.steps * config.batch
     epochs = f", {samples / source.count:.4g} epochs of {source.count:,}" if source.count else ", endless data"
     shape = " x ".join(map(str, encoder.shape))
@@ -31,7 +31,7 @@ def plan(config: Config, source, encoder, ranks: Ranks) -> str:
     return "\n".join(lines)
 
 
-def memory(config: Config, model, world: int) -> dict[str, float]:
+def estimate_memory(config: Config, model, world: int) -> dict[str, float]:
     """Bytes of a rank by what they are for, without the allocator's and the libraries' own."""
     numbers = sum(p.numel() for p in model.parameters())
     share = numbers / world if config.parallel == "fsdp" else numbers

@@ -10,7 +10,7 @@ from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import to_uint8
-from ditfast.sampling.files import tile
+from ditfast.sampling.files import tile_images
 from ditfast.sampling.sampler import Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
 from ditfast.training import TrainError
@@ -48,7 +48,7 @@ class Preview:
         x = sample(model, self._sampler, self._guidance, starts, device, self._dtype)
         if self._ranks.is_first:
             images = to_uint8(self._encoder.decode(x))
-            picture = import_optional("PIL.Image").fromarray(tile(images, scale=max(1, 64 // images.shape[1])))
+            picture = import_optional("PIL.Image").fromarray(tile_images(images, scale=max(1, 64 // images.shape[1])))
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with atomic_write(path) as part:

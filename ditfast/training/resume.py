@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from ditfast.checkpoints.load import HOW_IT_RUNS
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
-from ditfast.training.checkpoint import ABOUT, Checkpoints
+from ditfast.training.checkpoint import Checkpoints, checkpoint_at
 from ditfast.training.config import Config
 
 
-def find(config: Config, checkpoints: Checkpoints) -> Path | None:
+def find_checkpoint(config: Config, checkpoints: Checkpoints) -> Path | None:
     """The checkpoint that the run starts from, if any: what the first rank sees, because others may see it later.
 
     Raises:
@@ -17,7 +18,7 @@ def find(config: Config, checkpoints: Checkpoints) -> Path | None:
     found = error = None
     if checkpoints.ranks.is_first:
         try:
-            found = _find(config, Checkpoints(checkpoints.folder, config.keep, Ranks()))
+            found = _find_here(config, Checkpoints(checkpoints.folder, config.keep, Ranks()))
         except TrainError as each:
             error = str(each)
     found, error = checkpoints.ranks.gather((found, error))[0]
@@ -26,23 +27,19 @@ def find(config: Config, checkpoints: Checkpoints) -> Path | None:
     return found
 
 
-def _find(config, checkpoints):
+def _find_here(config, checkpoints):
     if config.resume is None:
-        if found := checkpoints.all():
+        if found := checkpoints.finished():
             raise TrainError(f"--out {config.out} has a run ({found[-1].name}): --resume auto goes on with it")
         return None
     if config.resume == "auto":
-        return checkpoints.newest()
-    path = Path(config.resume)
-    if (path / ABOUT).is_file():
-        return path
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if newest := Checkpoints(folder, config.keep, Ranks()).newest():
-        return newest
+        return checkpoints.newest_whole()
+    if named := checkpoint_at(Path(config.resume)):
+        return named
     raise TrainError(f"--resume must be auto, a checkpoint or the folder of a run, got {config.resume}")
 
 
-def refuse_another(path: Path, then: dict, now: dict) -> None:
+def check_same_run(path: Path, then: dict, now: dict) -> None:
     """Refuse a checkpoint of another model or of other data; ``then`` and ``now`` say what each run is of.
 
     Raises:
@@ -57,10 +54,9 @@ def refuse_another(path: Path, then: dict, now: dict) -> None:
 def _difference(part, then, now):
     if not isinstance(now, dict) or not isinstance(then, dict):
         return (part, then, now) if then != now else (None, None, None)
-    ignored = ("backend", "recompute_mlp")  # how it runs, not what it is
     for name in now | then:
         was, is_ = then.get(name), now.get(name)
         was, is_ = (list(v) if isinstance(v, tuple) else v for v in (was, is_))
-        if name not in ignored and was != is_:
+        if name not in HOW_IT_RUNS and was != is_:
             return f"{part}'s {name}", was, is_
     return None, None, None

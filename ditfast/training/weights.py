@@ -40,7 +40,7 @@ class Weights:
             moments = {"exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
             self.optimizer.state[value] = {"step": step, **moments}
 
-    def gradients(self) -> list[torch.Tensor]:
+    def take_gradients(self) -> list[torch.Tensor]:
         """Hand the parameters' gradients to the masters, in float32, and take them from the parameters."""
         found = [_local(p.grad) for p in self.params.values()]
         masters = list(self.masters.values())
@@ -88,8 +88,8 @@ class Weights:
             **{f"step.{name}": m["step"] for name, m in moments.items()},
         }
 
-    def loaded(self) -> None:
-        """To be called after new values were written into `state`."""
+    def copy_masters(self) -> None:
+        """Give the parameters the masters' values: to be called after new ones were written into `state`."""
         if self._copies:
             torch._foreach_copy_([_local(p.detach()) for p in self.params.values()], list(self.masters.values()))
 

@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 from ditfast.data import DataError, open_data
 from ditfast.data.folder import Images
 from ditfast.data.shards import Shards
-from ditfast.encode import main, parse
-from ditfast.encode import run as run_rank
+from ditfast.encode import main, parse_options, run_rank
 from ditfast.ranks import Ranks
 
 
@@ -129,7 +128,7 @@ def test_a_rank_takes_every_second_shard_that_is_missing(tree, encode, vae, monk
         (tmp_path / "out" / f"latents-0000{shard}.safetensors").unlink()
     monkeypatch.setattr(Ranks, "wait", lambda self: None)
     shared = ["--data", str(tree), "--out", str(tmp_path / "out"), "--vae", vae, "--image-size", "12"]
-    run_rank(parse([*shared, "--shard-size", "2", "--workers", "0"]), Ranks(1, 2, "cpu"))
+    run_rank(parse_options([*shared, "--shard-size", "2", "--workers", "0"]), Ranks(1, 2, "cpu"))
     assert [name[8:13] for name in shards(tmp_path / "out")] == ["00000", "00002", "00003", "00005"]
 
 

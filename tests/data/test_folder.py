@@ -11,7 +11,7 @@ from PIL import Image
 
 from ditfast.data import DataError, Unreadable, open_data
 from ditfast.data.folder import Images
-from ditfast.data.preprocess import center_crop, decode, to_tensor
+from ditfast.data.preprocess import center_crop, decode_image, to_tensor
 from ditfast.data.stream import stream_batches
 
 
@@ -50,7 +50,7 @@ def test_a_sample_is_the_cropped_image(tree, channels):
     for index in range(7):
         x, _ = images.read(index, None)
         assert x.dtype == torch.float32 and x.shape == images.shape
-        assert torch.equal(x, to_tensor(center_crop(decode(tree / ORDER[index], channels), 6)))
+        assert torch.equal(x, to_tensor(center_crop(decode_image(tree / ORDER[index], channels), 6)))
 
 
 def test_half_of_the_images_are_mirrored(tree):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ditfast.data import Unreadable
-from ditfast.data.preprocess import center_crop, decode, to_tensor
+from ditfast.data.preprocess import center_crop, decode_image, to_tensor
 
 
 def picture(width, height, mode="RGB", seed=0):
@@ -114,7 +114,7 @@ def test_every_mode_is_converted(mode, channels, tmp_path):
     image = Image.new("I;16", (9, 7), 77) if mode == "I;16" else colours.convert(mode)
     path = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
     image.save(path)
-    got = decode(path, channels)
+    got = decode_image(path, channels)
     with Image.open(path) as saved:
         assert got.tobytes() == saved.convert({1: "L", 3: "RGB"}[channels]).tobytes()
     assert got.mode == {1: "L", 3: "RGB"}[channels] and got.size == (9, 7)
@@ -122,14 +122,14 @@ def test_every_mode_is_converted(mode, channels, tmp_path):
 
 def test_transparency_is_dropped(tmp_path):
     Image.new("RGBA", (4, 4), (200, 100, 50, 0)).save(tmp_path / "a.png")
-    assert decode(tmp_path / "a.png", 3).getpixel((1, 1)) == (200, 100, 50)
+    assert decode_image(tmp_path / "a.png", 3).getpixel((1, 1)) == (200, 100, 50)
 
 
 def test_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by a quarter
     picture(9, 7).save(tmp_path / "a.png", exif=exif)
-    assert decode(tmp_path / "a.png", 3).size == (9, 7)
+    assert decode_image(tmp_path / "a.png", 3).size == (9, 7)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif"])
@@ -137,10 +137,10 @@ def test_a_truncated_file_is_named(ending, tmp_path):
     path = tmp_path / f"a.{ending}"
     picture(64, 48).save(path)
     content = path.read_bytes()
-    assert decode(path, 3).size == (64, 48)
+    assert decode_image(path, 3).size == (64, 48)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(Unreadable, match=rf"a\.{ending} cannot be read: ") as raised:
-        decode(path, 3)
+        decode_image(path, 3)
     assert "\n" not in str(raised.value)
 
 
@@ -148,9 +148,9 @@ def test_a_truncated_file_is_named(ending, tmp_path):
 def test_a_file_that_is_no_image_is_named(content, tmp_path):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(Unreadable, match=r"a\.png (is not an image|cannot be read: \S)"):
-        decode(tmp_path / "a.png", 3)
+        decode_image(tmp_path / "a.png", 3)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(Unreadable, match=r"gone\.png cannot be read: No such file"):
-        decode(tmp_path / "gone.png", 3)
+        decode_image(tmp_path / "gone.png", 3)

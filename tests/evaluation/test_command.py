@@ -26,7 +26,10 @@ def expected(data, generate):
     return {
         "fid": frechet_distance(*moments(fake["features"]), *moments(real["features"])),
         "sfid": frechet_distance(*moments(fake["spatial"]), *moments(real["spatial"])),
-        **{"is": mean, "is_std": std, "precision": precision, "recall": recall},
+        "is": mean,
+        "is_std": std,
+        "precision": precision,
+        "recall": recall,
     }
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ditfast.evaluation import EvaluationError
 from ditfast.evaluation.features import load_extractor
-from ditfast.evaluation.images import batches, open_images, spread
+from ditfast.evaluation.images import evenly_spaced, open_images, read_batches
 
 
 def formula(i, height=6, width=10):
@@ -22,7 +22,7 @@ def formula(i, height=6, width=10):
 def features(data, images):
     extractor = load_extractor(data["waves"], None, "cpu")
     numbers = range(images.count)
-    return torch.cat([extractor(batch)["features"] for batch in batches(images, numbers, 2)]).numpy()
+    return torch.cat([extractor(batch)["features"] for batch in read_batches(images, numbers, 2)]).numpy()
 
 
 @pytest.mark.parametrize("kind", ["folder", "nested", "npz", "compressed"])
@@ -70,15 +70,15 @@ def test_numbers_choose_images(data, kind):
     images = open_images("--samples", data[kind])
     everything = np.stack(list(images.read(range(40))))
     for size, numbers in ((3, [0, 5, 6, 30, 39]), (4, range(8)), (100, range(40))):
-        found = list(batches(images, numbers, size))
+        found = list(read_batches(images, numbers, size))
         assert all(len(batch) == size for batch in found[:-1]) and 0 < len(found[-1]) <= size
         expected = everything[list(numbers)].transpose(0, 3, 1, 2)
         np.testing.assert_array_equal(torch.cat(found).numpy(), expected)
 
 
 def test_spread_is_even_and_whole():
-    assert spread(5, 9) == [0, 1, 2, 3, 4] and spread(10, 4) == [0, 2, 5, 7]
-    assert len(set(spread(1_281_167, 10_000))) == 10_000
+    assert evenly_spaced(5, 9) == [0, 1, 2, 3, 4] and evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert len(set(evenly_spaced(1_281_167, 10_000))) == 10_000
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -88,7 +88,7 @@ def test_an_npz_is_never_in_memory_as_a_whole(tmp_path, save):
     tracemalloc.start()
     try:
         total = sum(
-            int(batch.sum()) for batch in batches(open_images("--samples", tmp_path / "i.npz"), range(400), 8)
+            int(batch.sum()) for batch in read_batches(open_images("--samples", tmp_path / "i.npz"), range(400), 8)
         )
         assert tracemalloc.get_traced_memory()[1] < images.nbytes / 5
     finally:

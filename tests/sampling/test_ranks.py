@@ -9,8 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from ditfast.ranks import Ranks
-from ditfast.sample import parse
-from ditfast.sample import run as run_rank
+from ditfast.sample import parse_options, run_rank
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
@@ -31,7 +30,7 @@ def test_two_ranks_draw_what_one_draws(run, ckpt, tmp_path):
 def test_a_rank_takes_every_second_sample(ckpt, tmp_path, monkeypatch):
     monkeypatch.setattr(Ranks, "wait", lambda self: None)
     shared = ("--ckpt", ckpt, "--decoder", "pixel", "--steps", "1", "--num-samples", "5")
-    options = parse([*shared, "--out", str(tmp_path / "two"), "--grid", str(tmp_path / "g.png")])
+    options = parse_options([*shared, "--out", str(tmp_path / "two"), "--grid", str(tmp_path / "g.png")])
     (tmp_path / "two").mkdir()
     run_rank(options, Ranks(1, 2, "cpu"))
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["000001.png", "000003.png"]

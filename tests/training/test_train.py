@@ -43,12 +43,12 @@ def test_the_saved_config_is_the_run(kit):
 
 def test_flags_come_after_the_file(kit):
     (kit.folder / "run.yaml").write_text("steps: 3\nlr: 1e-3\nlearn_sigma: false\n")
-    config, _ = train.parse(["--config", str(kit.folder / "run.yaml"), "--steps", "5"])
+    config, _ = train.parse_config(["--config", str(kit.folder / "run.yaml"), "--steps", "5"])
     assert (config.steps, config.lr, config.learn_sigma) == (5, 1e-3, False)
 
 
 def test_defaults_are_the_papers():
-    config, dry = train.parse([])
+    config, dry = train.parse_config([])
     assert not dry
     assert (config.lr, config.weight_decay, config.ema, config.batch, config.label_drop) == (
         1e-4,
@@ -73,11 +73,11 @@ def test_dry_run_tells_and_writes_nothing(kit, capsys):
     "precision, bytes_of_weights", [("fp32", 4 + 4 + 8 + 4), ("bf16", 6 + 4 + 8 + 4), ("pure_bf16", 6 + 6 + 8 + 4)]
 )
 def test_the_memory_of_a_dry_run(precision, bytes_of_weights):
-    from ditfast.training.plan import memory
+    from ditfast.training.plan import estimate_memory
 
-    config, _ = train.parse(["--precision", precision, "--depth", "2", "--hidden-size", "24", "--num-heads", "3"])
+    config, _ = train.parse_config(["--precision", precision, "--depth", "2", "--hidden-size", "24", "--num-heads", "3"])
     model = DiT(8, 2, 1, 24, 2, 3, num_classes=10)
-    found = memory(config, model, 1)
+    found = estimate_memory(config, model, 1)
     kept = cost.kept_bytes(model, 256, {"bf16": "autocast", "pure_bf16": "bf16"}.get(precision, precision))
     assert found.pop("activations") == sum(kept.values())
     assert sum(found.values()) == bytes_of_weights * sum(p.numel() for p in model.parameters())
@@ -111,8 +111,8 @@ def test_glyphs_train(kit):
 
 
 def test_labels_are_dropped_as_often_as_asked(kit, monkeypatch):
-    call, seen = loop.Run._call, []
-    monkeypatch.setattr(loop.Run, "_call", lambda run, x, t, y: (seen.append(y), call(run, x, t, y))[1])
+    call, seen = loop.Run._predict, []
+    monkeypatch.setattr(loop.Run, "_predict", lambda run, x, t, y: (seen.append(y), call(run, x, t, y))[1])
     kit.train("run", "--label-drop", 0.25, "--batch", 128, "--steps", 4)
     dropped = (torch.cat(seen) == 10).float()
     assert dropped.mean() == pytest.approx(0.25, abs=0.06)  # of 512: three standard deviations

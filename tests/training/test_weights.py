@@ -36,7 +36,7 @@ def test_against_pytorchs_adamw_and_a_loop():
     for step in range(3):
         for each in (model, plain):
             fill(each, step)
-        weights.gradients()
+        weights.take_gradients()
         weights.update(1e-2, never())
         optimizer.step()
         for kept, p in zip(average.parameters(), plain.parameters(), strict=True):
@@ -61,7 +61,7 @@ def test_masters_keep_what_bf16_would_lose():
             if p.requires_grad:
                 q.grad = p.grad.float()
         for each in (weights, truth):
-            each.gradients()
+            each.take_gradients()
             each.update(1e-6, never())
     name = "blocks.0.mlp.fc1.weight"
     assert torch.equal(weights.masters[name], truth.masters[name])
@@ -76,7 +76,7 @@ def test_the_average_takes_the_weights_place_and_gives_it_back(pure):
     masters = {name: p.detach().clone() for name, p in model.named_parameters()} if pure else None
     weights = Weights(model.bfloat16() if pure else model, 1e-1, 0, DECAY, masters)
     fill(model, 0)
-    weights.gradients()
+    weights.take_gradients()
     weights.update(1e-1, never())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(KeyError), weights.averaged():
@@ -95,7 +95,7 @@ def test_one_call_for_all_parameters():
         weights = Weights(model, 1e-2, 0, DECAY)
         fill(model, 0)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            weights.gradients()
+            weights.take_gradients()
             weights.update(1e-2, never())
         calls = {event.key: event.count for event in profile.key_averages() if event.key.startswith("aten::_f")}
         counts.append((calls.get("aten::_fused_adamw_"), calls.get("aten::_foreach_lerp_")))
