@@ -27,6 +27,24 @@ def one_thread():
 
 
 @pytest.fixture
+def refusal_of(capsys):
+    """From a command one that has to refuse its arguments, and returns the one line with which it ends."""
+
+    def refusing(command):
+        def refused(*arguments, **options):
+            with pytest.raises(SystemExit) as stopped:
+                command(*arguments, **options)
+            code = stopped.value.code
+            message = code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
+            assert code != 0 and "\n" not in message
+            return message
+
+        return refused
+
+    return refusing
+
+
+@pytest.fixture
 def device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 

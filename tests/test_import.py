@@ -1,19 +1,9 @@
 """`import ditfast` is free, and its names are loaded on first use."""
 
-import subprocess
-import sys
-
 import pytest
+from fresh_interpreter import loaded_by
 
 import ditfast
-
-
-def loaded_by(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter holds after the statement."""
-    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
 
 
 def test_importing_the_package_loads_nothing_else():

@@ -76,8 +76,8 @@ def test_plan_covers_sizes_and_costs(scaling):
     assert len(set(costs)) == len(plan.SCALING) >= 8
     assert max(costs) / min(costs) >= 100
     assert plan.Settings().seeds >= 3
-    assert {plan.build(config).conditioning for config in plan.SCALING} == {"adaln_zero"}
-    kinds = {plan.build(config).conditioning for config in plan.CONFIGS if config.startswith(plan.MIDDLE)}
+    assert {plan.build_model(config).conditioning for config in plan.SCALING} == {"adaln_zero"}
+    kinds = {plan.build_model(config).conditioning for config in plan.CONFIGS if config.startswith(plan.MIDDLE)}
     assert kinds == {"adaln_zero", "adaln", "cross_attention", "in_context"}
 
 
@@ -130,13 +130,13 @@ def test_study_goes_on_after_a_stop(scaling, tiny, tmp_path, monkeypatch):
     again = scaling.records.Records(path)
     assert [run["config"] for run in again.runs] == ["L/8", "S/8", "S/4"]
     assert [run["session"] for run in again.runs] == [1, 1, 2]
-    assert again.of("S/4")[0]["fid"] == done.of("S/4")[0]["fid"]
+    assert again.runs_of("S/4")[0]["fid"] == done.runs_of("S/4")[0]["fid"]
     assert again.seconds() == pytest.approx(again.runs[1]["elapsed"] + again.runs[2]["elapsed"])
     with pytest.raises(SystemExit, match="settings"):
         again.begin({**again.setup, "settings": {"steps": 6}})
-    scaling.report.write(again, tmp_path, readme=None)
+    scaling.report.write_report(again, tmp_path, readme=None)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["runs"] == 3 and summary["models"]["S/4"]["fid"] == again.of("S/4")[0]["fid"]
+    assert summary["runs"] == 3 and summary["models"]["S/4"]["fid"] == again.runs_of("S/4")[0]["fid"]
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -179,7 +179,7 @@ def test_readme_shows_the_results(scaling, results):
     assert math.isclose(found["spearman"], summary["spearman"], abs_tol=1e-12)
     assert found["models"].keys() == summary["models"].keys()
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    others = scaling.report.others(FOLDER / "results")
+    others = scaling.report.other_studies(FOLDER / "results")
     assert scaling.report.table(found, others) in readme and scaling.report.table(summary, others) in readme
     assert others and all(other["classifier"] == found["classifier"] for other in others)  # FIDs of one kind
     assert "](results/scaling.png)" in readme and (FOLDER / "results" / "scaling.png").stat().st_size > 10_000

@@ -50,15 +50,15 @@ def train(steps: int) -> Classifier:
 
 
 @torch.no_grad()
-def look(model: Classifier, x, y) -> tuple[torch.Tensor, float]:
+def judge_images(model: Classifier, x, y) -> tuple[torch.Tensor, float]:
     """Features (N, 64) of images (N, 1, 16, 16), and the share that is taken for its class y (N,)."""
     features = torch.cat([model.features(part) for part in x.split(500)])
     return features, (model.logits(features).argmax(1) == y).double().mean().item()
 
 
-def real(model: Classifier, count: int, seed: int):
+def judge_fresh_glyphs(model: Classifier, count: int, seed: int):
     """Moments of features, and accuracy, of fresh glyphs."""
-    features, accuracy = look(model, *Glyphs().batch(range(count), seed))
+    features, accuracy = judge_images(model, *Glyphs().batch(range(count), seed))
     return moments(features), accuracy
 
 

@@ -56,7 +56,7 @@ def runs(settings: Settings, configs=None) -> list[Run]:
     return [Run(config, seed) for seed in range(settings.seeds) for config in costly]
 
 
-def build(config: str) -> DiT:
+def build_model(config: str) -> DiT:
     """The model of a configuration such as "S/8" or "B/4 in_context", for glyphs of 16²."""
     name, _, conditioning = config.partition(" ")
     size, patch = name.split("/")
@@ -77,4 +77,4 @@ def build(config: str) -> DiT:
 
 def gmacs(config: str) -> float:
     """The paper's Gflops: multiply-adds of one sample's forward, in billions."""
-    return sum(cost.macs(build(config)).values()) / 1e9
+    return sum(cost.macs(build_model(config)).values()) / 1e9

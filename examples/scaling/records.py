@@ -40,7 +40,7 @@ class Records:
     def has(self, config: str, seed: int) -> bool:
         return any((run["config"], run["seed"]) == (config, seed) for run in self.runs)
 
-    def of(self, config: str) -> list[dict]:
+    def runs_of(self, config: str) -> list[dict]:
         """A configuration's runs by seed."""
         return sorted((run for run in self.runs if run["config"] == config), key=lambda run: run["seed"])
 

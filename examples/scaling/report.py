@@ -20,7 +20,7 @@ def plan_table(settings: plan.Settings) -> str:
     """Every configuration and what it costs."""
     lines = ["model                 tokens    MMACs  parameters"]
     for config in plan.CONFIGS:
-        model = plan.build(config)
+        model = plan.build_model(config)
         count = sum(p.numel() for p in model.parameters())
         lines.append(f"{config:20} {model.pos_embed.shape[1]:7} {1e3 * plan.gmacs(config):8.3f} {count:11,}")
     most, least = (f(map(plan.gmacs, plan.SCALING)) for f in (max, min))
@@ -29,7 +29,7 @@ def plan_table(settings: plan.Settings) -> str:
 
 def summary(records) -> dict:
     """Means, spread and correlations of all finished runs."""
-    models = {config: _group(records.of(config)) for config in plan.CONFIGS if records.of(config)}
+    models = {config: _group(records.runs_of(config)) for config in plan.CONFIGS if records.runs_of(config)}
     scaling = [models[config] for config in plan.SCALING if config in models]
     gmacs, fids = [m["gmacs"] for m in scaling], [m["fids"] for m in scaling]
     enough = len(scaling) > 2
@@ -124,16 +124,16 @@ def _rows(first, s, configs, plain=None):
             yield f"| {name} | {numbers} | {m['accuracy']:.1%} | {m['fresh_loss']:.4f} |"
 
 
-def others(out: Path) -> list[dict]:
+def other_studies(out: Path) -> list[dict]:
     """The summaries of the studies in a study's folder, of three models or more."""
     found = [summary(Records(path)) for path in sorted(out.glob("*/runs.jsonl"))]
     return [s for s in found if len(s["models"]) > 2]
 
 
-def write(records, out: Path, readme: Path | None) -> None:
+def write_report(records, out: Path, readme: Path | None) -> None:
     """summary.json and scaling.png, and the README's table."""
     found = summary(records)
-    compared = others(out)
+    compared = other_studies(out)
     shown = table(found, compared)
     with atomic_write(out / "summary.json") as part:
         part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -50,7 +50,7 @@ def main(arguments=None) -> None:
             sys.exit("stopped; finished runs are kept, and the same command goes on")
     elif not records.runs:
         sys.exit(f"--plot: {records.path} holds no finished run")
-    report.write(records, out, readme=None if options.quick or options.out else HERE / "README.md")
+    report.write_report(records, out, readme=None if options.quick or options.out else HERE / "README.md")
 
 
 def study(records: Records, settings: plan.Settings, workers: int, configs=None) -> None:
@@ -59,7 +59,7 @@ def study(records: Records, settings: plan.Settings, workers: int, configs=None)
     torch.set_num_threads(1)  # sums in the same order on any machine, and models too small for more
     print(f"training the classifier, {settings.classifier_steps} steps", flush=True)
     judge = classifier.train(settings.classifier_steps)
-    reference, _ = classifier.real(judge, settings.reference, classifier.REFERENCE)
+    reference, _ = classifier.judge_fresh_glyphs(judge, settings.reference, classifier.REFERENCE)
     records.begin(_setup(settings, judge, reference))
     missing = [run for run in plan.runs(settings, configs) if not records.has(*run)]
     session = 1 + max((run["session"] for run in records.runs), default=0)
@@ -87,9 +87,9 @@ def _finished(pool, runs):
 
 def _setup(settings, judge, reference):
     """What all runs share, and what their FIDs are to be held against."""
-    floor, accuracy = classifier.real(judge, settings.samples, classifier.FLOOR)
+    floor, accuracy = classifier.judge_fresh_glyphs(judge, settings.samples, classifier.FLOOR)
     noise = torch.randn(settings.samples, 1, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-    features, _ = classifier.look(judge, noise, torch.zeros(len(noise)))
+    features, _ = classifier.judge_images(judge, noise, torch.zeros(len(noise)))
     return {
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine(),

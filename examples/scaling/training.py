@@ -24,7 +24,7 @@ def measure(run: plan.Run, settings: plan.Settings, judge: classifier.Classifier
     trained = time.perf_counter()
     x, y = sample(model, run.seed, settings)
     sampled = time.perf_counter()
-    features, accuracy = classifier.look(judge, x, y)
+    features, accuracy = classifier.judge_images(judge, x, y)
     return {
         "config": run.config,
         "seed": run.seed,
@@ -42,7 +42,7 @@ def measure(run: plan.Run, settings: plan.Settings, judge: classifier.Classifier
 def train(run: plan.Run, settings: plan.Settings):
     """A DiT trained on endless glyphs: the average of its weights, and its loss over the last tenth of the steps."""
     torch.manual_seed(run.seed)
-    model, glyphs = plan.build(run.config).train(), Glyphs()
+    model, glyphs = plan.build_model(run.config).train(), Glyphs()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     diffusion = _process(settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0, fused=True)

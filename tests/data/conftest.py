@@ -2,21 +2,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import save_vae
 
 
 @pytest.fixture(autouse=True)
 def on_one_thread(one_thread):
     pass
-
-
-def save_vae(folder, seed):
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(seed)
-    blocks = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
-    down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
-    AutoencoderKL(down_block_types=down, up_block_types=up, **blocks).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -66,18 +57,9 @@ def encode(vae, tmp_path):
 
 
 @pytest.fixture
-def refusal(encode, capsys):
+def refusal(refusal_of, encode):
     """The one line with which the command ends."""
-
-    def refused(*options, **changes):
-        with pytest.raises(SystemExit) as stopped:
-            encode(*options, **changes)
-        code = stopped.value.code
-        message = code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
-        assert code != 0 and "\n" not in message
-        return message
-
-    return refused
+    return refusal_of(encode)
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,12 @@
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from models.conftest import arr, close, fill, on_one_thread  # noqa: F401
+from golden_values import GOLDEN, arr, close, fill
 
 from ditfast.models import DiT
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 class Gaussian(torch.nn.Module):
@@ -28,6 +25,11 @@ class Gaussian(torch.nn.Module):
         ends = table[low], table[(low + 1).clamp(max=len(table) - 1)]
         a = torch.lerp(*ends, part.to(table.dtype)).exp().view(-1, *[1] * (x.dim() - 1))
         return (1 - a).sqrt() * (x - a.sqrt() * self.mean) / (a * self.std**2 + 1 - a)
+
+
+@pytest.fixture(autouse=True)
+def on_one_thread(one_thread):
+    pass
 
 
 @pytest.fixture(scope="session")

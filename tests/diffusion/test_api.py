@@ -1,6 +1,6 @@
 """What a user imports."""
 
-from test_import import loaded_by
+from fresh_interpreter import loaded_by
 
 import ditfast
 from ditfast import diffusion

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from models.conftest import GOLDEN, arr, close, fill
+from golden_values import GOLDEN, arr, close, fill
 
 from ditfast import DiT, use_backend
 

@@ -1,32 +1,15 @@
 import json
-import zlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_values import GOLDEN, arr, close, fill
 
 from ditfast.models import DiT, modulate
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = dict(input_size=10, patch_size=2, in_channels=4, hidden_size=32, depth=3, num_heads=2, num_classes=7)
-
-
-def arr(name, shape, scale=1.0):
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    return torch.from_numpy((rng.standard_normal(shape) * scale).astype(np.float32))
-
-
-def fill(model):
-    """Give every parameter the value that follows from its name (tests/golden/README.md)."""
-    with torch.no_grad():
-        for name, p in model.state_dict().items():
-            matrix = p.dim() >= 2 and "embedding_table" not in name
-            if name != "pos_embed":
-                p.copy_(arr(name, tuple(p.shape), float(np.prod(p.shape[1:])) ** -0.5 if matrix else 0.1))
-    return model
 
 
 def original_block(block, x, c):
@@ -56,16 +39,6 @@ def gradients(model, out, *inputs):
     names, params = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
     grads = torch.autograd.grad((out * arr("weights", tuple(out.shape))).sum(), (*inputs, *params))
     return dict(zip((*range(len(inputs)), *names), grads, strict=True))
-
-
-def close(got, expected, rtol=1e-5):
-    """Compare tensors, or dicts of them, relative to the largest value of each."""
-    if not isinstance(expected, dict):
-        got, expected = {"tensor": got}, {"tensor": expected}
-    assert got.keys() == expected.keys()
-    for name, value in expected.items():
-        atol = rtol * value.abs().max().item() + 1e-9 if value.numel() else 0.0
-        torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.fixture(autouse=True)

@@ -1,23 +1,9 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tiny_models import save_dit
 
-from ditfast import DiT
 from ditfast.sample import main
-
-TINY = dict(input_size=8, patch_size=2, in_channels=3, hidden_size=32, depth=2, num_heads=2, num_classes=7)
-
-
-def save_tiny(folder, **changes):
-    """A DiT whose noise, variance and response to labels are all far from nothing."""
-    torch.manual_seed(0)
-    model = DiT(**{**TINY, **changes})
-    for name, value in model.named_parameters():
-        if name != "pos_embed":
-            torch.nn.init.normal_(value, std=0.15)
-    model.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +13,12 @@ def on_one_thread(one_thread):
 
 @pytest.fixture(scope="session")
 def save():
-    return save_tiny
+    return save_dit
 
 
 @pytest.fixture(scope="session")
 def ckpt(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
+    return save_dit(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture
@@ -48,15 +34,6 @@ def run(ckpt, tmp_path):
 
 
 @pytest.fixture
-def refusal(run, capsys):
+def refusal(refusal_of, run):
     """The one line with which the command refuses its options."""
-
-    def refused(*options, **changes):
-        with pytest.raises(SystemExit) as stopped:
-            run(*options, **changes)
-        code = stopped.value.code
-        message = code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
-        assert code != 0 and "\n" not in message
-        return message
-
-    return refused
+    return refusal_of(run)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import save_vae
 
 from ditfast import DiT
 from ditfast.sampling.decode import LATENT_SCALE, make_decoder, to_uint8
@@ -12,14 +13,7 @@ from ditfast.sampling.start import draw_start
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(1)
-    blocks = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
-    down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
-    folder = tmp_path_factory.mktemp("vae")
-    AutoencoderKL(down_block_types=down, up_block_types=up, **blocks).save_pretrained(folder)
-    return str(folder)
+    return save_vae(tmp_path_factory.mktemp("vae"), 1)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,9 @@ def test_dry_run_tells_and_writes_nothing(kit, capsys):
 def test_the_memory_of_a_dry_run(precision, bytes_of_weights):
     from ditfast.training.plan import estimate_memory
 
-    config, _ = train.parse_config(["--precision", precision, "--depth", "2", "--hidden-size", "24", "--num-heads", "3"])
+    config, _ = train.parse_config(
+        ["--precision", precision, "--depth", "2", "--hidden-size", "24", "--num-heads", "3"]
+    )
     model = DiT(8, 2, 1, 24, 2, 3, num_classes=10)
     found = estimate_memory(config, model, 1)
     kept = cost.kept_bytes(model, 256, {"bf16": "autocast", "pure_bf16": "bf16"}.get(precision, precision))
