@@ -27,10 +27,9 @@ def __getattr__(name: str):
     if name in _HOME:
         value = globals()[name] = getattr(import_module(_HOME[name]), name)
         return value
-    from difflib import get_close_matches
+    from ditfast.suggest import did_you_mean
 
-    near = get_close_matches(name, __all__, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, __all__, cutoff=0.6)
     raise AttributeError(f"module 'ditfast' has no attribute {name!r}{hint}")
 
 

@@ -83,7 +83,9 @@ def operations(device_type: str) -> dict:
 
     def probe() -> dict:
         ops, why_not = import_module("ditfast.ops"), import_module("ditfast.ops.backends.availability").why_not
-        return {op.name: {name: ask(why_not, op, name, device_type) for name in op.backends} for op in ops.ALL}
+        return {
+            op.name: {name: ask_why_not(why_not, op, name, device_type) for name in op.backends} for op in ops.ALL
+        }
 
     table, why = attempt(probe)
     return {"device": device_type, "backends": table, "why_not": why}
@@ -96,7 +98,7 @@ def choices() -> dict:
     return {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
 
 
-def ask(why_not, *args) -> str | None:
+def ask_why_not(why_not, *args) -> str | None:
     answer, failed = attempt(why_not, *args)
     return failed or answer
 

@@ -82,7 +82,7 @@ def test_a_failing_question_answers_itself(error):
     def fails(*_):
         raise error
 
-    reason = doctor.ask(fails, "attention", "host", "cpu")
+    reason = doctor.ask_why_not(fails, "attention", "host", "cpu")
     assert reason == f"{type(error).__name__}: no" + ("" if "\n" in str(error) else " luck")
 
 

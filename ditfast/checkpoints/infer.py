@@ -2,10 +2,10 @@
 
 import inspect
 import math
-from difflib import get_close_matches
 
 from ditfast.models.dit import DiT
 from ditfast.models.presets import SIZES
+from ditfast.suggest import did_you_mean
 
 HEADS = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
 _GRID = ("input_size", "patch_size")
@@ -49,9 +49,7 @@ def check_model_config(config: dict, cls: type) -> dict:
     names = [*inspect.signature(DiT).parameters, *inspect.signature(cls).parameters]
     for name in config:
         if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown config key {name!r} for {cls.__name__}{hint}")
+            raise ValueError(f"unknown config key {name!r} for {cls.__name__}{did_you_mean(name, names)}")
     size = config.get("input_size")
     return {**config, "input_size": tuple(size)} if isinstance(size, list) else config
 

@@ -10,7 +10,7 @@ from ditfast.data.errors import DataError, Unreadable
 from ditfast.data.shards import FORMAT, INDEX, TENSORS, unfinished
 from ditfast.optional import import_optional
 
-KEPT = ("vae", "vae_checksum", "scale", "image_size", "dtype", "data")  # of the index, in the identity
+IDENTIFYING = ("vae", "vae_checksum", "scale", "image_size", "dtype", "data")  # of the index, in the identity
 
 
 class Latents:
@@ -52,7 +52,7 @@ class Latents:
             "count": self.count,
             "classes": self.num_classes,
             "flip": flip,
-            **{name: about[name] for name in KEPT},
+            **{name: about[name] for name in IDENTIFYING},
             "unreadable": len(about["unreadable"]),
         }
 
@@ -109,7 +109,7 @@ def _read_index(folder):
             f"{path} has format {about.get('format')}, this version of ditfast reads {FORMAT}: encode again"
         )
     if missing := [
-        name for name in (*KEPT, "shape", "classes", "count", "unreadable", "shards") if name not in about
+        name for name in (*IDENTIFYING, "shape", "classes", "count", "unreadable", "shards") if name not in about
     ]:
         raise DataError(f"{path} lacks {', '.join(missing)}: encode again")
     return about

@@ -1,6 +1,5 @@
 """From the name of the data to its source."""
 
-from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ditfast.data.folder import Images
 from ditfast.data.glyphs import Glyphs
 from ditfast.data.latents import Latents
 from ditfast.data.shards import INDEX, STARTED
+from ditfast.suggest import did_you_mean
 
 BUILT_IN = {"digits": Digits, "glyphs": Glyphs}
 
@@ -36,9 +36,8 @@ def open_data(name: str, image_size: int | None = None, **options):
         return _make_source(Latents, options, f"a folder of latents, {name},", folder=name)
     if Path(name).is_dir():
         return _make_source(Images, options, f"a folder of images, {name},", folder=name)
-    raise DataError(
-        f"data must be {', '.join(BUILT_IN)} or a folder of images or latents{_nearest(name, BUILT_IN)}, got {name!r}"
-    )
+    hint = did_you_mean(name.lower(), BUILT_IN, cutoff=0.6)
+    raise DataError(f"data must be {', '.join(BUILT_IN)} or a folder of images or latents, got {name!r}{hint}")
 
 
 def _make_source(kind, options, name, **given):
@@ -49,8 +48,3 @@ def _make_source(kind, options, name, **given):
         has = f"takes {' and '.join(sorted(takes))}" if takes else "takes no options"
         raise DataError(f"{name} {has}, got {', '.join(sorted(unknown))}")
     return kind(**given, **options)
-
-
-def _nearest(name, names):
-    near = get_close_matches(name.lower(), names, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

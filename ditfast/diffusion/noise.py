@@ -17,15 +17,15 @@ def noise_like(x, generator=None):
     """
     out = torch.empty_like(x)
     if not isinstance(generator, list):
-        return out.normal_(generator=_on(x, generator))
+        return out.normal_(generator=_check_generator(x, generator))
     if len(generator) != len(x):
         raise ValueError(f"generator must be one or one per sample, {len(x)}, got {len(generator)}")
     for sample, own in zip(out, generator, strict=True):
-        sample.normal_(generator=_on(x, own))
+        sample.normal_(generator=_check_generator(x, own))
     return out
 
 
-def _on(x, generator):
+def _check_generator(x, generator):
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be a torch.Generator, a list of them, or None, got {type(generator).__name__}"

@@ -1,10 +1,10 @@
 """Which timesteps to train on. Weights make every choice an unbiased estimate of the loss over all timesteps."""
 
-from difflib import get_close_matches
-
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from ditfast.suggest import did_you_mean
 
 
 def create_named_schedule_sampler(name, diffusion):
@@ -16,9 +16,9 @@ def create_named_schedule_sampler(name, diffusion):
     samplers = {"uniform": UniformSampler, "loss-second-moment": LossSecondMomentResampler}
     if name in samplers:
         return samplers[name](diffusion)
-    near = get_close_matches(str(name), samplers, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"schedule sampler must be one of {', '.join(samplers)}, got {name!r}{hint}")
+    raise ValueError(
+        f"schedule sampler must be one of {', '.join(samplers)}, got {name!r}{did_you_mean(name, samplers)}"
+    )
 
 
 class UniformSampler:

@@ -163,7 +163,7 @@ def _where_noisy(x, t):
 
 
 def _loop(diffusion, step, x, progress):
-    for i in shown(range(diffusion.num_timesteps - 1, -1, -1), progress):
+    for i in with_progress(range(diffusion.num_timesteps - 1, -1, -1), progress):
         t = torch.full((len(x),), i, device=x.device)  # filled on the device: no copy
         with torch.no_grad():
             out = step(x, t)
@@ -177,7 +177,7 @@ def _last(steps):
     return sample
 
 
-def shown(steps, progress):
+def with_progress(steps, progress):
     """``steps``, behind a progress bar where one is wanted."""
     if not progress:
         return steps

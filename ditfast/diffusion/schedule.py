@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable
-from difflib import get_close_matches
 from itertools import accumulate, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ditfast.suggest import did_you_mean
 
 SCHEDULES = ("linear", "squaredcos_cap_v2")
 
@@ -50,9 +51,9 @@ def get_named_beta_schedule(name: str, steps: int) -> np.ndarray:
         time = np.arange(steps + 1) / steps
         alphas_cumprod = np.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2  # (T + 1,)
         return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
-    near = get_close_matches(str(name), SCHEDULES, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"noise_schedule must be one of {', '.join(SCHEDULES)}, got {name!r}{hint}")
+    raise ValueError(
+        f"noise_schedule must be one of {', '.join(SCHEDULES)}, got {name!r}{did_you_mean(name, SCHEDULES)}"
+    )
 
 
 def space_timesteps(num_timesteps: int, section_counts: str | int | Iterable[int]) -> set[int]:

@@ -1,14 +1,14 @@
 """Schedulers of diffusers (DPM-Solver++, UniPC, Euler, …) as samplers. Only `make_scheduler` imports diffusers."""
 
 import inspect
-from difflib import get_close_matches
 
 import torch
 
 from ditfast.diffusion import checks
 from ditfast.diffusion.kinds import ModelMeanType
 from ditfast.diffusion.noise import starting_noise
-from ditfast.diffusion.samplers import shown
+from ditfast.diffusion.samplers import with_progress
+from ditfast.suggest import did_you_mean
 
 NAMES = {
     "ddim": ("DDIMScheduler", {}),
@@ -39,7 +39,7 @@ def make_scheduler(name, diffusion, **options):
         ValueError: an unknown name, or a class that is not built on betas.
     """
     class_name, preset = NAMES.get(name, (name, {}))
-    scheduler_class = _find(class_name)
+    scheduler_class = _find_scheduler(class_name)
     known = inspect.signature(scheduler_class.__init__).parameters
     if not known.keys() >= REQUIRED:
         raise ValueError(f"scheduler must be of a class that takes {' and '.join(sorted(REQUIRED))}, got {name!r}")
@@ -54,7 +54,7 @@ def make_scheduler(name, diffusion, **options):
     return scheduler_class(**{k: v for k, v in wanted.items() if k in known} | preset | options)
 
 
-def _find(class_name):
+def _find_scheduler(class_name):
     try:
         import diffusers
     except ImportError:
@@ -62,8 +62,7 @@ def _find(class_name):
     if class_name.endswith(("Scheduler", "Discrete")) and hasattr(diffusers, class_name):
         return getattr(diffusers, class_name)
     classes = [each for each in dir(diffusers) if each.endswith("Scheduler")]
-    near = get_close_matches(class_name, [*NAMES, *classes], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(class_name, [*NAMES, *classes])
     raise ValueError(
         f"scheduler must be one of {', '.join(NAMES)}, or a class of diffusers, got {class_name!r}{hint}"
     )
@@ -109,7 +108,7 @@ def sample_with_scheduler(
     device_timesteps = scheduler.timesteps.to(x.device)
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_options["generator"] = generator
-    for i, t in enumerate(shown(scheduler.timesteps, progress)):
+    for i, t in enumerate(with_progress(scheduler.timesteps, progress)):
         scaled = scheduler.scale_model_input(x, t)
         output = model(scaled, device_timesteps[i].expand(len(x)), **(model_kwargs or {}))
         checks.model_output(output, x, learn_sigma)

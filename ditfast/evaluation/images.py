@@ -21,7 +21,7 @@ from ditfast.evaluation import EvaluationError
 from ditfast.optional import import_optional
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits: more would be cut off
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits: more would be cut off
 
 
 class ImageFolder:
@@ -46,7 +46,7 @@ class ImageFolder:
 
     def _header(self, path):
         with self._open(path) as image:
-            if image.mode not in MODES:
+            if image.mode not in EIGHT_BIT_MODES:
                 raise EvaluationError(f"{self._option}: {path} must have 8 bits per channel, got mode {image.mode}")
             return image.height, image.width
 

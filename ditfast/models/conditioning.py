@@ -4,7 +4,6 @@ The attention and the MLP are those of the adaLN-Zero block; a branch is added a
 """
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call_bra
 from ditfast.models.carry import norm_modulate
 from ditfast.models.plain import has_original_forward
 from ditfast.ops.backends.choice import names_in_force
+from ditfast.suggest import did_you_mean
 
 
 class AdaLNBlock(nn.Module):
@@ -190,6 +190,5 @@ CONDITIONINGS = {
 def check_conditioning(name: str) -> None:
     """Raise a ValueError that suggests the nearest name, if there is no conditioning ``name``."""
     if name not in CONDITIONINGS:
-        near = get_close_matches(str(name), CONDITIONINGS, n=1, cutoff=0)[0]
-        names = ", ".join(CONDITIONINGS)
-        raise ValueError(f"conditioning must be one of {names}, got {name!r}: did you mean {near!r}?")
+        hint = did_you_mean(name, CONDITIONINGS)
+        raise ValueError(f"conditioning must be one of {', '.join(CONDITIONINGS)}, got {name!r}{hint}")

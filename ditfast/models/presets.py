@@ -1,8 +1,7 @@
 """The twelve models of the paper by name: sizes S, B, L, XL (table 1), patches of 2, 4 and 8 latent pixels."""
 
-from difflib import get_close_matches
-
 from ditfast.models.dit import DiT
+from ditfast.suggest import did_you_mean
 
 SIZES = {
     "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
@@ -29,8 +28,7 @@ DiT_S_2, DiT_S_4, DiT_S_8 = _preset("S", 2), _preset("S", 4), _preset("S", 8)
 
 class _Presets(dict):
     def __missing__(self, name):
-        near = get_close_matches(str(name), self, n=1, cutoff=0)
-        raise KeyError(f"unknown model {name!r}: did you mean {near[0]!r}? There are {', '.join(self)}")
+        raise KeyError(f"model must be one of {', '.join(self)}, got {name!r}{did_you_mean(name, self)}")
 
 
 DiT_models = _Presets(

@@ -3,13 +3,13 @@
 import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 from ditfast.data.sources import BUILT_IN
 from ditfast.models.presets import SIZES, DiT_models
 from ditfast.optional import import_optional
+from ditfast.suggest import did_you_mean
 from ditfast.training import TrainError
 
 SMALL = {"depth": 4, "hidden_size": 96, "num_heads": 3, "patch_size": 2}  # enough for digits and glyphs
@@ -110,8 +110,7 @@ def flags_from_yaml(path) -> list[str]:
     known, flags = [f.name for f in fields(Config)], []
     for name, value in found.items():
         if name not in known:
-            near = get_close_matches(str(name), known, n=1, cutoff=0)[0]
-            raise TrainError(f"--config {path}: unknown name {name!r}: did you mean {near!r}?")
+            raise TrainError(f"--config {path}: unknown name {name!r}{did_you_mean(name, known)}")
         flag = str(name).replace("_", "-")
         flags += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return flags
@@ -138,8 +137,8 @@ def fill_defaults(config: Config, device: str) -> Config:
 
 def _preset(name):
     if name not in DiT_models:
-        near = get_close_matches(name, DiT_models, n=1, cutoff=0)[0]
-        raise TrainError(f"--model must be one of {', '.join(DiT_models)}, got {name!r}: did you mean {near!r}?")
+        hint = did_you_mean(name, DiT_models)
+        raise TrainError(f"--model must be one of {', '.join(DiT_models)}, got {name!r}{hint}")
     return name.removeprefix("DiT-").split("/")
 
 

@@ -34,8 +34,8 @@ def test_glyphs_have_the_size_asked_for():
         (("digits", 16), {}, "image_size of digits must be 8, got 16"),
         (("glyphs", 8), {}, "image_size of glyphs must be"),
         (("digits",), {"flip": True}, "digits takes image_size, got flip"),
-        (("digitz",), {}, r"\(did you mean 'digits'\?\), got 'digitz'"),
-        (("Glyphs",), {}, r"\(did you mean 'glyphs'\?\), got 'Glyphs'"),
+        (("digitz",), {}, r"got 'digitz'; did you mean 'digits'\?"),
+        (("Glyphs",), {}, r"got 'Glyphs'; did you mean 'glyphs'\?"),
     ],
 )
 def test_bad_names_and_options_are_one_line(arguments, options, message):

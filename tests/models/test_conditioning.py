@@ -90,7 +90,7 @@ def test_default_is_adaln_zero():
 
 
 def test_unknown_conditioning():
-    with pytest.raises(ValueError, match="conditioning must be one of .*, got 'cross': did you mean 'cross_att"):
+    with pytest.raises(ValueError, match="conditioning must be one of .*, got 'cross'; did you mean 'cross_att"):
         DiT(input_size=4, hidden_size=8, depth=1, num_heads=2, conditioning="cross")
 
 

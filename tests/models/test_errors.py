@@ -28,7 +28,7 @@ def test_block_argument():
 
 
 def test_preset():
-    with pytest.raises(KeyError, match=r"unknown model 'DiT-XL-2': did you mean 'DiT-XL/2'\?"):
+    with pytest.raises(KeyError, match=r"model must be one of .*, got 'DiT-XL-2'; did you mean 'DiT-XL/2'\?"):
         DiT_models["DiT-XL-2"]
 
 

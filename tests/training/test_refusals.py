@@ -34,7 +34,7 @@ def test_more_ranks_than_the_batch_divides_by(kit):
     assert all(text.splitlines()[-1].endswith("= 2 x 1, got 7") and code == 1 for code, text in results)
 
 
-@pytest.mark.parametrize("content, said", [("stepz: 4", "unknown name 'stepz': did you mean 'steps'?"), ("4", "int")])
+@pytest.mark.parametrize("content, said", [("stepz: 4", "unknown name 'stepz'; did you mean 'steps'?"), ("4", "int")])
 def test_a_bad_file(kit, refused, content, said):
     file = kit.folder / "run.yaml"
     file.write_text(content)

@@ -34,11 +34,7 @@ class CarriedStack(Stack):
     """`ditfast` blocks as `ditfast.DiT` runs them: the last branch of a block is added by the next one."""
 
     def forward(self, x, c):
-<<<<<<< HEAD:benchmarks/harness/block/variants.py
-        carried = carry.start(x, c, names_in_force())
-=======
         carried = carry.start_carry(x, c, names_in_force())
->>>>>>> 3a4b47f (Name the model's helpers by what they do):benchmarks/variants.py
         for block in self.blocks:
             carried = block(carried, c)
         return carry.add_pending(carried).x
