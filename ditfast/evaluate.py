@@ -41,7 +41,7 @@ class Reference(NamedTuple):
     statistics: Summary | None = None
 
 
-def run(o, rest) -> None:
+def evaluate_samples(o, rest) -> None:
     """Everything that the options ask for."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise EvaluationError("evaluate is one process: sample with torchrun first, then evaluate without it")
@@ -183,7 +183,7 @@ def main(arguments=None) -> None:
     o, rest = parse_options(arguments)
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # features to float32's digits, as published
-            run(o, rest)
+            evaluate_samples(o, rest)
     except (EvaluationError, ImportError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
