@@ -8,7 +8,7 @@ from ditfast.ops.backends.log import note
 from ditfast.ops.backends.running import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
-from ditfast.ops.rows import choose_for_rows, modulation_rows
+from ditfast.ops.rows import choose_for_rows, random_modulation
 
 
 def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e-6, bias=None, *, backend=None):
@@ -112,7 +112,7 @@ def _arguments(t, batch, tokens, dim):
     return {
         "x": t(*rows, stream=True, spread=3.0),
         "y": t(*rows),
-        **modulation_rows(t, batch, dim, "gate", "shift", "scale"),
+        **random_modulation(t, batch, dim, "gate", "shift", "scale"),
         "bias": t(dim, stream=True),
     }
 

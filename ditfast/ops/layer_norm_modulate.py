@@ -8,7 +8,7 @@ from ditfast.ops.backends.log import note
 from ditfast.ops.backends.running import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
 from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
-from ditfast.ops.rows import choose_for_rows, modulation_rows
+from ditfast.ops.rows import choose_for_rows, random_modulation
 
 
 def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
@@ -101,7 +101,7 @@ _call = differentiable("layer_norm_modulate", _forward_op, _setup_context, _auto
 
 
 def _arguments(t, batch, tokens, dim):
-    rows = modulation_rows(t, batch, dim, "shift", "scale")
+    rows = random_modulation(t, batch, dim, "shift", "scale")
     return {"x": t(batch, tokens, dim, stream=True, spread=3.0), **rows}
 
 

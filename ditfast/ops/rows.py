@@ -24,6 +24,6 @@ def _unsupported(x: torch.Tensor, y: torch.Tensor | None, bias: torch.Tensor | N
     return why_not_dtype(x, y, bias, *modulation)
 
 
-def modulation_rows(t, batch: int, dim: int, *names: str) -> dict[str, torch.Tensor]:
+def random_modulation(t, batch: int, dim: int, *names: str) -> dict[str, torch.Tensor]:
     """Rows of modulation (B, D) by name for a problem: views of one (B, 6D) tensor, as adaLN makes them."""
     return dict(zip(names, t(batch, 6 * dim).chunk(6, dim=1), strict=False))
