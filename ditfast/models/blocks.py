@@ -5,10 +5,11 @@ import torch.nn.functional as F
 
 from ditfast import ops
 from ditfast.models.carry import Carry, add_pending, junction, modulation_rows, set_pending, start_carry
-from ditfast.models.plain import has_original_forward, is_plain
+from ditfast.models.plain import has_original_forward, is_plain, remember_forward
 from ditfast.ops.backends.choice import names_in_force
 
 
+@remember_forward
 class Attention(nn.Module):
     """Multi-head self-attention with a packed qkv Linear; (B, N, D) -> (B, N, D).
 
@@ -66,6 +67,7 @@ class Attention(nn.Module):
         return out.transpose(1, 2).flatten(2)  # (B, N, D)
 
 
+@remember_forward
 class Mlp(nn.Module):
     """Linear, GELU (tanh), Linear; (B, N, D) -> (B, N, D).
 
@@ -119,6 +121,7 @@ def call_without_bias(module: nn.Module, h, backends):
     return call_branch(module, h, backends), None
 
 
+@remember_forward
 class DiTBlock(nn.Module):
     """A transformer block with adaptive LayerNorm whose gates start at zero (adaLN-Zero).
 
@@ -171,10 +174,15 @@ class DiTBlock(nn.Module):
         y, bias = call_without_bias(self.attn, h, carry.backends)
         x, h = junction(set_pending(carry, x, y, gate_msa, bias), self.norm2, shift_mlp, scale_mlp)
         y, bias = call_without_bias(self.mlp, h, carry.backends)
-        # a copy, because FSDP frees the parameter when the block returns
-        return set_pending(carry, x, y, gate_mlp, None if bias is None else bias.clone())
+        return set_pending(carry, x, y, gate_mlp, self._outlasting(bias))
+
+    def _outlasting(self, bias):
+        """The bias, to be read after the block has returned; FSDP frees its parameters then, so a copy of them."""
+        is_own = type(self) is DiTBlock and type(bias) is nn.Parameter  # FSDP2 changes the class, FSDP1 the parameter
+        return bias if bias is None or is_own else bias.clone()
 
 
+@remember_forward
 class FinalLayer(nn.Module):
     """adaLN and a Linear from tokens, or a `Carry`, to patches: (B, N, D), (B, D) -> (B, N, p*p*C).
 

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 
 from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call_branch
 from ditfast.models.carry import norm_modulate
-from ditfast.models.plain import has_original_forward
+from ditfast.models.plain import has_original_forward, remember_forward
 from ditfast.ops.backends.choice import names_in_force
 from ditfast.suggest import did_you_mean
 
 
+@remember_forward
 class AdaLNBlock(nn.Module):
     """A transformer block with adaptive LayerNorm and no gates: (B, N, D), (B, D) -> (B, N, D).
 
@@ -50,6 +51,7 @@ class AdaLNBlock(nn.Module):
         return x + call_branch(self.mlp, norm_modulate(self.norm2, x, shift_mlp, scale_mlp, backends), backends)
 
 
+@remember_forward
 class InContextBlock(nn.Module):
     """A plain transformer block; the conditioning is among its tokens: (B, N + 2, D) -> (B, N + 2, D).
 
@@ -105,6 +107,7 @@ class CrossAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))  # (B, N, D)
 
 
+@remember_forward
 class CrossAttentionBlock(nn.Module):
     """A transformer block that attends to timestep and class after itself: (B, N, D), (B, 2, D) -> (B, N, D).
 

@@ -6,7 +6,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from ditfast.models.plain import remember_forward
 
+
+@remember_forward
 class PatchEmbed(nn.Module):
     """Patches of an image, each projected to a token: (B, C, Hh, Ww) -> (B, N, D), N = (Hh/p) * (Ww/p).
 

@@ -1,41 +1,50 @@
 """Whether a fusion may take the place of a submodule's own call."""
 
 import torch
+import torch.nn as nn
 from torch.nn.modules.module import _has_any_global_hook
 
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
+_FUSED = (nn.Linear, nn.LayerNorm, nn.GELU, nn.Identity, nn.Dropout, nn.Sequential, nn.SiLU, nn.Conv2d)
+# class -> its own forward, for which fusions stand; None where it was replaced before this was imported
+_ORIGINAL = {cls: cls.forward if cls.forward.__module__ == cls.__module__ else None for cls in _FUSED}
+
+
+def remember_forward(cls: type) -> type:
+    """A class decorator: from now on `is_plain` and `has_original_forward` know the class."""
+    _ORIGINAL[cls] = cls.forward
+    return cls
 
 
 def is_plain(module: torch.nn.Module, cls: type) -> bool:
     """Whether calling ``module`` does exactly what the forward of ``cls`` does, and nobody watches the call.
 
     False for subclasses (LoRA, float8, parametrizations), for hooks (the module's or torch.nn's global ones), for
-    a ``forward`` patched on the instance, and for parameters of a special tensor type (quantized, distributed).
+    a ``forward`` patched on the instance or the class, and for parameters of a special tensor type (quantized,
+    distributed). Nothing is remembered between calls.
     """
-    return (
-        type(module) is cls
-        and has_original_forward(module, cls)
-        and not is_hooked(module)
-        and all(p is None or type(p) in _ORDINARY for p in module._parameters.values())
-    )
+    if type(module) is not cls or not has_original_forward(module, cls) or is_hooked(module):
+        return False
+    for p in module._parameters.values():
+        if p is not None and type(p) not in _ORDINARY:
+            return False
+    return True
 
 
 def has_original_forward(module: torch.nn.Module, cls: type) -> bool:
-    """Whether ``module`` executes the forward of ``cls``, overridden neither in a subclass nor on the instance."""
-    return getattr(type(module), "forward", None) is cls.forward and "forward" not in module.__dict__
+    """Whether ``module`` executes the forward of ``cls``, replaced neither in a class nor on the instance."""
+    return getattr(type(module), "forward", None) is _ORIGINAL[cls] and "forward" not in module.__dict__
 
 
 def is_hooked(module: torch.nn.Module) -> bool:
     """Whether calling ``module`` runs hooks."""
-    return any(_hooks(module)) or _has_any_global_hook()
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(own) or _has_any_global_hook()
 
 
 def is_watched(module: torch.nn.Module) -> bool:
     """Whether calling ``module`` runs hooks other than those of torch.distributed, which take any structure."""
-    found = [hook for hooks in _hooks(module) for hook in hooks.values()]
+    dicts = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    found = [hook for hooks in dicts for hook in hooks.values()]
     foreign = [hook for hook in found if not getattr(hook, "__module__", "").startswith("torch.distributed.")]
     return bool(foreign) or _has_any_global_hook()
-
-
-def _hooks(module):
-    return module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks

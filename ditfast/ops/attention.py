@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, extension, formulas, reference
 from ditfast.ops.backends import fastest
-from ditfast.ops.backends.availability import KERNEL_DTYPES
+from ditfast.ops.backends.availability import KERNEL_DTYPES, device_type
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.op import WITHOUT_STREAM, Op
@@ -71,7 +71,7 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
         training: whether gradients are wanted.
     """
     reasons = {name: _unsupported(name, dtype, head_dim, scale) for name in op.kernels}
-    name = choose(op, requested, t.device.type, reasons)
+    name = choose(op, requested, device_type(t), reasons)
     if name != "auto":
         return name
     if dtype == torch.float32 or any(reasons[k] for k in ("cuda", "triton")):

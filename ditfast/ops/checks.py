@@ -7,12 +7,13 @@ FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def tensor(name: str, value, like: torch.Tensor | None = None) -> None:
     """``value`` is a floating-point tensor, on the device of ``like``."""
+    if isinstance(value, torch.Tensor) and value.dtype in FLOATING and (like is None or value.device == like.device):
+        return
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
-    if like is not None and value.device != like.device:
-        raise ValueError(f"{name} must be on the device of the first argument, {like.device}, got {value.device}")
+    raise ValueError(f"{name} must be on the device of the first argument, {like.device}, got {value.device}")
 
 
 def shape(name: str, value: torch.Tensor, rule: str, expected: tuple[int, ...]) -> None:
@@ -37,11 +38,10 @@ def tokens(name: str, x: torch.Tensor) -> None:
 def modulation(name: str, value: torch.Tensor, x: torch.Tensor) -> None:
     """``value`` is (B, D), one row per sample of x (B, N, D), or (B, N, D), one row per token."""
     tensor(name, value, x)
-    b, n, d = x.shape
     if value.dim() == 3:
-        shape(name, value, "(B, N, D)", (b, n, d))
+        shape(name, value, "(B, N, D)", x.shape)
     else:
-        shape(name, value, "(B, D)", (b, d))
+        shape(name, value, "(B, D)", (x.shape[0], x.shape[2]))
 
 
 def residual(x, y, gate, bias) -> None:

@@ -8,12 +8,19 @@ from torch.utils.checkpoint import checkpoint
 
 from ditfast.ops import checks, reference
 from ditfast.ops.autocast import autocasts, linear_dtype
-from ditfast.ops.backends.availability import why_not_dtype
+from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.running import resolve
 from ditfast.ops.op import WITHOUT_STREAM, Op
-from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run_in_backward
+from ditfast.ops.registration import (
+    call_below_autograd,
+    define,
+    differentiable,
+    is_tracked,
+    reject_double_backward,
+    run_in_backward,
+)
 
 
 def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
@@ -40,7 +47,7 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     """
     _check(h, w1, b1, w2, b2)
     dtype = linear_dtype(h)
-    name = choose(OP, backend, h.device.type, _unsupported(h, w1, b1, w2, b2))
+    name = choose(OP, backend, device_type(h), _unsupported(h, w1, b1, w2, b2))
     if name == "reference":
         note(OP.name, name)
         if not recompute:
@@ -52,7 +59,7 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     b2 = None if b2 is None else b2.to(dtype)
     if is_tracked((h, w1, b1, w2, b2)):
         return _call(h, w1, b1, w2, b2, recompute, name)[0]
-    return _inference_op(h, w1, b1, w2, b2, name)
+    return call_below_autograd(_inference_op, h, w1, b1, w2, b2, name)
 
 
 def _check(h, w1, b1, w2, b2):

@@ -7,7 +7,7 @@ import torch
 from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, reference
 from ditfast.ops.autocast import linear_dtype
-from ditfast.ops.backends.availability import why_not_dtype
+from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.running import resolve
@@ -38,7 +38,7 @@ def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
     """
     check_image(x, patch_size)
     _check(x, weight, bias, pos_embed, patch_size)
-    name = choose(OP, backend, x.device.type, why_not_dtype(x, weight, bias, pos_embed))
+    name = choose(OP, backend, device_type(x), why_not_dtype(x, weight, bias, pos_embed))
     if name == "reference":
         note(OP.name, name)
         return reference.patch_embed(x, weight, bias, pos_embed, patch_size)

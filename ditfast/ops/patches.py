@@ -5,7 +5,7 @@ import math
 import torch
 
 from ditfast.ops import checks, reference
-from ditfast.ops.backends.availability import why_not_dtype
+from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.running import resolve
@@ -32,7 +32,7 @@ def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
     Source: Peebles & Xie, section 3.2, "Patchify".
     """
     check_image(x, patch_size)
-    name = choose(PATCHIFY, backend, x.device.type, why_not_dtype(x))
+    name = choose(PATCHIFY, backend, device_type(x), why_not_dtype(x))
     if name == "reference":
         note(PATCHIFY.name, name)
         return reference.patchify(x, patch_size, channels_last)
@@ -61,7 +61,7 @@ def unpatchify(
     Source: Peebles & Xie, section 3.2, "Transformer decoder".
     """
     grid = _check_tokens(tokens, patch_size, grid)
-    name = choose(UNPATCHIFY, backend, tokens.device.type, why_not_dtype(tokens))
+    name = choose(UNPATCHIFY, backend, device_type(tokens), why_not_dtype(tokens))
     if name == "reference":
         note(UNPATCHIFY.name, name)
         return reference.unpatchify(tokens, patch_size, grid, channels_last)

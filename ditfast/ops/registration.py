@@ -1,31 +1,36 @@
 """How an operation becomes known to PyTorch: schema, fake, autograd.
 
-Under ``torch.compile`` the registered operation itself is called. In eager mode an ``autograd.Function`` over the
-same pieces takes half the time per call. Both reject what a kernel cannot do: forward-mode AD (a registered
-operation would silently give zero tangents) and double backward.
+Under ``torch.compile`` the registered operation itself is called. In eager mode its implementation is called past the
+dispatcher, inside an ``autograd.Function`` where gradients are wanted: that takes a third of the time. Both reject
+what a kernel cannot do: forward-mode AD (a registered operation would silently give zero tangents) and double backward.
 """
 
 import torch
 from torch.autograd import forward_ad
 
 _library = torch.library.Library("ditfast", "DEF")
+_implementations = {}  # operation -> the Python function that it runs on a CPU or a GPU
+_ORDINARY = (torch.Tensor, torch.nn.Parameter)
 
 
 def define(schema: str, implementation, fake):
     """Register ``ditfast::<schema>`` for CPU and CUDA and return the operation."""
     name = schema.split("(")[0]
+    guarded = _on_its_device(implementation)
     _library.define(schema)
     _library.impl(name, implementation, "CPU")
-    _library.impl(name, _on_its_device(implementation), "CUDA")
+    _library.impl(name, guarded, "CUDA")
     torch.library.register_fake(f"ditfast::{name}", fake, lib=_library)
-    return getattr(torch.ops.ditfast, name).default
+    op = getattr(torch.ops.ditfast, name).default
+    _implementations[op] = guarded
+    return op
 
 
 def _on_its_device(implementation):
     """Kernels are launched on the current device: make it that of the first argument."""
 
     def guarded(x, *args):
-        if x.device.index == torch.cuda.current_device():
+        if not x.is_cuda or x.get_device() == torch.cuda.current_device():
             return implementation(x, *args)
         with torch.cuda.device(x.device):
             return implementation(x, *args)
@@ -33,24 +38,44 @@ def _on_its_device(implementation):
     return guarded
 
 
-def _below_autograd(op, *args):
-    """Call ``op`` where its autograd has nothing to do; modes that watch operations still see it."""
-    with torch._C._AutoDispatchBelowAutograd():
+def call_below_autograd(op, *args):
+    """Call ``op`` where its autograd has nothing to do."""
+    if torch.compiler.is_compiling():
         return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args) if _is_seen(args) else _implementations[op](*args)
+
+
+def _is_seen(args) -> bool:
+    """Whether the dispatcher has more to do with a call than to run it: modes, tracing, a profiler, other tensors."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return True
+    if torch.autograd._profiler_enabled() or not (args[0].is_cuda or args[0].is_cpu):
+        return True
+    for a in args:
+        if isinstance(a, torch.Tensor) and type(a) not in _ORDINARY:
+            return True
+    return False
 
 
 def is_tracked(args) -> bool:
     """Whether anything wants derivatives of this call: autograd, forward-mode AD or a function transform."""
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or _is_transformed():
         return True
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return True
-    return torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+    if torch.is_grad_enabled():
+        for a in args:
+            if isinstance(a, torch.Tensor) and a.requires_grad:
+                return True
+    return False
+
+
+def _is_transformed():
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def run_in_backward(op, *args):
     """Call ``op`` inside a backward: with its own autograd only under ``create_graph=True``."""
-    return op(*args) if torch.is_grad_enabled() else _below_autograd(op, *args)
+    return op(*args) if torch.is_grad_enabled() else call_below_autograd(op, *args)
 
 
 def reject_double_backward(name: str, backward_op) -> None:
@@ -71,26 +96,37 @@ def differentiable(name: str, op, setup_context, backward):
     """
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
     no_jvp = f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'"
-
-    def forward(*args):
-        return _below_autograd(op, *args)
-
-    def jvp(ctx, *tangents):
-        raise NotImplementedError(no_jvp)
-
-    members = {
-        "forward": staticmethod(forward),
-        "setup_context": staticmethod(setup_context),
-        "backward": staticmethod(backward),
-        "jvp": staticmethod(jvp),
-    }
-    eager = type(name, (torch.autograd.Function,), members)
+    in_transforms, eager = _functions(name, op, setup_context, backward, no_jvp)
 
     def call(*args):
         if not torch.compiler.is_compiling():
-            return eager.apply(*args) if is_tracked(args) else _below_autograd(op, *args)
+            if not is_tracked(args):
+                return call_below_autograd(op, *args)
+            return (in_transforms if _is_transformed() else eager).apply(*args)
         if forward_ad._current_level >= 0:
             raise NotImplementedError(no_jvp)
         return op(*args)
 
     return call
+
+
+def _functions(name, op, setup_context, backward, no_jvp):
+    """The same ``autograd.Function`` twice: as function transforms need it, and as it costs less to call."""
+
+    def forward(*args):
+        return call_below_autograd(op, *args)
+
+    def forward_with_context(ctx, *args):
+        output = call_below_autograd(op, *args)
+        setup_context(ctx, args, output)
+        return output
+
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(no_jvp)
+
+    shared = {"backward": staticmethod(backward), "jvp": staticmethod(jvp)}
+    pair = (
+        {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context)},
+        {"forward": staticmethod(forward_with_context)},
+    )
+    return [type(name, (torch.autograd.Function,), shared | members) for members in pair]

@@ -2,23 +2,26 @@
 
 import torch
 
-from ditfast.ops.backends.availability import why_not_dtype
+from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.op import Op
 
 
 def choose_for_rows(op: Op, requested, x, y, bias, *modulation) -> str:
     """`choose`, where one row of modulation per token goes to the reference, unless the call names another."""
-    if not isinstance(requested, str) and any(m.dim() == 3 for m in modulation):
-        return "reference"
-    return choose(op, requested, x.device.type, _unsupported(x, y, bias, *modulation))
+    if not isinstance(requested, str):
+        for m in modulation:
+            if m.dim() == 3:
+                return "reference"
+    return choose(op, requested, device_type(x), _unsupported(x, y, bias, *modulation))
 
 
 def _unsupported(x: torch.Tensor, y: torch.Tensor | None, bias: torch.Tensor | None, *modulation) -> str | None:
     """Why the row kernels cannot take these tensors; None if they can."""
     d = x.shape[-1]
-    if any(m.dim() == 3 for m in modulation):
-        return "modulation of shape (B, N, D), one row per token, has no kernel"
+    for m in modulation:
+        if m.dim() == 3:
+            return "modulation of shape (B, N, D), one row per token, has no kernel"
     if d % 8 != 0 or d > 8192:
         return f"the kernels need D to be a multiple of 8, at most 8192, got {d}"
     return why_not_dtype(x, y, bias, *modulation)
