@@ -20,7 +20,7 @@ from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.training import TrainError
 from ditfast.training.config import Config, check_config, fill_defaults, flags_from_yaml
-from ditfast.training.latents import Encoder
+from ditfast.training.encoder import Encoder
 from ditfast.training.loop import Run
 from ditfast.training.parallel import TIMEOUT
 from ditfast.training.plan import describe_run

@@ -4,7 +4,7 @@ Every function takes ``backend=``: None (see `ditfast.ops.backends.choice`), a n
 the first that the operation has is used.
 """
 
-from ditfast.ops import flops
+from ditfast.ops import flop_counter
 from ditfast.ops.attention import OP as ATTENTION
 from ditfast.ops.attention import attention
 from ditfast.ops.backends.choice import use_backend
@@ -34,7 +34,7 @@ ALL: tuple[Op, ...] = (
     UNPATCHIFY,
     PATCH_EMBED,
 )
-flops.install(ALL)
+flop_counter.install(ALL)
 
 __all__ = [
     "ALL",

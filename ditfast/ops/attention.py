@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from ditfast.kernels.strides import unit_stride
-from ditfast.ops import checks, extension, formulas, reference
+from ditfast.ops import checks, extension, fallback, reference
 from ditfast.ops.backends import fastest
 from ditfast.ops.backends.availability import KERNEL_DTYPES, device_type
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.op import WITHOUT_STREAM, Op
-from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run_in_backward
+from ditfast.ops.registration import attach_autograd, is_tracked, register_op, reject_double_backward, run_in_backward
 
 
 def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
@@ -74,27 +74,27 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
     name = choose(op, requested, device_type(t), reasons)
     if name != "auto":
         return name
-    if dtype == torch.float32 or any(reasons[k] for k in ("cuda", "triton")):
+    if reasons["cuda"] or reasons["triton"]:
         return "sdpa"
     if not torch.compiler.is_compiling():
         if type(t) not in (torch.Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
             return "sdpa"  # nothing to measure on, such as a fake tensor
-        if op is OP and not extension.is_aligned(unit_stride(t)):  # what a Linear makes is aligned
+        if op is OP and t.stride(-1) == 1 and not extension.is_aligned(t):  # what a Linear makes is aligned
             _warn_unaligned()
             return "sdpa"
     return _fastest(dtype, head_dim, t.shape[1], training, t.device)
 
 
 def _fastest(dtype, head_dim, tokens, training, device):
-    return fastest.fastest_backend(OP, _to_time, dtype, head_dim, tokens, training, device)
+    return fastest.fastest_backend(OP, _make_run, dtype, head_dim, tokens, training, device)
 
 
 # what torch.compiler.assume_constant_result does, without importing the compiler for it
 _fastest._dynamo_marked_constant = True
 
 
-def _to_time(t, batch, tokens, head_dim, backend, training):
-    """A function that runs forward, in training also backward, of 16 heads."""
+def _make_run(t, batch, tokens, head_dim, backend, training):
+    """A function that runs attention of 16 heads forward and, in training, backward."""
     qkv = t(batch, tokens, 3 * 16 * head_dim).requires_grad_(training)
 
     def run():
@@ -167,18 +167,18 @@ def _backward_fake(dout, qkv, out, lse, scale, backend):
     return qkv.new_empty(qkv.shape)
 
 
-_FORWARD = {"cuda": extension.cuda_forward, "host": extension.host_forward, "reference": formulas.attention}
+_FORWARD = {"cuda": extension.cuda_forward, "host": extension.host_forward, "reference": fallback.attention}
 _BACKWARD = {
     "cuda": extension.cuda_backward,
     "host": extension.host_backward,
-    "reference": formulas.attention_backward,
+    "reference": fallback.attention_backward,
 }
-_forward_op = define(
+_forward_op = register_op(
     "attention(Tensor qkv, int num_heads, float scale, str backend) -> (Tensor, Tensor)",
     run_forward,
     _forward_fake,
 )
-_backward_op = define(
+_backward_op = register_op(
     "attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, float scale, str backend) -> Tensor",
     _backward,
     _backward_fake,
@@ -197,7 +197,7 @@ def _autograd_backward(ctx, dout, _dlse):
 
 
 reject_double_backward("attention", _backward_op)
-_call = differentiable("attention", _forward_op, _setup_context, _autograd_backward)
+_call = attach_autograd("attention", _forward_op, _setup_context, _autograd_backward)
 
 
 def heads_of(dim: int) -> int:
@@ -244,7 +244,7 @@ OP = Op(
     outputs=("out",),
     parameters=("bias",),  # of the Linear that made qkv
     self_check=_self_check,
-    checked=("bf16", "fp16"),  # float32 goes to PyTorch's unasked
+    auto_precisions=("bf16", "fp16"),  # left to itself, float32 runs on SDPA
     widths=lambda hidden_size: (64, 72),
     flops={"attention": attention_flops, "attention_backward": _backward_flops},
     moved={"fwd": ("qkv", "out"), "bwd": ("qkv", "out", "dout", "dqkv")},

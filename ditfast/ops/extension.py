@@ -27,7 +27,7 @@ def host_backward(dout, qkv, out, lse, scale, bias_dtype=None):
     qkv = unit_stride(qkv)
     dqkv = qkv.new_empty(qkv.shape)
     strides = dict(zip(("dout_stride_b", "dout_stride_n", "dout_stride_c"), dout.stride(), strict=True))
-    sums = _sums(qkv, 1, bias_dtype)
+    sums = _dbias_buffer(qkv, 1, bias_dtype)
     pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv, **sums)
     geometry = _geometry(qkv, lse.shape[1])
     _C.attention_backward_host(**pointers, **geometry, **strides, scale=scale, threads=torch.get_num_threads())
@@ -37,24 +37,30 @@ def host_backward(dout, qkv, out, lse, scale, bias_dtype=None):
 def cuda_forward(qkv, num_heads, scale):
     from ditfast import _C
 
-    qkv = unit_stride(qkv)
+    qkv = _aligned(qkv)
     out, lse = empty_outputs(qkv, num_heads)
     pointers = _pointers(qkv=qkv, out=out, lse=lse)
-    _C.attention_forward_cuda(**pointers, **_geometry(qkv, num_heads), scale=scale, **_where(qkv))
+    _C.attention_forward_cuda(**pointers, **_geometry(qkv, num_heads), scale=scale, **_launch_target(qkv))
     return out, lse
 
 
 def cuda_backward(dout, qkv, out, lse, scale, bias_dtype=None):
     from ditfast import _C
 
-    qkv = unit_stride(qkv)
-    dout = dout if dout.stride(-1) == 1 and is_aligned(dout) else dout.clone(memory_format=torch.contiguous_format)
+    qkv, dout = _aligned(qkv), _aligned(dout)
     dqkv = qkv.new_empty(qkv.shape)
-    sums = _sums(qkv, _C.attention_backward_groups(qkv.shape[1]), bias_dtype)
+    sums = _dbias_buffer(qkv, _C.attention_backward_groups(qkv.shape[1]), bias_dtype)
     pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv, **sums)
     strides = {"dout_stride_b": dout.stride(0), "dout_stride_n": dout.stride(1)}
-    _C.attention_backward_cuda(**pointers, **_geometry(qkv, lse.shape[1]), **strides, scale=scale, **_where(qkv))
+    _C.attention_backward_cuda(
+        **pointers, **_geometry(qkv, lse.shape[1]), **strides, scale=scale, **_launch_target(qkv)
+    )
     return dqkv, sums["dbias"].sum(0).to(bias_dtype) if sums else None
+
+
+def _aligned(t):
+    """``t`` as the CUDA kernels load it; a copy only where it lies otherwise."""
+    return t if t.stride(-1) == 1 and is_aligned(t) else t.clone(memory_format=torch.contiguous_format)
 
 
 def is_aligned(t: torch.Tensor) -> bool:
@@ -62,7 +68,7 @@ def is_aligned(t: torch.Tensor) -> bool:
     return all(x * t.element_size() % 16 == 0 for x in t.stride()[:2]) and t.data_ptr() % 16 == 0
 
 
-def _sums(qkv, rows, bias_dtype):
+def _dbias_buffer(qkv, rows, bias_dtype):
     """dbias (B * rows, 3*H*d), to be filled with rows that add up to a bias's gradient; empty if none is wanted."""
     b, _, width = qkv.shape
     return {"dbias": qkv.new_empty(b * rows, width, dtype=torch.float32)} if bias_dtype is not None else {}
@@ -85,5 +91,5 @@ def _geometry(qkv, num_heads):
     }
 
 
-def _where(t):
+def _launch_target(t):
     return {"device": t.device.index, "stream": torch.cuda.current_stream(t.device).cuda_stream}

@@ -1,10 +1,10 @@
 """gated_residual: x + gate * (y + bias), the residual connection of adaLN-Zero."""
 
-from ditfast.ops import checks, formulas, reference
+from ditfast.ops import checks, fallback, reference
 from ditfast.ops.backends.log import note
-from ditfast.ops.backends.running import resolve
+from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
+from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, random_modulation
 
 
@@ -40,7 +40,7 @@ def _forward(x, y, gate, bias, backend):
         from ditfast.kernels import gated_residual as kernel
 
         return kernel.forward(x, y, gate, bias)
-    return formulas.gated_residual(x, y, gate, bias)
+    return fallback.gated_residual(x, y, gate, bias)
 
 
 def _forward_fake(x, y, gate, bias, backend):
@@ -52,7 +52,7 @@ def _backward(dout, y, gate, bias, backend):
         from ditfast.kernels import gated_residual as kernel
 
         return kernel.backward(dout, y, gate, bias)
-    return formulas.gated_residual_backward(dout, y, gate, bias)
+    return fallback.gated_residual_backward(dout, y, gate, bias)
 
 
 def _backward_fake(dout, y, gate, bias, backend):
@@ -60,12 +60,12 @@ def _backward_fake(dout, y, gate, bias, backend):
     return y.new_empty(y.shape), gate.new_empty(gate.shape), dbias
 
 
-_forward_op = define(
+_forward_op = register_op(
     "gated_residual(Tensor x, Tensor y, Tensor gate, Tensor? bias, str backend) -> Tensor",
     _forward,
     _forward_fake,
 )
-_backward_op = define(
+_backward_op = register_op(
     "gated_residual_backward(Tensor dout, Tensor y, Tensor gate, Tensor? bias, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     _backward,
@@ -85,7 +85,7 @@ def _autograd_backward(ctx, dout):
 
 
 reject_double_backward("gated_residual", _backward_op)
-_call = differentiable("gated_residual", _forward_op, _setup_context, _autograd_backward)
+_call = attach_autograd("gated_residual", _forward_op, _setup_context, _autograd_backward)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -100,9 +100,12 @@ def _arguments(t, batch, tokens, dim):
 
 def _self_check(t, dim, backend):
     x, y, gate, bias = _arguments(t, *t.size, dim).values()
-    x_new = _forward(x, y, gate, bias, backend)
-    dy, dgate, dbias = _backward(t(*x_new.shape, stream=True), y, gate, bias, backend)
-    return {"x_new": x_new, "dy": dy, "dgate": dgate, "dbias": dbias}
+    dx_new, result = t(*x.shape, stream=True), {}
+    for b, remark in ((bias, ""), (None, " (no bias)")):
+        gradients = _backward(dx_new, y, gate, b, backend)
+        names = [name + remark for name in ("x_new", "dy", "dgate", "dbias")]
+        result |= dict(zip(names, (_forward(x, y, gate, b, backend), *gradients), strict=True))
+    return result
 
 
 OP = Op(
@@ -113,7 +116,7 @@ OP = Op(
     outputs=("x_new",),
     parameters=("bias",),
     self_check=_self_check,
-    checked=WITH_STREAM,
+    auto_precisions=WITH_STREAM,
     flops=dict.fromkeys(("gated_residual", "gated_residual_backward"), no_products),
     moved={"fwd": ("x", "y", "x_new"), "bwd": ("dx_new", "y", "dy")},  # dx is dx_new as it is
 )

@@ -2,12 +2,12 @@
 
 import torch
 
-from ditfast.ops import checks, formulas, reference
+from ditfast.ops import checks, fallback, reference
 from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.log import note
-from ditfast.ops.backends.running import resolve
+from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
+from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, random_modulation
 
 
@@ -53,7 +53,7 @@ def _forward(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
         from ditfast.kernels import junction as kernel
 
         return kernel.forward(x, y, gate, shift, scale, eps, bias, out_dtype)
-    return formulas.junction(x, y, gate, shift, scale, eps, bias, out_dtype)
+    return fallback.junction(x, y, gate, shift, scale, eps, bias, out_dtype)
 
 
 def _forward_fake(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
@@ -66,7 +66,7 @@ def _backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend):
         from ditfast.kernels import junction as kernel
 
         return kernel.backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)
-    return formulas.junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)
+    return fallback.junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)
 
 
 def _backward_fake(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend):
@@ -74,13 +74,13 @@ def _backward_fake(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend)
     return x_new.new_empty(x_new.shape), y.new_empty(y.shape), scale.new_empty(3, *scale.shape), dbias
 
 
-_forward_op = define(
+_forward_op = register_op(
     "gated_residual_layer_norm_modulate(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, float eps,"
     " Tensor? bias, ScalarType out_dtype, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-_backward_op = define(
+_backward_op = register_op(
     "gated_residual_layer_norm_modulate_backward(Tensor dx_new, Tensor dh, Tensor x_new, Tensor y, Tensor gate,"
     " Tensor scale, Tensor? bias, Tensor mean, Tensor rstd, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
@@ -104,7 +104,7 @@ def _autograd_backward(ctx, dx_new, dh, _dmean, _drstd):
 
 _NAME = "gated_residual_layer_norm_modulate"
 reject_double_backward(_NAME, _backward_op)
-_call = differentiable(_NAME, _forward_op, _setup_context, _autograd_backward)
+_call = attach_autograd(_NAME, _forward_op, _setup_context, _autograd_backward)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -119,11 +119,13 @@ def _arguments(t, batch, tokens, dim):
 
 def _self_check(t, dim, backend):
     x, y, gate, shift, scale, bias = _arguments(t, *t.size, dim).values()
-    x_new, h, mean, rstd = _forward(x, y, gate, shift, scale, 1e-6, bias, t.branch, backend)
-    dx_new, dh = t(*x.shape, stream=True), t(*h.shape)
-    dx, dy, modulation, dbias = _backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend)
-    gradients = {"dx": dx, "dy": dy, "dbias": dbias}
-    return {"x_new": x_new, "h": h, **gradients, **dict(zip(("dgate", "dshift", "dscale"), modulation, strict=True))}
+    dx_new, dh, result = t(*x.shape, stream=True), t(*x.shape), {}
+    for b, remark in ((bias, ""), (None, " (no bias)")):
+        x_new, h, mean, rstd = _forward(x, y, gate, shift, scale, 1e-6, b, t.branch, backend)
+        dx, dy, modulation, dbias = _backward(dx_new, dh, x_new, y, gate, scale, b, mean, rstd, backend)
+        names = [name + remark for name in ("x_new", "h", "dx", "dy", "dgate", "dshift", "dscale", "dbias")]
+        result |= dict(zip(names, (x_new, h, dx, dy, *modulation, dbias), strict=True))
+    return result
 
 
 OP = Op(
@@ -134,7 +136,7 @@ OP = Op(
     outputs=("x_new", "h"),
     parameters=("bias",),
     self_check=_self_check,
-    checked=WITH_STREAM,
+    auto_precisions=WITH_STREAM,
     flops=dict.fromkeys((_NAME, f"{_NAME}_backward"), no_products),
     moved={"fwd": ("x", "y", "x_new", "h"), "bwd": ("dx_new", "dh", "x_new", "y", "dx", "dy")},
 )

@@ -2,12 +2,12 @@
 
 import torch
 
-from ditfast.ops import checks, formulas, reference
+from ditfast.ops import checks, fallback, reference
 from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.log import note
-from ditfast.ops.backends.running import resolve
+from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
+from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, random_modulation
 
 
@@ -50,7 +50,7 @@ def _forward(x, shift, scale, eps, out_dtype, backend):
         from ditfast.kernels import layer_norm_modulate as kernel
 
         return kernel.forward(x, shift, scale, eps, out_dtype)
-    return formulas.layer_norm_modulate(x, shift, scale, eps, out_dtype)
+    return fallback.layer_norm_modulate(x, shift, scale, eps, out_dtype)
 
 
 def _forward_fake(x, shift, scale, eps, out_dtype, backend):
@@ -63,20 +63,20 @@ def _backward(dh, x, scale, mean, rstd, backend):
         from ditfast.kernels import layer_norm_modulate as kernel
 
         return kernel.backward(dh, x, scale, mean, rstd)
-    return formulas.layer_norm_modulate_backward(dh, x, scale, mean, rstd)
+    return fallback.layer_norm_modulate_backward(dh, x, scale, mean, rstd)
 
 
 def _backward_fake(dh, x, scale, mean, rstd, backend):
     return x.new_empty(x.shape), scale.new_empty(2, *scale.shape)
 
 
-_forward_op = define(
+_forward_op = register_op(
     "layer_norm_modulate(Tensor x, Tensor shift, Tensor scale, float eps, ScalarType out_dtype, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-_backward_op = define(
+_backward_op = register_op(
     "layer_norm_modulate_backward(Tensor dh, Tensor x, Tensor scale, Tensor mean, Tensor rstd, str backend)"
     " -> (Tensor, Tensor)",
     _backward,
@@ -97,7 +97,7 @@ def _autograd_backward(ctx, dh, _dmean, _drstd):
 
 
 reject_double_backward("layer_norm_modulate", _backward_op)
-_call = differentiable("layer_norm_modulate", _forward_op, _setup_context, _autograd_backward)
+_call = attach_autograd("layer_norm_modulate", _forward_op, _setup_context, _autograd_backward)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -119,7 +119,7 @@ OP = Op(
     arguments=_arguments,
     outputs=("h",),
     self_check=_self_check,
-    checked=WITH_STREAM,
+    auto_precisions=WITH_STREAM,
     flops=dict.fromkeys(("layer_norm_modulate", "layer_norm_modulate_backward"), no_products),
     moved={"fwd": ("x", "h"), "bwd": ("dh", "x", "dx")},
 )

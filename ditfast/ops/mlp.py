@@ -11,13 +11,13 @@ from ditfast.ops.autocast import autocasts, linear_dtype
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
-from ditfast.ops.backends.running import resolve
+from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITHOUT_STREAM, Op
 from ditfast.ops.registration import (
+    attach_autograd,
     call_below_autograd,
-    define,
-    differentiable,
     is_tracked,
+    register_op,
     reject_double_backward,
     run_in_backward,
 )
@@ -120,8 +120,8 @@ def _backward(dy, h, w1, w2, pre, act, needs, backend):
     dy, rows = dy.reshape(-1, w2.shape[0]), h.reshape(-1, h.shape[-1])
     recompute = act.dim() == 1  # what was not kept is an empty vector in its place
     dact = dy @ w2  # (B*N, F)
-    dpre, db1, again = gelu_backward(dact, pre, recompute, resolve(OP, backend, h, h, w1.shape[0]))
-    act = again if recompute else act
+    dpre, db1, recomputed = gelu_backward(dact, pre, recompute, resolve(OP, backend, h, h, w1.shape[0]))
+    act = recomputed if recompute else act
     return (
         (dpre @ w1).view_as(h) if needs[0] else dy.new_empty(0),
         dpre.t() @ rows if needs[1] else dy.new_empty(0),
@@ -148,18 +148,18 @@ def _backward_fake(dy, h, w1, w2, pre, act, needs, backend):
     return tuple(dy.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
 
 
-_inference_op = define(
+_inference_op = register_op(
     "mlp_inference(Tensor h, Tensor w1, Tensor b1, Tensor w2, Tensor? b2, str backend) -> Tensor",
     _inference,
     _inference_fake,
 )
-_forward_op = define(
+_forward_op = register_op(
     "mlp(Tensor h, Tensor w1, Tensor b1, Tensor w2, Tensor? b2, bool recompute, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-_backward_op = define(
+_backward_op = register_op(
     "mlp_backward(Tensor dy, Tensor h, Tensor w1, Tensor w2, Tensor pre, Tensor act, bool[] needs, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
@@ -181,7 +181,7 @@ def _autograd_backward(ctx, dy, _dpre, _dact):
 
 
 reject_double_backward("mlp", _backward_op)
-_call = differentiable("mlp", _forward_op, _setup_context, _autograd_backward)
+_call = attach_autograd("mlp", _forward_op, _setup_context, _autograd_backward)
 
 
 def _arguments(t, batch, tokens, dim, width=None):
@@ -198,10 +198,11 @@ def _arguments(t, batch, tokens, dim, width=None):
 def _self_check(t, width, backend):
     h, w1, b1, w2, b2 = _arguments(t, *t.size, 64, width).values()
     dy, result = t(*h.shape), {}
-    for recompute in (False, True):
-        result["y"], pre, act = _forward(h, w1, b1, w2, b2, recompute, backend)
-        gradients = _backward(dy, h, w1, w2, pre.clone(), act, [True] * 5, backend)
-        result |= dict(zip(("dh", "dw1", "db1", "dw2", "db2"), gradients, strict=True))
+    for recompute, remark in ((False, ""), (True, " (recomputed)")):
+        y, pre, act = _forward(h, w1, b1, w2, b2, recompute, backend)
+        gradients = _backward(dy, h, w1, w2, pre, act, [True] * 5, backend)
+        names = [name + remark for name in ("y", "dh", "dw1", "db1", "dw2", "db2")]
+        result |= dict(zip(names, (y, *gradients), strict=True))
     return result
 
 
@@ -221,7 +222,7 @@ OP = Op(
     outputs=("y",),
     parameters=("w1", "b1", "w2", "b2"),
     self_check=_self_check,
-    checked=WITHOUT_STREAM,
+    auto_precisions=WITHOUT_STREAM,
     widths=lambda hidden_size: (4 * hidden_size,),
     flops={"mlp": _flops, "mlp_inference": _flops, "mlp_backward": _backward_flops},
     moved={"bwd": ("dact", "pre", "dpre"), "bwd, recompute": ("dact", "pre", "dpre", "act")},  # each (B, N, F)

@@ -56,13 +56,13 @@ class Op:
             the last is "reference".
         arguments: (`RandomTensors`, B, N, D) -> arguments of the function by name, for a problem of such a size.
         outputs: names of what the function returns.
-        parameters: arguments that belong to no sample; their gradients are sums over the batch.
+        parameters: names that belong to no sample; their gradients are sums over the batch.
         self_check: (`RandomTensors`, width, backend) -> {name: tensor}, forward and backward as they run inside the
             registered operations, that is without autograd. None where another operation's check stands for it.
-        checked: precisions in which the automatic choice considers kernels.
+        auto_precisions: those in which the automatic choice may take a kernel, and `ditfast.verify` checks it.
         widths: hidden size D -> the widths that decide whether a kernel is right: D, or the MLP's width, ….
         flops: registered operation -> formula of its arguments, tensors given by their shapes.
-        moved: pass -> the tensors, each (B, N, …), that it has to read or write; d<name> is a gradient. What the
+        moved: pass -> the tensors over all tokens that it has to read or write; d<name> is a gradient. What the
             library's matrix products move does not count.
         kernels: the backends that are not PyTorch's own operations.
         fallback: the first that is: what the automatic choice takes where no kernel can run.
@@ -75,7 +75,7 @@ class Op:
     outputs: tuple[str, ...]
     parameters: tuple[str, ...] = ()
     self_check: Callable | None = None
-    checked: tuple[str, ...] = ()
+    auto_precisions: tuple[str, ...] = ()
     widths: Callable[[int], tuple[int, ...]] = lambda hidden_size: (hidden_size,)
     flops: dict[str, Callable] = field(default_factory=dict)
     moved: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -10,10 +10,10 @@ from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
-from ditfast.ops.backends.running import resolve
+from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITH_STREAM, Op
 from ditfast.ops.patches import PATCH, check_image, image_of, patch_of, run_patchify, run_unpatchify, widths
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
+from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 
 
 def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
@@ -100,13 +100,13 @@ def _backward_fake(dout, x, weight, patch_size, needs, backend):
     return tuple(t.new_empty(shape if n else (0,)) for (t, shape), n in zip(shapes, needs, strict=True))
 
 
-_forward_op = define(
+_forward_op = register_op(
     "patch_embed(Tensor x, Tensor weight, Tensor bias, Tensor pos, int patch_size, ScalarType out_dtype, str backend)"
     " -> Tensor",
     _forward,
     _forward_fake,
 )
-_backward_op = define(
+_backward_op = register_op(
     "patch_embed_backward(Tensor dout, Tensor x, Tensor weight, int patch_size, bool[] needs, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
@@ -126,7 +126,7 @@ def _autograd_backward(ctx, dout):
 
 
 reject_double_backward("patch_embed", _backward_op)
-_call = differentiable("patch_embed", _forward_op, _setup_context, _autograd_backward)
+_call = attach_autograd("patch_embed", _forward_op, _setup_context, _autograd_backward)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -166,7 +166,7 @@ OP = Op(
     outputs=("out",),
     parameters=("weight", "bias", "pos_embed"),
     self_check=_self_check,
-    checked=WITH_STREAM,
+    auto_precisions=WITH_STREAM,
     widths=widths,
     flops={"patch_embed": _flops, "patch_embed_backward": _backward_flops},
     moved={"fwd": ("x", "out"), "bwd": ("dout", "x")},  # a model wants no gradient of its input

@@ -8,9 +8,9 @@ from ditfast.ops import checks, reference
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
-from ditfast.ops.backends.running import resolve
+from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITHOUT_STREAM, Op, no_products
-from ditfast.ops.registration import define, differentiable, run_in_backward
+from ditfast.ops.registration import attach_autograd, register_op, run_in_backward
 
 
 def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
@@ -126,10 +126,10 @@ def _unpatchify_fake(tokens, patch_size, grid_h, grid_w, channels_last, backend)
     return tokens.new_empty(tokens.shape[0], tokens.shape[2] // (p * p), grid_h * p, grid_w * p)
 
 
-_patchify_op = define(
+_patchify_op = register_op(
     "patchify(Tensor x, int patch_size, bool channels_last, str backend) -> Tensor", run_patchify, _patchify_fake
 )
-_unpatchify_op = define(
+_unpatchify_op = register_op(
     "unpatchify(Tensor tokens, int patch_size, int grid_h, int grid_w, bool channels_last, str backend) -> Tensor",
     run_unpatchify,
     _unpatchify_fake,
@@ -165,8 +165,8 @@ def _unpatchify_backward(ctx, dout):
     )
 
 
-_patchify_call = differentiable("patchify", _patchify_op, _patchify_context, _patchify_backward)
-_unpatchify_call = differentiable("unpatchify", _unpatchify_op, _unpatchify_context, _unpatchify_backward)
+_patchify_call = attach_autograd("patchify", _patchify_op, _patchify_context, _patchify_backward)
+_unpatchify_call = attach_autograd("unpatchify", _unpatchify_op, _unpatchify_context, _unpatchify_backward)
 
 CHANNELS, PATCH = 4, 2  # of problems: the latents and the patches of DiT-XL/2
 
@@ -198,12 +198,14 @@ def _unpatchify_arguments(t, batch, tokens, dim):
 
 def _patchify_self_check(t, width, backend):
     channels, p = patch_of(width)
-    return {"tokens": run_patchify(t(t.size[0], channels, 6 * p, 4 * p), p, True, backend)}
+    x = t(t.size[0], channels, 6 * p, 4 * p)
+    return {f"tokens (channels_last={last})": run_patchify(x, p, last, backend) for last in (False, True)}
 
 
 def _unpatchify_self_check(t, width, backend):
     _, p = patch_of(width)
-    return {"image": run_unpatchify(t(t.size[0], 24, width), p, 6, 4, True, backend)}
+    tokens = t(t.size[0], 24, width)
+    return {f"image (channels_last={last})": run_unpatchify(tokens, p, 6, 4, last, backend) for last in (False, True)}
 
 
 PATCHIFY = Op(
@@ -213,7 +215,7 @@ PATCHIFY = Op(
     arguments=_patchify_arguments,
     outputs=("tokens",),
     self_check=_patchify_self_check,
-    checked=WITHOUT_STREAM,
+    auto_precisions=WITHOUT_STREAM,
     widths=widths,
     flops={"patchify": no_products},
     moved={"fwd": ("x", "tokens"), "bwd": ("dtokens", "dx")},
@@ -225,7 +227,7 @@ UNPATCHIFY = Op(
     arguments=_unpatchify_arguments,
     outputs=("image",),
     self_check=_unpatchify_self_check,
-    checked=WITHOUT_STREAM,
+    auto_precisions=WITHOUT_STREAM,
     widths=widths,
     flops={"unpatchify": no_products},
     moved={"fwd": ("tokens", "image"), "bwd": ("dimage", "dtokens")},

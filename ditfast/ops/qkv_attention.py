@@ -11,7 +11,7 @@ from ditfast.ops.attention import attend, attention_flops, choose_attention, hea
 from ditfast.ops.autocast import autocasts, linear_dtype
 from ditfast.ops.backends.log import note
 from ditfast.ops.op import Op
-from ditfast.ops.registration import define, differentiable, is_tracked, reject_double_backward, run_in_backward
+from ditfast.ops.registration import attach_autograd, is_tracked, register_op, reject_double_backward, run_in_backward
 
 
 def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *, backend=None):
@@ -98,13 +98,13 @@ def _backward_fake(dout, h, weight, qkv, out, lse, needs, bias_dtype, scale, bac
     return dh, dweight, qkv.new_empty(weight.shape[:1], dtype=bias_dtype)
 
 
-_forward_op = define(
+_forward_op = register_op(
     "qkv_attention(Tensor h, Tensor weight, Tensor bias, int num_heads, float scale, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-_backward_op = define(
+_backward_op = register_op(
     "qkv_attention_backward(Tensor dout, Tensor h, Tensor weight, Tensor qkv, Tensor out, Tensor lse, bool[] needs,"
     " ScalarType bias_dtype, float scale, str backend) -> (Tensor, Tensor, Tensor)",
     _backward,
@@ -128,7 +128,7 @@ def _autograd_backward(ctx, dout, _dqkv, _dlse):
 
 
 reject_double_backward("qkv_attention", _backward_op)
-_call = differentiable("qkv_attention", _forward_op, _setup_context, _autograd_backward)
+_call = attach_autograd("qkv_attention", _forward_op, _setup_context, _autograd_backward)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -151,9 +151,10 @@ def _backward_flops(dout, h, weight, qkv, out, lse, needs, *_, **__):
 OP = Op(
     name="qkv_attention",
     function=qkv_attention,
-    backends=ATTENTION.backends,  # whose self-check stands for this one
+    backends=ATTENTION.backends,
     arguments=_arguments,
     outputs=("out",),
     parameters=("weight", "bias"),
+    self_check=None,  # attention's stands for it
     flops={"qkv_attention": _flops, "qkv_attention_backward": _backward_flops},
 )

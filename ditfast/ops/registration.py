@@ -2,7 +2,8 @@
 
 Under ``torch.compile`` the registered operation itself is called. In eager mode its implementation is called past the
 dispatcher, inside an ``autograd.Function`` where gradients are wanted: that takes a third of the time. Both reject
-what a kernel cannot do: forward-mode AD (a registered operation would silently give zero tangents) and double backward.
+what a kernel cannot do: forward-mode AD (a registered operation would silently give zero tangents) and double
+backward.
 """
 
 import torch
@@ -13,7 +14,7 @@ _implementations = {}  # operation -> the Python function that it runs on a CPU 
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 
 
-def define(schema: str, implementation, fake):
+def register_op(schema: str, implementation, fake):
     """Register ``ditfast::<schema>`` for CPU and CUDA and return the operation."""
     name = schema.split("(")[0]
     guarded = _on_its_device(implementation)
@@ -87,7 +88,7 @@ def reject_double_backward(name: str, backward_op) -> None:
     torch.library.register_autograd(backward_op, backward, lib=_library)
 
 
-def differentiable(name: str, op, setup_context, backward):
+def attach_autograd(name: str, op, setup_context, backward):
     """Attach gradients to ``op`` and return the function to call.
 
     Args:

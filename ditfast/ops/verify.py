@@ -1,12 +1,14 @@
 """Run the self-check ahead of time, for the shapes that DiT models have, and keep the answers.
 
-`verify` runs it in this process. `verify_apart` runs it in another one, which a kernel may crash without harm: the
-kernel is then known to fail, and the rest is checked by a fresh process.
+`verify` runs it in this process. `verify_in_subprocess` runs it in a child process, so that a kernel that crashes
+cannot take this one down: it counts as failed, and another child goes on with the rest.
 """
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,6 +21,7 @@ from ditfast.ops.backends.selfcheck import Result
 from ditfast.ops.op import PRECISIONS
 
 HIDDEN_SIZES = (384, 768, 1024, 1152)  # S, B, L, XL
+RESTART = 75  # exit status of a child whose GPU is unusable after a kernel that it has reported
 
 
 def kernels_to_check(device_type: str, hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> list[tuple]:
@@ -33,7 +36,7 @@ def kernels_to_check(device_type: str, hidden_sizes=HIDDEN_SIZES, precisions=tup
             for backend in op.kernels
             if why_not(op, backend, device_type) is None
             for precision in precisions
-            if precision in op.checked and precision in op.backends[backend]
+            if precision in op.auto_precisions and precision in op.backends[backend]
             for width in widths
         ]
     return found
@@ -62,37 +65,58 @@ def verify(
             raise ValueError(f"precisions must be among {', '.join(PRECISIONS)}, got {name!r}")
     device = _device(device)
     results = []
-    for result in _check_all(_some(kernels_to_check(device.type, hidden_sizes, precisions), device), device):
+    for result in _check_all(_require_any(kernels_to_check(device.type, hidden_sizes, precisions), device), device):
         results.append(result)
         progress(result)
     return results
 
 
-def verify_apart(hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> Iterator[Result]:
-    """As `verify`, in a process of its own; yields results as they come."""
+def verify_in_subprocess(hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> Iterator[Result]:
+    """As `verify`, in a child process; yields results as they come.
+
+    Raises:
+        RuntimeError: no kernel can run on the device, or a child cannot be started.
+    """
     device = _device(None)
-    pending = _some(kernels_to_check(device.type, hidden_sizes, precisions), device)
+    pending = _require_any(kernels_to_check(device.type, hidden_sizes, precisions), device)
     while pending:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ditfast.ops.verify"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        keys = [[op.name, backend, _name(s), _name(b), width] for op, backend, s, b, width in pending]
-        process.stdin.write(json.dumps([str(device), keys]))
-        process.stdin.close()
-        for line in process.stdout:
-            op, *key = pending.pop(0)
-            reason, seconds = json.loads(line)
-            yield Result(op.name, *key, reason, seconds)
-        if process.wait() != 0 and pending:
+        start, before = time.perf_counter(), len(pending)
+        status = yield from _run_child(pending, device)
+        if status in (0, RESTART) and len(pending) == before:
+            raise RuntimeError(f"the process that checks kernels ended with status {status} and checked none")
+        if status not in (0, RESTART):
             op, *key = pending.pop(0)
             cache.store(device, selfcheck.label(op, *key), False)
-            reason = f"the process died, exit status {process.returncode}"
-            yield Result(op.name, *key, reason, time.perf_counter() - start)
+            yield Result(op.name, *key, f"the process died, exit status {status}", time.perf_counter() - start, False)
+
+
+def _run_child(pending, device):
+    """Start a child on all that is pending; yields its results, and returns its exit status."""
+    keys = [[op.name, backend, _name(s), _name(b), width] for op, backend, s, b, width in pending]
+    command = [sys.executable, "-m", "ditfast.ops.verify"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, **pipes, stderr=errors, text=True) as child,
+    ):
+        try:
+            child.stdin.write(json.dumps([str(device), keys]))
+            child.stdin.close()
+        except BrokenPipeError:
+            pass  # it is dead already, as the next line finds
+        if child.stdout.readline().strip() != "ready":
+            child.wait()
+            errors.seek(0)
+            why = (errors.read().strip() or "no message").splitlines()[-1]
+            raise RuntimeError(f"the process that checks kernels did not start: {why}")
+        try:
+            for line in child.stdout:
+                op, *key = pending.pop(0)
+                yield Result(op.name, *key, *json.loads(line))
+        finally:
+            if child.poll() is None and pending:
+                child.kill()
+    return child.wait()
 
 
 def _check_all(pending, device):
@@ -109,7 +133,7 @@ def _device(device):
     return device
 
 
-def _some(found, device):
+def _require_any(found, device):
     if not found:
         reasons = dict.fromkeys(why_not(op, name, device.type) for op in ops.ALL for name in op.kernels)
         raise RuntimeError(f"there is nothing to verify here: {'; '.join(filter(None, reasons))}")
@@ -124,10 +148,15 @@ def main() -> None:
     device, pending = json.load(sys.stdin)
     device, known = torch.device(device), {op.name: op for op in ops.ALL}
     keys = [(known[op], backend, getattr(torch, s), getattr(torch, b), width) for op, backend, s, b, width in pending]
+    torch.zeros(1, device=device)
+    print("ready", flush=True)
     for result in _check_all(keys, device):
-        print(json.dumps([result.reason, result.seconds]), flush=True)
-        if result.reason is not None and device.type == "cuda":
-            torch.cuda.synchronize()  # after a fault every later check would fail too: die, and let a fresh one go on
+        print(json.dumps([result.reason, result.seconds, result.was_compared]), flush=True)
+        if not result.was_compared and device.type == "cuda":
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:  # after a fault every later check would fail too
+                os._exit(RESTART)
 
 
 if __name__ == "__main__":

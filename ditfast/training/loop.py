@@ -49,7 +49,7 @@ class Run:
         arguments = model_arguments(config, encoder.shape, source.num_classes)
         model = DiT(**arguments).eval().to(ranks.device)  # only labels are dropped in training, and that is done here
         self.macs = sum(cost.macs(model).values())
-        self.schedule = create_diffusion("", noise_schedule=config.noise_schedule, learn_sigma=config.learn_sigma)
+        self.diffusion = create_diffusion("", noise_schedule=config.noise_schedule, learn_sigma=config.learn_sigma)
         masters = None
         if config.precision == "pure_bf16" and config.parallel == "ddp":
             masters = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -122,7 +122,7 @@ class Run:
         """Whether any rank was told to stop, agreed upon every few steps."""
         if self.ranks.world > 1 and self.step % ASK_EVERY:
             return False
-        return self.ranks.any(stopper.told)
+        return self.ranks.any(stopper.requested)
 
     def _write_preview(self):
         """Write a grid; the seconds that it took."""
@@ -136,7 +136,7 @@ class Run:
         c, ranks = self.config, self.ranks
         share, device = c.batch // ranks.world, ranks.device
         drawn = draw_step(
-            c.seed, self.step, c.batch, self.encoder.shape, self.schedule.num_timesteps, c.label_drop, device
+            c.seed, self.step, c.batch, self.encoder.shape, self.diffusion.num_timesteps, c.label_drop, device
         )
         drawn = drawn.part(slice(ranks.rank * share, (ranks.rank + 1) * share))
         x, y = batch.x.to(device, non_blocking=True), batch.y.to(device, non_blocking=True)
@@ -154,7 +154,7 @@ class Run:
     def _loss(self, x, y, drawn):
         c, device = self.config, self.ranks.device.split(":")[0]
         with torch.autocast(device, torch.bfloat16, enabled=c.precision == "bf16"):
-            terms = self.schedule.training_losses(self._predict, x, drawn.t, {"y": y}, drawn.noise)
+            terms = self.diffusion.training_losses(self._predict, x, drawn.t, {"y": y}, drawn.noise)
         return terms["loss"].mean()
 
     def _predict(self, x, t, y):

@@ -4,20 +4,20 @@ import signal
 
 
 class Stopper:
-    """While it is entered, SIGTERM and SIGINT only set ``told``; a second SIGINT interrupts at once."""
+    """While it is entered, SIGTERM and SIGINT only set ``requested``; a second SIGINT interrupts at once."""
 
     def __init__(self):
-        self.told = False
+        self.requested = False
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number, frame):
-        if self.told and number == signal.SIGINT:
+    def _on_signal(self, number, frame):
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.told = True
+        self.requested = True

@@ -25,7 +25,7 @@ class Weights:
 
     def __init__(self, model, lr: float, weight_decay: float, decay: float, masters: dict | None = None):
         self._model = model
-        named = {_clean(name): p for name, p in model.named_parameters()}
+        named = {_strip_wrapper_prefix(name): p for name, p in model.named_parameters()}
         fixed = {name: p.detach() for name, p in named.items() if not p.requires_grad}
         self.fixed = fixed if masters is None else {name: masters[name].to(p.device) for name, p in fixed.items()}
         self.params = {name: p for name, p in named.items() if p.requires_grad}
@@ -82,9 +82,9 @@ class Weights:
         moments = {name: self.optimizer.state[value] for name, value in self.masters.items()}
         return {
             **{f"model.{name}": value for name, value in self.fixed.items()},
-            **{f"model.{name}": self._whole(name, value) for name, value in self.masters.items()},
-            **{f"ema.{name}": self._whole(name, value) for name, value in self.average.items()},
-            **{f"{key}.{name}": self._whole(name, m[key]) for name, m in moments.items() for key in MOMENTS},
+            **{f"model.{name}": self._as_dtensor(name, value) for name, value in self.masters.items()},
+            **{f"ema.{name}": self._as_dtensor(name, value) for name, value in self.average.items()},
+            **{f"{key}.{name}": self._as_dtensor(name, m[key]) for name, m in moments.items() for key in MOMENTS},
             **{f"step.{name}": m["step"] for name, m in moments.items()},
         }
 
@@ -93,7 +93,7 @@ class Weights:
         if self._copies:
             torch._foreach_copy_([_local(p.detach()) for p in self.params.values()], list(self.masters.values()))
 
-    def _whole(self, name, value):
+    def _as_dtensor(self, name, value):
         """This rank's part of a tensor, as a part."""
         p = self.params[name]
         if not isinstance(p, DTensor):
@@ -105,7 +105,7 @@ class Weights:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def _clean(name):
+def _strip_wrapper_prefix(name):
     """A parameter's name without what checkpointing puts around blocks."""
     return name.replace("_checkpoint_wrapped_module.", "")
 

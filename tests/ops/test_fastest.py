@@ -7,10 +7,12 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from ditfast import ops
 from ditfast.ops.backends import availability, cache, choice, fastest, selfcheck
 from ditfast.ops.backends.log import record
+from ditfast.ops.op import RandomTensors
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
@@ -19,7 +21,7 @@ BF16 = torch.bfloat16
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(choice, "_AUTOMATIC", ("cuda", "cpu"))
+    monkeypatch.setattr(choice, "_AUTO_DEVICES", ("cuda", "cpu"))
     monkeypatch.setitem(availability._installed, "ditfast._C", False)  # no GPU has host kernels
     monkeypatch.setattr(selfcheck, "SIZE", (2, 27))
     monkeypatch.setattr(selfcheck, "_answers", {})
@@ -94,32 +96,63 @@ def test_an_unknown_answer_while_a_graph_is_captured(times, monkeypatch):
     assert ran_on(qkv()) == ["triton"]
 
 
+def test_timing_inside_a_checkpointed_block(monkeypatch):
+    """What is timed must not be taken for a part of the block."""
+
+    def measure(candidate, make_run, dtype, width, tokens, training, device):
+        make_run(RandomTensors((dtype, dtype), device), 2, tokens, width, "sdpa", training)()
+        return {"triton": 10.0, "sdpa": 12.0}[candidate]
+
+    monkeypatch.setattr(fastest, "measure", measure)
+    t = qkv().requires_grad_()
+    with record() as ran:
+        checkpoint(lambda t: ops.attention(t * 1, 1), t, use_reentrant=False).sum().backward()
+    assert ran["attention"] == ["triton"] * 3 and t.grad is not None
+
+
 RANK = """
-import os, sys
+import contextlib, os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from ditfast import ops
-from ditfast.ops.backends import availability, choice, fastest, log, selfcheck
+from ditfast.ops.backends import agreement, availability, choice, fastest, log, selfcheck
 rank, folder = int(sys.argv[1]), sys.argv[2]
 os.environ["DITFAST_CACHE_DIR"] = f"{folder}/{rank}"
+agreement.PATIENCE = timedelta(seconds=60)
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-choice._AUTOMATIC, selfcheck.SIZE = ("cpu",), (2, 27)
+choice._AUTO_DEVICES, selfcheck.SIZE = ("cpu",), (2, 27)
 availability._installed["ditfast._C"] = False
 fastest.measure = lambda backend, *_: {"sdpa": 10.0, "triton": (5.0, 20.0)[rank]}[backend]
-with log.record() as ran:
+if sys.argv[3] == "silent" and rank == 0:
+    dist.barrier()
+    sys.exit()
+if sys.argv[3] == "silent":
+    agreement.PATIENCE = timedelta(seconds=0.1)
+if sys.argv[3] == "failing" and rank == 0:
+    fastest._answer = None
+with log.record() as ran, contextlib.suppress(TypeError):
     ops.attention(torch.randn(2, 5, 216).bfloat16(), 1)
-print(*ran["attention"], flush=True)
+print(*ran.get("attention", ["nothing"]), flush=True)
 dist.barrier()
 """
 
 
+def run_ranks(folder, how):
+    """What attention ran on, on each rank."""
+    command = [sys.executable, "-W", "ignore", "-c", RANK]
+    arguments = [[str(rank), str(folder), how] for rank in range(2)]
+    ranks = [subprocess.Popen([*command, *each], stdout=subprocess.PIPE, text=True) for each in arguments]
+    return [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+
+
 def test_ranks_with_different_clocks_take_the_same_backend(tmp_path):
     """Rank 1's clock says that PyTorch's is faster, rank 0's that the kernel is."""
-    command = [sys.executable, "-W", "ignore", "-c", RANK]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True) for rank in range(2)
-    ]
-    assert [rank.communicate(timeout=120)[0].split() for rank in ranks] == [["triton"]] * 2
+    assert run_ranks(tmp_path, "both") == ["triton", "triton"]
+
+
+@pytest.mark.parametrize(("how", "rank0"), [("silent", ""), ("failing", "nothing")])
+def test_a_rank_without_an_answer_of_rank_0_decides_for_itself(tmp_path, how, rank0):
+    assert run_ranks(tmp_path, how) == [rank0, "sdpa"]
 
 
 def test_a_wrong_kernel_is_not_even_timed(times, monkeypatch):

@@ -24,7 +24,7 @@ KEY = (ops.LAYER_NORM_MODULATE, "triton", torch.float32, torch.float32, 32)
 def fresh(monkeypatch, tmp_path):
     """An empty cache, small problems, and kernels considered on CPU tensors too."""
     monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(choice, "_AUTOMATIC", ("cuda", "cpu"))
+    monkeypatch.setattr(choice, "_AUTO_DEVICES", ("cuda", "cpu"))
     monkeypatch.setattr(selfcheck, "SIZE", (2, 9))
     monkeypatch.setattr(selfcheck, "_answers", {})
     cache.environment.cache_clear()
@@ -118,7 +118,7 @@ def test_what_is_no_verdict_is_tried_again_in_the_next_process(monkeypatch):
 
 def test_an_unknown_answer_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(selfcheck, "is_capturing", lambda device: True)
-    with pytest.warns(RuntimeWarning, match=r"layer_norm_modulate/triton .*: call ditfast.verify\(\)"):
+    with pytest.warns(RuntimeWarning, match=r"layer_norm_modulate/triton .* call ditfast.verify\(\)"):
         assert run() == ["reference"]
     monkeypatch.setattr(selfcheck, "is_capturing", lambda device: False)
     assert run() == ["triton"]
@@ -190,7 +190,7 @@ def test_under_autocast(fresh):
     assert list(cache.load(CPU)) == ["layer_norm_modulate/triton float32 bfloat16 32"]
 
 
-CHECKED = [(op, precision) for op in ops.ALL for precision in op.checked]
+CHECKED = [(op, precision) for op in ops.ALL for precision in op.auto_precisions]
 
 
 @pytest.mark.parametrize(("op", "precision"), CHECKED, ids=[f"{op.name}-{precision}" for op, precision in CHECKED])
@@ -216,7 +216,7 @@ def test_a_wrong_gradient_of_the_bias_is_found(monkeypatch):
 
 def test_every_kernel_has_a_check():
     assert [op.name for op in ops.ALL if op.self_check is None] == ["qkv_attention"]  # attention's stands for it
-    assert all(set(op.checked) <= set(PRECISIONS) and op.checked for op in ops.ALL if op.self_check)
+    assert all(set(op.auto_precisions) <= set(PRECISIONS) and op.auto_precisions for op in ops.ALL if op.self_check)
 
 
 COMPILED = """
@@ -224,7 +224,7 @@ import torch
 from ditfast import ops
 from ditfast.ops.backends import choice, selfcheck
 from ditfast.ops.backends.log import record
-choice._AUTOMATIC, selfcheck.SIZE = ("cuda", "cpu"), (2, 9)
+choice._AUTO_DEVICES, selfcheck.SIZE = ("cuda", "cpu"), (2, 9)
 x, c = torch.randn(2, 5, 32, requires_grad=True), torch.randn(2, 64)
 fn = torch.compile(lambda x, c: ops.layer_norm_modulate(x, *c.chunk(2, 1)), fullgraph=True, backend="aot_eager")
 with record() as ran:
@@ -264,8 +264,9 @@ FAKE = """#!{python}
 import json, os, sys
 first = not os.path.exists({seen!r})
 os.makedirs({seen!r}, exist_ok=True)
+print("ready", flush=True)
 for _ in json.load(sys.stdin)[1][: 1 if first else None]:
-    print("[null, 0.1]", flush=True)
+    print("[null, 0.1, true]", flush=True)
 sys.exit(9 if first else 0)
 """
 
@@ -276,11 +277,48 @@ def test_verify_goes_on_after_a_process_that_died(monkeypatch, tmp_path):
     script.write_text(FAKE.format(python=sys.executable, seen=str(tmp_path / "seen")))
     os.chmod(script, 0o755)
     monkeypatch.setattr(verify.sys, "executable", str(script))
-    results = list(verify.verify_apart(hidden_sizes=(32, 64), precisions=("fp32",)))
+    results = list(verify.verify_in_subprocess(hidden_sizes=(32, 64), precisions=("fp32",)))
     keys = verify.kernels_to_check("cpu", (32, 64), ("fp32",))
     assert [(r.op, r.backend, r.stream, r.branch, r.width) for r in results] == [(k[0].name, *k[1:]) for k in keys]
     assert [r.reason for r in results[:3]] == [None, "the process died, exit status 9", None]
     assert cache.load(CPU) == {selfcheck.label(*keys[1]): False}
+
+
+def child_process(monkeypatch, tmp_path, code):
+    """Let `verify_in_subprocess` start this in place of the interpreter."""
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\nimport json, os, sys\n{code}")
+    os.chmod(script, 0o755)
+    monkeypatch.setattr(verify.sys, "executable", str(script))
+
+
+def test_a_child_that_does_not_start_condemns_no_kernel(monkeypatch, tmp_path):
+    child_process(monkeypatch, tmp_path, "sys.exit('the GPU is in use')")
+    with pytest.raises(RuntimeError, match="did not start: the GPU is in use"):
+        list(verify.verify_in_subprocess(hidden_sizes=(32,), precisions=("fp32",)))
+    assert cache.load(CPU) == {}
+
+
+def test_after_a_fault_the_next_kernel_is_not_blamed(monkeypatch, tmp_path):
+    """The first child reports a kernel that raised, and cannot go on; the second has nothing to complain of."""
+    code = f"""
+first = not os.path.exists({str(tmp_path / "seen")!r})
+os.makedirs({str(tmp_path / "seen")!r}, exist_ok=True)
+print("ready", flush=True)
+for _ in json.load(sys.stdin)[1][: 1 if first else None]:
+    print(json.dumps(["a fault" if first else None, 0.1, not first]), flush=True)
+sys.exit({verify.RESTART} if first else 0)
+"""
+    child_process(monkeypatch, tmp_path, code)
+    results = list(verify.verify_in_subprocess(hidden_sizes=(32,), precisions=("fp32",)))
+    assert [r.reason for r in results] == ["a fault"] + [None] * (len(results) - 1) and len(results) > 2
+    assert not results[0].was_compared and cache.load(CPU) == {}
+
+
+def test_a_child_that_checks_nothing_is_an_error(monkeypatch, tmp_path):
+    child_process(monkeypatch, tmp_path, "print('ready')")
+    with pytest.raises(RuntimeError, match="ended with status 0 and checked none"):
+        list(verify.verify_in_subprocess(hidden_sizes=(32,), precisions=("fp32",)))
 
 
 def test_verify_rejects_an_unknown_precision():

@@ -17,10 +17,10 @@ from ditfast.ops.backends import choice, selfcheck
 from ditfast.ops.backends.availability import why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note, record
-from ditfast.ops.backends.running import resolve
-from ditfast.ops.flops import install
+from ditfast.ops.backends.resolve import resolve
+from ditfast.ops.flop_counter import install
 from ditfast.ops.op import WITHOUT_STREAM, Op
-from ditfast.ops.registration import define, differentiable, reject_double_backward, run_in_backward
+from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 
 FACTOR = float(os.environ.get("TOY_FACTOR", "1"))  # by which the kernel's gradient is off
 
@@ -56,8 +56,8 @@ def _backward_fake(dout, x, weight, backend):
     return torch.empty_like(x), torch.empty_like(weight)
 
 
-_forward_op = define("project(Tensor x, Tensor weight, str backend) -> Tensor", _forward, _forward_fake)
-_backward_op = define(
+_forward_op = register_op("project(Tensor x, Tensor weight, str backend) -> Tensor", _forward, _forward_fake)
+_backward_op = register_op(
     "project_backward(Tensor dout, Tensor x, Tensor weight, str backend) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
@@ -74,7 +74,7 @@ def _autograd_backward(ctx, dout):
 
 
 reject_double_backward("project", _backward_op)
-_call = differentiable("project", _forward_op, _setup_context, _autograd_backward)
+_call = attach_autograd("project", _forward_op, _setup_context, _autograd_backward)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -104,7 +104,7 @@ OP = Op(
     outputs=("out",),
     parameters=("weight",),
     self_check=_self_check,
-    checked=WITHOUT_STREAM,
+    auto_precisions=WITHOUT_STREAM,
     flops={"project": _flops, "project_backward": _backward_flops},
     moved={"fwd": ("x", "out"), "bwd": ("dout", "x", "dx")},
 )
@@ -122,7 +122,7 @@ def main():
             project(x, weight, **options).sum().backward()
         return log["project"]
 
-    with mock.patch.object(choice, "_AUTOMATIC", ("cpu",)), mock.patch.object(selfcheck, "SIZE", (2, 9)):
+    with mock.patch.object(choice, "_AUTO_DEVICES", ("cpu",)), mock.patch.object(selfcheck, "SIZE", (2, 9)):
         found = {"automatic": ran(), "named": ran(backend="triton")}
         with choice.use_backend("reference"):
             found["context"] = ran()

@@ -10,7 +10,7 @@ from ditfast.data import open_data
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 from ditfast.sampling.decode import LATENT_SCALE
-from ditfast.training.latents import Encoder
+from ditfast.training.encoder import Encoder
 
 SIZE = 16
 

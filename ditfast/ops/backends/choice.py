@@ -13,7 +13,7 @@ from ditfast.ops.backends.availability import BACKENDS, why_not
 from ditfast.ops.op import PYTORCH, Op
 
 NAMES = ("auto", *BACKENDS)
-_AUTOMATIC = ("cuda",)  # devices on which the automatic choice considers kernels
+_AUTO_DEVICES = ("cuda",)  # devices on which the automatic choice considers kernels
 
 
 def _checked(name, where):
@@ -73,7 +73,7 @@ def choose(op: Op, requested, device_type: str, unsupported: str | dict[str, str
             if reason is not None:
                 raise RuntimeError(f"{op.name}: backend {name!r} cannot run: {reason}")
             return name
-    if device_type in _AUTOMATIC:
+    if device_type in _AUTO_DEVICES:
         for name in op.kernels:
             if _of_backend(unsupported, name) is None and why_not(op, name, device_type) is None:
                 return "auto"

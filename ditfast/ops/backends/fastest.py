@@ -1,4 +1,4 @@
-"""Of an operation's backends the fastest, among those that are right on this machine, by measurement.
+"""The fastest backend of an operation among those that are right on this machine, found by timing them here.
 
 Asked once per (dtype, width, class of N, with gradients or without) and device; the answer and its times are kept on
 disk with those of the self-check. Under ``torch.compile`` the question is asked while tracing, so that PyTorch's own
@@ -11,7 +11,9 @@ from collections.abc import Callable
 
 import torch
 
-from ditfast.ops.backends import cache, ranks, selfcheck
+from ditfast.ops.backends import cache, selfcheck
+from ditfast.ops.backends.agreement import from_rank_zero
+from ditfast.ops.backends.apart import run_apart
 from ditfast.ops.backends.availability import why_not
 from ditfast.ops.op import Op, RandomTensors
 
@@ -27,16 +29,16 @@ def size_class(tokens: int) -> int:
     return min(4096, max(64, 1 << max(0, tokens - 1).bit_length()))
 
 
-def fastest_backend(op: Op, to_time: Callable, dtype, width: int, tokens: int, training: bool, device) -> str:
-    """A kernel of ``op``, or PyTorch's own; that while a CUDA graph is captured and the answer is not known.
+def fastest_backend(op: Op, make_run: Callable, dtype, width: int, tokens: int, training: bool, device) -> str:
+    """A kernel of ``op``, or PyTorch's own; the latter while a CUDA graph is captured and no answer is known.
 
     Args:
-        to_time: (`RandomTensors`, B, N, width, backend, training) -> a function that runs forward, in training also
+        make_run: (`RandomTensors`, B, N, width, backend, training) -> a function that runs forward and, in training,
             backward.
         width: what the self-check asks for, the head dim.
     """
     key = (op.name, dtype, width, size_class(tokens), training, device)
-    return _choices.get(key) or _decide(op, to_time, key)
+    return _choices.get(key) or _decide(op, make_run, key)
 
 
 def label(op: Op, dtype, width, tokens, training) -> str:
@@ -45,24 +47,28 @@ def label(op: Op, dtype, width, tokens, training) -> str:
     return f"{op.name} {dtype} {width} N<={size_class(tokens)} {mode}".replace("torch.", "")
 
 
-def _decide(op, to_time, key) -> str:
+def _decide(op, make_run, key) -> str:
     *problem, device = key[1:]
     name = label(op, *problem)
-    if cache.load(device).get(name) is None and selfcheck.is_capturing(device):
-        selfcheck.warn_of_capture(name)
+    if selfcheck.is_capturing(device) and cache.load(device).get(name) is None:
+        selfcheck.warn_of_capture(name, "train or sample a step")
         return op.fallback
-    return _choices.setdefault(key, ranks.agree(name, lambda: _answer(op, to_time, name, *problem, device)))
+    choice = from_rank_zero(name, lambda: _answer(op, make_run, name, *problem, device))
+    if why_not(op, choice, device.type) is not None:  # rank 0 has what this rank lacks
+        choice = op.fallback
+    return _choices.setdefault(key, choice)
 
 
-def _answer(op, to_time, name, dtype, width, tokens, training, device) -> str:
+def _answer(op, make_run, name, dtype, width, tokens, training, device) -> str:
     """From disk, else by measurement."""
     known = cache.load(device).get(name)
     if known is not None:
         return known["choice"]
-    kernels = [kernel for kernel in op.kernels if _is_able(op, kernel, dtype, width, device)]
+    kernels = [kernel for kernel in op.kernels if _is_usable(op, kernel, dtype, width, device)]
     try:
         candidates = (op.fallback, *kernels) if kernels else ()
-        us = {c: measure(c, to_time, dtype, width, tokens, training, device) for c in candidates}
+        problem = make_run, dtype, width, tokens, training, device
+        us = {candidate: run_apart(device, measure, candidate, *problem) for candidate in candidates}
     except Exception as error:  # no memory beside the model, for one: the next process tries again
         warnings.warn(
             f"ditfast: {name} could not be timed, so it runs on {op.fallback}: {type(error).__name__}: {error}",
@@ -78,17 +84,16 @@ def _answer(op, to_time, name, dtype, width, tokens, training, device) -> str:
     return choice
 
 
-def _is_able(op, kernel, dtype, width, device):
+def _is_usable(op, kernel, dtype, width, device):
     can_run = why_not(op, kernel, device.type) is None
     return can_run and selfcheck.is_right(op, kernel, dtype, dtype, width, device)
 
 
-def measure(backend: str, to_time, dtype, width, tokens, training, device) -> float:
+def measure(backend: str, make_run, dtype, width, tokens, training, device) -> float:
     """Microseconds on the GPU, the median of 10 after 3 to warm up."""
     t = RandomTensors((dtype, dtype), device)
-    plain = torch.autocast(device.type, enabled=False)
-    with selfcheck.on_device(device), torch.inference_mode(False), torch.set_grad_enabled(training), plain:
-        run = to_time(t, max(1, TOKENS // tokens), tokens, width, backend, training)
+    with torch.set_grad_enabled(training):
+        run = make_run(t, max(1, TOKENS // tokens), tokens, width, backend, training)
         times = []
         for _ in range(13):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,12 +1,12 @@
 """Whether kernels are right on this machine, asked before the automatic choice takes one.
 
-On first use of (operation, backend, dtypes, width) the kernel runs forward and backward on a small made-up problem
-and is held to the numerical contract. The verdict is kept in memory and on disk (`ditfast.ops.backends.cache`); where
-there is none, since memory ran out or the compiler failed, the next process tries again. All ranks of a job take rank
-0's answer (`ditfast.ops.backends.ranks`). ``DITFAST_SELFCHECK=0`` trusts every kernel.
+On first use of (operation, backend, dtypes, width) the kernel runs forward and backward on a small made-up problem,
+which is the operation's own (``_self_check`` at the end of its file), and is held to the numerical contract. The
+verdict is kept in memory and on disk (`ditfast.ops.backends.cache`). Where there is none, because memory ran out or
+the compiler failed, the kernel is not used, and the next process tries again. In a job all ranks take rank 0's answer
+(`ditfast.ops.backends.agreement`). ``DITFAST_SELFCHECK=0`` trusts every kernel.
 """
 
-import contextlib
 import os
 import threading
 import time
@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import torch
 
 from ditfast.ops import contract
-from ditfast.ops.backends import cache, log, ranks
+from ditfast.ops.backends import cache
+from ditfast.ops.backends.agreement import from_rank_zero
+from ditfast.ops.backends.apart import run_apart
 from ditfast.ops.op import Op, RandomTensors
 
 SIZE = (2, 1100)  # samples and tokens: enough that a program walks over several tokens
@@ -32,8 +34,8 @@ class Result:
     Attributes:
         op, backend, stream, branch, width: the kernel, its dtypes, and what decides whether it is right.
         reason: why it may not be used; None if it keeps the contract.
-        seconds: that the check took.
-        is_verdict: whether the reason is a verdict on numbers; an exception is none.
+        seconds: duration of the check.
+        was_compared: False if the check raised instead of comparing.
     """
 
     op: str
@@ -43,7 +45,7 @@ class Result:
     width: int
     reason: str | None
     seconds: float
-    is_verdict: bool = True
+    was_compared: bool = True
 
 
 def is_right(op: Op, backend: str, stream: torch.dtype, branch: torch.dtype, width: int, device) -> bool:
@@ -58,9 +60,9 @@ def label(op: Op, backend, stream, branch, width) -> str:
 
 
 def remember(op: Op, result: Result, device) -> None:
-    """Keep an answer in memory and, if it is a verdict, on disk."""
+    """Keep an answer in memory and, if numbers were compared, on disk."""
     kernel = result.backend, result.stream, result.branch, result.width
-    if result.is_verdict:
+    if result.was_compared:
         cache.store(device, label(op, *kernel), result.reason is None)
     _answers[(op.name, *kernel, device)] = result.reason is None
 
@@ -71,10 +73,10 @@ def _decide(op, *kernel, device) -> bool:
     key, name = (op.name, *kernel, device), label(op, *kernel)
     with _lock:
         if key not in _answers:
-            if cache.load(device).get(name) is None and is_capturing(device):
-                warn_of_capture(name)
+            if is_capturing(device) and cache.load(device).get(name) is None:
+                warn_of_capture(name, "call ditfast.verify()")
                 return False  # a check cannot run now; the next call outside of a capture makes it
-            _answers[key] = ranks.agree(name, lambda: _answer(op, *kernel, device=device))
+            _answers[key] = from_rank_zero(name, lambda: _answer(op, *kernel, device=device))
         return _answers[key]
 
 
@@ -90,7 +92,7 @@ def _answer(op, *kernel, device) -> bool:
     remember(op, result, device)
     if result.reason is None:
         return True
-    _warn(name, device, "failed its self-check" if result.is_verdict else f"could not be checked ({result.reason})")
+    _warn(name, device, "failed its self-check" if result.was_compared else f"could not be checked ({result.reason})")
     return False
 
 
@@ -108,10 +110,10 @@ def is_capturing(device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def warn_of_capture(name: str) -> None:
+def warn_of_capture(name: str, remedy: str) -> None:
     warnings.warn(
-        f"ditfast: a CUDA graph is captured before it is known whether the kernel {name} is right here, so the graph "
-        "keeps PyTorch's own operation: call ditfast.verify(), or the model once, before the capture",
+        f"ditfast: {name} is not decided yet, and cannot be while a CUDA graph is captured: the graph keeps "
+        f"PyTorch's own operation. To avoid that, {remedy}, or run the model once, before the capture",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -119,20 +121,15 @@ def warn_of_capture(name: str) -> None:
 
 def check(op: Op, backend: str, stream: torch.dtype, branch: torch.dtype, width: int, device: torch.device) -> Result:
     """Run a kernel and compare; one that raises may not be used. Global random state is not touched."""
-    start, is_verdict = time.perf_counter(), True
+    start, was_compared = time.perf_counter(), True
     try:
-        with on_device(device), torch.no_grad(), torch.autocast(device.type, enabled=False), log.pause():
-            reason = _compare(op, backend, (stream, branch), width, device)
+        reason = run_apart(device, _compare, op, backend, (stream, branch), width, device)
     except Exception as error:  # does not compile or launch, or there is no memory
-        reason, is_verdict = f"{type(error).__name__}: {str(error)[:300]}", False
-    return Result(op.name, backend, stream, branch, width, reason, time.perf_counter() - start, is_verdict)
+        reason, was_compared = f"{type(error).__name__}: {str(error)[:300]}", False
+    return Result(op.name, backend, stream, branch, width, reason, time.perf_counter() - start, was_compared)
 
 
-def on_device(device):
-    """A context in which kernels are launched on ``device``."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
+@torch.no_grad()
 def _compare(op, backend, precision, width, device):
     """Why the kernel's outputs or gradients break the contract; None if they keep it."""
 
@@ -142,7 +139,8 @@ def _compare(op, backend, precision, width, device):
     got, low, ref = run(backend), run("reference"), run("reference", torch.float64)
     sums = [f"d{name}" for name in op.parameters]
     for name in got:
-        reason = contract.violation(got[name], low[name], ref[name], per_sample=name not in sums)
+        # a name may have a remark behind it, as in "dw1 (recomputed)"
+        reason = contract.violation(got[name], low[name], ref[name], per_sample=name.split()[0] not in sums)
         if reason is not None:
             return f"{name}: {reason}"
     return None
