@@ -1,5 +1,6 @@
 """The adaLN-Zero block of a DiT and its final layer."""
 
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -174,12 +175,9 @@ class DiTBlock(nn.Module):
         y, bias = call_without_bias(self.attn, h, carry.backends)
         x, h = junction(set_pending(carry, x, y, gate_msa, bias), self.norm2, shift_mlp, scale_mlp)
         y, bias = call_without_bias(self.mlp, h, carry.backends)
-        return set_pending(carry, x, y, gate_mlp, self._outlasting(bias))
-
-    def _outlasting(self, bias):
-        """The bias, to be read after the block has returned; FSDP frees its parameters then, so a copy of them."""
-        is_own = type(self) is DiTBlock and type(bias) is nn.Parameter  # FSDP2 changes the class, FSDP1 the parameter
-        return bias if bias is None or is_own else bias.clone()
+        if bias is not None and dist.is_available() and dist.is_initialized():
+            bias = bias.clone()  # FSDP may free the parameter when the block returns
+        return set_pending(carry, x, y, gate_mlp, bias)
 
 
 @remember_forward

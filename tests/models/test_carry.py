@@ -54,14 +54,10 @@ def test_one_pass_per_junction(kit, inputs):
 
 
 def test_silu_of_the_conditioning_is_computed_once(kit, inputs, monkeypatch):
-    model, calls = kit.tiny(), []
-    for module in model.modules():
-        if isinstance(module, nn.SiLU):
-            monkeypatch.setattr(
-                type(module), "forward", lambda self, c: calls.append(self) or torch.nn.functional.silu(c)
-            )
-    model(*inputs)
-    assert calls == [model.t_embedder.mlp[1]]
+    calls, silu = [], nn.functional.silu
+    monkeypatch.setattr(nn.functional, "silu", lambda c, **options: calls.append(c) or silu(c, **options))
+    kit.tiny()(*inputs)
+    assert len(calls) == 2  # in the timestep's embedder, and for all blocks
 
 
 def test_block_gives_what_it_gets(kit):
@@ -73,8 +69,7 @@ def test_block_gives_what_it_gets(kit):
     branch = carried.gate.unsqueeze(1) * (carried.y + carried.bias)
     kit.close(carried.x + branch, kit.original_block(block, x, c), 2e-6)
     kit.close(block(x, c), kit.original_block(block, x, c), 2e-6)
-    # FSDP frees the parameter's memory when the block returns
-    assert carried.bias.data_ptr() != block.mlp.fc2.bias.data_ptr()
+    assert carried.bias is block.mlp.fc2.bias  # copied only among ranks, where FSDP may free it: see test_fsdp.py
 
 
 @pytest.mark.parametrize("wanted", [[0], [2, 0], range(3), []])
