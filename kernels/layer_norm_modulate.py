@@ -9,12 +9,15 @@ import triton.language as tl
 
 from ditfast.kernels.rows import (
     backward_options,
+    centre,
     forward_options,
     layer_norm_grad,
     load_row,
     locate,
     normalize,
+    store_row,
     sum_partials,
+    zero_row,
 )
 from ditfast.kernels.strides import unit_stride
 
@@ -23,19 +26,17 @@ from ditfast.kernels.strides import unit_stride
 def forward_kernel(
     x, shift, scale, h, mean, rstd, N, chunk, eps,
     x_b, x_n, shift_b, scale_b,
-    D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     _, b, first = locate(N, chunk)
-    cols = tl.arange(0, BLOCK)
-    mask = cols < D
-    shift_row = load_row(shift + b * shift_b, cols, mask)  # (D,)
-    scale_row = 1.0 + load_row(scale + b * scale_b, cols, mask)
+    shift0, shift1 = load_row(shift + b * shift_b, D, MAIN, TAIL)
+    scale0, scale1 = load_row(scale + b * scale_b, D, MAIN, TAIL)
+    scale0, scale1 = 1.0 + scale0, 1.0 + scale1
     for n in tl.range(first, tl.minimum(first + chunk, N), num_stages=STAGES):
-        x_row = load_row(x + b * x_b + n * x_n, cols, mask)
-        mu, r, centred = normalize(x_row, mask, eps, D)
-        h_row = centred * r * scale_row + shift_row
+        x0, x1 = load_row(x + b * x_b + n * x_n, D, MAIN, TAIL)
+        mu, r, x0, x1 = normalize(x0, x1, eps, D, MAIN, TAIL)
         row = b * N + n
-        tl.store(h + row * D + cols, h_row.to(h.dtype.element_ty), mask=mask)
+        store_row(h + row * D, x0 * r * scale0 + shift0, x1 * r * scale1 + shift1, D, MAIN, TAIL)
         tl.store(mean + row, mu)
         tl.store(rstd + row, r)
 
@@ -44,27 +45,27 @@ def forward_kernel(
 def backward_kernel(
     dh, x, scale, mean, rstd, dx, partial, N, chunk,
     dh_b, dh_n, x_b, x_n, scale_b,
-    D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     program, b, first = locate(N, chunk)
-    cols = tl.arange(0, BLOCK)
-    mask = cols < D
-    scale_row = 1.0 + load_row(scale + b * scale_b, cols, mask)  # (D,)
-    dshift = tl.zeros((BLOCK,), tl.float32)
-    dscale = tl.zeros((BLOCK,), tl.float32)
+    scale0, scale1 = load_row(scale + b * scale_b, D, MAIN, TAIL)
+    scale0, scale1 = 1.0 + scale0, 1.0 + scale1
+    dshift0, dshift1 = zero_row(MAIN, TAIL)
+    dscale0, dscale1 = zero_row(MAIN, TAIL)
     for n in tl.range(first, tl.minimum(first + chunk, N), num_stages=STAGES):
         row = b * N + n
-        dh_row = load_row(dh + b * dh_b + n * dh_n, cols, mask)
-        x_row = load_row(x + b * x_b + n * x_n, cols, mask)
+        dh0, dh1 = load_row(dh + b * dh_b + n * dh_n, D, MAIN, TAIL)
+        x0, x1 = load_row(x + b * x_b + n * x_n, D, MAIN, TAIL)
         r = tl.load(rstd + row)
-        xhat = tl.where(mask, (x_row - tl.load(mean + row)) * r, 0.0)
-        dx_row = layer_norm_grad(dh_row, xhat, scale_row, r, D)
-        tl.store(dx + row * D + cols, dx_row.to(dx.dtype.element_ty), mask=mask)
-        dshift += dh_row
-        dscale += dh_row * xhat
-    partial += program * D + cols  # (2, B, chunks, D): dshift, dscale
-    tl.store(partial, dshift, mask=mask)
-    tl.store(partial + tl.num_programs(0).to(tl.int64) * D, dscale, mask=mask)
+        x0, x1 = centre(x0, x1, tl.load(mean + row), D, MAIN, TAIL)
+        xhat0, xhat1 = x0 * r, x1 * r
+        dx0, dx1 = layer_norm_grad(dh0, dh1, xhat0, xhat1, scale0, scale1, r, D, TAIL)
+        store_row(dx + row * D, dx0, dx1, D, MAIN, TAIL)
+        dshift0, dshift1 = dshift0 + dh0, dshift1 + dh1
+        dscale0, dscale1 = dscale0 + dh0 * xhat0, dscale1 + dh1 * xhat1
+    partial += program * D  # (2, B, chunks, D): dshift, dscale
+    store_row(partial, dshift0, dshift1, D, MAIN, TAIL)
+    store_row(partial + tl.num_programs(0).to(tl.int64) * D, dscale0, dscale1, D, MAIN, TAIL)
 
 
 def forward(x, shift, scale, eps, out_dtype):
@@ -74,7 +75,7 @@ def forward(x, shift, scale, eps, out_dtype):
     h = x.new_empty(x.shape, dtype=out_dtype)
     mean, rstd = (x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
     if x.numel():
-        chunk, options = forward_options(b, n, d)
+        chunk, options = forward_options(b, n, d, loads=1)
         forward_kernel[(b * triton.cdiv(n, chunk),)](
             x, shift, scale, h, mean, rstd, n, chunk, eps,
             *x.stride()[:2], shift.stride(0), scale.stride(0),
@@ -87,7 +88,7 @@ def backward(dh, x, scale, mean, rstd):
     """dx (B, N, D) and (2, B, D): dshift, dscale."""
     b, n, d = x.shape
     dh, x, scale = unit_stride(dh), unit_stride(x), unit_stride(scale)
-    chunk, options = backward_options(b, n, d, x.dtype)
+    chunk, options = backward_options(b, n, d, loads=2)
     chunks = triton.cdiv(n, chunk)
     dx = x.new_empty(x.shape)
     partial = x.new_empty(2, b, chunks, d, dtype=torch.float32)

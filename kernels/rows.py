@@ -4,6 +4,9 @@ Every program owns a chunk of consecutive tokens of one sample and walks over th
 in registers, so that the sample's shift, scale and gate are loaded once per chunk. Backward programs keep
 their sums over tokens in float32 registers and write them once per chunk; `sum_partials` adds the chunks in
 a fixed order.
+
+A row is held in two pieces, as registers come in powers of two: x0 are its first MAIN columns, x1 the TAIL behind
+them. The last piece is masked where MAIN + TAIL > D; without a tail x1 is a single zero.
 """
 
 import torch
@@ -13,29 +16,48 @@ import triton.language as tl
 FUSE = {"enable_fp_fusion": True}  # a * b + c in one rounding; Triton wants it said, its default is changing
 
 
-def forward_options(batch: int, tokens: int, d: int) -> tuple[int, dict]:
-    """Tokens per program, at most 4 and so that about 1024 programs remain; 16 elements of a row per thread."""
-    return _chunk_size(batch * tokens, programs=1024, most=4), _options(d, per_thread=16, stages=3)
+# D: (MAIN, TAIL, warps) of forward and of backward, the forms without spills that issue the fewest instructions per
+# row. Every lane loads at least 8 bytes of a piece; so in two warps the tail of 128 is a masked 256.
+FORMS = {
+    384: ((256, 128, 1), (256, 128, 1)),
+    768: ((512, 256, 1), (512, 256, 2)),
+    1024: ((1024, 0, 1), (1024, 0, 2)),
+    1152: ((1024, 128, 1), (1024, 256, 2)),
+    2048: ((2048, 0, 2), (2048, 0, 4)),
+}
 
 
-def backward_options(batch: int, tokens: int, d: int, stream: torch.dtype) -> tuple[int, dict]:
-    """Tokens per program, at most 32; 8 elements per thread, since the sums over tokens live in registers.
+def forward_options(batch: int, tokens: int, d: int, loads: int) -> tuple[int, dict]:
+    """Tokens per program, at most 4 and so that about 1024 programs remain, and the kernel's options.
 
-    The rows in flight are what compiles without spills for sm_80, 90 and 120, for each size of the residual stream.
+    ``loads``: tensors (B, N, D) that it reads.
     """
-    return _chunk_size(batch * tokens, programs=512, most=32), _options(
-        d, per_thread=8, stages=3 if stream == torch.float32 else 2
-    )
+    form = FORMS[d][0] if d in FORMS else _masked(d, per_thread=16)
+    return _chunk_size(batch * tokens, programs=1024, most=4), _options(d, form, loads, ahead=2)
 
 
-def _options(d, per_thread, stages):
-    """BLOCK is one power of two, masked to D: every access is 16 bytes wide. Nothing depends on the machine.
+def backward_options(batch: int, tokens: int, d: int, loads: int) -> tuple[int, dict]:
+    """As `forward_options`, at most 32 tokens: the sums over tokens live in registers until the program ends."""
+    form = FORMS[d][1] if d in FORMS else _masked(d, per_thread=8)
+    programs = 1024 if form[2] == 1 else 512
+    return _chunk_size(batch * tokens, programs, most=32), _options(d, form, loads, ahead=3)
 
-    STAGES rows are in flight, prefetched to shared memory; long rows would not fit into 99 KB of it.
-    """
+
+def _masked(d, per_thread):
+    """One power of two, masked to D, so that every access is 16 bytes wide; lanes beyond D idle."""
     block = max(32, triton.next_power_of_2(d))
-    warps = min(32, max(1, block // (32 * per_thread)))
-    return {"D": d, "BLOCK": block, "STAGES": stages if block <= 2048 else 1, "num_warps": warps, **FUSE}
+    return block, 0, min(32, max(1, block // (32 * per_thread)))
+
+
+def _options(d, form, loads, ahead):
+    """Rows are copied to shared memory at most ``ahead`` of their use: 12 KB of them, if they have 16 bits.
+
+    Several programs share a multiprocessor, which has to have some 32 KB on their way. Rows beyond 2048 are not
+    copied: they would not fit into the 99 KB that some GPUs have.
+    """
+    main, tail, warps = form
+    rows = max(1, min(ahead, 12 * 1024 // (loads * 2 * d))) if d <= 2048 else 0
+    return {"D": d, "MAIN": main, "TAIL": tail, "STAGES": 1 + rows, "num_warps": warps, **FUSE}
 
 
 def _chunk_size(rows: int, programs: int, most: int) -> int:
@@ -54,26 +76,85 @@ def locate(N, chunk):
 
 
 @triton.jit
-def load_row(pointer, cols, mask):
-    return tl.load(pointer + cols, mask=mask, other=0.0).to(tl.float32)
+def load_piece(at, FIRST: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr):
+    """Columns FIRST to FIRST + COLS in float32, zeros from D on; a single zero if COLS is 0."""
+    if COLS == 0:
+        piece = tl.zeros((1,), tl.float32)
+    elif FIRST + COLS > D:
+        cols = FIRST + tl.arange(0, COLS)
+        piece = tl.load(at + cols, mask=cols < D, other=0.0).to(tl.float32)
+    else:
+        piece = tl.load(at + FIRST + tl.arange(0, COLS)).to(tl.float32)
+    return piece
 
 
 @triton.jit
-def normalize(x, mask, eps, D: tl.constexpr):
+def load_row(at, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
+    """The row at ``at``, in two pieces."""
+    return load_piece(at, 0, MAIN, D), load_piece(at, MAIN, TAIL, D)
+
+
+@triton.jit
+def store_piece(at, piece, FIRST: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr):
+    if COLS > 0 and FIRST + COLS > D:
+        cols = FIRST + tl.arange(0, COLS)
+        tl.store(at + cols, piece.to(at.dtype.element_ty), mask=cols < D)
+    elif COLS > 0:
+        tl.store(at + FIRST + tl.arange(0, COLS), piece.to(at.dtype.element_ty))
+
+
+@triton.jit
+def store_row(at, x0, x1, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
+    """Write a row to ``at``, in its dtype."""
+    store_piece(at, x0, 0, MAIN, D)
+    store_piece(at, x1, MAIN, TAIL, D)
+
+
+@triton.jit
+def zero_row(MAIN: tl.constexpr, TAIL: tl.constexpr):
+    return tl.zeros((MAIN,), tl.float32), tl.zeros((TAIL if TAIL else 1,), tl.float32)
+
+
+@triton.jit
+def centre_piece(piece, mean, FIRST: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr):
+    if COLS > 0:
+        piece -= mean
+    if FIRST + COLS > D and COLS > 0:
+        piece = tl.where(FIRST + tl.arange(0, COLS) < D, piece, 0.0)
+    return piece
+
+
+@triton.jit
+def centre(x0, x1, mean, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
+    """The row less its mean, zeros from D on."""
+    return centre_piece(x0, mean, 0, MAIN, D), centre_piece(x1, mean, MAIN, TAIL, D)
+
+
+@triton.jit
+def total(x0, x1, TAIL: tl.constexpr):
+    """The sum of a row."""
+    result = tl.sum(x0, 0)
+    if TAIL:
+        result += tl.sum(x1, 0)
+    return result
+
+
+@triton.jit
+def normalize(x0, x1, eps, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
     """Mean and 1/sigma of a row, two-pass in float32, and the centred row with zeros beyond D."""
-    mean = tl.sum(x, 0) / D
-    centred = tl.where(mask, x - mean, 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / D + tl.cast(eps, tl.float32))
-    return mean, rstd, centred
+    mean = total(x0, x1, TAIL) / D
+    x0, x1 = centre(x0, x1, mean, D, MAIN, TAIL)
+    variance = total(x0 * x0, x1 * x1, TAIL) / D
+    return mean, 1.0 / tl.sqrt(variance + tl.cast(eps, tl.float32)), x0, x1
 
 
 @triton.jit
-def layer_norm_grad(dh, xhat, scale1, rstd, D: tl.constexpr):
-    """Gradient of LN(x) * scale1 + shift by x. All inputs are zero beyond D."""
-    g = dh * scale1
-    c1 = tl.sum(g, 0) / D
-    c2 = tl.sum(g * xhat, 0) / D
-    return rstd * (g - c1 - xhat * c2)
+def layer_norm_grad(dh0, dh1, xhat0, xhat1, scale0, scale1, rstd, D: tl.constexpr, TAIL: tl.constexpr):
+    """Gradient of xhat * scale + shift by x, where xhat = LN(x). All rows are zero beyond D."""
+    g0, g1 = dh0 * scale0, dh1 * scale1
+    c1 = total(g0, g1, TAIL) / D
+    c2 = total(g0 * xhat0, g1 * xhat1, TAIL) / D
+    return rstd * (g0 - c1 - xhat0 * c2), rstd * (g1 - c1 - xhat1 * c2)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
-"""The kernels compiled for GPUs that are not here: no spills, wide accesses, shared memory that fits.
+"""The kernels compiled for GPUs that are not here: no spills, wide accesses, few instructions for each row.
 
-`aot.py` compiles what the launchers would launch, in a process of its own, since here Triton interprets.
+`harness.aot.compiler` compiles what the launchers would launch, in a process of its own: here Triton interprets.
 """
 
 import json
@@ -14,7 +14,12 @@ import pytest
 
 pytest.importorskip("triton")
 
-HERE = Path(__file__).parent
+from harness.aot import cases, compiler  # noqa: E402
+from harness.aot.gpus import GPUS  # noqa: E402
+from harness.aot.sass import issue_slots  # noqa: E402
+
+from ditfast.kernels.rows import FORMS  # noqa: E402
+
 ROWS = ("layer_norm_modulate", "gated_residual", "gated_residual_layer_norm_modulate")
 DTYPES = {
     "fp32": {"dtype": "float32"},
@@ -30,7 +35,7 @@ KERNELS = {
 }
 # the first sums over chunks and writes (B, D), a fraction 1/N of what the rows are; a patch is p elements wide
 MAY_BE_NARROW = {"_sum_partials_kernel", *KERNELS["patches"]}
-# statistics of the rows, in each of up to 3 stages; column sums are words too: 3, of both parts of a head of 72
+# column sums: 3, of both parts of a head of 72, and the log-sum-exp
 WORDS = {"backward_dq_kernel": 2 + 6}
 SHARED_LIMIT = {80: 163, 90: 227, 120: 99}  # KB per block; 120 has what 86 and 89 have
 LARGE, SMALL = (64, 256), (1, 64)  # B, N: the launchers choose other chunks for each
@@ -48,7 +53,8 @@ def label(c):
 
 THIN = [
     *(case(op, dtype, 1152) for op in ROWS for dtype in ("bf16", "mixed")),
-    *(case(op, "bf16", d, archs=(90,)) for op in ROWS for d in (384, 1024)),
+    *(case(op, "bf16", d, archs=(90,)) for op in ROWS for d in FORMS if d != 1152),
+    *(case(op, "fp32", 1152, archs=(90,)) for op in ROWS),
     case("mlp", "bf16", 1152),
     case("attention", "bf16", 1152),
     case("patches", "bf16", 1152, archs=(90,)),
@@ -57,7 +63,7 @@ FULL = [
     *(
         case(op, dtype, d, tokens=tokens)
         for op in (*ROWS, "mlp")
-        for d in (96, 384, 768, 1024, 1152, 1536, 4096)
+        for d in (96, *FORMS, 1536, 4096)
         for dtype in DTYPES
         for tokens in (LARGE, SMALL)
     ),
@@ -73,7 +79,7 @@ FULL = [
 
 def python(*args, stdin=""):
     """Standard output of Python without the interpreter of Triton."""
-    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(HERE)}
+    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(Path(compiler.__file__).parents[2])}
     done = subprocess.run([sys.executable, *args], input=stdin, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -84,7 +90,7 @@ def compiled(cases):
     workers = min(os.cpu_count(), len(cases))
     with ThreadPoolExecutor(workers) as pool:
         slices = [json.dumps(cases[i::workers]) for i in range(workers)]
-        answers = pool.map(lambda stdin: python(HERE / "aot.py", stdin=stdin), slices)
+        answers = pool.map(lambda stdin: python(compiler.__file__, stdin=stdin), slices)
     reports = {label(c): [] for c in cases}
     for report in (r for answer in answers for r in answer):
         reports[label(report["case"])].append(report)
@@ -108,7 +114,8 @@ def assert_lean(reports, c):
         assert r["shared"] <= SHARED_LIMIT[r["arch"]] * 1024, r
         assert r["widths"], f"no access to global memory found: {r}"
         if r["kernel"] not in MAY_BE_NARROW:
-            assert r["narrow"] == 0 and r["words"] <= WORDS.get(r["kernel"], 6), r
+            statistics = 2 * (1 + r.get("rows_ahead", 2))  # of each row in flight
+            assert r["narrow"] == 0 and r["words"] <= WORDS.get(r["kernel"], statistics), r
 
 
 @pytest.mark.parametrize("c", THIN, ids=label)
@@ -122,18 +129,43 @@ def test_kernels_for_every_shape(c, full):
     assert_lean(full[label(c)], c)
 
 
+def assert_memory_bound(reports, c):
+    """On an H200 a multiprocessor issues a row's instructions faster than memory delivers the row.
+
+    What a program does outside of its loop over tokens is spread over the tokens of a full chunk.
+    """
+    rows = [r for r in reports if r["arch"] == 90 and "slots" in r]
+    assert {r["kernel"] for r in rows} == {"forward_kernel", "backward_kernel"}
+    for r in rows:
+        columns = c["shape"][2]
+        moved = sum(cases.row_bytes(c, r["kernel"] == "forward_kernel").values()) * columns
+        slots = r["slots"] + r["outside"] / r["chunk"]
+        assert slots <= GPUS["H200"].memory_clocks(moved), r
+
+
+def has_form(c):
+    return c["op"] in ROWS and c["shape"][2] in FORMS and c["shape"][:2] == list(LARGE)
+
+
+@pytest.mark.parametrize("c", [*filter(has_form, THIN)], ids=label)
+def test_rows_are_memory_bound(c, thin):
+    assert_memory_bound(thin[label(c)], c)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("c", [*filter(has_form, FULL)], ids=label)
+def test_rows_of_every_dtype_are_memory_bound(c, full):
+    assert_memory_bound(full[label(c)], c)
+
+
 WRONG = """
 import json
-import aot
-from aot_cases import launch
+from harness.aot.compiler import build, launches
 
-launches = []
-with aot.captured(launches):
-    launch({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 8192]}, 90)
-    launch({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 40]}, 90)
-(kernel, args, options), (narrow, narrow_args, narrow_options) = launches[0], launches[3]
-print(json.dumps(aot.build(kernel, args, options | {"num_warps": 1}, 90)))
-print(json.dumps(aot.build(narrow, narrow_args, narrow_options | {"num_warps": 8}, 90)))
+wide, *_ = launches({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 8192]}, 90)
+narrow, *_ = launches({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 40]}, 90)
+for (kernel, args, options), warps in ((wide, 1), (narrow, 8)):
+    print(json.dumps(build(kernel, args, options | {"num_warps": warps}, 90)))
 """
 
 
@@ -142,3 +174,23 @@ def test_the_inspector_sees_spills_and_narrow_accesses():
     spilling, narrow = python("-c", WRONG)
     assert spilling["stack"] > 0 and spilling["spills"] > 0
     assert narrow["narrow"] > 0 and narrow["spills"] == 0
+
+
+LOOP = """
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;  /* 0x0 */
+        /*0020*/                   FADD R4, R4, R5 ;  /* 0x0 */
+        /*0030*/                   STG.E.128 desc[UR4][R2.64], R4 ;  /* 0x0 */
+        /*0040*/                   STG.E desc[UR4][R2.64], R4 ;  /* 0x0 */
+        /*0050*/                   NOP ;  /* 0x0 */
+        /*0060*/               @P0 BRA 0x20 ;  /* 0x0 */
+        /*0070*/                   EXIT ;  /* 0x0 */
+        /*0080*/                   BRA 0x80 ;  /* 0x0 */
+"""
+
+
+def test_issue_slots_of_a_loop():
+    """Four instructions for each of two warps and a row of 512 bytes; the load, the exit and the trap are outside."""
+    counted = issue_slots(LOOP, warps=2, row_bytes=512)
+    assert counted == {"slots": 4 * 2 / 2 / 4, "outside": 3 * 2 / 4, "rows_per_iteration": 2, "loops": 1}
+    with pytest.raises(ValueError, match="rows per iteration"):
+        issue_slots(LOOP, warps=2, row_bytes=768)

@@ -63,29 +63,34 @@ WITH_LN, WITH_GATE = (LN, JUNCTION), (GATED, JUNCTION)
 FORWARD, BACKWARD = "forward_kernel", "backward_kernel"
 MLP = ("mlp",)
 LAST_TOKEN = "tl.minimum(first + chunk, N)"
+ADD_ONE = "    scale0, scale1 = 1.0 + scale0, 1.0 + scale1\n"
 
 PLANTED = [
     # LayerNorm
-    *plant("layer_norm_grad", "g - c1 - xhat", "g - xhat", "mean term dropped", WITH_LN, "rows"),
-    *plant("layer_norm_grad", " - xhat * c2", "", "xhat term dropped", WITH_LN, "rows"),
-    *plant("layer_norm_grad", "g = dh * scale1", "g = dh", "scale not applied", WITH_LN, "rows"),
-    *plant("layer_norm_grad", "rstd * (g", "(g", "rstd not applied", WITH_LN, "rows"),
-    *plant("normalize", "tl.where(mask, x - mean, 0.0)", "x - mean", "tail counted", WITH_LN, "rows", mean=1.0),
+    *plant("layer_norm_grad", "(g0 - c1 - xhat0", "(g0 - xhat0", "mean term dropped", WITH_LN, "rows"),
+    *plant("layer_norm_grad", "g1 - c1 - xhat1 * c2", "g1 - c1", "xhat of the tail dropped", WITH_LN, "rows", d=48),
+    *plant("layer_norm_grad", "g0, g1 = dh0 * scale0,", "g0, g1 = dh0,", "scale not applied", WITH_LN, "rows"),
+    *plant("layer_norm_grad", "rstd * (g1", "(g1", "rstd not applied to the tail", WITH_LN, "rows", d=48),
+    *plant("centre_piece", "piece = tl.where(", "_ = tl.where(", "tail counted", WITH_LN, "rows", mean=1.0),
     *plant("normalize", " + tl.cast(eps, tl.float32)", "", "eps dropped", (LN,), "rows", spread=1e-3),
     *plant(
         "normalize",
-        "tl.sum(centred * centred, 0) / D",
-        "tl.sum(x * x, 0) / D - mean * mean",
+        "x0, x1 = centre(x0, x1, mean, D, MAIN, TAIL)\n    variance = total(x0 * x0, x1 * x1, TAIL) / D",
+        "variance = total(x0 * x0, x1 * x1, TAIL) / D - mean * mean\n"
+        "    x0, x1 = centre(x0, x1, mean, D, MAIN, TAIL)",
         "one-pass variance",
         (LN,),
         "rows",
         mean=100.0,
         dtype="fp32",
     ),
-    *plant(FORWARD, "1.0 + load_row(scale", "load_row(scale", "one plus dropped", WITH_LN),
-    *plant(BACKWARD, "1.0 + load_row(scale", "load_row(scale", "one plus dropped", WITH_LN),
-    *plant(FORWARD, "+ shift_row", "", "shift dropped", WITH_LN),
-    *plant(BACKWARD, "dscale += dh_row * xhat", "dscale += dh_row * x_row", "dscale of x", WITH_LN),
+    *plant("total", "result += tl.sum(x1, 0)", "pass", "tail not summed", WITH_LN, "rows", d=48),
+    *plant(FORWARD, ADD_ONE, "", "one plus dropped", WITH_LN),
+    *plant(BACKWARD, ADD_ONE, "", "one plus dropped", WITH_LN),
+    *plant(FORWARD, "scale0 + shift0,", "scale0,", "shift dropped", WITH_LN),
+    *plant(FORWARD, "scale1 + shift1,", "scale1,", "shift of the tail dropped", WITH_LN, d=48),
+    *plant(BACKWARD, "dscale0 + dh0 * xhat0", "dscale0 + dh0 * x0", "dscale of x", WITH_LN),
+    *plant(BACKWARD, "dscale1 + dh1 * xhat1", "dscale1", "dscale of the tail dropped", WITH_LN, d=48),
     # rows of the wrong sample
     *plant(FORWARD, "shift + b * shift_b", "shift", "shift of sample 0", WITH_LN),
     *plant(FORWARD, "scale + b * scale_b", "scale", "scale of sample 0", WITH_LN),
@@ -109,9 +114,11 @@ PLANTED = [
     *plant(BACKWARD, LAST_TOKEN, "tl.minimum(first + chunk, N - 1)", "last token missed"),
     *plant(FORWARD, LAST_TOKEN, "tl.minimum(first + chunk - 1, N)", "last token of a chunk missed"),
     *plant(BACKWARD, LAST_TOKEN, "tl.minimum(first + chunk - 1, N)", "last token of a chunk missed"),
-    *plant(FORWARD, "mask = cols < D", "mask = cols < D - 1", "last column missed"),
-    *plant(BACKWARD, "mask = cols < D", "mask = cols < D - 1", "last column missed"),
-    *plant("_options", "next_power_of_2(d)", "next_power_of_2(d) // 2", "block too small", file="rows"),
+    *plant("load_piece", "mask=cols < D", "mask=cols < D - 1", "last column not loaded", file="rows"),
+    *plant("store_piece", "mask=cols < D", "mask=cols < D - 1", "last column not stored", file="rows"),
+    *plant("load_row", "load_piece(at, MAIN, TAIL, D)", "load_piece(at, 0, TAIL, D)", "tail", file="rows", d=48),
+    *plant("store_row", "store_piece(at, x1, MAIN, TAIL, D)", "pass", "tail not stored", file="rows", d=48),
+    *plant("_masked", "next_power_of_2(d)", "next_power_of_2(d) // 2", "block too small", file="rows"),
     # sums over chunks and samples
     *plant("_sum_partials_kernel", "(rows < count)", "(rows < count - 1)", "last partial missed", file="rows"),
     *plant(
@@ -127,26 +134,20 @@ PLANTED = [
     ),
     *plant("_sum_partials_kernel", "outer * stride", "0 * stride", "partials of sample 0", file="rows"),
     *plant("_sum_partials_kernel", "mask=cols < D", "mask=cols < D - 1", "last column missed", file="rows"),
-    # the gate
-    *plant(
-        BACKWARD,
-        "if HAS_BIAS:\n            y_row += load_row(bias, cols, mask)",
-        "if HAS_BIAS:\n            pass",
-        "dgate without the bias",
-        (GATED,),
-    ),
-    *plant(BACKWARD, "            y_row += load_row(bias, cols, mask)\n", "", "dgate without the bias", (JUNCTION,)),
+    # the gate and the bias
+    *plant(BACKWARD, "dgate0 + bias0 * sum0", "dgate0", "dgate without the bias", WITH_GATE),
+    *plant(BACKWARD, "dgate1 + bias1 * sum1", "dgate1", "dgate of the tail without the bias", WITH_GATE, d=48),
     *plant("backward", "partial[1].reshape(1, b * chunks, d)", "partial[1][:1]", "dbias of sample 0", (GATED,)),
     *plant("backward", "partial[3].reshape(1, b * chunks, d)", "partial[3][:1]", "dbias of sample 0", (JUNCTION,)),
-    *plant(BACKWARD, "dx_sum * gate_row", "dx_sum", "dbias without the gate", (JUNCTION,)),
-    *plant(BACKWARD, "dgate += dout_row * y_row", "dgate += dy_row * y_row", "dgate with the gate", (GATED,)),
-    *plant(FORWARD, "y_row += load_row(bias, cols, mask)", "pass", "bias dropped", WITH_GATE),
+    *plant(BACKWARD, "sum0 * gate0", "sum0", "dbias without the gate", WITH_GATE),
+    *plant(BACKWARD, "dgate0 + dout0 * y0", "dgate0 + dout0 * gate0 * y0", "dgate with the gate", (GATED,)),
+    *plant(FORWARD, "(y0 + bias0)", "y0", "bias dropped", WITH_GATE),
+    *plant(FORWARD, "(y1 + bias1)", "y1", "bias of the tail dropped", WITH_GATE, d=48),
     # the junction
-    *plant(
-        FORWARD, "normalize(x_row,", "normalize(load_row(x + b * x_b + n * x_n, cols, mask),", "LN of x", (JUNCTION,)
-    ),
-    *plant(BACKWARD, "dx_row += layer_norm_grad", "dx_row = layer_norm_grad", "dx_new not added", (JUNCTION,)),
-    *plant(BACKWARD, "dx_row += layer_norm_grad(dh_row, xhat, scale_row, r, D)\n", "\n", "dh ignored", (JUNCTION,)),
+    *plant(FORWARD, "normalize(x0, x1,", "normalize(y0, y1,", "LN of y", (JUNCTION,)),
+    *plant(BACKWARD, "dx0 + through0", "through0", "dx_new not added", (JUNCTION,)),
+    *plant(BACKWARD, "dx0 + through0", "dx0", "dh ignored", (JUNCTION,)),
+    *plant(BACKWARD, "dx1 + through1", "dx1", "dh of the tail ignored", (JUNCTION,), d=48),
     # the MLP
     *plant(BACKWARD, " * (1.0 + rest * (x * slope))", "", "slope dropped", MLP),
     *plant(BACKWARD, "CUBIC_OF_SLOPE", "CUBIC", "cubic term of the slope", MLP),
@@ -207,6 +208,7 @@ def swap(tmp_path, monkeypatch, poisoned):
             module = load(name, source, tmp_path, monkeypatch)
             if name == "rows":
                 monkeypatch.setattr(module, "_chunk_size", lambda *_, **__: 4)
+                monkeypatch.setitem(module.FORMS, 48, ((32, 16, 1), (32, 32, 1)))  # with a tail, masked in backward
 
     return swap
 

@@ -13,6 +13,21 @@ def launch(case, arch):
         globals()[f"_{case['op']}"](tuple(case["shape"]), stream, branch)
 
 
+def row_bytes(case, forward):
+    """Per column of a token's row, bytes "loaded" and "stored" by a kernel over rows."""
+    branch = getattr(torch, case["dtype"]).itemsize
+    stream = getattr(torch, case.get("stream_dtype", case["dtype"])).itemsize
+    loaded, stored = {
+        ("layer_norm_modulate", True): (stream, branch),  # x; h
+        ("layer_norm_modulate", False): (branch + stream, stream),  # dh, x; dx
+        ("gated_residual", True): (stream + branch, stream),  # x, y; out
+        ("gated_residual", False): (stream + branch, branch),  # dout, y; dy
+        ("gated_residual_layer_norm_modulate", True): (stream + branch, stream + branch),  # x, y; x_new, h
+        ("gated_residual_layer_norm_modulate", False): (2 * (stream + branch), stream + branch),
+    }[case["op"], forward]  # the last: dx_new, x_new, dh, y; dx, dy
+    return {"loaded": loaded, "stored": stored}
+
+
 @contextmanager
 def on_architecture(arch):
     """Launchers that choose tiles by GPU see one of compute capability ``arch``, as in 90."""

@@ -6,12 +6,16 @@ JSON per compiled kernel. A case is {"op", "dtype", "stream_dtype", "shape": [B,
 
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "0"
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from harness.aot.cases import launch, row_bytes
+from harness.aot.sass import inspect, issue_slots
 
 TYPES = {"torch.float32": "*fp32", "torch.float16": "*fp16", "torch.bfloat16": "*bf16"}
 
@@ -31,6 +35,14 @@ def captured(launches):
         yield
     finally:
         JITFunction.run = original
+
+
+def launches(case, arch):
+    """(kernel, args, kwargs) of every launch of ``case["op"]``, forward and backward."""
+    found = []
+    with captured(found):
+        launch(case, arch)
+    return found
 
 
 def signature(kernel, args, kwargs):
@@ -57,7 +69,7 @@ def signature(kernel, args, kwargs):
 
 
 def build(kernel, args, kwargs, arch):
-    """Registers, stack bytes, shared bytes and the widths of global accesses of the cubin."""
+    """What `inspect` finds in the cubin, its shared memory, and the options of the launch."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -67,49 +79,28 @@ def build(kernel, args, kwargs, arch):
     options = {k: v for k, v in kwargs.items() if k in ("num_warps", "num_stages", "enable_fp_fusion")}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     report = {"kernel": kernel.__name__, "arch": arch, "shared": compiled.metadata.shared, **options}
-    return report | inspect_cubin(compiled.asm["cubin"])
+    return report | inspect(compiled.asm["cubin"])
 
 
-def inspect_cubin(cubin):
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True).stdout
-    registers, stack = (int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK"))
-    accesses = re.findall(r"\b(LDG|STG|LDGSTS)\.E(\S*)", sass)
-    return {
-        "registers": registers,
-        "stack": stack,
-        "spills": len(re.findall(r"\b(STL|LDL)\b", sass)),
-        "widths": sorted({access_bytes(suffix) for _, suffix in accesses}),
-        "narrow": sum(access_bytes(suffix) < 4 for _, suffix in accesses),
-        "words": sum(access_bytes(suffix) == 4 for _, suffix in accesses),
-        "tensor_core": len(re.findall(r"\b(HMMA|HGMMA|QGMMA)", sass)),
-    }
-
-
-def access_bytes(suffix):
-    for name, size in ((".128", 16), (".64", 8), (".U16", 2), (".S16", 2), (".U8", 1), (".S8", 1)):
-        if name in suffix:
-            return size
-    return 4
+def build_all(case, arch):
+    """One report per launch; of kernels over rows with the issue slots of a row and the launch's chunk."""
+    for kernel, args, kwargs in launches(case, arch):
+        report = build(kernel, args, kwargs, arch)
+        sass = report.pop("sass")
+        if "MAIN" in kwargs and "STAGES" in kwargs:
+            forward = kernel.__name__ == "forward_kernel"
+            lanes = kwargs["MAIN"] + kwargs["TAIL"]
+            report |= issue_slots(sass, kwargs["num_warps"], row_bytes(case, forward)["stored"] * lanes)
+            report |= {"form": [kwargs["MAIN"], kwargs["TAIL"]], "rows_ahead": kwargs["STAGES"] - 1}
+            report["chunk"] = args[kernel.arg_names.index("chunk")]
+        yield report
 
 
 def main():
-    os.environ["TRITON_INTERPRET"] = "0"
-    sys.path.insert(0, str(Path(__file__).parent))
-    from aot_cases import launch
-
     for case in json.load(sys.stdin):
         for arch in case["archs"]:
-            launches = []
-            with captured(launches):
-                launch(case, arch)
-            for kernel, args, kwargs in launches:
-                print(json.dumps({"case": case, **build(kernel, args, kwargs, arch)}), flush=True)
+            for report in build_all(case, arch):
+                print(json.dumps({"case": case, **report}), flush=True)
 
 
 if __name__ == "__main__":

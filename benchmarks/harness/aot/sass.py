@@ -1,0 +1,100 @@
+"""What the machine code of a kernel says: its registers, the widths of its accesses, instructions issued per row.
+
+**Issue slots per row.** A multiprocessor has four schedulers, and each issues at most one instruction of one warp per
+clock. Every instruction of the loop over tokens is issued once by each warp of the program, also where its predicate
+is false or lanes idle. So a row costs a multiprocessor at least
+
+    slots = instructions of the loop's body * warps / rows per iteration / 4
+
+clocks, however many programs share it. The loop is the range of addresses that a backward branch spans and that
+stores rows to global memory; where the compiler made several copies of it, the one that stores the most rows counts.
+Rows per iteration are the bytes that its stores of 8 bytes or more cover, over all lanes, by those of one row of
+every output (MAIN + TAIL columns, which includes what a mask cuts off). NOPs do not count. What precedes and follows
+the loop is counted apart, per program.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+SCHEDULERS = 4  # per multiprocessor
+LANES = 32
+INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", re.M)
+BRANCH = re.compile(r"\bBRA\b.*?\b0x([0-9a-f]+)")
+STORE = re.compile(r"\bSTG\.E(\S*)")
+
+
+def cuobjdump(cubin: bytes, option: str) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def access_bytes(suffix: str) -> int:
+    """Bytes per lane of a load or store, from what follows its name, as in ``.128.CONSTANT``."""
+    for name, size in ((".128", 16), (".64", 8), (".U16", 2), (".S16", 2), (".U8", 1), (".S8", 1)):
+        if name in suffix:
+            return size
+    return 4
+
+
+def inspect(cubin: bytes) -> dict:
+    """Registers, stack bytes, spills, the widths of accesses to global memory, and the SASS itself.
+
+    Spills show in the stack, or as accesses to local memory: LOCAL of the resource usage is 0 even then.
+    """
+    usage, sass = cuobjdump(cubin, "--dump-resource-usage"), cuobjdump(cubin, "-sass")
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK"))
+    accesses = [access_bytes(suffix) for _, suffix in re.findall(r"\b(LDG|STG|LDGSTS)\.E(\S*)", sass)]
+    return {
+        "registers": registers,
+        "stack": stack,
+        "spills": len(re.findall(r"\b(STL|LDL)\b", sass)),
+        "widths": sorted(set(accesses)),
+        "narrow": sum(size < 4 for size in accesses),
+        "words": sum(size == 4 for size in accesses),
+        "tensor_core": len(re.findall(r"\b(HMMA|HGMMA|QGMMA)", sass)),
+        "sass": sass,
+    }
+
+
+def instructions(sass: str) -> list[tuple[int, str]]:
+    """(address, text) of everything but NOPs."""
+    found = ((int(address, 16), text) for address, text in INSTRUCTION.findall(sass))
+    return [(address, text) for address, text in found if not re.search(r"\bNOP\b", text)]
+
+
+def loops(code):
+    """(instructions, bytes stored by a lane to rows) of each loop that stores any."""
+    for address, text in code:
+        branch = BRANCH.search(text)
+        if branch and int(branch.group(1), 16) < address:
+            body = [t for a, t in code if int(branch.group(1), 16) <= a <= address]
+            sizes = [access_bytes(s.group(1)) for t in body if (s := STORE.search(t))]
+            stored = sum(size for size in sizes if size >= 8)
+            if stored:
+                yield len(body), stored
+
+
+def issue_slots(sass: str, warps: int, row_bytes: int) -> dict:
+    """Per row: ``slots`` of the loop; per program: ``outside``, slots of everything else.
+
+    ``row_bytes``: of one row of every output, in MAIN + TAIL columns.
+    """
+    code = instructions(sass)
+    found = list(loops(code))
+    size, stored = max(found, key=lambda loop: loop[1])
+    rows = stored * LANES * warps / row_bytes
+    if rows < 1 or rows != int(rows):
+        raise ValueError(f"a loop stores {stored} bytes per lane: {rows} rows per iteration")
+    outside = len(code) - sum(size for size, _ in found)
+    return {
+        "slots": size * warps / rows / SCHEDULERS,
+        "outside": outside * warps / SCHEDULERS,
+        "rows_per_iteration": int(rows),
+        "loops": len(found),
+    }
