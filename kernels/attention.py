@@ -18,7 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ditfast.kernels.rows import FUSE, sum_partials
+from ditfast.kernels.rows import FUSE
+from ditfast.kernels.sums import sum_partials
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -263,7 +264,7 @@ def backward(dout, qkv, out, lse, scale, bias_dtype: torch.dtype | None = None):
     options = _options(qkv, width // 3 // num_heads)
     parts = triton.cdiv(n, queries["BLOCK_M"])
     dqkv, bias = qkv.new_empty(qkv.shape), bias_dtype is not None
-    partial = qkv.new_empty(b * parts, width, dtype=torch.float32) if bias else None
+    partial = qkv.new_empty(1, b, parts, width, dtype=torch.float32) if bias else None
     strides = *dout.stride()[:2], *qkv.stride()[:2]
     if dqkv.numel():
         backward_dkdv_kernel[(b * num_heads * triton.cdiv(n, keys["BLOCK_N"]),)](
@@ -272,4 +273,4 @@ def backward(dout, qkv, out, lse, scale, bias_dtype: torch.dtype | None = None):
         backward_dq_kernel[(b * num_heads * parts,)](
             dout, qkv, out, lse, dqkv, partial, n, num_heads, *strides, scale, **options, BIAS=bias, **queries
         )
-    return dqkv, sum_partials(partial.unsqueeze(0), bias_dtype)[0] if bias else None
+    return dqkv, sum_partials(partial, torch.float32, bias_dtype)[1] if bias else None

@@ -13,10 +13,10 @@ from ditfast.kernels.rows import (
     load_row,
     locate,
     store_row,
-    sum_partials,
     zero_row,
 )
 from ditfast.kernels.strides import unit_stride
+from ditfast.kernels.sums import sum_partials
 
 
 @triton.jit(do_not_specialize=["chunk"])
@@ -92,8 +92,5 @@ def backward(dout, y, gate, bias):
             *dout.stride()[:2], *y.stride()[:2], gate.stride(0),
             HAS_BIAS=bias is not None, **options,
         )  # fmt: skip
-    dgate = sum_partials(partial[0], gate.dtype)
-    if bias is None:
-        return dy, dgate, gate.new_empty(0)
-    dbias = sum_partials(partial[1].reshape(1, b * chunks, d), bias.dtype)[0]
-    return dy, dgate, dbias
+    (dgate,), dbias = sum_partials(partial, gate.dtype, None if bias is None else bias.dtype)
+    return dy, dgate, gate.new_empty(0) if bias is None else dbias

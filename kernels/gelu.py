@@ -8,7 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ditfast.kernels.rows import FUSE, sum_partials
+from ditfast.kernels.rows import FUSE
+from ditfast.kernels.sums import sum_partials
 
 SLOPE_AT_ZERO = tl.constexpr(1.5957691216057308)  # dz/dx there: 2 * sqrt(2/pi)
 CUBIC = tl.constexpr(0.044715)
@@ -51,10 +52,10 @@ def backward_(dact, pre, keep_act: bool, bias_dtype):
     chunk = 64 if m >= 8192 else 16
     chunks = triton.cdiv(m, chunk)
     act = pre.new_empty(pre.shape) if keep_act else None
-    partial = pre.new_empty(chunks, f, dtype=torch.float32)
+    partial = pre.new_empty(1, 1, chunks, f, dtype=torch.float32)
     if m:
         backward_kernel[(chunks * triton.cdiv(f, 512),)](
             dact, pre, act, partial, m,
             F=f, ROWS=4, COLS=512, CHUNK=chunk, KEEP_ACT=keep_act, num_warps=4, **FUSE,
         )  # fmt: skip
-    return act, sum_partials(partial.unsqueeze(0), bias_dtype)[0]
+    return act, sum_partials(partial, torch.float32, bias_dtype)[1]

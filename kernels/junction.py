@@ -16,10 +16,10 @@ from ditfast.kernels.rows import (
     locate,
     normalize,
     store_row,
-    sum_partials,
     zero_row,
 )
 from ditfast.kernels.strides import unit_stride
+from ditfast.kernels.sums import sum_partials
 
 
 @triton.jit(do_not_specialize=["chunk"])
@@ -123,7 +123,5 @@ def backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
             *dx_new.stride()[:2], *dh.stride()[:2], *y.stride()[:2], gate.stride(0), scale.stride(0),
             HAS_BIAS=bias is not None, **options,
         )  # fmt: skip
-    modulation = sum_partials(partial[:3].flatten(0, 1), scale.dtype).view(3, b, d)
-    if bias is None:
-        return dx, dy, modulation, gate.new_empty(0)
-    return dx, dy, modulation, sum_partials(partial[3].reshape(1, b * chunks, d), bias.dtype)[0]
+    modulation, dbias = sum_partials(partial, scale.dtype, None if bias is None else bias.dtype)
+    return dx, dy, modulation, gate.new_empty(0) if bias is None else dbias

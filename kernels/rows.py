@@ -2,14 +2,12 @@
 
 Every program owns a chunk of consecutive tokens of one sample and walks over them with the whole row (D)
 in registers, so that the sample's shift, scale and gate are loaded once per chunk. Backward programs keep
-their sums over tokens in float32 registers and write them once per chunk; `sum_partials` adds the chunks in
-a fixed order.
+their sums over tokens in float32 registers and write them once per chunk; kernels/sums.py adds the chunks.
 
 A row is held in two pieces, as registers come in powers of two: x0 are its first MAIN columns, x1 the TAIL behind
 them. The last piece is masked where MAIN + TAIL > D; without a tail x1 is a single zero.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -155,28 +153,3 @@ def layer_norm_grad(dh0, dh1, xhat0, xhat1, scale0, scale1, rstd, D: tl.constexp
     c1 = total(g0, g1, TAIL) / D
     c2 = total(g0 * xhat0, g1 * xhat1, TAIL) / D
     return rstd * (g0 - c1 - xhat0 * c2), rstd * (g1 - c1 - xhat1 * c2)
-
-
-@triton.jit
-def _sum_partials_kernel(partial, out, count, stride, D, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    outer = tl.program_id(0).to(tl.int64)
-    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((COUNT, BLOCK), tl.float32)
-    for first in range(0, count, COUNT):
-        rows = first + tl.arange(0, COUNT)
-        mask = (rows < count)[:, None] & (cols < D)[None, :]
-        at = rows.to(tl.int64)[:, None] * D + cols[None, :]
-        total += tl.load(partial + outer * stride + at, mask=mask, other=0.0)
-    tl.store(out + outer * D + cols, tl.sum(total, 0).to(out.dtype.element_ty), mask=cols < D)
-
-
-def sum_partials(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(outer, count, D) float32, contiguous -> (outer, D) in ``dtype``, added in an order fixed by ``count``."""
-    outer, count, d = partial.shape
-    if not partial.numel():
-        return partial.new_zeros(outer, d, dtype=dtype)
-    out = partial.new_empty(outer, d, dtype=dtype)
-    rows = min(64, triton.next_power_of_2(count))
-    grid = (outer, triton.cdiv(d, 64))
-    _sum_partials_kernel[grid](partial, out, count, count * d, d, COUNT=rows, BLOCK=64, num_warps=4, **FUSE)
-    return out

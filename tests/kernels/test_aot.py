@@ -28,13 +28,13 @@ DTYPES = {
     "mixed": {"dtype": "bfloat16", "stream_dtype": "float32"},
 }
 KERNELS = {
-    **dict.fromkeys(ROWS, {"forward_kernel", "backward_kernel", "_sum_partials_kernel"}),
-    "mlp": {"backward_kernel", "_sum_partials_kernel"},
-    "attention": {"forward_kernel", "backward_dkdv_kernel", "backward_dq_kernel", "_sum_partials_kernel"},
+    **dict.fromkeys(ROWS, {"forward_kernel", "backward_kernel", "sum_partials_kernel"}),
+    "mlp": {"backward_kernel", "sum_partials_kernel"},
+    "attention": {"forward_kernel", "backward_dkdv_kernel", "backward_dq_kernel", "sum_partials_kernel"},
     "patches": {"embed_kernel", "patchify_kernel", "unpatchify_kernel"},
 }
 # the first sums over chunks and writes (B, D), a fraction 1/N of what the rows are; a patch is p elements wide
-MAY_BE_NARROW = {"_sum_partials_kernel", *KERNELS["patches"]}
+MAY_BE_NARROW = {"sum_partials_kernel", *KERNELS["patches"]}
 # column sums: 3, of both parts of a head of 72, and the log-sum-exp
 WORDS = {"backward_dq_kernel": 2 + 6}
 SHARED_LIMIT = {80: 163, 90: 227, 120: 99}  # KB per block; 120 has what 86 and 89 have

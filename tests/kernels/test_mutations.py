@@ -120,25 +120,17 @@ PLANTED = [
     *plant("store_row", "store_piece(at, x1, MAIN, TAIL, D)", "pass", "tail not stored", file="rows", d=48),
     *plant("_masked", "next_power_of_2(d)", "next_power_of_2(d) // 2", "block too small", file="rows"),
     # sums over chunks and samples
-    *plant("_sum_partials_kernel", "(rows < count)", "(rows < count - 1)", "last partial missed", file="rows"),
+    *plant("sum_rows", "(rows < count)", "(rows < count - 1)", "last partial missed", file="sums"),
     *plant(
-        "_sum_partials_kernel",
-        "range(0, count, COUNT)",
-        "range(0, 1)",
-        "later rounds missed",
-        (GATED,),
-        "rows",
-        n=300,
-        b=1,
-        d=8,
+        "sum_rows", "range(0, count, ROWS)", "range(0, 1)", "later rounds missed", (GATED,), "sums", n=300, b=1, d=8
     ),
-    *plant("_sum_partials_kernel", "outer * stride", "0 * stride", "partials of sample 0", file="rows"),
-    *plant("_sum_partials_kernel", "mask=cols < D", "mask=cols < D - 1", "last column missed", file="rows"),
+    *plant("sum_rows", "mask=cols < D", "mask=cols < D - 1", "last column missed", file="sums"),
+    *plant("sum_rows", "block * COLS", "0 * COLS", "later blocks missed", (LN,), "sums", d=136),
+    *plant("sum_partials_kernel", "partial + group * chunks * D", "partial", "partials of sample 0", file="sums"),
+    *plant("sum_partials_kernel", "samples * chunks, D", "chunks, D", "dbias of sample 0", WITH_GATE, "sums"),
     # the gate and the bias
     *plant(BACKWARD, "dgate0 + bias0 * sum0", "dgate0", "dgate without the bias", WITH_GATE),
     *plant(BACKWARD, "dgate1 + bias1 * sum1", "dgate1", "dgate of the tail without the bias", WITH_GATE, d=48),
-    *plant("backward", "partial[1].reshape(1, b * chunks, d)", "partial[1][:1]", "dbias of sample 0", (GATED,)),
-    *plant("backward", "partial[3].reshape(1, b * chunks, d)", "partial[3][:1]", "dbias of sample 0", (JUNCTION,)),
     *plant(BACKWARD, "sum0 * gate0", "sum0", "dbias without the gate", WITH_GATE),
     *plant(BACKWARD, "dgate0 + dout0 * y0", "dgate0 + dout0 * gate0 * y0", "dgate with the gate", (GATED,)),
     *plant(FORWARD, "(y0 + bias0)", "y0", "bias dropped", WITH_GATE),
@@ -201,7 +193,7 @@ def swap(tmp_path, monkeypatch, poisoned):
     """Replace a kernel's file, and those that it shares with others, by copies of which one has a change."""
 
     def swap(planted, wrong):
-        for name in ("strides", "rows", FILE[planted.op]):
+        for name in ("strides", "rows", "sums", FILE[planted.op]):
             source = (FOLDER / f"{name}.py").read_text()
             if name == planted.file:
                 source = changed(source, planted.where, planted.right, wrong)
