@@ -218,10 +218,15 @@ def backward_dq_kernel(
             store_sums(db, dq1 * scale, D, MAIN, TAIL)
 
 
-# compute capability -> (BLOCK_M, BLOCK_N, warps, stages) of forward, dK/dV, dQ: what compiles without spills
+# (BLOCK_M, BLOCK_N, warps, stages) by compute capability: what compiles without spills. Of two, the first is taken
+# until both have been timed. A second stage of dK/dV would make ptxas serialize its wgmma.
 TILES = {
-    (9, 0): ((128, 64, 8, 3), (64, 64, 8, 2), (128, 64, 8, 2)),
-    (8, 0): ((64, 32, 4, 3), (32, 64, 4, 1), (64, 32, 4, 2)),
+    (9, 0): {
+        "forward": ((128, 64, 8, 3), (64, 64, 4, 3)),
+        "dkdv": ((64, 64, 4, 1),),
+        "dq": ((128, 64, 8, 2), (64, 64, 4, 2)),
+    },
+    (8, 0): {"forward": ((64, 32, 4, 3),), "dkdv": ((32, 64, 4, 1),), "dq": ((64, 32, 4, 2),)},
 }
 
 
@@ -229,9 +234,10 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
 
 
-def tiles(device: torch.device, kernel: int) -> dict:
-    """Launch parameters: Hopper's, or those that fit every GPU since Ampere."""
-    m, n, warps, stages = TILES.get(capability(device), TILES[8, 0])[kernel]
+def tiles(qkv, kernel: str, choice: int = 0) -> dict:
+    """Launch parameters of "forward", "dkdv" or "dq": Hopper's, or those that fit every GPU since Ampere."""
+    table = TILES.get(capability(qkv.device), TILES[8, 0])
+    m, n, warps, stages = table[kernel][min(choice, len(table[kernel]) - 1)]
     return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, **FUSE}
 
 
@@ -246,7 +252,7 @@ def forward(qkv, num_heads, scale):
     out = qkv.new_empty(b, n, width // 3)
     lse = qkv.new_empty(b, num_heads, n, dtype=torch.float32)
     if out.numel():
-        options = tiles(qkv.device, 0)
+        options = tiles(qkv, "forward")
         forward_kernel[(b * num_heads * triton.cdiv(n, options["BLOCK_M"]),)](
             qkv, out, lse, n, num_heads, *qkv.stride()[:2], scale,
             **_options(qkv, width // 3 // num_heads), **options,
@@ -260,7 +266,7 @@ def backward(dout, qkv, out, lse, scale, bias_dtype: torch.dtype | None = None):
     dout has unit stride in its last dimension, out is contiguous.
     """
     (b, n, width), num_heads = qkv.shape, lse.shape[1]
-    keys, queries = tiles(qkv.device, 1), tiles(qkv.device, 2)
+    keys, queries = tiles(qkv, "dkdv"), tiles(qkv, "dq")
     options = _options(qkv, width // 3 // num_heads)
     parts = triton.cdiv(n, queries["BLOCK_M"])
     dqkv, bias = qkv.new_empty(qkv.shape), bias_dtype is not None

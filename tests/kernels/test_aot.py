@@ -48,7 +48,8 @@ def case(op, dtype, d, archs=tuple(SHARED_LIMIT), tokens=LARGE):
 def label(c):
     kinds = {k: v for k, v in c.items() if "dtype" in k}
     dtype = next(name for name, value in DTYPES.items() if value == kinds)
-    return f"{c['op']}-{dtype}-{'x'.join(map(str, c['shape']))}"
+    tiles = f"-tiles{c['choice']}" if "choice" in c else ""
+    return f"{c['op']}-{dtype}-{'x'.join(map(str, c['shape']))}{tiles}"
 
 
 THIN = [
@@ -57,6 +58,7 @@ THIN = [
     *(case(op, "fp32", 1152, archs=(90,)) for op in ROWS),
     case("mlp", "bf16", 1152),
     case("attention", "bf16", 1152),
+    case("attention", "bf16", 1152, archs=(90,)) | {"choice": 1},
     case("patches", "bf16", 1152, archs=(90,)),
 ]
 FULL = [
@@ -74,6 +76,7 @@ FULL = [
         for dtype in ("fp16", "bf16")  # in float32 it runs only where asked for by name
         for tokens in (LARGE, SMALL)
     ),
+    *(case("attention", dtype, d, archs=(90,)) | {"choice": 1} for d in (384, 1152) for dtype in ("fp16", "bf16")),
 ]
 
 
@@ -113,6 +116,9 @@ def assert_lean(reports, c):
         assert r["stack"] == 0 and r["spills"] == 0, r
         assert r["shared"] <= SHARED_LIMIT[r["arch"]] * 1024, r
         assert r["widths"], f"no access to global memory found: {r}"
+        assert not r["wgmma_advice"], r
+        if c["op"] == "attention" and r["kernel"] != "sum_partials_kernel":
+            assert r["tensor_core"] > 0, r
         if r["kernel"] not in MAY_BE_NARROW:
             statistics = 2 * (1 + r.get("rows_ahead", 2))  # of each row in flight
             assert r["narrow"] == 0 and r["words"] <= WORDS.get(r["kernel"], statistics), r
@@ -164,16 +170,23 @@ from harness.aot.compiler import build, launches
 
 wide, *_ = launches({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 8192]}, 90)
 narrow, *_ = launches({"op": "layer_norm_modulate", "dtype": "bfloat16", "shape": [1, 8, 40]}, 90)
-for (kernel, args, options), warps in ((wide, 1), (narrow, 8)):
-    print(json.dumps(build(kernel, args, options | {"num_warps": warps}, 90)))
+_, dkdv, *_ = launches({"op": "attention", "dtype": "bfloat16", "shape": [1, 64, 1152]}, 90)
+for (kernel, args, options), change in (
+    (wide, {"num_warps": 1}), (narrow, {"num_warps": 8}), (dkdv, {"num_warps": 8, "num_stages": 2})
+):
+    print(json.dumps(build(kernel, args, options | change, 90)))
 """
 
 
-def test_the_inspector_sees_spills_and_narrow_accesses():
-    """Rows of 8192 in one warp need more than 255 registers; rows of 40 in eight warps leave 2 bytes per thread."""
-    spilling, narrow = python("-c", WRONG)
+def test_the_inspector_sees_what_is_wrong():
+    """Rows of 8192 in one warp need more than 255 registers; rows of 40 in eight warps leave 2 bytes per thread.
+
+    In eight warps and two stages dK/dV has its wgmma serialized.
+    """
+    spilling, narrow, serialized = python("-c", WRONG)
     assert spilling["stack"] > 0 and spilling["spills"] > 0
     assert narrow["narrow"] > 0 and narrow["spills"] == 0
+    assert serialized["wgmma_advice"] == ["C7515"]
 
 
 LOOP = """

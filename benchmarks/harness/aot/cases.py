@@ -9,7 +9,7 @@ def launch(case, arch):
     """Forward and backward launchers of ``case["op"]``; the tensors' values do not matter."""
     branch = getattr(torch, case["dtype"])
     stream = getattr(torch, case.get("stream_dtype", case["dtype"]))
-    with on_architecture(arch):
+    with on_architecture(arch, case.get("choice", 0)):
         globals()[f"_{case['op']}"](tuple(case["shape"]), stream, branch)
 
 
@@ -29,15 +29,17 @@ def row_bytes(case, forward):
 
 
 @contextmanager
-def on_architecture(arch):
-    """Launchers that choose tiles by GPU see one of compute capability ``arch``, as in 90."""
+def on_architecture(arch, choice):
+    """Launchers see a GPU of compute capability ``arch``, as in 90, and take the tiles of that ``choice``."""
     from ditfast.kernels import attention
 
-    here, attention.capability = attention.capability, lambda device: divmod(arch, 10)
+    capability, tiles = attention.capability, attention.tiles
+    attention.capability = lambda device: divmod(arch, 10)
+    attention.tiles = lambda qkv, kernel: tiles(qkv, kernel, choice)
     try:
         yield
     finally:
-        attention.capability = here
+        attention.capability, attention.tiles = capability, tiles
 
 
 def _tensors(shape, stream, branch):

@@ -1,7 +1,8 @@
 """Compile what the launchers would launch, for a GPU that is not here.
 
 Run as a script, in a process without the interpreter: reads cases as JSON on standard input, writes one line of
-JSON per compiled kernel. A case is {"op", "dtype", "stream_dtype", "shape": [B, N, D], "archs": [80, 90, ...]}.
+JSON per compiled kernel. A case is {"op", "dtype", "stream_dtype", "shape": [B, N, D], "archs": [80, 90, ...]},
+and "choice", which of the tiles attention takes where it has several.
 """
 
 import json
@@ -15,7 +16,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from harness.aot.cases import launch, row_bytes
-from harness.aot.sass import inspect, issue_slots
+from harness.aot.sass import inspect, issue_slots, wgmma_advice
 
 TYPES = {"torch.float32": "*fp32", "torch.float16": "*fp16", "torch.bfloat16": "*bf16"}
 
@@ -69,7 +70,7 @@ def signature(kernel, args, kwargs):
 
 
 def build(kernel, args, kwargs, arch):
-    """What `inspect` finds in the cubin, its shared memory, and the options of the launch."""
+    """What `inspect` finds in the cubin, its shared memory, ptxas' advice on wgmma, and the options of the launch."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -79,7 +80,7 @@ def build(kernel, args, kwargs, arch):
     options = {k: v for k, v in kwargs.items() if k in ("num_warps", "num_stages", "enable_fp_fusion")}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     report = {"kernel": kernel.__name__, "arch": arch, "shared": compiled.metadata.shared, **options}
-    return report | inspect(compiled.asm["cubin"])
+    return report | inspect(compiled.asm["cubin"]) | {"wgmma_advice": wgmma_advice(compiled.asm["ptx"], arch)}
 
 
 def build_all(case, arch):

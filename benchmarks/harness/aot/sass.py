@@ -25,13 +25,31 @@ BRANCH = re.compile(r"\bBRA\b.*?\b0x([0-9a-f]+)")
 STORE = re.compile(r"\bSTG\.E(\S*)")
 
 
-def cuobjdump(cubin: bytes, option: str) -> str:
+def tool(name: str) -> Path:
+    """A program of the CUDA toolkit, which Triton brings along."""
     import triton
 
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return Path(triton.__file__).parent / "backends/nvidia/bin" / name
+
+
+def cuobjdump(cubin: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [tool("cuobjdump"), option, file.name], capture_output=True, text=True, check=True
+        ).stdout
+
+
+def wgmma_advice(ptx: str, arch: int) -> list[str]:
+    """Codes of ptxas' advice on wgmma, such as C7510 or C7515: it had to serialize or to wait. None without wgmma."""
+    if "wgmma" not in ptx:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [tool("ptxas"), "-v", f"--gpu-name=sm_{arch}a", source, "-o", source.with_suffix(".cubin")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return sorted(set(re.findall(r"\bC75\d\d\b", done.stdout + done.stderr)))
 
 
 def access_bytes(suffix: str) -> int:
