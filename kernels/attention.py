@@ -228,6 +228,7 @@ TILES = {
     },
     (8, 0): {"forward": ((64, 32, 4, 3),), "dkdv": ((32, 64, 4, 1),), "dq": ((64, 32, 4, 2),)},
 }
+FLOAT32_TILES = {"forward": ((32, 32, 4, 1),), "dkdv": ((32, 32, 8, 1),), "dq": ((16, 16, 8, 1),)}  # no tensor cores
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -236,7 +237,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 def tiles(qkv, kernel: str, choice: int = 0) -> dict:
     """Launch parameters of "forward", "dkdv" or "dq": Hopper's, or those that fit every GPU since Ampere."""
-    table = TILES.get(capability(qkv.device), TILES[8, 0])
+    table = FLOAT32_TILES if qkv.dtype == torch.float32 else TILES.get(capability(qkv.device), TILES[8, 0])
     m, n, warps, stages = table[kernel][min(choice, len(table[kernel]) - 1)]
     return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, **FUSE}
 
