@@ -196,7 +196,7 @@ CHECKED = [(op, precision) for op in ops.ALL for precision in op.auto_precisions
 @pytest.mark.parametrize(("op", "precision"), CHECKED, ids=[f"{op.name}-{precision}" for op, precision in CHECKED])
 def test_every_kernel_passes(op, precision, monkeypatch):
     if op is ops.ATTENTION:
-        monkeypatch.setattr(selfcheck, "SIZE", (2, 999))  # several tiles
+        monkeypatch.setattr(selfcheck, "SIZE", (2, 210))  # two tiles
     for width in op.widths(64)[:2]:
         assert selfcheck.check(op, "triton", *PRECISIONS[precision], width, CPU).reason is None
 
