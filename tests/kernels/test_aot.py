@@ -14,11 +14,10 @@ import pytest
 
 pytest.importorskip("triton")
 
+from ditfast.kernels.rows import FORMS  # noqa: E402
 from harness.aot import cases, compiler  # noqa: E402
 from harness.aot.gpus import GPUS  # noqa: E402
 from harness.aot.sass import issue_slots  # noqa: E402
-
-from ditfast.kernels.rows import FORMS  # noqa: E402
 
 ROWS = ("layer_norm_modulate", "gated_residual", "gated_residual_layer_norm_modulate")
 DTYPES = {

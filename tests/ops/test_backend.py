@@ -203,6 +203,15 @@ def test_what_is_not_installed(op, name, missing, reason, monkeypatch):
         choose(op, None, "cpu")
 
 
+def test_an_extension_that_does_not_load(monkeypatch):
+    monkeypatch.setitem(availability._installed, "ditfast._C", True)
+    monkeypatch.setitem(sys.modules, "ditfast._C", None)
+    with pytest.raises(
+        RuntimeError, match="attention: backend 'host' cannot run: the extension ditfast._C does not load"
+    ):
+        choose(ops.ATTENTION, "host", "cpu")
+
+
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("name", ("triton", "reference"))
 def test_backward_runs_on_what_forward_ran_on(op, name, device):

@@ -39,13 +39,24 @@ def _why_not_triton(device_type):
 
 
 def _why_not_extension(name, device_type):
-    if not _installed["ditfast._C"]:
-        return "the extension ditfast._C is not built"
+    reason = _why_not_loaded()
+    if reason is not None:
+        return reason
     if name == "host":
         return None if device_type == "cpu" else f"host needs a CPU tensor, and this one is on {device_type}"
     if device_type != "cuda":
         return f"cuda needs a CUDA tensor, and this one is on {device_type}"
     return _why_not_on_this_gpu()
+
+
+def _why_not_loaded():
+    if not _installed["ditfast._C"]:
+        return "the extension ditfast._C is not built"
+    try:
+        import ditfast._C  # noqa: F401
+    except ImportError as error:
+        return f"the extension ditfast._C does not load: {error}"
+    return None
 
 
 def _why_not_on_this_gpu():
@@ -58,7 +69,7 @@ def _why_not_on_this_gpu():
 
 
 # what torch.compiler.assume_constant_result does, without importing the compiler: the extension cannot be traced
-_why_not_on_this_gpu._dynamo_marked_constant = True
+_why_not_loaded._dynamo_marked_constant = _why_not_on_this_gpu._dynamo_marked_constant = True
 
 
 def device_type(t: torch.Tensor) -> str:
