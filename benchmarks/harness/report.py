@@ -2,10 +2,6 @@
 
 import sys
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from harness.verdicts import is_excused, is_green, is_ours
 
 WIDTH = 136  # where the output is not a terminal
@@ -14,10 +10,14 @@ OURS, THEIRS = "#d1495b", "#8d99ae"  # colors in pictures
 
 def busy(what: str):
     """A line on the terminal while something takes long."""
+    from rich.console import Console
+
     return Console(stderr=True).status(what)
 
 
-def console() -> Console:
+def console():
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
 
 
@@ -41,8 +41,16 @@ def _header_lines(header):
     return name, " · ".join([*shown, f"commit {header['commit'] or 'unknown'}", header["date"]])
 
 
-def table(title: str, columns, rows, texts, no_wrap: bool = False) -> Table:
-    """A table of ``rows``: cells by column name and a style each, or None for a gap. ``texts``: columns of words."""
+def table(title: str, columns, rows, texts, no_wrap: bool = False):
+    """A table for `console`.
+
+    Args:
+        rows: cells by column name and a style each, or None for a gap.
+        texts: columns of words.
+    """
+    from rich import box
+    from rich.table import Table
+
     made = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         made.add_column(name, justify="left" if name in texts else "right", no_wrap=no_wrap)

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
 
 from ditfast.checkpoints import from_diffusers, load_into, patch_diffusers, to_diffusers
 from ditfast.models import DiT
+
+DiTTransformer2DModel = pytest.importorskip("diffusers").DiTTransformer2DModel
 
 THEIRS = dict(
     num_attention_heads=4, attention_head_dim=8, num_layers=2, sample_size=8, num_embeds_ada_norm=5, out_channels=8

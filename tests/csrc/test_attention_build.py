@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ditfast import _C
+_C = pytest.importorskip("ditfast._C")
 
 needs_cuda_build = pytest.mark.skipif(_C.build_config()["cuda"] is None, reason="the extension is built without CUDA")
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny_models import save_vae
+
+Image = pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture(autouse=True)

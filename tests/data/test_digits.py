@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from ditfast.data import DataError, open_data
+
+load_digits = pytest.importorskip("sklearn.datasets").load_digits
 
 
 def test_digits_are_those_of_scikit_learn_in_order():

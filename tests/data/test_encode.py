@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 from ditfast.data import DataError, open_data
 from ditfast.data.folder import Images
 from ditfast.data.shards import Shards
 from ditfast.encode import main, parse_options, run_rank
 from ditfast.ranks import Ranks
+
+load_file = pytest.importorskip("safetensors.torch").load_file
 
 
 def shards(folder):

@@ -5,12 +5,14 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from ditfast.data import DataError, Unreadable, open_data
 from ditfast.data.folder import Images
 from ditfast.data.latents import Latents
 from ditfast.data.stream import stream_batches
+
+safetensors = pytest.importorskip("safetensors.torch")
+load_file, save_file = safetensors.load_file, safetensors.save_file
 
 
 def generator(seed):

@@ -5,11 +5,12 @@ from operator import add
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ditfast.diffusion import GaussianDiffusion, create_diffusion, get_named_beta_schedule, space_timesteps
 from ditfast.diffusion.schedule import SCHEDULES
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
 
 
 @pytest.mark.parametrize("spec", [25, "25", [25], (25,), np.int64(25), np.array([25]), " 25 "])

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny_models import save_dit
 
 from ditfast.evaluate import main
+
+Image = pytest.importorskip("PIL.Image")
 
 HEIGHT, WIDTH = 6, 10
 

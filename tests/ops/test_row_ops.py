@@ -5,12 +5,13 @@ import sys
 import pytest
 import torch
 from contract import compare, run
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ops.row_ops import INPUTS, LAYOUTS, OUTPUTS, Case
 from pairwise import pairwise
 
 from ditfast import ops
+
+hypothesis = pytest.importorskip("hypothesis")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 AXES = {
     "dtype": ("fp32", "fp16", "bf16", "mixed"),

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from PIL import Image
 from tiny_models import save_dit
 
 from ditfast.sample import main
+
+Image = pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture(autouse=True)

@@ -75,13 +75,14 @@ def read_junit(path: Path):
 
 
 PARITY = "tests/gpu/test_parity.py"
+GPU_TESTS = ("tests/gpu", "tests/csrc/test_build.py", "tests/training/test_waiting.py")
 STAGES = (
     Stage("ceilings", 0.05, _benchmark("-m", "harness.ceilings"), read_json, BENCHMARKS),
     Stage("parity", 0.22, _pytest("-m", "gpu", PARITY, rehearsal=[PARITY]), read_junit),
     Stage(
         "tests",
         0.18,
-        _pytest("-m", "gpu", "tests", f"--ignore={PARITY}", rehearsal=["tests/gpu", f"--ignore={PARITY}"]),
+        _pytest("-m", "gpu", *GPU_TESTS, f"--ignore={PARITY}", rehearsal=["tests/gpu", f"--ignore={PARITY}"]),
         read_junit,
     ),
     Stage("ops", 0.20, _benchmark("bench_ops.py", has_deadline=True), read_json, BENCHMARKS),
