@@ -39,8 +39,8 @@ def _pass_of_mlp(recompute: bool) -> Op:
     )
 
 
-PASSES = {"gelu": _pass_of_mlp(recompute=False), "gelu_recompute": _pass_of_mlp(recompute=True)}
-PROBLEMS = {op.name: op for op in ops.ALL} | PASSES
+MLP_PASSES = {"gelu": _pass_of_mlp(recompute=False), "gelu_recompute": _pass_of_mlp(recompute=True)}
+PROBLEMS = {op.name: op for op in ops.ALL} | MLP_PASSES
 FIXED = {"patch_embed": ("x",)}  # a model wants no gradient of its image
 
 
@@ -69,9 +69,9 @@ class Problem:
         return PROBLEMS[self.name]
 
     @property
-    def has_backward(self) -> bool:
-        """Whether it is a whole operation, with gradients, and not a pass of one."""
-        return self.name not in PASSES
+    def is_whole_op(self) -> bool:
+        """Whether it is an operation with gradients, and not one pass of it."""
+        return self.name not in MLP_PASSES
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -92,7 +92,7 @@ class Problem:
         """Leaves in the order of the operation's arguments."""
         fixed = FIXED.get(self.name, ())
         return [
-            t.requires_grad_(self.has_backward and name not in fixed)
+            t.requires_grad_(self.is_whole_op and name not in fixed)
             for name, t in self._arguments().items()
             if isinstance(t, torch.Tensor)
         ]
@@ -115,7 +115,7 @@ class Problem:
         return {name: value for name, value in self._fakes.items() if not isinstance(value, torch.Tensor)}
 
     def bytes_moved(self, mode: str) -> int:
-        """The least bytes that a pass reads and writes; modulation, statistics and partial sums do not count."""
+        """The fewest bytes that a pass reads and writes; modulation, statistics and partial sums do not count."""
         inputs = [self._fakes[name] for name in self.input_names]
         with torch.no_grad(), inputs[0].fake_mode:
             outputs = self.call(*inputs, backend="reference")
@@ -136,7 +136,7 @@ class Problem:
 
     def _with_gradients(self, leaves, outputs, grads):
         found = dict(zip(self.op.outputs, (t.detach() for t in outputs), strict=True))
-        if self.has_backward:
+        if self.is_whole_op:
             wanted = {f"d{name}": t for name, t in zip(self.input_names, leaves, strict=True) if t.requires_grad}
             found |= zip(wanted, torch.autograd.grad(outputs, list(wanted.values()), grads), strict=True)
         if "dqkv" in found:  # each at its own magnitude
@@ -181,7 +181,7 @@ def judge(problem: Problem, got, low=None, ref=None) -> dict[str, dict]:
     slack = _weight_error(problem) if "attention" in problem.name and problem.dtype == "fp32" else 0.0
     verdicts = {}
     for name, tensor in got.items():
-        is_output = name in problem.op.outputs and problem.has_backward
+        is_output = name in problem.op.outputs and problem.is_whole_op
         verdict = contract.verdict(name, tensor, low[name], ref[name], not problem.is_per_batch(name), slack)
         verdicts.setdefault("fwd" if is_output else "bwd", []).append(verdict)
     return {mode: contract.worst(found) for mode, found in verdicts.items()}

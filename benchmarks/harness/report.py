@@ -73,8 +73,8 @@ def groups(cases, *keys) -> dict:
 
 def style(case: dict) -> str | None:
     if is_green(case):
-        return "bold" if is_ours(case) else None
-    return "red" if is_ours(case) or case["error"] is not None else "yellow"
+        return "bold" if is_ours(case["variant"]) else None
+    return "red" if is_ours(case["variant"]) or case["error"] is not None else "yellow"
 
 
 def parity_text(case: dict) -> str:
@@ -85,7 +85,7 @@ def parity_text(case: dict) -> str:
     used = "" if worst["used"] is None else f"{worst['used']:.2f} "
     text = used + worst["tensor"]
     if not is_green(case):
-        return f"parity FAILED: {text}" if is_ours(case) else f"over budget: {text}"
+        return f"parity FAILED: {text}" if is_ours(case["variant"]) else f"over budget: {text}"
     return f"as compile: {text}" if is_excused(case) else text
 
 
@@ -96,7 +96,7 @@ def failures(cases, what) -> list[str]:
         if case["error"] is not None:
             found.append(f"{case['variant']}, {what(case)}, failed: {case['error']}")
         elif not is_green(case):
-            how = "failed" if is_ours(case) else "misses its error budget"
+            how = "failed" if is_ours(case["variant"]) else "misses its error budget"
             found.append(f"{case['variant']}, {what(case)}, {how}: {case['parity']['reason']}")
     return found
 

@@ -5,53 +5,93 @@ import time
 import numpy as np
 import torch
 
+from harness.errors import error_line
+
 FLUSH_BYTES = 256 * 2**20  # several times any L2
-LEAD_CYCLES = 2_000_000  # about a millisecond, in which Python enqueues a whole backward
+LEAD_SECONDS = 1e-3  # at least
+LEAD_MARGIN = 1.5  # over the time that Python takes for the slowest function
+CYCLES_PER_SECOND = 2e9  # of the fastest clock: a slower one makes the lead longer
 
 
-def measure(functions: dict, repeats: int, device: str, warmup: int = 1, prepare=None, lead: bool = False) -> dict:
+def measure(functions: dict, repeats: int, device: str, warmup: int = 1, prepare=None, errors=None) -> dict:
     """{name: function} -> {name: {"median", "p10", "p90", "repeats"}} in ms.
+
+    On a GPU each run is enqueued while the GPU is still busy, so that only the GPU's own time counts.
 
     Args:
         prepare: called before each run, outside of its time.
-        lead: keep the GPU busy until the run is enqueued, so that only the GPU's own time counts.
+        errors: takes {name: why} of functions that fail, which are then left out; without it they raise.
     """
-    prepare = prepare or (lambda: None)
+    turns = Turns(functions, prepare or (lambda: None), errors)
     for _ in range(warmup):
-        for function in functions.values():
-            prepare()
-            function()
-    found = _on_gpu(functions, repeats, prepare, lead) if device == "cuda" else _on_cpu(functions, repeats, prepare)
-    return {name: _summary(times) for name, times in found.items()}
+        turns.run(lambda function: function())
+    found = _on_gpu(turns, repeats) if device == "cuda" else _on_cpu(turns, repeats)
+    return {name: _summary(found[name]) for name in turns.functions}
 
 
-def _on_cpu(functions, repeats, prepare):
-    times = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            prepare()
-            start = time.perf_counter()
-            function()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return times
+class Turns:
+    """The functions that still run."""
+
+    def __init__(self, functions, prepare, errors):
+        self.functions, self.prepare, self.errors = dict(functions), prepare, errors
+
+    def run(self, measure_one) -> dict:
+        """{name: measure_one(function)} of one turn."""
+        found = {}
+        for name, function in list(self.functions.items()):
+            try:
+                self.prepare()
+                found[name] = measure_one(function)
+            except Exception as error:
+                if self.errors is None:
+                    raise
+                self.errors[name] = error_line(error)
+                del self.functions[name]
+        return found
+
+    def repeat(self, measure_one, repeats) -> dict:
+        """{name: [measure_one(function) of each turn]}."""
+        turns = [self.run(measure_one) for _ in range(repeats)]
+        return {name: [turn[name] for turn in turns] for name in self.functions}
 
 
-def _on_gpu(functions, repeats, prepare, lead):
+def _on_cpu(turns, repeats):
+    return turns.repeat(_host_ms, repeats)
+
+
+def _host_ms(function):
+    start = time.perf_counter()
+    function()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _on_gpu(turns, repeats):
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    events = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            prepare()
-            flush.zero_()  # evicts inputs from L2, and lets the CPU run ahead before the clock starts
-            if lead:
-                torch.cuda._sleep(LEAD_CYCLES)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            function()
-            end.record()
-            events[name].append((start, end))
+    cycles = _lead_cycles(turns)
+
+    def record(function):
+        flush.zero_()  # evicts inputs from L2
+        torch.cuda._sleep(cycles)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        return start, end
+
+    events = turns.repeat(record, repeats)
     torch.cuda.synchronize()
     return {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in events.items()}
+
+
+def _lead_cycles(turns) -> int:
+    """How long the GPU must sleep until even the slowest function is enqueued."""
+
+    def enqueue_ms(function):
+        torch.cuda.synchronize()
+        return _host_ms(function)
+
+    slowest = max(turns.run(enqueue_ms).values(), default=0.0)
+    return int(CYCLES_PER_SECOND * max(LEAD_SECONDS, LEAD_MARGIN * slowest / 1e3))
 
 
 def _summary(times):

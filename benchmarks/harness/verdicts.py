@@ -14,15 +14,16 @@ def is_excused(case: dict) -> bool:
     return is_green(case) and (case["parity"]["used"] or 0.0) > 1
 
 
-def is_ours(case: dict) -> bool:
-    return case["variant"].startswith("ditfast")
+def is_ours(variant: str) -> bool:
+    return variant.startswith("ditfast")
 
 
 def may_be_timed(case: dict) -> bool:
     """A wrong result of ditfast gets no speed; one of a baseline is timed, and marked."""
-    return is_green(case) or case["error"] is None and not is_ours(case)
+    return is_green(case) or case["error"] is None and not is_ours(case["variant"])
 
 
-def passes(cases: list[dict]) -> bool:
-    """Whether ditfast is right in each of its cases."""
-    return all(is_green(case) for case in cases if is_ours(case))
+def passes(cases: list[dict], asked=("ditfast",)) -> bool:
+    """Whether ditfast is right in each of its cases, and has one if it is among the variants ``asked`` for."""
+    ours = [case for case in cases if is_ours(case["variant"])]
+    return all(map(is_green, ours)) and (bool(ours) or not any(map(is_ours, asked)))

@@ -14,7 +14,7 @@ import torch
 from ditfast import ops
 from harness import problems
 from harness.attention import command as bench_attention
-from harness.attention import peers
+from harness.attention import implementations
 from harness.ops import command as bench_ops
 
 pytest.importorskip("triton")
@@ -88,7 +88,7 @@ def test_a_problem_names_what_the_operation_takes_and_gives(op):
 
 
 def test_flops_of_attention():
-    fwd, bwd, both = (bench_attention.attention_flops(mode, 2, 16, 3, 64) for mode in bench_attention.MODES)
+    fwd, bwd, both = (bench_attention.executed_flops(mode, 2, 16, 3, 64) for mode in bench_attention.MODES)
     assert fwd == 4 * 2 * 3 * 16 * 16 * 64
     assert both == fwd + bwd
 
@@ -196,9 +196,10 @@ def test_attention_quick_run(capsys, tmp_path):
 def test_wrong_attention_gets_no_speed(monkeypatch, tmp_path):
 
     def wrong(qkv, heads):
-        return peers._sdpa(qkv, heads) + 0.01 * (qkv - qkv.detach()).mean()  # right forward, wrong backward
+        return implementations._sdpa(qkv, heads) + 0.01 * (qkv - qkv.detach()).mean()  # right forward, wrong backward
 
-    monkeypatch.setattr(bench_attention, "peers", lambda device: {"sdpa": peers._sdpa, "ditfast-cuda": wrong})
+    made = {"sdpa": implementations._sdpa, "ditfast-cuda": wrong}
+    monkeypatch.setattr(bench_attention, "implementations", lambda device: made)
     assert bench_attention.main([*ATTENTION, "--json", f"{tmp_path}/a.json"]) == 1
     for case in json.loads((tmp_path / "a.json").read_text())["cases"]:
         assert (case["ms"] is None) == (case["variant"] == "ditfast-cuda" and case["mode"] != "fwd"), case

@@ -1,6 +1,8 @@
 """benchmarks/gpu_suite.py: every stage is recorded, whatever happens in it, and the documents say what was found."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 from harness.problems import gpu_kernels
 from harness.suite import command, documents
-from harness.suite.stages import ROOT, STAGES, Stage, read_json, read_junit
+from harness.suite.stages import BENCHMARKS, ROOT, STAGES, Stage, read_benchmark, read_tests
 
 SLEEP = """
 import subprocess, sys
@@ -19,13 +21,18 @@ child.wait()
 """
 
 
-def stage(name, code, weight=1.0, read=read_json):
+def stage(name, code, weight=1.0, read=read_benchmark):
     """A stage that runs ``code``, in which OUT is the file to write."""
 
     def arguments(out, seconds, is_rehearsal):
         return [sys.executable, "-c", f"OUT = {str(out)!r}\n{code}"]
 
     return Stage(name, weight, arguments, read)
+
+
+def is_gone(pid):
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().split()[2] == "Z"
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def suite(monkeypatch, tmp_path):
 def test_a_hung_stage_is_killed_and_the_rest_goes_on(suite):
     start = time.monotonic()
     stages = [
-        stage("hung", SLEEP, read=lambda out: ({"child": out.read_text()}, [])),
+        stage("hung", SLEEP, read=lambda text: ({"child": text}, [])),
         stage("quick", "open(OUT, 'w').write('{\"answer\": 42}')", weight=2),
     ]
     status, record = suite(stages, "--deadline", "9")
@@ -50,8 +57,7 @@ def test_a_hung_stage_is_killed_and_the_rest_goes_on(suite):
     hung, quick = record["stages"]
     assert status == 1 and hung["status"] == "killed" and "did not end within" in hung["why"]
     assert quick["status"] == "green" and quick["result"] == {"answer": 42}
-    child = Path(f"/proc/{hung['result']['child']}/stat")
-    assert not child.exists() or child.read_text().split()[2] == "Z"
+    assert is_gone(hung["result"]["child"])
 
 
 def test_what_a_killed_stage_had_written_is_kept(suite):
@@ -85,32 +91,128 @@ def test_the_record_is_complete_after_each_stage(suite, tmp_path):
 
 
 def test_the_cheap_stages_end_green(suite):
-    status, record = suite([s for s in STAGES if s.name in ("ceilings", "attention")])
+    status, record = suite([s for s in STAGES if s.name in ("attention", "ceilings")])
     assert status == 0, record
-    ceilings, attention = (s["result"] for s in record["stages"])
+    attention, ceilings = (s["result"] for s in record["stages"])
     assert len(ceilings["gemms"]) == 12 + 1 and ceilings["copies"]
     assert attention["header"]["commit"] == record["header"]["commit"]
     checks = {(c["op"], c["direction"], c["is_right"]) for c in record["checks"]}
     assert checks == {("attention", "fwd", True), ("attention", "bwd", True)}
 
 
-def test_junit_gives_checks(tmp_path):
-    properties = "".join(
-        f'<property name="{k}" value="{v}"/>'
-        for k, v in {"op": "mlp", "backend": "triton", "dtype": "bf16", "direction": "bwd", "size": "1x2x3"}.items()
+TESTS = """
+import pytest
+
+@pytest.fixture
+def kernel(record_property):
+    facts = {"op": "mlp", "backend": "triton", "dtype": "bf16", "direction": "bwd", "size": "1x2x3"}
+    for key, value in facts.items():
+        record_property(key, value)
+
+@pytest.fixture
+def broken():
+    raise OSError("no disk")
+
+def test_one(kernel): pass
+def test_two(kernel): pytest.fail("dh: too far\\nmore")
+def test_three(kernel): pytest.skip("too large")
+def test_four(): pass
+def test_five(broken): pass
+def test_six(): import os; os._exit(9)
+"""
+
+
+def test_every_test_is_recorded_before_the_next_one_ends_the_process(tmp_path):
+    (tmp_path / "test_a.py").write_text(TESTS)
+    out = tmp_path / "out.json"
+    program = [sys.executable, "-m", "pytest", "-p", "harness.suite.recorder", "--record", str(out), "test_a.py"]
+    subprocess.run(program, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(BENCHMARKS)}, capture_output=True)
+    result, checks = read_tests(out.read_text())
+    failures = [("test_a.py::test_two", "Failed: dh: too far"), ("test_a.py::test_five", "OSError: no disk")]
+    assert [(f["test"], f["why"]) for f in result["failures"]] == failures
+    assert [result[key] for key in ("passed", "failed", "skipped")] == [2, 2, 1]
+    assert [(c["is_right"], c["why"]) for c in checks] == [(True, None), (False, "Failed: dh: too far")]
+    assert checks[0]["op"] == "mlp" and checks[0]["size"] == "1x2x3"
+
+
+SLOW_SUITE = """
+import sys
+from harness.suite import command
+from harness.suite.stages import Stage, read_benchmark
+
+WORK = "import json, os, sys, time; open(sys.argv[1], 'w').write(json.dumps({'pid': os.getpid()})); time.sleep(600)"
+slow = Stage("slow", 1.0, lambda out, *rest: [sys.executable, "-c", WORK, str(out)], read_benchmark)
+command.STAGES = (slow,)
+sys.exit(command.main(["--interpret", "--out", sys.argv[1]]))
+"""
+
+
+def test_what_a_stage_has_written_is_kept_when_the_suite_is_killed(tmp_path):
+    program = [sys.executable, "-c", SLOW_SUITE, str(tmp_path)]
+    with subprocess.Popen(program, env={**os.environ, "PYTHONPATH": str(BENCHMARKS)}) as suite:
+        end, found = time.monotonic() + 60, None
+        while (found is None or found["result"] is None) and time.monotonic() < end:
+            time.sleep(0.1)
+            found = next((json.loads(path.read_text())["stages"][0] for path in tmp_path.glob("*.json")), None)
+        suite.terminate()
+    assert suite.returncode != 0 and found["status"] == "running"
+    (path,) = tmp_path.glob("*.json")
+    (found,) = json.loads(path.read_text())["stages"]
+    assert (found["status"], found["why"]) == ("killed", "interrupted")
+    assert is_gone(found["result"]["pid"])
+
+
+def found_in(name, date, answer, **changes):
+    result = None if answer is None else {"answer": answer}
+    found = {"name": name, "date": date, "status": "green", "seconds": 1.0, "why": None, "result": result, "tail": []}
+    return found | changes
+
+
+def record_of(date, *stages):
+    checks = [{"stage": stage["name"], "is_right": True, "why": stage["date"]} for stage in stages]
+    return synthetic(date=date, stages=list(stages), checks=checks)
+
+
+def test_a_merge_keeps_the_newest_result_of_every_stage(tmp_path):
+    first = record_of("2026-01-02T01", found_in("block", "1", "old"), found_in("tests", "2", "kept"))
+    second = record_of("2026-01-02T05", found_in("ceilings", "5", 1), found_in("block", "6", "new"))
+    third = record_of(
+        "2026-01-02T03", found_in("block", "3", "older"), found_in("tests", "4", None, status="skipped")
     )
-    (tmp_path / "out").write_text(
-        "<testsuites><testsuite>"
-        f'<testcase classname="a" name="one"><properties>{properties}</properties></testcase>'
-        f'<testcase classname="a" name="two"><properties>{properties}</properties>'
-        '<failure message="dh: too far&#10;more"/></testcase>'
-        f'<testcase classname="a" name="three"><properties>{properties}</properties><skipped/></testcase>'
-        '<testcase classname="a" name="four"/></testsuite></testsuites>'
-    )
-    result, checks = read_junit(tmp_path / "out")
-    failures = [{"test": "a::two", "why": "dh: too far"}]
-    assert result == {"passed": 2, "failed": 1, "skipped": 1, "failures": failures}
-    assert [(c["is_right"], c["why"]) for c in checks] == [(True, None), (False, "dh: too far")]
+    files = [tmp_path / f"{i}" for i in range(3)]
+    for path, made in zip(files, (first, second, third), strict=True):
+        path.write_text(json.dumps(made))
+    assert command.main(["--merge", *map(str, files), "--out", str(tmp_path / "merged")]) == 0
+    (path,) = (tmp_path / "merged").iterdir()
+    merged = json.loads(path.read_text())
+    found = {stage["name"]: stage["result"]["answer"] for stage in merged["stages"]}
+    assert list(found.items()) == [("block", "new"), ("ceilings", 1), ("tests", "kept")]
+    assert [(c["stage"], c["why"]) for c in merged["checks"]] == [("block", "6"), ("ceilings", "5"), ("tests", "2")]
+    assert merged["header"]["date"] == "2026-01-02T05" and path.name == "2026-01-02-abcdef1234.json"
+
+
+def test_a_second_run_keeps_the_stages_of_the_first(suite):
+    stages = [stage(name, f"open(OUT, 'w').write('{{\"name\": \"{name}\"}}')") for name in ("first", "second")]
+    suite(stages, "--stages", "first")
+    status, record = suite(stages, "--stages", "second")
+    assert status == 0 and [s["result"]["name"] for s in record["stages"]] == ["first", "second"]
+
+
+@pytest.mark.parametrize("changes", [{"gpu": "NVIDIA Y"}, {"interpreted": True}])
+def test_a_merge_of_different_machines_is_refused(tmp_path, refusal_of, changes):
+    files = [tmp_path / "a", tmp_path / "b"]
+    for path, made in zip(files, (synthetic(), synthetic(**changes)), strict=True):
+        path.write_text(json.dumps(made))
+    refused = refusal_of(command.main)
+    assert "--merge: must be of one commit on one machine" in refused(["--merge", *map(str, files)])
+    files[0].write_text("{}")
+    assert "--merge: must be files that gpu_suite.py wrote" in refused(["--merge", str(files[0])])
+
+
+def test_golden_layouts_are_written_beside_the_record(suite, tmp_path):
+    code = "import os, pathlib; pathlib.Path(os.environ['DITFAST_GOLDEN_DIR'], 'layouts.txt').write_text('x')"
+    suite([stage("tests", code)])
+    assert (tmp_path / "layouts.txt").read_text() == "x"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +220,7 @@ def test_junit_gives_checks(tmp_path):
     [
         (["--interpret", "--commit", "main"], "--commit: must be 7 to 40 hexadecimal digits, got 'main'"),
         (["--interpret", "--deadline", "0"], "--deadline: must be a whole number >= 1"),
+        (["--interpret", "--stages", "atention"], "did you mean attention"),
     ],
 )
 def test_bad_arguments(capsys, arguments, message):

@@ -8,7 +8,7 @@ import torch
 from ditfast.ops import contract
 from harness import problems
 from harness.attention import command as bench_attention
-from harness.attention import peers
+from harness.attention import implementations
 from harness.block import command as bench_block
 from harness.block import parity, variants
 from harness.ops import command as bench_ops
@@ -124,8 +124,9 @@ def test_a_variant_that_gives_nan_is_wrong(run_block):
 
 
 def test_a_peer_over_budget_is_timed_and_marked(monkeypatch, capsys, tmp_path):
-    ours = {"ditfast-cuda": peers._sdpa}
-    monkeypatch.setattr(bench_attention, "peers", lambda device: {"sdpa": lambda *a: 1.001 * peers._sdpa(*a), **ours})
+    sdpa = implementations._sdpa
+    made = {"sdpa": lambda *args: 1.001 * sdpa(*args), "ditfast-cuda": sdpa}
+    monkeypatch.setattr(bench_attention, "implementations", lambda device: made)
     arguments = ["--quick", "--tokens", "16", "--head-dims", "72", "--total", "32", "--repeats", "1"]
     assert bench_attention.main([*arguments, "--json", f"{tmp_path}/out.json"]) == 0
     for case in json.loads((tmp_path / "out.json").read_text())["cases"]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from ditfast.ops.attention import heads_of
-from harness import jsonfile, timing
+from harness import compiling, jsonfile, timing
 from harness.arguments import Parser, count, require_writable
 from harness.attention import report
-from harness.attention.peers import kernels_seen, peers
+from harness.attention.implementations import implementations, kernels_seen
 from harness.ceilings import copy_gb_per_s, gemm_tflops
+from harness.errors import error_line
 from harness.machine import header
 from harness.problems import Problem, judge
 from harness.report import busy
@@ -20,7 +21,7 @@ from harness.verdicts import is_ours, may_be_timed, passes
 
 MODES = ("fwd", "bwd", "both")
 HEADS = 16
-DEFAULTS = {  # (device, quick): tokens, head dims, tokens in all, dtypes, repeats, size of the GEMM; worth first
+DEFAULTS = {  # (device, quick): tokens, head dims, total, dtypes, repeats, size of the GEMM; most important first
     ("cuda", False): ([256, 1024, 64, 4096], [72, 64], 16384, ["bf16", "fp16"], 30, 8192),
     ("cuda", True): ([64, 256], [72, 64], 512, ["bf16"], 3, 1024),
     ("cpu", False): ([64, 256], [72, 64], 256, ["fp32"], 3, 256),
@@ -53,7 +54,7 @@ def parse(argv):
     return options
 
 
-def attention_flops(mode: str, batch: int, tokens: int, heads: int, head_dim: int) -> int:
+def executed_flops(mode: str, batch: int, tokens: int, heads: int, head_dim: int) -> int:
     """Two per multiply-add, at the true head dim: two products forward, five backward, which recomputes one."""
     products = {"fwd": 2, "bwd": 5, "both": 7}[mode]
     return products * 2 * batch * heads * tokens * tokens * head_dim
@@ -72,7 +73,7 @@ class Bench:
     def cases(self) -> list[dict]:
         low = self.problem.results("reference")
         ref = self.problem.reference(low)
-        functions = peers(self.options.device)
+        functions = implementations(self.options.device)
         verdicts = {name: self._verdict(function, low, ref) for name, function in functions.items()}
         del low, ref
         return [case for mode in MODES for case in self._mode(mode, functions, verdicts)]
@@ -82,16 +83,19 @@ class Bench:
             got = self.problem.results(None, lambda qkv: (function(qkv, self.heads),))
             return judge(self.problem, got, low, ref)
         except Exception as error:  # a peer that refuses a size must not lose the others
-            return f"{type(error).__name__}: {error}".splitlines()[0]
+            return error_line(error)
 
     def _mode(self, mode, functions, verdicts):
         cases = {name: self._case(name, mode, verdicts[name]) for name in functions}
         runs = {n: self._pass(mode, functions[n]) for n, c in cases.items() if may_be_timed(c)}
-        times = timing.measure(runs, self.options.repeats, self.options.device, warmup=3, lead=True)
-        best = min((times[n]["median"] for n in runs if not is_ours(cases[n])), default=None)
-        for name, run in runs.items():
+        errors = {}
+        times = timing.measure(runs, self.options.repeats, self.options.device, warmup=3, errors=errors)
+        best = min((times[n]["median"] for n in times if not is_ours(n)), default=None)
+        for name in times:
             cases[name] |= self._speed(mode, times[name], best)
-            cases[name]["kernels"] = kernels_seen(run, self.options.device)
+            cases[name]["kernels"] = kernels_seen(runs[name], self.options.device)
+        for name, why in errors.items():
+            cases[name]["error"] = why
         return cases.values()
 
     def _case(self, name, mode, verdict):
@@ -108,7 +112,7 @@ class Bench:
             "shape": p.shape,
             "head_dim": self.head_dim,
             "variant": name,
-            "backend": name.removeprefix("ditfast-") if name.startswith("ditfast") else None,
+            "backend": name.removeprefix("ditfast-") if is_ours(name) else None,
             "interpreted": False,
             "error": verdict if failed else None,
             "parity": parity,
@@ -124,7 +128,7 @@ class Bench:
 
     def _speed(self, mode, ms, best):
         p, modes = self.problem, ("fwd", "bwd") if mode == "both" else (mode,)
-        flops = attention_flops(mode, p.batch, p.tokens, self.heads, self.head_dim)
+        flops = executed_flops(mode, p.batch, p.tokens, self.heads, self.head_dim)
         size = sum(p.bytes_moved(m) for m in modes)
         by_bytes, by_math = size / self.ceiling["copy_gb_per_s"] / 1e6, flops / self.ceiling[p.dtype] / 1e9
         return {
@@ -138,7 +142,7 @@ class Bench:
 
 
 def run(options) -> dict:
-    end = time.monotonic() + (options.deadline or float("inf"))
+    end, watch = time.monotonic() + (options.deadline or float("inf")), compiling.Watch()
     ceiling = {dtype: gemm_tflops((options.gemm,) * 3, dtype, options.device) for dtype in options.dtypes}
     ceiling["copy_gb_per_s"] = copy_gb_per_s(2**30 if options.device == "cuda" else 2**22, options.device)
     result = {"schema": 1, "benchmark": "attention", "header": header(options.device), "repeats": options.repeats}
@@ -152,8 +156,13 @@ def run(options) -> dict:
         problem = Problem(
             "attention", max(1, options.total // tokens), tokens, heads * head_dim, dtype, options.device
         )
-        with busy(f"N={tokens} d={head_dim} {dtype}"):
-            result["cases"] += Bench(problem, options, ceiling).cases()
+        what = f"N={tokens} d={head_dim} {dtype}"
+        try:
+            with busy(what):
+                result["cases"] += Bench(problem, options, ceiling).cases()
+        except Exception as error:  # a reference that does not fit must not lose the others
+            result["notes"].append(f"{what} left out: {error_line(error)}")
+        result["compiling"] = watch.result()
         jsonfile.write(options.json, result)
     result["header"] = header(options.device)
     return result
@@ -162,7 +171,7 @@ def run(options) -> dict:
 def main(argv=None) -> int:
     options = parse(argv)
     if options.device == "cpu":
-        torch.set_num_threads(1)  # tiny tensors lose by more
+        torch.set_num_threads(1)  # extra threads slow tiny tensors down
     result = run(options)
     jsonfile.write(options.json, result)
     report.show(result)

@@ -24,7 +24,9 @@ def _what(case):
 
 def _ceiling(ceiling):
     rates = ", ".join(f"{dtype} {digits(v)} TFLOP/s" for dtype, v in ceiling.items() if dtype != "copy_gb_per_s")
-    return f"floor: least bytes at {digits(ceiling['copy_gb_per_s'])} GB/s, or the arithmetic at a GEMM's {rates}"
+    return (
+        f"floor: the fewest bytes at {digits(ceiling['copy_gb_per_s'])} GB/s, or the arithmetic at a GEMM's {rates}"
+    )
 
 
 def _cells(case):
@@ -61,6 +63,6 @@ def _panel(axis, cases):
     width = 0.8 / max(1, len(variants))
     for i, ((variant,), chosen) in enumerate(variants.items()):
         places = [tokens.index(c["shape"][1]) + (i - (len(variants) - 1) / 2) * width for c in chosen]
-        hatch = "//" if is_ours(chosen[0]) else None
+        hatch = "//" if is_ours(variant) else None
         axis.bar(places, [c["tflops"] for c in chosen], width, label=variant, hatch=hatch)
     axis.set_xticks(range(len(tokens)), tokens)

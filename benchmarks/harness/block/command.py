@@ -1,7 +1,7 @@
 """Measure the variants of a stack of blocks: see bench_block.py."""
 
-import json
 import sys
+import time
 from functools import partial
 from importlib.util import find_spec
 
@@ -9,13 +9,14 @@ import torch
 
 from ditfast.ops import contract
 from ditfast.ops.backends.log import record
-from harness import timing
+from harness import compiling, jsonfile, timing
 from harness.block import compare, interpreter, memory, parity, report, variants
 from harness.block import options as command_line
 from harness.block.workload import RUN, forward_backward, make_blocks, make_gemms, make_inputs
+from harness.errors import error_line
 from harness.machine import header, machine
 from harness.report import busy
-from harness.verdicts import is_excused, is_green, may_be_timed, passes
+from harness.verdicts import is_excused, is_green, is_ours, may_be_timed, passes
 
 
 class Bench:
@@ -36,23 +37,47 @@ class Bench:
                 self.notes.append(f"{name} skipped: {reason}")
             else:
                 self.stacks[name] = variants.build(name, self.workload, blocks, options.official_block)
-        self.backends = {name: {} for name in self.stacks if name.startswith("ditfast")}
+        self.backends = {name: {} for name in self.stacks if is_ours(name)}
 
-    def measure(self, mode):
-        """The cases of one mode, and the ceiling: the stack's matrix products alone."""
-        cases, verdicts = {}, {}
-        for name in self.stacks:
-            with busy(f"{name}, {report.MODES[mode]}: compute and compare"):
-                cases[name], verdicts[name] = self._check(name, mode)
-        self._judge(mode, cases, verdicts)
+    def measure(self, mode, end):
+        """Yield, as far as they are known, the cases of one mode and the ceiling: the stack's matrix products alone.
+
+        Args:
+            end: no case begins after this time.
+        """
+        cases, verdicts, ceiling = {}, {}, None
+        for names in self._rounds(end):
+            for name in names:
+                if time.monotonic() > end:
+                    self.notes.append(f"deadline: {name}, {report.MODES[mode]}, left out")
+                    continue
+                with busy(f"{name}, {report.MODES[mode]}: compute and compare"):
+                    cases[name], verdicts[name] = self._check(name, mode)
+                self._judge(cases, verdicts)
+                yield list(cases.values()), ceiling
+            with busy(f"{report.MODES[mode]}: measure"):
+                ceiling = self._time(mode, cases)
+            yield list(cases.values()), ceiling
+        self._note_excused(mode, cases)
+
+    def _rounds(self, end):
+        """Names of variants, to be timed after each group. With a deadline, what compiles long comes by itself."""
+        late = [name for name in self.stacks if name in variants.COMPILED and end < float("inf")]
+        groups = [name for name in self.stacks if name not in late], late
+        return [group for group in groups if group]
+
+    def _time(self, mode, cases):
+        """Time all cases in turns, fill in their speed, and return the ceiling."""
         runs = {name: self._pass(name, mode) for name, case in cases.items() if may_be_timed(case)}
         gemms, gemm_flops = make_gemms(self.workload, mode)
-        with busy(f"{report.MODES[mode]}: measure"):
-            times = timing.measure(runs | {"": gemms}, self.repeats, self.workload.device)
+        errors = {}
+        times = timing.measure(runs | {"": gemms}, self.repeats, self.workload.device, errors=errors)
+        for name, why in errors.items():
+            cases[name] |= {"error": why, "ms": None}
         ceiling = {"ms": times[""], "tflops": gemm_flops / times[""]["median"] / 1e9}
-        for name in runs:
+        for name in times.keys() & runs.keys():
             cases[name] |= self._speed(name, mode, times, ceiling)
-        return list(cases.values()), ceiling
+        return ceiling
 
     def _pass(self, name, mode):
         return partial(RUN[mode], self.stacks[name], self.workload, self.inputs)
@@ -66,6 +91,7 @@ class Bench:
             "parity": None,
             "ms": None,
             "kept_bytes": None,
+            "kept_units": None,
             "peak_bytes": None,
         }
         try:
@@ -75,21 +101,26 @@ class Bench:
             del got
             case["peak_bytes"] = memory.peak_bytes(self._pass(name, mode), self.workload.device)
             if mode == "fwd_bwd":
-                case["kept_bytes"] = self._kept(name)
+                case["kept_bytes"] = kept = self._kept(name)
+                case["kept_units"] = kept / self.workload.unit / self.workload.blocks
         except Exception as error:  # one variant that fails must not lose the others
-            return case | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}, None
+            return case | {"error": error_line(error)}, None
         self._note_backends(name, ran)
         return case, verdicts
 
-    def _judge(self, mode, cases, verdicts):
+    def _judge(self, cases, verdicts):
         """Give each case its worst tensor. What is wrong in compile as well is not ditfast's."""
         for name, found in verdicts.items():
             if found is None:
                 continue
             if name == "ditfast+compile" and verdicts.get("compile"):
                 found = parity.excused(found, verdicts["compile"])
-            cases[name]["parity"] = worst = contract.worst(found)
-            if is_excused(cases[name]):
+            cases[name]["parity"] = contract.worst(found)
+
+    def _note_excused(self, mode, cases):
+        for name, case in cases.items():
+            if is_excused(case):
+                worst = case["parity"]
                 used = f"{worst['tensor']} uses {worst['used']:.2f} of its error budget"
                 self.notes.append(f"{name}, {report.MODES[mode]}: {used}, as in compile: the error is PyTorch's")
 
@@ -120,27 +151,32 @@ class Bench:
 
 
 def run(options) -> dict:
-    bench = Bench(options)
-    cases, ceiling = [], {}
-    for mode in options.mode:
-        found, ceiling[mode] = bench.measure(mode)
-        cases += found
-    for case in cases:
-        kept = case["kept_bytes"]
-        case["kept_units"] = None if kept is None else kept / options.workload.unit / options.workload.blocks
+    end, watch = time.monotonic() + (options.deadline or float("inf")), compiling.Watch()
+    bench, device = Bench(options), options.workload.device
     result = {
         "schema": compare.SCHEMA,
-        "header": header(options.workload.device),
+        "header": header(device),
         "workload": options.workload.as_dict(),
         "repeats": options.repeats,
-        "cases": cases,
-        "ceiling": ceiling,
+        "cases": [],
+        "ceiling": {},
         "kernels": None,
         "backends": bench.backends,
         "notes": bench.notes,
     }
-    if options.workload.device == "cpu":
+    done = []
+    for mode in options.mode:
+        for cases, ceiling in bench.measure(mode, end):
+            result["cases"] = done + cases
+            if ceiling:
+                result["ceiling"][mode] = ceiling
+            result["compiling"] = watch.result()
+            jsonfile.write(options.json, result)
+        done = result["cases"]
+    result["header"] = header(device)
+    if device == "cpu":
         result["kernels"] = prove_kernels(options.workload.dtype, result["notes"])
+    jsonfile.write(options.json, result)
     return result
 
 
@@ -162,11 +198,9 @@ def main(argv=None) -> int:
             return 2
     result = run(options)
     report.show(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.plot:
         report.plot(result, options.plot)
-    is_good = passes(result["cases"]) and (result["kernels"] is None or is_green(result["kernels"]))
+    is_good = passes(result["cases"], options.variants) and (result["kernels"] is None or is_green(result["kernels"]))
     if options.old:
         is_good &= report.show_ratios(compare.ratios(options.old, result), options.fail_below)
     return 0 if is_good else 1

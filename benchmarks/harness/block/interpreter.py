@@ -17,6 +17,7 @@ from harness.block import parity, variants
 from harness.block.workload import Workload, forward_backward, make_blocks, make_inputs
 
 BENCHMARKS = Path(__file__).parents[2]
+SECONDS = 600
 
 WORKLOAD = {"model": "DiT-S/8", "image_size": 320, "batch": 3, "blocks": 2, "device": "cpu"}  # N = 25
 
@@ -42,10 +43,16 @@ def in_subprocess(dtype: str) -> dict:
         dtype = "fp32"  # the interpreter truncates where a GPU rounds to bf16
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "harness.block.interpreter", dtype]
-    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, env=environment, timeout=600)
-    if done.returncode:
-        return {"error": (done.stderr.strip() or "no message").splitlines()[-1]}
-    return json.loads(done.stdout)
+    options = {"capture_output": True, "text": True, "timeout": SECONDS}
+    try:
+        done = subprocess.run(command, cwd=BENCHMARKS, env=environment, **options)
+        if done.returncode:
+            return {"error": (done.stderr.strip() or "no message").splitlines()[-1]}
+        return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {SECONDS} s"}
+    except (ValueError, IndexError):
+        return {"error": f"printed no JSON but {done.stdout[-200:]!r}"}
 
 
 if __name__ == "__main__":

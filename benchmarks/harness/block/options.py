@@ -9,7 +9,7 @@ from ditfast.models.presets import DiT_models
 from harness.arguments import Parser, count, one_of, ratio, require_writable
 from harness.block import variants
 from harness.block.compare import load
-from harness.block.workload import DTYPES, PASSES, Workload
+from harness.block.workload import DTYPES, RUN, Workload
 
 DEFAULT_NAMES = ("model", "image_size", "batch", "blocks", "dtype", "repeats")
 DEFAULTS = {  # (device, --quick)
@@ -73,7 +73,7 @@ def _parser():
     add("--batch", type=count, metavar="N", help="samples (default 64 on a GPU, 1 on the CPU)")
     add("--blocks", type=count, metavar="N", help="blocks in the stack (default 4 on a GPU, 1 on the CPU)")
     add("--dtype", choices=DTYPES, help="of weights and inputs; autocast: fp32 under bf16 autocast (bf16, CPU: fp32)")
-    add("--mode", nargs="+", choices=PASSES, default=list(PASSES), help="forward without gradients, and with them")
+    add("--mode", nargs="+", choices=RUN, default=list(RUN), help="forward without gradients, and with them")
     add(
         "--variants",
         nargs="+",
@@ -84,7 +84,8 @@ def _parser():
     add("--repeats", type=count, metavar="N", help="timed runs of each case (default 50, on the CPU 7)")
     add("--quick", action="store_true", help="small shapes and few repeats, to see that everything runs")
     add("--official", metavar="DIR", help="also time the DiTBlock of this checkout of the original (needs timm)")
-    add("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    add("--deadline", type=count, metavar="SECONDS", help="begin no case after this; say how many are left out")
+    add("--json", type=Path, metavar="FILE", help="write everything that was measured, case by case")
     add("--plot", type=Path, metavar="FILE", help="draw the variants as bars under the GEMM ceiling")
     add("--compare", type=Path, metavar="OLD.json", help="print old over new time; exit 2 if machine or work differ")
     add("--fail-below", type=ratio, metavar="RATIO", help="with --compare: exit 1 if old over new time is below")

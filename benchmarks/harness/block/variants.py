@@ -7,14 +7,23 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._inductor.config as inductor
 
 from ditfast import DiTBlock
 from ditfast.models import carry
 from ditfast.ops.backends.choice import names_in_force
 from harness.block.workload import Workload
+from harness.errors import error_line
+from harness.verdicts import is_ours
 
-COMPILE_MODES = {"compile": None, "compile-max-autotune": "max-autotune-no-cudagraphs", "ditfast+compile": None}
-VARIANTS = ("eager", "compile", "compile-max-autotune", "ditfast", "ditfast+compile")
+NO_MIX_ORDER = {"triton.mix_order_reduction": False}  # dx apart from the sums over tokens, as before torch 2.10
+COMPILED = {  # arguments of torch.compile
+    "compile": {},
+    "compile-no-mix-order": {"options": NO_MIX_ORDER},
+    "compile-max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+    "ditfast+compile": {},
+}
+VARIANTS = ("eager", "compile", "compile-no-mix-order", "compile-max-autotune", "ditfast", "ditfast+compile")
 
 
 class Stack(torch.nn.Module):
@@ -51,22 +60,24 @@ def build(variant: str, workload: Workload, blocks, official_block=None):
     """The stack that ``variant`` names, on the parameters of ``blocks``."""
     if variant == "official":
         return Stack(with_weights_of(blocks, lambda: official_block(workload.dim, workload.heads)))
-    if variant.startswith("ditfast"):
+    if is_ours(variant):
         with torch.device("meta"):
             ours = with_weights_of(blocks, lambda: DiTBlock(workload.dim, workload.heads))
         stack = CarriedStack(ours)
     else:
         stack = Stack(blocks)
-    if variant in COMPILE_MODES:
-        return torch.compile(stack, mode=COMPILE_MODES[variant], fullgraph=True, dynamic=False)
+    if variant in COMPILED:
+        return torch.compile(stack, fullgraph=True, dynamic=False, **COMPILED[variant])
     return stack
 
 
 def why_not(variant: str) -> str | None:
     """Why this machine cannot run ``variant``; None if it can."""
-    compiler = os.environ.get("CXX", "g++").split()[0]
-    if variant in COMPILE_MODES and shutil.which(compiler) is None:
+    compiler, *_ = (os.environ.get("CXX") or "g++").split()
+    if variant in COMPILED and shutil.which(compiler) is None:
         return f"torch.compile needs a C++ compiler and there is no {compiler}"
+    if variant == "compile-no-mix-order" and not hasattr(inductor.triton, "mix_order_reduction"):
+        return "this torch has no mix-order reduction"
     return None
 
 
@@ -84,10 +95,12 @@ def load_official(directory: str):
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-        return module.DiTBlock
     except ModuleNotFoundError as error:
         raise ValueError(f"{path} needs the package {error.name!r}, which is not installed") from error
-    except AttributeError as error:
-        raise ValueError(f"{path} has no DiTBlock") from error
+    except Exception as error:
+        raise ValueError(f"{path} cannot be imported: {error_line(error)}") from error
     finally:
         sys.path.remove(str(path.parent))
+    if not hasattr(module, "DiTBlock"):
+        raise ValueError(f"{path} has no DiTBlock")
+    return module.DiTBlock

@@ -9,7 +9,7 @@ from ditfast.models.presets import SIZES
 from harness.block.eager import EagerBlock
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "autocast": torch.float32}
-PASSES = {"fwd": 1, "fwd_bwd": 3}  # each matrix product has two more in backward
+PRODUCTS = {"fwd": 1, "fwd_bwd": 3}  # each matrix product has two more in backward
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Workload:
     def macs(self, mode):
         """Multiply-adds of one sample through the stack, which the paper calls flops: Linears and attention."""
         n, d = self.tokens, self.dim
-        return PASSES[mode] * self.blocks * (12 * n * d * d + 2 * n * n * d + 6 * d * d)
+        return PRODUCTS[mode] * self.blocks * (12 * n * d * d + 2 * n * n * d + 6 * d * d)
 
     def flops(self, mode):
         """Two per multiply-add, for the whole batch; recomputation does not count."""

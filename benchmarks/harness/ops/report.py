@@ -15,7 +15,7 @@ def show(result: dict) -> None:
     for (dtype, (b, n, d), mode), cases in report.groups(result["cases"], "dtype", "shape", "mode").items():
         title = f"{TITLES[mode]} · B={b} N={n} D={d} · {dtype}"
         tables.append(report.table(title, COLUMNS, [(_cells(c), report.style(c)) for c in cases], TEXTS))
-    foot = ["of copy: time of copying the least bytes that the pass must move, over its time."]
+    foot = ["of copy: time of copying the fewest bytes that the pass must move, over its time."]
     report.show(result, tables, foot + report.failures(result["cases"], _what))
 
 

@@ -64,16 +64,16 @@ def verification(runs) -> str:
 
 
 def _cell(runs, op, backend, dtype, direction):
-    """The newest word of each GPU on one kernel."""
+    """The latest result on each GPU for one kernel."""
     key, latest = (op, backend, dtype, direction), {}
     for run in runs:
         checks = [c for c in run["checks"] if (c["op"], c["backend"], c["dtype"], c["direction"]) == key]
         if checks:
             latest[_gpu(run)] = run, [c for c in checks if not c["is_right"]]
-    return "<br>".join(_word(run, wrong) for run, wrong in latest.values()) or "unverified"
+    return "<br>".join(_status_text(run, wrong) for run, wrong in latest.values()) or "unverified"
 
 
-def _word(run, wrong):
+def _status_text(run, wrong):
     head = run["header"]
     where = f"{_gpu(run)}, {head['date'][:10]}, {head['commit']}"
     if not wrong:
@@ -118,7 +118,7 @@ def performance(runs, pictures: Path) -> str:
 
 
 def _picture(stage, gpu, folder):
-    plot = {"ops": ops_report.plot, "attention": attention_report.plot, "block": block_report.plot}.get(stage["name"])
+    plot = PLOTS.get(stage["name"])
     if plot is None or not any(case["ms"] for case in stage["result"]["cases"]):
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,4 +181,6 @@ def _faster(speedup):
     return [f"{speedup[base]:.2f}x" if base in speedup else "" for base in ("eager", "compile")]
 
 
-SECTIONS = {"ceilings": _ceilings, "ops": _ops, "attention": _attention, "block": _block}
+PLOTS = {"ops": ops_report.plot, "attention": attention_report.plot}
+PLOTS |= dict.fromkeys(("block", "block-b1"), block_report.plot)
+SECTIONS = {"ceilings": _ceilings, "ops": _ops, "attention": _attention, "block": _block, "block-b1": _block}

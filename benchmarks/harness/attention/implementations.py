@@ -21,7 +21,7 @@ SDPA = {
 }
 
 
-def peers(device: str) -> dict:
+def implementations(device: str) -> dict:
     """{name: function(qkv, heads)} of what can be tried on this kind of device."""
     found = {"sdpa": _sdpa}
     if device == "cuda":

@@ -1,0 +1,54 @@
+"""How long this process has waited for compilers: on a new machine nothing is cached."""
+
+from functools import wraps
+from importlib.util import find_spec
+
+from torch._dynamo.utils import compilation_time_metrics
+
+SECONDS_PER_KERNEL = 0.35  # assumed of Triton where its interpreter runs, which compiles nothing
+INDUCTOR = ("_compile.compile_inner", "backward._backward_impl")
+
+
+class Watch:
+    """Counts Triton's kernels from now on, and Inductor's seconds from the start of the process."""
+
+    def __init__(self):
+        self.kernels, self.seconds, self.seen = 0, 0.0, set()
+        if find_spec("triton") is None:
+            return
+        from triton import knobs
+
+        if knobs.runtime.interpret:
+            _before_each_run(self._interpreted)
+        else:
+            knobs.compilation.listener = self._compiled
+
+    def result(self) -> dict:
+        inductor = sum(sum(compilation_time_metrics.get(name, ())) for name in INDUCTOR)
+        return {"kernels": self.kernels, "triton_s": round(self.seconds, 1), "inductor_s": round(inductor, 1)}
+
+    def _compiled(self, *, times, cache_hit, **_):
+        if not cache_hit:
+            self.kernels, self.seconds = self.kernels + 1, self.seconds + times.total / 1e6
+
+    def _interpreted(self, function, args, named):
+        """Count what a GPU would compile: one kernel for each mix of dtypes and constants."""
+        values = [*args, *(named[name] for name in sorted(named) if name != "grid")]
+        key = (function.__name__, *(str(getattr(value, "dtype", value)) for value in values))
+        if key not in self.seen:
+            self.seen.add(key)
+            self.kernels, self.seconds = self.kernels + 1, self.seconds + SECONDS_PER_KERNEL
+
+
+def _before_each_run(call):
+    """Let Triton's interpreter call ``call(function, args, named arguments)`` before it runs a function."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    run = getattr(InterpretedFunction.run, "__wrapped__", InterpretedFunction.run)  # without an earlier watch
+
+    @wraps(run)
+    def watched(self, *args, **named):
+        call(self, args, named)
+        return run(self, *args, **named)
+
+    InterpretedFunction.run = watched
