@@ -1,12 +1,12 @@
 """Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before they are defined."""
 
-import os
-
 import pytest
 import torch
 
+from harness.interpreting import choose_interpreter
+
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+    choose_interpreter()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,10 +1,11 @@
 """How a command begins, before anything that may be missing is imported."""
 
-import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+
+from harness.interpreting import choose_interpreter
 
 PACKAGES = ("torch", "ditfast", "rich")
 
@@ -21,7 +22,7 @@ def start(name: str, interpret: bool = False) -> int:
             command = Path(sys.argv[0]).name
             sys.exit(f"{command} needs the package {package}, which is not installed: pip install -e '.[bench]'")
     if interpret and not _has_gpu():
-        os.environ.setdefault("TRITON_INTERPRET", "1")
+        choose_interpreter()
     return import_module(f"harness.{name}.command").main()
 
 
