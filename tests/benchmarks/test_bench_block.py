@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditfast import ops
-from harness.block import command, memory, variants
+from harness.block import command, interpreter, memory, variants
 from harness.block.workload import Workload, make_blocks, make_inputs
 
 COMMAND = Path(__file__).parents[2] / "benchmarks" / "bench_block.py"
@@ -122,6 +122,44 @@ def test_a_variant_that_raises_does_not_lose_the_others(bench, monkeypatch, caps
     assert "ditfast, forward, failed: RuntimeError: no such kernel" in printed and "1.00x" in printed
 
 
+def test_a_variant_that_raises_while_timed_does_not_lose_the_others(bench, monkeypatch, tmp_path):
+    right, calls = ops.qkv_attention, []
+
+    def fail_later(*args, **kwargs):
+        calls.append(None)
+        if len(calls) > 2:  # two blocks compute and compare
+            raise RuntimeError("out of memory\nmore")
+        return right(*args, **kwargs)
+
+    monkeypatch.setattr(ops, "qkv_attention", fail_later)
+    assert bench.main([*QUICK, "--mode", "fwd", "--json", str(tmp_path / "out.json")]) == 1
+    eager, ditfast = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert eager["ms"] and ditfast["ms"] is None and ditfast["error"] == "RuntimeError: out of memory"
+
+
+def test_a_deadline_leaves_out_what_begins_after_it(bench, monkeypatch, tmp_path):
+    """What needs no compiler is checked and timed first, and every case is written as soon as it is known."""
+    written, clock = [], iter([0.0, 0.5, 0.6, 2.0, 2.1])
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        command.jsonfile, "write", lambda path, result: written.append(json.loads(json.dumps(result)))
+    )
+    arguments = ["--mode", "fwd", "--variants", "compile", "eager", "ditfast", "--deadline", "1"]
+    assert bench.main([*QUICK, *arguments]) == 0
+    assert [[(c["variant"], bool(c["ms"])) for c in result["cases"]] for result in written[:3]] == [
+        [("eager", False)],
+        [("eager", False), ("ditfast", False)],
+        [("eager", True), ("ditfast", True)],
+    ]
+    assert written[-1]["notes"] == ["deadline: compile, forward, left out"]
+
+
+def test_a_run_without_ditfast_is_green_only_if_it_was_not_asked_for(bench, monkeypatch):
+    monkeypatch.setattr(variants, "why_not", lambda name: "cannot" if name == "ditfast" else None)
+    assert bench.main([*QUICK, "--mode", "fwd", "--variants", "eager"]) == 0
+    assert bench.main([*QUICK, "--mode", "fwd", "--variants", "eager", "ditfast"]) == 1
+
+
 @pytest.fixture
 def edited(quick, tmp_path):
     """Write the quick run's JSON with a change."""
@@ -136,9 +174,10 @@ def edited(quick, tmp_path):
     return write
 
 
-def scale_times(result, factor):
+def scale_times(result, factor, variants=("eager", "ditfast")):
     for case in result["cases"]:
-        case["ms"]["median"] *= factor
+        if case["variant"] in variants:
+            case["ms"]["median"] *= factor
 
 
 @pytest.mark.parametrize("factor, status", [(1e3, 0), (1e-3, 1)])
@@ -147,6 +186,17 @@ def test_compare_judges_the_ratio(bench, edited, capsys, factor, status):
     assert bench.main([*QUICK, "--mode", "fwd", "--compare", old, "--fail-below", "0.95"]) == status
     assert "old / new" in capsys.readouterr().out
     assert bench.main([*QUICK, "--mode", "fwd", "--compare", old]) == 0
+
+
+def test_compare_judges_ditfast_alone(bench, edited, capsys):
+    judge = [*QUICK, "--mode", "fwd", "--fail-below", "0.95", "--compare"]
+    assert bench.main([*judge, edited(lambda result: scale_times(result, 1e-3, ["eager"]))]) == 0
+    assert "eager" in capsys.readouterr().out
+    assert bench.main([*judge, edited(lambda result: scale_times(result, 1e-3, ["ditfast"]))]) == 1
+    assert "1 of 1 cases of ditfast below 0.95" in capsys.readouterr().out
+    without = edited(lambda result: result.update(cases=[c for c in result["cases"] if c["variant"] == "eager"]))
+    assert bench.main([*judge, without]) == 1
+    assert "no case of ditfast is in both measurements" in capsys.readouterr().out
 
 
 def test_compare_refuses_another_machine_and_another_workload(bench, edited, capsys):
@@ -196,6 +246,39 @@ def test_official_checkout_without_its_packages_says_which(bench, capsys, tmp_pa
     with pytest.raises(SystemExit):
         bench.main(["--official", str(tmp_path)])
     assert "needs the package 'not_there', which is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("raise AttributeError('no such thing')", "cannot be imported: AttributeError: no such thing"),
+        ("import torch\nfrom torch import absent", "cannot be imported: ImportError: cannot import name 'absent'"),
+        ("", "has no DiTBlock"),
+    ],
+)
+def test_official_checkout_that_does_not_work_says_why(tmp_path, text, message):
+    (tmp_path / "models.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        variants.load_official(str(tmp_path))
+
+
+@pytest.mark.parametrize("compiler", ["", "absent-compiler -O2"])
+def test_compile_needs_a_compiler(monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(variants.shutil, "which", lambda name: name if name == "g++" else None)
+    reason = None if compiler == "" else "torch.compile needs a C++ compiler and there is no absent-compiler"
+    assert variants.why_not("compile") == reason and variants.why_not("eager") is None
+
+
+@pytest.mark.parametrize(
+    "program, message",
+    [("import time; time.sleep(60)", "not done after 2 s"), ("print('hello')", "printed no JSON but 'hello.n'")],
+)
+def test_an_interpreter_that_fails_says_why(monkeypatch, program, message):
+    run = subprocess.run
+    monkeypatch.setattr(interpreter, "SECONDS", 2)
+    monkeypatch.setattr(interpreter.subprocess, "run", lambda args, **kw: run([sys.executable, "-c", program], **kw))
+    assert re.search(message, interpreter.in_subprocess("fp32")["error"])
 
 
 def test_kept_bytes_of_a_known_graph():
