@@ -98,6 +98,7 @@ def test_quick_run(capsys, tmp_path):
     result = json.loads((tmp_path / "o.json").read_text())
     assert result["schema"] == 1 and result["benchmark"] == "ops" and result["header"]["versions"]["torch"]
     assert {c["op"] for c in result["cases"]} == set(bench_ops.OPS)
+    assert result["compiling"]["kernels"] >= len(bench_ops.OPS)
     for case in result["cases"]:
         assert case["error"] is None and case["parity"]["reason"] is None and case["parity"]["used"] <= 1
         if case["interpreted"]:

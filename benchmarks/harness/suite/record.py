@@ -51,7 +51,7 @@ def merge(records: list[dict]) -> dict:
             known = newest.get(stage["name"])
             if known is None or _rank(stage) >= _rank(known[0]):
                 newest[stage["name"]] = stage, [c for c in record["checks"] if c["stage"] == stage["name"]]
-    chosen = [newest[name] for name in sorted(newest, key=_place)]
+    chosen = [newest[name] for name in sorted(newest, key=_position)]
     merged = max(records, key=lambda record: record["header"]["date"])
     return merged | {"stages": [stage for stage, _ in chosen], "checks": [c for _, checks in chosen for c in checks]}
 
@@ -65,6 +65,6 @@ def _rank(stage):
     return stage["result"] is not None, stage["date"]
 
 
-def _place(name):
+def _position(name):
     names = [stage.name for stage in STAGES]
     return names.index(name) if name in names else len(names)
