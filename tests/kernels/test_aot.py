@@ -36,6 +36,16 @@ KERNELS = {
 MAY_BE_NARROW = {"sum_partials_kernel", *KERNELS["patches"]}
 # column sums: 3, of both parts of a head of 72, and the log-sum-exp
 WORDS = {"backward_dq_kernel": 2 + 6}
+# of a thread on sm_90 at D = 1152 in every dtype, by triton 3.6 and 3.7: more would cost programs on a multiprocessor
+REGISTERS = {
+    "layer_norm_modulate": {"forward_kernel": 128, "backward_kernel": 168},
+    "gated_residual": {"forward_kernel": 128, "backward_kernel": 128},
+    "gated_residual_layer_norm_modulate": {"forward_kernel": 255, "backward_kernel": 255},
+    "mlp": {"backward_kernel": 128},
+    "attention": {"forward_kernel": 255, "backward_dkdv_kernel": 255, "backward_dq_kernel": 184},
+}
+# ptxas keeps two words in local memory rather than let a program less run
+STACK = {("gated_residual_layer_norm_modulate-fp32", 2048, 120): 8}
 SHARED_LIMIT = {80: 163, 90: 227, 120: 99}  # KB per block; 120 has what 86 and 89 have
 LARGE, SMALL = (64, 256), (1, 64)  # B, N: the launchers choose other chunks for each
 
@@ -113,7 +123,8 @@ def full():
 def assert_lean(reports, c):
     assert {(r["kernel"], r["arch"]) for r in reports} == {(k, arch) for k in KERNELS[c["op"]] for arch in c["archs"]}
     for r in reports:
-        assert r["stack"] == 0 and r["spills"] == 0, r
+        stack = STACK.get((label(c).rsplit("-", 1)[0], c["shape"][2], r["arch"]), 0)
+        assert r["stack"] <= stack and r["spills"] <= stack, r
         assert r["shared"] <= SHARED_LIMIT[r["arch"]] * 1024, r
         assert r["widths"], f"no access to global memory found: {r}"
         assert not r["wgmma_advice"], r
@@ -149,6 +160,14 @@ def assert_memory_bound(reports, c):
         moved = sum(cases.row_bytes(c, r["kernel"] == "forward_kernel").values()) * columns
         slots = r["slots"] + r["outside"] / r["chunk"]
         assert slots <= GPUS["H200"].memory_clocks(moved), r
+
+
+@pytest.mark.parametrize("c", [c for c in THIN if c["op"] in REGISTERS and c["shape"][2] == 1152], ids=label)
+def test_registers(c, thin):
+    used = {r["kernel"]: r["registers"] for r in thin[label(c)] if r["arch"] == 90}
+    limits = REGISTERS[c["op"]]
+    assert limits.keys() <= used.keys()
+    assert all(used[kernel] <= limit for kernel, limit in limits.items()), used
 
 
 def has_form(c):
