@@ -11,9 +11,11 @@ import torch
 from ditfast.data.stream import stream_batches
 from ditfast.diffusion import create_diffusion
 from ditfast.models import DiT, cost
+from ditfast.ops.backends.log import record
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
+from ditfast.training.backends import chosen_backends, repeat_backends
 from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
 from ditfast.training.config import Config, model_arguments, to_yaml
 from ditfast.training.monitor import Log, Meter, matmul_rate, memory_gib
@@ -57,7 +59,7 @@ class Run:
         self.model = parallelize(model, config, ranks)
         self.weights = Weights(unwrap(self.model), config.lr, config.weight_decay, config.ema, masters)
         self.about = {"model": unwrap(model).config, "data": source.identity, "vae": encoder.checksum}
-        self.about |= {"noise_schedule": config.noise_schedule, "seed": config.seed}
+        self.about |= {"noise_schedule": config.noise_schedule, "seed": config.seed, "backends": {}}
         self.step = self.seen = self.skipped = self.unreadable = 0
         self.saved = None
         if start:
@@ -71,8 +73,9 @@ class Run:
         self.weights.copy_masters()
         self.step, self.seen, self.saved = found["step"], found["samples"], path
         self.skipped, self.unreadable = found["nonfinite"], found["unreadable"]
+        missing = repeat_backends(found.get("backends", {}), self.ranks.device.split(":")[0])
         if self.ranks.is_first:
-            print(f"goes on after step {self.step} of {path}")
+            print("\n".join([f"goes on after step {self.step} of {path}", *missing]))
 
     def train(self) -> None:
         """Run to the last step, or until SIGTERM or SIGINT; then a checkpoint is written too."""
@@ -102,7 +105,9 @@ class Run:
         c, meter, stopped, since = self.config, Meter(self.ranks), False, time.perf_counter()
         while self.step < c.steps and not stopped:
             batch = next(batches)
-            meter.add(*self._step(batch), batch)
+            with record() as ran:
+                meter.add(*self._step(batch), batch)
+            self.about["backends"] = self.about["backends"] or chosen_backends(ran)
             self.step, self.seen = self.step + 1, self.seen + c.batch
             bar.update()
             stopped = self.step < c.steps and self._any_told_to_stop(stopper)

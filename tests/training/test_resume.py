@@ -1,5 +1,6 @@
 """A run that was stopped, killed or moved to other ranks goes on as if it had not been."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,11 +8,15 @@ import sys
 
 import pytest
 
+from ditfast.ops.backends.choice import repeat_choices
 from ditfast.training import loop
+from ditfast.training.checkpoint import ABOUT
 
 PATCH = """
 import os
+from ditfast.ops.backends.choice import repeat_choices
 from ditfast.training import loop
+from ditfast.training.checkpoint import ABOUT
 step = loop.Run._step
 def patched(run, batch):
     if {condition}:
@@ -32,6 +37,31 @@ def test_a_killed_run_goes_on_bit_for_bit(kit):
     assert kit.losses(killed) == kit.losses(whole)
     weights = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, killed)]
     assert weights[0] == weights[1]
+
+
+def newest_about(run):
+    return max((run / "checkpoints").glob("step-*")) / ABOUT
+
+
+@pytest.fixture
+def own_choice():
+    yield
+    repeat_choices({})
+
+
+def test_a_run_goes_on_with_its_backends(kit, own_choice, capsys):
+    """Those of its checkpoint, not what this process would choose by itself; where they are missing it says so."""
+    pytest.importorskip("ditfast._C")
+    run = kit.train("run", "--steps", 2)
+    about = json.loads(newest_about(run).read_text())
+    assert about["backends"]["qkv_attention"] == "sdpa" and about["backends"]["mlp"] == "reference"
+    about["backends"] |= {"attention": "host", "qkv_attention": "host", "mlp": "triton", "patch_embed": "cudnn"}
+    newest_about(run).write_text(json.dumps(about))
+    capsys.readouterr()
+    kit.train("run", "--resume", "auto", "--steps", 4)
+    backends = json.loads(newest_about(run).read_text())["backends"]
+    assert backends["qkv_attention"] == "host"
+    assert "patch_embed ran on cudnn before, which cannot run here: patch_embed has no" in capsys.readouterr().out
 
 
 def test_torchrun_restarts_a_run_whose_rank_died(kit):

@@ -25,6 +25,7 @@ def _checked(name, where):
 _environment = _checked(os.environ.get("DITFAST_BACKEND", "auto"), "DITFAST_BACKEND")
 # A plain global, not a ContextVar: torch.compile guards on it and recompiles when it changes.
 _contexts: tuple[str, ...] = ()
+_repeated: dict[str, str] = {}  # operation -> what the automatic choice takes, as an earlier run did
 
 
 @contextmanager
@@ -51,6 +52,12 @@ def names_in_force(model_backend: str | None = None) -> tuple[str, ...]:
     return (*model, *_contexts, _environment)
 
 
+def repeat_choices(chosen: dict[str, str]) -> None:
+    """From now on the automatic choice takes these backends, by operation, wherever the arguments allow it."""
+    _repeated.clear()
+    _repeated.update(chosen)
+
+
 def choose(op: Op, requested, device_type: str, unsupported: str | dict[str, str | None] | None = None) -> str:
     """The backend of one call: a name, or "auto" where only the running operation can tell.
 
@@ -72,6 +79,10 @@ def choose(op: Op, requested, device_type: str, unsupported: str | dict[str, str
                 reason = _of_backend(unsupported, name)
             if reason is not None:
                 raise RuntimeError(f"{op.name}: backend {name!r} cannot run: {reason}")
+            return name
+    if op.name in _repeated:
+        name = _repeated[op.name]
+        if name in PYTORCH or (_of_backend(unsupported, name) is None and why_not(op, name, device_type) is None):
             return name
     if device_type in _AUTO_DEVICES:
         for name in op.kernels:

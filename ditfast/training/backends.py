@@ -1,0 +1,27 @@
+"""The backends of a run: a run that goes on takes those that it began with, where this machine has them."""
+
+from ditfast import ops
+from ditfast.ops.backends.availability import why_not
+from ditfast.ops.backends.choice import repeat_choices
+
+
+def chosen_backends(ran: dict[str, list[str]]) -> dict[str, str]:
+    """Operation -> the backend of its forward, from what `ditfast.ops.backends.log.record` collected."""
+    chosen = {op: names[0] for op, names in sorted(ran.items())}
+    if "attention" in chosen:
+        chosen.setdefault("qkv_attention", chosen["attention"])  # without a kernel it is a Linear, and attention
+    return chosen
+
+
+def repeat_backends(then: dict[str, str], device_type: str) -> list[str]:
+    """Let the automatic choice take the backends of a checkpoint: why it cannot, a line for each that is not here."""
+    usable, missing = {}, []
+    for op in ops.ALL:
+        name = then.get(op.name)
+        reason = None if name is None else why_not(op, name, device_type)
+        if reason is not None:
+            missing.append(f"{op.name} ran on {name} before, which cannot run here: {reason}")
+        elif name is not None:
+            usable[op.name] = name
+    repeat_choices(usable)
+    return missing
