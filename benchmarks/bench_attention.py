@@ -7,7 +7,8 @@
 Every function takes packed qkv and gives its gradient, so that packing is in a peer's time. TFLOP/s count the true
 head dim: 2 products forward, 5 backward. The floor is the larger of the fewest bytes at the speed of a copy and of
 the arithmetic at the speed of a large GEMM, both measured in the same run. Where ditfast misses its error budget, no
-time is printed; peers are timed and marked. Exit status: 0; 1 if ditfast is wrong; 2 if the arguments do not fit.
+time is printed; peers are timed and marked. Exit status: 0; 1 if ditfast is wrong or cannot run;
+2 if the arguments do not fit.
 """
 
 import sys

@@ -6,8 +6,8 @@
 
 Output and gradients have an error budget. Where ditfast misses it, no time is printed; other variants are timed and
 marked. ditfast+compile is excused where compile misses it by as much, which is known only if both are measured.
-Exit status: 0; 1 if ditfast is wrong, or a case is slower than --fail-below allows; 2 if the arguments, or the
-machines compared, do not fit.
+Exit status: 0; 1 if ditfast is wrong, was not measured, or is slower than --fail-below allows; 2 if the arguments, or
+the machines compared, do not fit.
 """
 
 import sys

@@ -5,8 +5,8 @@
     python benchmarks/bench_ops.py --quick                        # tiny, on any machine
 
 Without a GPU the kernels run in Triton's interpreter: they are proven, not timed. Where ditfast misses its error
-budget, no time is printed; other variants are timed and marked. Exit status: 0; 1 if ditfast is wrong; 2 if the
-arguments do not fit.
+budget, no time is printed; other variants are timed and marked. Exit status: 0; 1 if ditfast is wrong or was
+not measured; 2 if the arguments do not fit.
 """
 
 import sys

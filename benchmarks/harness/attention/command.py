@@ -147,6 +147,8 @@ def run(options) -> dict:
     ceiling["copy_gb_per_s"] = copy_gb_per_s(2**30 if options.device == "cuda" else 2**22, options.device)
     result = {"schema": 1, "benchmark": "attention", "header": header(options.device), "repeats": options.repeats}
     result |= {"ceiling": ceiling, "cases": [], "notes": []}
+    if not any(map(is_ours, implementations(options.device))):
+        result["notes"].append("no attention kernel of ditfast can run here")
     todo = list(product(options.dtypes, options.tokens, options.head_dims))
     for done, (dtype, tokens, head_dim) in enumerate(todo):
         if time.monotonic() > end:
