@@ -223,8 +223,9 @@ LOOP = """
 
 
 def test_issue_slots_of_a_loop():
-    """Four instructions for each of two warps and a row of 512 bytes; the load, the exit and the trap are outside."""
-    counted = issue_slots(LOOP, warps=2, row_bytes=512)
-    assert counted == {"slots": 4 * 2 / 2 / 4, "outside": 3 * 2 / 4, "rows_per_iteration": 2, "loops": 1}
-    with pytest.raises(ValueError, match="rows per iteration"):
-        issue_slots(LOOP, warps=2, row_bytes=768)
+    """Four instructions for each of two warps and two rows; the load, the exit and the trap are outside."""
+    expected = {"slots": 4 * 2 / 2 / 4, "outside": 3 * 2 / 4, "rows_per_iteration": 2, "loops": 1}
+    assert issue_slots(LOOP, warps=2, column_bytes=2, d=256, lanes=256) == expected
+    assert issue_slots(LOOP, warps=2, column_bytes=2, d=200, lanes=320) == expected  # masked: a store was dropped
+    with pytest.raises(ValueError, match="a loop stores 512 columns"):
+        issue_slots(LOOP, warps=2, column_bytes=2, d=300, lanes=384)

@@ -91,7 +91,8 @@ def build_all(case, arch):
         if "MAIN" in kwargs and "STAGES" in kwargs:
             forward = kernel.__name__ == "forward_kernel"
             lanes = kwargs["MAIN"] + kwargs["TAIL"]
-            report |= issue_slots(sass, kwargs["num_warps"], row_bytes(case, forward)["stored"] * lanes)
+            stored = row_bytes(case, forward)["stored"]
+            report |= issue_slots(sass, kwargs["num_warps"], stored, kwargs["D"], lanes)
             report |= {"form": [kwargs["MAIN"], kwargs["TAIL"]], "rows_ahead": kwargs["STAGES"] - 1}
             report["chunk"] = args[kernel.arg_names.index("chunk")]
         yield report

@@ -8,11 +8,11 @@ is false or lanes idle. So a row costs a multiprocessor at least
 
 clocks, however many programs share it. The loop is the range of addresses that a backward branch spans and that
 stores rows to global memory; where the compiler made several copies of it, the one that stores the most rows counts.
-Rows per iteration are the bytes that its stores of 8 bytes or more cover, over all lanes, by those of one row of
-every output (MAIN + TAIL columns, which includes what a mask cuts off). NOPs do not count. What precedes and follows
-the loop is counted apart, per program.
+Rows per iteration follow from the bytes that its stores of 8 bytes or more cover, over all lanes and outputs. NOPs do
+not count. What precedes and follows the loop is counted apart, per program.
 """
 
+import math
 import re
 import subprocess
 import tempfile
@@ -98,21 +98,24 @@ def loops(code):
                 yield len(body), stored
 
 
-def issue_slots(sass: str, warps: int, row_bytes: int) -> dict:
+def issue_slots(sass: str, warps: int, column_bytes: int, d: int, lanes: int) -> dict:
     """Per row: ``slots`` of the loop; per program: ``outside``, slots of everything else.
 
-    ``row_bytes``: of one row of every output, in MAIN + TAIL columns.
+    Args:
+        column_bytes: stored to all outputs for one column of a row.
+        d: columns of a row, held in ``lanes`` columns. The compiler drops stores that lie behind d as a whole.
     """
     code = instructions(sass)
     found = list(loops(code))
     size, stored = max(found, key=lambda loop: loop[1])
-    rows = stored * LANES * warps / row_bytes
-    if rows < 1 or rows != int(rows):
-        raise ValueError(f"a loop stores {stored} bytes per lane: {rows} rows per iteration")
+    columns = stored * LANES * warps / column_bytes
+    rows = math.ceil(columns / lanes)
+    if columns < rows * d:
+        raise ValueError(f"a loop stores {columns:g} columns, which is no whole number of rows of {d} to {lanes}")
     outside = len(code) - sum(size for size, _ in found)
     return {
         "slots": size * warps / rows / SCHEDULERS,
         "outside": outside * warps / SCHEDULERS,
-        "rows_per_iteration": int(rows),
+        "rows_per_iteration": rows,
         "loops": len(found),
     }
