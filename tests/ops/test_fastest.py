@@ -87,6 +87,17 @@ def test_what_cannot_be_timed_runs_on_sdpa_and_is_tried_again(monkeypatch):
     assert not any("N<=" in name for name in cache.load(CPU))
 
 
+def test_a_kernel_that_could_not_be_checked_is_tried_again(times, monkeypatch):
+    times(triton=10.0, sdpa=12.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(selfcheck, "_compare", mock.Mock(side_effect=torch.OutOfMemoryError("no memory")))
+        with pytest.warns(RuntimeWarning, match="could not be checked"):
+            assert ran_on(qkv()) == ["sdpa"]
+    monkeypatch.setattr(selfcheck, "_answers", {})
+    monkeypatch.setattr(fastest, "_choices", {})
+    assert ran_on(qkv()) == ["triton"]
+
+
 def test_an_unknown_answer_while_a_graph_is_captured(times, monkeypatch):
     times(triton=10.0, sdpa=12.0)
     monkeypatch.setattr(selfcheck, "is_capturing", lambda device: True)

@@ -60,13 +60,15 @@ def _decide(op, make_run, key) -> str:
 
 
 def _answer(op, make_run, name, dtype, width, tokens, training, device) -> str:
-    """From disk, else by measurement."""
-    known = cache.load(device).get(name)
-    if known is not None:
-        return known["choice"]
+    """From disk, if there it was between the same backends; else by measurement."""
     kernels = [kernel for kernel in op.kernels if _is_usable(op, kernel, dtype, width, device)]
+    candidates = (op.fallback, *kernels)
+    known = cache.load(device).get(name)
+    if known is not None and known["us"].keys() == set(candidates):
+        return known["choice"]
+    if not kernels:
+        return op.fallback  # and not stored: a kernel that could not be checked is tried again
     try:
-        candidates = (op.fallback, *kernels) if kernels else ()
         problem = make_run, dtype, width, tokens, training, device
         us = {candidate: run_apart(device, measure, candidate, *problem) for candidate in candidates}
     except Exception as error:  # no memory beside the model, for one: the next process tries again
