@@ -6,10 +6,9 @@ import pytest
 
 pytest.importorskip("triton")
 
+from ditfast.kernels.rows import FORMS  # noqa: E402
 from harness import aot_report  # noqa: E402
 from harness.aot.gpus import GPUS  # noqa: E402
-
-from ditfast.kernels.rows import FORMS  # noqa: E402
 
 
 def result(name):
