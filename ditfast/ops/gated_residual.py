@@ -5,7 +5,7 @@ from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
 from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
-from ditfast.ops.rows import choose_for_rows, random_modulation
+from ditfast.ops.rows import choose_for_rows, random_residual
 
 
 def gated_residual(x, y, gate, bias=None, *, backend=None):
@@ -89,13 +89,7 @@ _call = attach_autograd("gated_residual", _forward_op, _setup_context, _autograd
 
 
 def _arguments(t, batch, tokens, dim):
-    rows = batch, tokens, dim
-    return {
-        "x": t(*rows, stream=True, spread=3.0),
-        "y": t(*rows),
-        **random_modulation(t, batch, dim, "gate"),
-        "bias": t(dim, stream=True),
-    }
+    return random_residual(t, batch, tokens, dim, "gate")
 
 
 def _self_check(t, dim, backend):

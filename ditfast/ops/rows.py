@@ -1,4 +1,4 @@
-"""What the operations over token rows (B, N, D) share: the limits of their kernels."""
+"""What the operations over token rows (B, N, D) share: the limits of their kernels, and the tensors of a problem."""
 
 import torch
 
@@ -30,3 +30,9 @@ def _unsupported(x: torch.Tensor, y: torch.Tensor | None, bias: torch.Tensor | N
 def random_modulation(t, batch: int, dim: int, *names: str) -> dict[str, torch.Tensor]:
     """Rows of modulation (B, D) by name for a problem: views of one (B, 6D) tensor, as adaLN makes them."""
     return dict(zip(names, t(batch, 6 * dim).chunk(6, dim=1), strict=False))
+
+
+def random_residual(t, batch: int, tokens: int, dim: int, *names: str) -> dict[str, torch.Tensor]:
+    """x, y (B, N, D), rows of modulation by name, bias (D,): a residual stream and a branch to be added to it."""
+    x, y = t(batch, tokens, dim, stream=True, spread=3.0), t(batch, tokens, dim)
+    return {"x": x, "y": y, **random_modulation(t, batch, dim, *names), "bias": t(dim, stream=True)}
