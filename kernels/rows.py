@@ -42,13 +42,13 @@ def backward_options(batch: int, tokens: int, d: int, loads: int) -> tuple[int, 
 
 
 def _masked(d, per_thread):
-    """One power of two, masked to D, so that every access is 16 bytes wide; lanes beyond D idle."""
+    """One power of two, masked to D, so that accesses are as wide as can be; lanes beyond D idle."""
     block = max(32, triton.next_power_of_2(d))
     return block, 0, min(32, max(1, block // (32 * per_thread)))
 
 
 def _options(d, form, loads, ahead):
-    """Rows are copied to shared memory at most ``ahead`` of their use: 12 KB of them, if they have 16 bits.
+    """Rows are copied to shared memory at most ``ahead`` of their use: 12 KB of them, or one, if they have 16 bits.
 
     Several programs share a multiprocessor, which has to have some 32 KB on their way. Rows beyond 2048 are not
     copied: they would not fit into the 99 KB that some GPUs have.

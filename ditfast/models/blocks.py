@@ -46,21 +46,21 @@ class Attention(nn.Module):
 
     def forward_without_bias(self, x, backends):
         """The output without the bias of ``proj``, and that bias (None where it is already added)."""
-        drop = self.proj_drop
+        drop, proj = self.proj_drop, self.proj
         drops = not is_plain(drop, nn.Dropout) or (drop.training and drop.p > 0)
-        if drops or not is_plain(self.proj, nn.Linear):
+        if drops or not is_plain(proj, nn.Linear):
             return self.forward(x, backends), None
-        return F.linear(self._attend(x, backends), self.proj.weight), self.proj.bias
+        return F.linear(self._attend(x, backends), proj.weight), proj.bias
 
     def _attend(self, x, backends):
         dropout = self.attn_drop.p if self.training else 0.0
         # the fused operations take q and k as the Linear wrote them, and drop nothing
+        qkv = self.qkv
         if dropout == 0 and is_plain(self.q_norm, nn.Identity) and is_plain(self.k_norm, nn.Identity):
-            if is_plain(self.qkv, nn.Linear):
-                weights = self.qkv.weight, self.qkv.bias
-                return ops.qkv_attention(x, *weights, self.num_heads, self.scale, backend=backends)
-            return ops.attention(self.qkv(x), self.num_heads, self.scale, backend=backends)
-        qkv = self.qkv(x)  # (B, N, 3*D)
+            if is_plain(qkv, nn.Linear):
+                return ops.qkv_attention(x, qkv.weight, qkv.bias, self.num_heads, self.scale, backend=backends)
+            return ops.attention(qkv(x), self.num_heads, self.scale, backend=backends)
+        qkv = qkv(x)  # (B, N, 3*D)
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
         q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -90,23 +90,25 @@ class Mlp(nn.Module):
         self.recompute = False
 
     def forward(self, x, backends=None):
-        if not self._is_fusible():
+        weights = self._weights()
+        if weights is None:
             return self.fc2(self.act(self.fc1(x)))
-        return ops.mlp(x, *self._weights(), self.fc2.bias, self.recompute, backend=backends)
+        return ops.mlp(x, *weights, self.recompute, backend=backends)
 
     def forward_without_bias(self, x, backends):
         """The output without the bias of ``fc2``, and that bias (None where it is already added)."""
-        if not self._is_fusible():
+        weights = self._weights()
+        if weights is None:
             return self.forward(x, backends), None
-        return ops.mlp(x, *self._weights(), recompute=self.recompute, backend=backends), self.fc2.bias
-
-    def _is_fusible(self):
-        linears = is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear)
-        gelu = is_plain(self.act, nn.GELU) and self.act.approximate == "tanh"
-        return linears and gelu and self.fc1.bias is not None
+        return ops.mlp(x, *weights[:3], recompute=self.recompute, backend=backends), weights[3]
 
     def _weights(self):
-        return self.fc1.weight, self.fc1.bias, self.fc2.weight
+        """What the fused operation takes; None if it cannot take the place of the submodules."""
+        fc1, act, fc2 = self.fc1, self.act, self.fc2
+        if not (is_plain(fc1, nn.Linear) and is_plain(fc2, nn.Linear) and is_plain(act, nn.GELU)):
+            return None
+        bias = fc1.bias
+        return None if bias is None or act.approximate != "tanh" else (fc1.weight, bias, fc2.weight, fc2.bias)
 
 
 def call_branch(module: nn.Module, h, backends):

@@ -7,7 +7,10 @@ from torch.nn.modules.module import _has_any_global_hook
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _FUSED = (nn.Linear, nn.LayerNorm, nn.GELU, nn.Identity, nn.Dropout, nn.Sequential, nn.SiLU, nn.Conv2d)
 # class -> its own forward, for which fusions stand; None where it was replaced before this was imported
-_ORIGINAL = {cls: cls.forward if cls.forward.__module__ == cls.__module__ else None for cls in _FUSED}
+_ORIGINAL = {
+    cls: cls.forward if cls.forward.__module__ == cls.__module__ and not hasattr(cls.forward, "__wrapped__") else None
+    for cls in _FUSED
+}
 
 
 def remember_forward(cls: type) -> type:
@@ -46,5 +49,5 @@ def is_watched(module: torch.nn.Module) -> bool:
     """Whether calling ``module`` runs hooks other than those of torch.distributed, which take any structure."""
     dicts = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
     found = [hook for hooks in dicts for hook in hooks.values()]
-    foreign = [hook for hook in found if not getattr(hook, "__module__", "").startswith("torch.distributed.")]
+    foreign = [hook for hook in found if not (getattr(hook, "__module__", "") or "").startswith("torch.distributed.")]
     return bool(foreign) or _has_any_global_hook()

@@ -70,11 +70,14 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
         dtype: of qkv.
         training: whether gradients are wanted.
     """
-    reasons = {name: _unsupported(name, dtype, head_dim, scale) for name in op.kernels}
-    name = choose(op, requested, device_type(t), reasons)
+
+    def unsupported(name):
+        return _unsupported(name, dtype, head_dim, scale)
+
+    name = choose(op, requested, device_type(t), unsupported)
     if name != "auto":
         return name
-    if reasons["cuda"] or reasons["triton"]:
+    if unsupported("cuda") or unsupported("triton"):
         return "sdpa"
     if not torch.compiler.is_compiling():
         if type(t) not in (torch.Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():

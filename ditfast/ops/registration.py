@@ -48,8 +48,10 @@ def call_below_autograd(op, *args):
 
 
 def _is_seen(args) -> bool:
-    """Whether the dispatcher has more to do with a call than to run it: modes, tracing, a profiler, other tensors."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+    """Whether the dispatcher has more to do than to run it: modes, transforms, tracing, a profiler, other tensors."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return True
+    if torch._C._get_tracing_state() is not None:
         return True
     if torch.autograd._profiler_enabled() or not (args[0].is_cuda or args[0].is_cpu):
         return True
@@ -74,9 +76,14 @@ def _is_transformed():
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # what is_grads_batched=True makes of a gradient
+
+
 def run_in_backward(op, *args):
     """Call ``op`` inside a backward: with its own autograd only under ``create_graph=True``."""
-    return op(*args) if torch.is_grad_enabled() else call_below_autograd(op, *args)
+    if torch.is_grad_enabled() or any(_is_batched(a) for a in args if isinstance(a, torch.Tensor)):
+        return op(*args)
+    return call_below_autograd(op, *args)
 
 
 def reject_double_backward(name: str, backward_op) -> None:

@@ -1,11 +1,13 @@
 """Run the self-check ahead of time, for the shapes that DiT models have, and keep the answers.
 
 `verify` runs it in this process. `verify_in_subprocess` runs it in a child process, so that a kernel that crashes
-cannot take this one down: it counts as failed, and another child goes on with the rest.
+cannot take this one down: it counts as failed, and another child goes on with the rest. Where a child was killed,
+nothing is kept of the kernel that it was at.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from ditfast.ops.backends.selfcheck import Result
 from ditfast.ops.op import PRECISIONS
 
 HIDDEN_SIZES = (384, 768, 1024, 1152)  # S, B, L, XL
+CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)]  # exit statuses
 RESTART = 75  # exit status of a child whose GPU is unusable after a kernel that it has reported
 
 
@@ -84,9 +87,10 @@ def verify_in_subprocess(hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)
         status = yield from _run_child(pending, device)
         if status in (0, RESTART) and len(pending) == before:
             raise RuntimeError(f"the process that checks kernels ended with status {status} and checked none")
-        if status not in (0, RESTART):
+        if status not in (0, RESTART) and pending:
             op, *key = pending.pop(0)
-            cache.store(device, selfcheck.label(op, *key), False)
+            if status in CRASHES:
+                cache.store(device, selfcheck.label(op, *key), False)
             yield Result(op.name, *key, f"the process died, exit status {status}", time.perf_counter() - start, False)
 
 
@@ -127,7 +131,9 @@ def _check_all(pending, device):
 
 
 def _device(device):
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
@@ -136,7 +142,8 @@ def _device(device):
 def _require_any(found, device):
     if not found:
         reasons = dict.fromkeys(why_not(op, name, device.type) for op in ops.ALL for name in op.kernels)
-        raise RuntimeError(f"there is nothing to verify here: {'; '.join(filter(None, reasons))}")
+        why = "; ".join(filter(None, reasons)) or "no kernel is chosen unasked in these precisions"
+        raise RuntimeError(f"there is nothing to verify here: {why}")
     return found
 
 

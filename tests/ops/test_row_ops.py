@@ -166,3 +166,19 @@ def test_unused_output_gets_no_gradient_of_its_own(op):
 def test_names_cover_every_gradient():
     for op in INPUTS:
         assert len(Case(op).names()) == len(OUTPUTS[op]) + len(INPUTS[op])
+
+
+@pytest.mark.parametrize("op", INPUTS)
+def test_batched_gradients(op, device):
+    """As `torch.autograd.functional.jacobian` asks for them: backward meets tensors without memory of their own."""
+    case = Case(op, b=2, n=3, d=16, device=device)
+    results = []
+    for backend in ("reference", "triton"):
+        inputs = case.inputs()
+        out = case.call(*inputs, backend=backend)
+        out = out[-1] if isinstance(out, tuple) else out
+        directions = torch.randn(4, *out.shape, generator=torch.Generator().manual_seed(2)).to(out)
+        wanted = [t for t in inputs if t is not None]
+        results.append(torch.autograd.grad(out, wanted, directions, is_grads_batched=True, allow_unused=True))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)

@@ -8,7 +8,7 @@ from ditfast.ops.backends import log
 
 
 def run_apart(device: torch.device, function, *args):
-    """``function(*args)`` where nothing of the caller's is in force.
+    """``function(*args)`` where nothing of the caller's thread is in force.
 
     Autocast, gradient modes, saved-tensor hooks (those of activation checkpointing), dispatch modes and the current
     stream are a thread's own; so this is another thread, in which kernels are launched on ``device``.

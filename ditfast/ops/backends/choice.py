@@ -7,6 +7,7 @@ there is a Triton kernel"). A name that the operation has but that cannot run he
 """
 
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 
 from ditfast.ops.backends.availability import BACKENDS, why_not
@@ -53,18 +54,24 @@ def names_in_force(model_backend: str | None = None) -> tuple[str, ...]:
 
 
 def repeat_choices(chosen: dict[str, str]) -> None:
-    """From now on the automatic choice takes these backends, by operation, wherever the arguments allow it."""
+    """From now on the automatic choice takes these backends, by operation, wherever they are right."""
     _repeated.clear()
     _repeated.update(chosen)
 
 
-def choose(op: Op, requested, device_type: str, unsupported: str | dict[str, str | None] | None = None) -> str:
+def repeated_choice(op: Op) -> str | None:
+    """The kernel that the automatic choice tries first, if an earlier run took one."""
+    name = _repeated.get(op.name)
+    return None if name in PYTORCH else name
+
+
+def choose(op: Op, requested, device_type: str, unsupported: str | Callable | None = None) -> str:
     """The backend of one call: a name, or "auto" where only the running operation can tell.
 
     Args:
         requested: the call's ``backend=``: None, a name (strict), or a tuple of names in order of preference.
-        unsupported: why these arguments rule out the operation's kernels (None: they do not); by backend, if they
-            differ.
+        unsupported: why these arguments rule out the operation's kernels (None: they do not); a function of the
+            backend's name, if kernels differ.
 
     Raises:
         ValueError: the call names a backend that the operation does not have.
@@ -80,19 +87,19 @@ def choose(op: Op, requested, device_type: str, unsupported: str | dict[str, str
             if reason is not None:
                 raise RuntimeError(f"{op.name}: backend {name!r} cannot run: {reason}")
             return name
-    if op.name in _repeated:
-        name = _repeated[op.name]
-        if name in PYTORCH or (_of_backend(unsupported, name) is None and why_not(op, name, device_type) is None):
-            return name
-    if device_type in _AUTO_DEVICES:
-        for name in op.kernels:
-            if _of_backend(unsupported, name) is None and why_not(op, name, device_type) is None:
-                return "auto"
+    name = _repeated.get(op.name)
+    if name in PYTORCH:
+        return name
+    is_auto = device_type in _AUTO_DEVICES
+    considered = op.kernels if is_auto else () if name is None else (name,)
+    for name in considered:
+        if _of_backend(unsupported, name) is None and why_not(op, name, device_type) is None:
+            return "auto" if is_auto else name
     return op.fallback
 
 
 def _of_backend(unsupported, name):
-    return unsupported[name] if isinstance(unsupported, dict) else unsupported
+    return unsupported(name) if callable(unsupported) else unsupported
 
 
 def _names(op, requested):

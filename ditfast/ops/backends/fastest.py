@@ -15,18 +15,20 @@ from ditfast.ops.backends import cache, selfcheck
 from ditfast.ops.backends.agreement import from_rank_zero
 from ditfast.ops.backends.apart import run_apart
 from ditfast.ops.backends.availability import why_not
+from ditfast.ops.backends.choice import repeated_choice
 from ditfast.ops.op import Op, RandomTensors
 
 TOKENS = 16384  # of all samples of the problem that is timed
-MARGIN = 0.95  # a kernel is taken if its time is below this share of PyTorch's, and of that of each kernel before it
+MARGIN = 0.95  # a kernel is taken if its time is below this share of PyTorch's, or of the kernel taken so far
+LARGEST = 4096  # class of N
 LEAD_CYCLES = 2_000_000  # about a millisecond, in which Python enqueues what is timed
 
 _choices: dict[tuple, str] = {}
 
 
 def size_class(tokens: int) -> int:
-    """N rounded up to a power of two, at least 64 and at most 4096: what the choice depends on."""
-    return min(4096, max(64, 1 << max(0, tokens - 1).bit_length()))
+    """N rounded up to a power of two, at least 64 and at most `LARGEST`: what the choice depends on."""
+    return min(LARGEST, max(64, 1 << max(0, tokens - 1).bit_length()))
 
 
 def fastest_backend(op: Op, make_run: Callable, dtype, width: int, tokens: int, training: bool, device) -> str:
@@ -37,14 +39,18 @@ def fastest_backend(op: Op, make_run: Callable, dtype, width: int, tokens: int, 
             backward.
         width: what the self-check asks for, the head dim.
     """
+    repeated = repeated_choice(op)
+    if repeated is not None and _is_usable(op, repeated, dtype, width, device):
+        return repeated
     key = (op.name, dtype, width, size_class(tokens), training, device)
     return _choices.get(key) or _decide(op, make_run, key)
 
 
 def label(op: Op, dtype, width, tokens, training) -> str:
     """Name of a choice on disk."""
-    mode = "training" if training else "inference"
-    return f"{op.name} {dtype} {width} N<={size_class(tokens)} {mode}".replace("torch.", "")
+    mode, size = "training" if training else "inference", size_class(tokens)
+    size = f"N<={size}" if size < LARGEST else f"N>{size // 2}"
+    return f"{op.name} {dtype} {width} {size} {mode}".replace("torch.", "")
 
 
 def _decide(op, make_run, key) -> str:

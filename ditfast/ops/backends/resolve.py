@@ -3,6 +3,7 @@
 import torch
 
 from ditfast.ops.backends.availability import why_not
+from ditfast.ops.backends.choice import repeated_choice
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.selfcheck import is_right
 from ditfast.ops.op import Op
@@ -16,8 +17,9 @@ def resolve(op: Op, name: str, stream: torch.Tensor, branch: torch.Tensor, width
         width: the size of what the kernels hold at once: D, the MLP's width, or a patch's.
     """
     if name == "auto":
-        device = stream.device
-        able = (kernel for kernel in op.kernels if why_not(op, kernel, device.type) is None)
+        device, first = stream.device, repeated_choice(op)
+        kernels = op.kernels if first is None else (first, *op.kernels)
+        able = (kernel for kernel in kernels if why_not(op, kernel, device.type) is None)
         right = (kernel for kernel in able if is_right(op, kernel, stream.dtype, branch.dtype, width, device))
         name = next(right, "reference")
     note(op.name, name)
