@@ -48,7 +48,7 @@ def _masked(d, per_thread):
 
 
 def _options(d, form, loads, ahead):
-    """Rows are copied to shared memory at most ``ahead`` of their use: 12 KB of them, or one, if they have 16 bits.
+    """A row is copied to shared memory at most ``ahead`` rows before its use: some 12 KB in 16-bit dtypes.
 
     Several programs share a multiprocessor, which has to have some 32 KB on their way. Rows beyond 2048 are not
     copied: they would not fit into the 99 KB that some GPUs have.
