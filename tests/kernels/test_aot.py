@@ -45,7 +45,7 @@ REGISTERS = {
     "attention": {"forward_kernel": 255, "backward_dkdv_kernel": 255, "backward_dq_kernel": 184},
 }
 # ptxas keeps two words in local memory rather than let a program less run
-STACK = {("gated_residual_layer_norm_modulate-fp32", 2048, 120): 8}
+STACK = {("gated_residual_layer_norm_modulate-fp32", 2048, 120): 8, ("attention-fp32", 1152, 120): 8}
 SHARED_LIMIT = {80: 163, 90: 227, 120: 99}  # KB per block; 120 has what 86 and 89 have
 LARGE, SMALL = (64, 256), (1, 64)  # B, N: the launchers choose other chunks for each
 
