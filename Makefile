@@ -7,7 +7,8 @@ CONSTRAINTS ?= constraints.txt
 TORCH       ?= torch
 EXTRAS      ?= dev
 PIP_ARGS    ?=
-PYTEST_ARGS ?=
+# several processes at once, where pytest-xdist is there; the tests of a file stay together
+PYTEST_ARGS ?= $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '--numprocesses auto --maxprocesses 4 --dist loadfile')
 BENCH_ARGS  ?=
 ifeq ($(origin CXX),default)
 CXX := $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name))) c++)
