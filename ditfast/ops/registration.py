@@ -1,7 +1,7 @@
 """How an operation becomes known to PyTorch: schema, fake, autograd.
 
 Under ``torch.compile`` the registered operation itself is called. In eager mode its implementation is called past the
-dispatcher, inside an ``autograd.Function`` where gradients are wanted: that takes a third of the time. Both reject
+dispatcher, inside an ``autograd.Function`` where gradients are wanted: that costs half as much Python. Both reject
 what a kernel cannot do: forward-mode AD (a registered operation would silently give zero tangents) and double
 backward.
 """

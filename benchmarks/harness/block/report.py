@@ -94,7 +94,8 @@ def _foot(result):
     yield "TFLOP/s: 2 per multiply-add, without recomputation."
     yield "GMACs: multiply-adds of one sample, the paper's Gflops. of GEMM: of the library's rate on those alone."
     yield f"kept: for backward, without weights; U = B*N*D*2 bytes.{peak}"
-    yield "parity: largest error of output and gradients against float64; budget: 2x the error of eager + 2 ulp."
+    yield "parity: error of output and gradients against float64, in the maximum and in the L2 norm of each sample;"
+    yield "budget: 2x that of eager, + 2 ulp in the maximum, + 1 ulp in the norm."
     for variant, ops in result["backends"].items():
         yield f"{variant} ran on {_grouped(ops) or 'plain operations, as torch.compile fused them'}"
     yield from report.failures(result["cases"], lambda case: MODES[case["mode"]])

@@ -73,7 +73,7 @@ _why_not_loaded._dynamo_marked_constant = _why_not_on_this_gpu._dynamo_marked_co
 
 
 def device_type(t: torch.Tensor) -> str:
-    """``t.device.type``, which takes five times as long."""
+    """``t.device.type``, which makes a string on every call and takes several times as long."""
     return "cuda" if t.is_cuda else "cpu" if t.is_cpu else t.device.type
 
 
