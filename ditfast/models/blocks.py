@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ditfast import ops
 from ditfast.models.carry import Carry, add_pending, junction, modulation_rows, set_pending, start_carry
-from ditfast.models.plain import has_original_forward, is_plain, remember_forward
+from ditfast.models.plain import has_original_forward, is_plain, parameter, remember_forward
 from ditfast.ops.backends.choice import names_in_force
 
 
@@ -46,24 +46,26 @@ class Attention(nn.Module):
 
     def forward_without_bias(self, x, backends):
         """The output without the bias of ``proj``, and that bias (None where it is already added)."""
-        drop, proj = self.proj_drop, self.proj
+        drop, proj = self._modules["proj_drop"], self._modules["proj"]
         drops = not is_plain(drop, nn.Dropout) or (drop.training and drop.p > 0)
         if drops or not is_plain(proj, nn.Linear):
             return self.forward(x, backends), None
-        return F.linear(self._attend(x, backends), proj.weight), proj.bias
+        return F.linear(self._attend(x, backends), parameter(proj, "weight")), parameter(proj, "bias")
 
     def _attend(self, x, backends):
-        dropout = self.attn_drop.p if self.training else 0.0
+        parts = self._modules  # several times faster than attributes of a module
+        dropout = parts["attn_drop"].p if self.training else 0.0
+        qkv, q_norm, k_norm = parts["qkv"], parts["q_norm"], parts["k_norm"]
         # the fused operations take q and k as the Linear wrote them, and drop nothing
-        qkv = self.qkv
-        if dropout == 0 and is_plain(self.q_norm, nn.Identity) and is_plain(self.k_norm, nn.Identity):
+        if dropout == 0 and is_plain(q_norm, nn.Identity) and is_plain(k_norm, nn.Identity):
             if is_plain(qkv, nn.Linear):
-                return ops.qkv_attention(x, qkv.weight, qkv.bias, self.num_heads, self.scale, backend=backends)
+                weight, bias = parameter(qkv, "weight"), parameter(qkv, "bias")
+                return ops.qkv_attention(x, weight, bias, self.num_heads, self.scale, backend=backends)
             return ops.attention(qkv(x), self.num_heads, self.scale, backend=backends)
         qkv = qkv(x)  # (B, N, 3*D)
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
         q, k, v = qkv.unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q_norm(q), k_norm(k)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)  # (B, H, N, d)
         return out.transpose(1, 2).flatten(2)  # (B, N, D)
 
@@ -104,11 +106,14 @@ class Mlp(nn.Module):
 
     def _weights(self):
         """What the fused operation takes; None if it cannot take the place of the submodules."""
-        fc1, act, fc2 = self.fc1, self.act, self.fc2
+        parts = self._modules
+        fc1, act, fc2 = parts["fc1"], parts["act"], parts["fc2"]
         if not (is_plain(fc1, nn.Linear) and is_plain(fc2, nn.Linear) and is_plain(act, nn.GELU)):
             return None
-        bias = fc1.bias
-        return None if bias is None or act.approximate != "tanh" else (fc1.weight, bias, fc2.weight, fc2.bias)
+        bias = parameter(fc1, "bias")
+        if bias is None or act.approximate != "tanh":
+            return None
+        return parameter(fc1, "weight"), bias, parameter(fc2, "weight"), parameter(fc2, "bias")
 
 
 def call_branch(module: nn.Module, h, backends):
@@ -171,12 +176,13 @@ class DiTBlock(nn.Module):
         return add_pending(self._forward_carry(start_carry(x, c, backends or names_in_force()), c)).x
 
     def _forward_carry(self, carry, c):
-        rows = modulation_rows(self.adaLN_modulation, c, carry.silu_c, 6)
+        parts = self._modules
+        rows = modulation_rows(parts["adaLN_modulation"], c, carry.silu_c, 6)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows  # (B, D) each
-        x, h = junction(carry, self.norm1, shift_msa, scale_msa)  # (B, N, D) each
-        y, bias = call_without_bias(self.attn, h, carry.backends)
-        x, h = junction(set_pending(carry, x, y, gate_msa, bias), self.norm2, shift_mlp, scale_mlp)
-        y, bias = call_without_bias(self.mlp, h, carry.backends)
+        x, h = junction(carry, parts["norm1"], shift_msa, scale_msa)  # (B, N, D) each
+        y, bias = call_without_bias(parts["attn"], h, carry.backends)
+        x, h = junction(set_pending(carry, x, y, gate_msa, bias), parts["norm2"], shift_mlp, scale_mlp)
+        y, bias = call_without_bias(parts["mlp"], h, carry.backends)
         if bias is not None and dist.is_available() and dist.is_initialized():
             bias = bias.clone()  # FSDP may free the parameter when the block returns
         return set_pending(carry, x, y, gate_mlp, bias)

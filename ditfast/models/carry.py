@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ditfast import ops
-from ditfast.models.plain import is_plain
+from ditfast.models.plain import is_plain, parameter
 
 
 class Carry(NamedTuple):
@@ -51,11 +51,17 @@ def as_tokens(state):
 
 def modulation_rows(adaln: nn.Module, c, silu_c, parts: int):
     """The rows of shifts, scales and gates that ``adaln`` makes of the conditioning, each (B, D)."""
-    if is_plain(adaln, nn.Sequential) and len(adaln) == 2 and is_plain(adaln[0], nn.SiLU):
-        rows = adaln[1](silu_c)
-    else:
-        rows = adaln(c)
-    return rows.chunk(parts, dim=1)
+    if is_plain(adaln, nn.Sequential):
+        layers = tuple(adaln._modules.values())
+        if len(layers) == 2 and is_plain(layers[0], nn.SiLU):
+            return _call_linear(layers[1], silu_c).chunk(parts, dim=1)
+    return adaln(c).chunk(parts, dim=1)
+
+
+def _call_linear(layer: nn.Module, x):
+    if not is_plain(layer, nn.Linear):
+        return layer(x)
+    return F.linear(x, parameter(layer, "weight"), parameter(layer, "bias"))
 
 
 def modulate(x, shift, scale):

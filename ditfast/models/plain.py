@@ -26,7 +26,11 @@ def is_plain(module: torch.nn.Module, cls: type) -> bool:
     a ``forward`` patched on the instance or the class, and for parameters of a special tensor type (quantized,
     distributed). Nothing is remembered between calls.
     """
-    if type(module) is not cls or not has_original_forward(module, cls) or is_hooked(module):
+    if type(module) is not cls or cls.forward is not _ORIGINAL[cls] or "forward" in module.__dict__:
+        return False
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return False
+    if _has_any_global_hook():
         return False
     for p in module._parameters.values():
         if p is not None and type(p) not in _ORDINARY:
@@ -39,10 +43,10 @@ def has_original_forward(module: torch.nn.Module, cls: type) -> bool:
     return getattr(type(module), "forward", None) is _ORIGINAL[cls] and "forward" not in module.__dict__
 
 
-def is_hooked(module: torch.nn.Module) -> bool:
-    """Whether calling ``module`` runs hooks."""
-    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(own) or _has_any_global_hook()
+def parameter(module: torch.nn.Module, name: str):
+    """What ``module.<name>`` gives, several times faster."""
+    value = module._parameters.get(name)
+    return getattr(module, name) if value is None else value
 
 
 def is_watched(module: torch.nn.Module) -> bool:

@@ -52,13 +52,13 @@ def attend(qkv, num_heads, scale, name):
 
 
 def _check(qkv, num_heads):
-    checks.tokens("qkv", qkv)
+    _, n, width = checks.tokens("qkv", qkv)
     checks.positive("num_heads", num_heads)
-    if qkv.shape[1] == 0:
+    if n == 0:
         raise ValueError(f"qkv must have N >= 1 tokens, got shape {tuple(qkv.shape)}")
-    if qkv.shape[-1] % (3 * num_heads):
-        raise ValueError(f"qkv must have a last size divisible by 3 * num_heads={3 * num_heads}, got {qkv.shape[-1]}")
-    return qkv.shape[-1] // (3 * num_heads)
+    if width % (3 * num_heads):
+        raise ValueError(f"qkv must have a last size divisible by 3 * num_heads={3 * num_heads}, got {width}")
+    return width // (3 * num_heads)
 
 
 def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):

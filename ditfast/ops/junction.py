@@ -43,9 +43,9 @@ def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e
 
 
 def _check(x, y, gate, shift, scale, bias):
-    checks.residual(x, y, gate, bias)
-    checks.modulation("shift", shift, x)
-    checks.modulation("scale", scale, x)
+    shape, device = checks.residual(x, y, gate, bias)
+    checks.modulation("shift", shift, shape, device)
+    checks.modulation("scale", scale, shape, device)
 
 
 def _forward(x, y, gate, shift, scale, eps, bias, out_dtype, backend):

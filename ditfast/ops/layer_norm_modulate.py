@@ -40,9 +40,9 @@ def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
 
 
 def _check(x, shift, scale):
-    checks.tokens("x", x)
-    checks.modulation("shift", shift, x)
-    checks.modulation("scale", scale, x)
+    shape, device = checks.tokens("x", x), x.device
+    checks.modulation("shift", shift, shape, device)
+    checks.modulation("scale", scale, shape, device)
 
 
 def _forward(x, shift, scale, eps, out_dtype, backend):

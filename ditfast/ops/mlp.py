@@ -47,7 +47,7 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     """
     _check(h, w1, b1, w2, b2)
     dtype = linear_dtype(h)
-    name = choose(OP, backend, device_type(h), _unsupported(h, w1, b1, w2, b2))
+    name = choose(OP, backend, device_type(h), lambda name: _unsupported(h, w1, b1, w2, b2))
     if name == "reference":
         note(OP.name, name)
         if not recompute:
@@ -63,17 +63,12 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
 
 
 def _check(h, w1, b1, w2, b2):
-    checks.tokens("h", h)
-    for name, w in (("w1", w1), ("w2", w2)):
-        checks.tensor(name, w, h)
-        checks.rank(name, w, "(out, in)", 2)
-    checks.shape("w1", w1, "(F, D)", (w1.shape[0], h.shape[-1]))
-    checks.tensor("b1", b1, h)
-    checks.shape("b1", b1, "(F,)", (w1.shape[0],))
-    checks.shape("w2", w2, "(D_out, F)", (w2.shape[0], w1.shape[0]))
+    d, device = checks.tokens("h", h)[2], h.device
+    width = checks.weight("w1", w1, "(F, D)", d, device)
+    checks.tensor("b1", b1, "(F,)", (width,), device)
+    d_out = checks.weight("w2", w2, "(D_out, F)", width, device)
     if b2 is not None:
-        checks.tensor("b2", b2, h)
-        checks.shape("b2", b2, "(D_out,)", (w2.shape[0],))
+        checks.tensor("b2", b2, "(D_out,)", (d_out,), device)
 
 
 def _second_half(pre, w2, b2):

@@ -51,17 +51,14 @@ def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
 
 def _check(x, weight, bias, pos_embed, patch_size):
     p, n = patch_size, (x.shape[2] // patch_size) * (x.shape[3] // patch_size)
-    checks.tensor("weight", weight, x)
-    checks.rank("weight", weight, "(D, C, p, p)", 4)
-    d = weight.shape[0]
-    checks.shape("weight", weight, "(D, C, p, p)", (d, x.shape[1], p, p))
-    checks.tensor("bias", bias, x)
-    checks.shape("bias", bias, "(D,)", (d,))
-    checks.tensor("pos_embed", pos_embed, x)
-    if pos_embed.dim() == 3:
-        checks.shape("pos_embed", pos_embed, "(1, N, D)", (1, n, d))
+    device = x.device
+    d = checks.ranked("weight", weight, "(D, C, p, p)", 4, device)[0]
+    checks.tensor("weight", weight, "(D, C, p, p)", (d, x.shape[1], p, p))
+    checks.tensor("bias", bias, "(D,)", (d,), device)
+    if isinstance(pos_embed, torch.Tensor) and pos_embed.dim() == 3:
+        checks.tensor("pos_embed", pos_embed, "(1, N, D)", (1, n, d), device)
     else:
-        checks.shape("pos_embed", pos_embed, "(N, D)", (n, d))
+        checks.tensor("pos_embed", pos_embed, "(N, D)", (n, d), device)
 
 
 def _forward(x, weight, bias, pos, patch_size, out_dtype, backend):

@@ -70,16 +70,14 @@ def unpatchify(
 
 def check_image(x, patch_size):
     checks.positive("patch_size", patch_size)
-    checks.tensor("x", x)
-    checks.rank("x", x, "(B, C, H, W)", 4)
+    checks.ranked("x", x, "(B, C, H, W)", 4)
     if x.shape[2] % patch_size or x.shape[3] % patch_size:
         raise ValueError(f"x must have H and W divisible by patch_size={patch_size}, got shape {tuple(x.shape)}")
 
 
 def _check_tokens(tokens, patch_size, grid):
     checks.positive("patch_size", patch_size)
-    checks.tokens("tokens", tokens)
-    n, width = tokens.shape[1:]
+    _, n, width = checks.tokens("tokens", tokens)
     if width % (patch_size * patch_size):
         raise ValueError(f"tokens must have a last size divisible by patch_size**2={patch_size**2}, got {width}")
     if grid is None:

@@ -48,24 +48,20 @@ def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *
 
 
 def _check(h, weight, bias, num_heads):
-    checks.tokens("h", h)
+    _, n, d = checks.tokens("h", h)
+    device, dtype = h.device, h.dtype
     checks.positive("num_heads", num_heads)
-    if h.shape[1] == 0:
+    if n == 0:
         raise ValueError(f"h must have N >= 1 tokens, got shape {tuple(h.shape)}")
-    checks.tensor("weight", weight, h)
-    checks.rank("weight", weight, "(3*H*d, D)", 2)
-    checks.shape("weight", weight, "(3*H*d, D)", (weight.shape[0], h.shape[-1]))
-    if weight.shape[0] == 0 or weight.shape[0] % (3 * num_heads):
-        raise ValueError(
-            f"weight must have a first size divisible by 3 * num_heads={3 * num_heads}, got {weight.shape[0]}"
-        )
+    width = checks.weight("weight", weight, "(3*H*d, D)", d, device)
+    if width == 0 or width % (3 * num_heads):
+        raise ValueError(f"weight must have a first size divisible by 3 * num_heads={3 * num_heads}, got {width}")
     if bias is not None:
-        checks.tensor("bias", bias, h)
-        checks.shape("bias", bias, "(3*H*d,)", (weight.shape[0],))
+        checks.tensor("bias", bias, "(3*H*d,)", (width,), device)
     for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None and t.dtype != h.dtype and not autocasts(h):
-            raise TypeError(f"{name} must have the dtype of h, {h.dtype}, outside of autocast, got {t.dtype}")
-    return weight.shape[0] // (3 * num_heads)
+        if t is not None and t.dtype != dtype and not autocasts(h):
+            raise TypeError(f"{name} must have the dtype of h, {dtype}, outside of autocast, got {t.dtype}")
+    return width // (3 * num_heads)
 
 
 def _forward(h, weight, bias, num_heads, scale, backend):

@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 
 _library = torch.library.Library("ditfast", "DEF")
 _implementations = {}  # operation -> the Python function that it runs on a CPU or a GPU
-_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+# types that arguments of operations have: of all tensors, those that are just memory
+_ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
 
 
 def register_op(schema: str, implementation, fake):
@@ -55,10 +56,7 @@ def _is_seen(args) -> bool:
         return True
     if torch.autograd._profiler_enabled() or not (args[0].is_cuda or args[0].is_cpu):
         return True
-    for a in args:
-        if isinstance(a, torch.Tensor) and type(a) not in _ORDINARY:
-            return True
-    return False
+    return not _ORDINARY.issuperset(map(type, args))
 
 
 def is_tracked(args) -> bool:

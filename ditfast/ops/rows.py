@@ -9,22 +9,22 @@ from ditfast.ops.op import Op
 
 def choose_for_rows(op: Op, requested, x, y, bias, *modulation) -> str:
     """`choose`, where one row of modulation per token goes to the reference, unless the call names another."""
-    if not isinstance(requested, str):
-        for m in modulation:
-            if m.dim() == 3:
-                return "reference"
-    return choose(op, requested, device_type(x), _unsupported(x, y, bias, *modulation))
-
-
-def _unsupported(x: torch.Tensor, y: torch.Tensor | None, bias: torch.Tensor | None, *modulation) -> str | None:
-    """Why the row kernels cannot take these tensors; None if they can."""
-    d = x.shape[-1]
+    per_token = False
     for m in modulation:
-        if m.dim() == 3:
-            return "modulation of shape (B, N, D), one row per token, has no kernel"
+        per_token = per_token or m.dim() == 3
+    if per_token and not isinstance(requested, str):
+        return "reference"
+    return choose(op, requested, device_type(x), lambda name: _unsupported(per_token, x, y, bias, *modulation))
+
+
+def _unsupported(per_token: bool, x: torch.Tensor, *others) -> str | None:
+    """Why the row kernels cannot take these tensors; None if they can."""
+    if per_token:
+        return "modulation of shape (B, N, D), one row per token, has no kernel"
+    d = x.shape[-1]
     if d % 8 != 0 or d > 8192:
         return f"the kernels need D to be a multiple of 8, at most 8192, got {d}"
-    return why_not_dtype(x, y, bias, *modulation)
+    return why_not_dtype(x, *others)
 
 
 def random_modulation(t, batch: int, dim: int, *names: str) -> dict[str, torch.Tensor]:

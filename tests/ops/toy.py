@@ -29,7 +29,7 @@ def project(x, weight, *, backend=None):
     """``x @ weight.T``; x (B, N, D), weight (E, D)."""
     checks.tokens("x", x)
     checks.tensor("weight", weight, x)
-    checks.shape("weight", weight, "(E, D)", (weight.shape[0], x.shape[-1]))
+    checks.weight("weight", weight, "(E, D)", x.shape[-1], x.device)
     name = choose(OP, backend, x.device.type, why_not_dtype(x, weight))
     if name == "reference":
         note(OP.name, name)
