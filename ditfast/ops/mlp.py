@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ditfast.ops import checks, reference
-from ditfast.ops.autocast import autocasts, linear_dtype
+from ditfast.ops.autocast import autocasts, cast_for_inference, linear_dtype
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
@@ -54,10 +54,12 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
             return reference.mlp(h, w1, b1, w2, b2)
         pre = F.linear(h, w1, b1)  # (B, N, F)
         return checkpoint(_second_half, pre, w2, b2, use_reentrant=False, preserve_rng_state=False)
+    is_training = is_tracked((h, w1, b1, w2, b2))
     # cast here as autocast would, where autograd sees it
-    h, w1, b1, w2 = (t.to(dtype) for t in (h, w1, b1, w2))
-    b2 = None if b2 is None else b2.to(dtype)
-    if is_tracked((h, w1, b1, w2, b2)):
+    cast = torch.Tensor.to if is_training else cast_for_inference
+    h, w1, b1, w2 = h.to(dtype), cast(w1, dtype), cast(b1, dtype), cast(w2, dtype)
+    b2 = None if b2 is None else cast(b2, dtype)
+    if is_training:
         return _call(h, w1, b1, w2, b2, recompute, name)[0]
     return call_below_autograd(_inference_op, h, w1, b1, w2, b2, name)
 

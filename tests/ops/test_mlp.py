@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from contract import compare, run
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditfast import ops
 
@@ -73,6 +74,26 @@ def test_without_the_second_bias(device):
     args = inputs("fp32", 2, 5, 16, 64, device, b2=False)
     got, expected = (ops.mlp(*args, backend=name) for name in ("triton", "reference"))
     torch.testing.assert_close(got, expected)
+
+
+def test_inference_casts_weights_once_under_autocast(device):
+    if device == "cpu":  # what the cache is asked through; on CPUs autocast does not know it
+        assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::einsum", "AutocastCUDA")
+        return
+    args = inputs("mixed", 2, 5, 16, 64, device)
+    casts = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default:
+                casts.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    with torch.autocast(device, torch.bfloat16), torch.no_grad(), Casts():
+        first, second = (ops.mlp(*args, backend="triton") for _ in range(2))
+    assert sorted(casts) == sorted(tuple(t.shape) for t in args[1:])
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("kind", DTYPES)

@@ -17,10 +17,14 @@ def resolve(op: Op, name: str, stream: torch.Tensor, branch: torch.Tensor, width
         width: the size of what the kernels hold at once: D, the MLP's width, or a patch's.
     """
     if name == "auto":
-        device, first = stream.device, repeated_choice(op)
-        kernels = op.kernels if first is None else (first, *op.kernels)
-        able = (kernel for kernel in kernels if why_not(op, kernel, device.type) is None)
-        right = (kernel for kernel in able if is_right(op, kernel, stream.dtype, branch.dtype, width, device))
-        name = next(right, "reference")
+        name = _first_right(op, stream.device, stream.dtype, branch.dtype, width)
     note(op.name, name)
     return name
+
+
+def _first_right(op, device, stream, branch, width):
+    first = repeated_choice(op)
+    for kernel in op.kernels if first is None else (first, *op.kernels):
+        if why_not(op, kernel, device.type) is None and is_right(op, kernel, stream, branch, width, device):
+            return kernel
+    return "reference"
