@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from ops.row_ops import INPUTS, Case
+from torch.utils.checkpoint import checkpoint
 
 from ditfast import ops
 from ditfast.ops.backends import availability
@@ -276,3 +279,43 @@ def test_modulation_per_token_runs_on_the_reference(op, name, device):
         torch.testing.assert_close(per_token, per_sample, msg=argument)
     for a, b in zip(*((t if isinstance(t, tuple) else (t,)) for t in (expected, got)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def in_thread(function):
+    """What ``function`` returns in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_threads_do_not_share_contexts_and_records():
+    names, barrier = ("sdpa", "reference", "auto"), threading.Barrier(3)
+
+    def work(name):
+        found = []
+        for _ in range(30):
+            barrier.wait()
+            with use_backend(name), record() as log:
+                barrier.wait()
+                ops.attention(torch.randn(2, 5, 24), 2)
+            found.append(log)
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        for name, found in zip(names, pool.map(work, names), strict=True):
+            assert found == [{"attention": ["sdpa" if name == "auto" else name]}] * 30
+    assert names_in_force() == ("auto",)
+
+
+def test_a_thread_begins_without_contexts():
+    with use_backend("reference"):
+        assert in_thread(names_in_force) == ("auto",)
+        assert names_in_force() == ("reference", "auto")
+
+
+def test_recompute_takes_the_backend_of_the_thread_that_calls_backward(device):
+    """On a GPU it runs in another thread."""
+    case = Case("layer_norm_modulate", b=2, n=3, d=16, device=device)
+    with use_backend("triton"), record() as log:
+        out = checkpoint(lambda *a: case.call(*a, backend=None), *case.inputs(), use_reentrant=False)
+        out.sum().backward()
+    assert log == {"layer_norm_modulate": ["triton"] * 3}  # forward, again, backward

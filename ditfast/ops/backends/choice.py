@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 from ditfast.ops.backends.availability import BACKENDS, why_not
+from ditfast.ops.backends.per_thread import PerThread, in_force, setting
 from ditfast.ops.op import PYTORCH, Op
 
 NAMES = ("auto", *BACKENDS)
@@ -24,8 +25,7 @@ def _checked(name, where):
 
 
 _environment = _checked(os.environ.get("DITFAST_BACKEND", "auto"), "DITFAST_BACKEND")
-# A plain global, not a ContextVar: torch.compile guards on it and recompiles when it changes.
-_contexts: tuple[str, ...] = ()
+_contexts = PerThread("contexts", ())
 _repeated: dict[str, str] = {}  # operation -> what the automatic choice takes, as an earlier run did
 
 
@@ -33,24 +33,20 @@ _repeated: dict[str, str] = {}  # operation -> what the automatic choice takes, 
 def use_backend(name: str):
     """Run the operations that have the backend ``name`` on it, inside the ``with`` block.
 
-    Nests: each operation takes the innermost name that it has. ``"auto"`` undoes the outer names.
+    Holds in the thread that enters it, and for the backward passes that this thread calls. Nests: each operation takes
+    the innermost name that it has. ``"auto"`` undoes the outer names.
 
     Raises:
         ValueError: ``name`` is no backend of any operation.
     """
-    global _contexts
-    outer = _contexts
-    _contexts = (_checked(name, "backend"), *outer)
-    try:
+    with setting(_contexts, (_checked(name, "backend"), *in_force(_contexts))):
         yield
-    finally:
-        _contexts = outer
 
 
 def names_in_force(model_backend: str | None = None) -> tuple[str, ...]:
     """The model's name, those of ``use_backend``, the environment's: the first that an operation has wins."""
     model = () if model_backend is None else (_checked(model_backend, "backend"),)
-    return (*model, *_contexts, _environment)
+    return (*model, *in_force(_contexts), _environment)
 
 
 def repeat_choices(chosen: dict[str, str]) -> None:

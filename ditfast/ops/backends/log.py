@@ -4,33 +4,23 @@ from contextlib import contextmanager
 
 import torch
 
-_log: dict[str, list[str]] | None = None
+from ditfast.ops.backends.per_thread import PerThread, in_force, setting
+
+_log = PerThread("log")  # dict[str, list[str]], or None: nobody wants to know
 
 
 @contextmanager
 def record():
-    """Collect what runs: yields a dict, operation -> list of the backends it ran on, forward and backward."""
-    global _log
-    outer, _log = _log, {}
-    try:
-        yield _log
-    finally:
-        _log = outer
-
-
-@contextmanager
-def pause():
-    """Collect nothing of what runs inside."""
-    global _log
-    outer, _log = _log, None
-    try:
-        yield
-    finally:
-        _log = outer
+    """Collect what this thread runs: yields a dict, operation -> list of backends, forward and backward."""
+    with setting(_log, {}) as log:
+        yield log
 
 
 def note(op: str, name: str) -> None:
     """Tell `record` that ``op`` ran on ``name``."""
-    # in this order: a compiled function must not depend on _log
-    if not torch.compiler.is_compiling() and _log is not None:
-        _log.setdefault(op, []).append(name)
+    # in this order: a compiled function must not depend on the log
+    if torch.compiler.is_compiling():
+        return
+    log = in_force(_log)
+    if log is not None:
+        log.setdefault(op, []).append(name)
