@@ -140,6 +140,8 @@ def _sdpa(qkv, num_heads, scale):
 
 def run_forward(qkv, num_heads, scale, backend):
     """out and lse, inside a running operation."""
+    if qkv.shape[2] % (3 * num_heads):
+        raise ValueError(f"qkv must have a last size divisible by 3 * num_heads={3 * num_heads}, got {qkv.shape[2]}")
     note(OP.name, backend)
     if backend == "triton":
         from ditfast.kernels import attention as kernel
@@ -180,11 +182,13 @@ _forward_op = register_op(
     "attention(Tensor qkv, int num_heads, float scale, str backend) -> (Tensor, Tensor)",
     run_forward,
     _forward_fake,
+    {"qkv": "B,N,W"},
 )
 _backward_op = register_op(
     "attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, float scale, str backend) -> Tensor",
     _backward,
     _backward_fake,
+    {"out": "B,N,E dense qkv", "qkv": "B,N,3E", "lse": "B,H,N dense float32", "dout": "B,N,E qkv"},
 )
 
 

@@ -64,12 +64,14 @@ _forward_op = register_op(
     "gated_residual(Tensor x, Tensor y, Tensor gate, Tensor? bias, str backend) -> Tensor",
     _forward,
     _forward_fake,
+    {"x": "B,N,D", "y": "B,N,D", "gate": "B,D", "bias": "D"},
 )
 _backward_op = register_op(
     "gated_residual_backward(Tensor dout, Tensor y, Tensor gate, Tensor? bias, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
+    {"dout": "B,N,D", "y": "B,N,D", "gate": "B,D", "bias": "D"},
 )
 
 

@@ -79,12 +79,24 @@ _forward_op = register_op(
     " Tensor? bias, ScalarType out_dtype, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
+    {"x": "B,N,D", "y": "B,N,D", "gate": "B,D", "shift": "B,D", "scale": "B,D", "bias": "D"},
 )
 _backward_op = register_op(
     "gated_residual_layer_norm_modulate_backward(Tensor dx_new, Tensor dh, Tensor x_new, Tensor y, Tensor gate,"
     " Tensor scale, Tensor? bias, Tensor mean, Tensor rstd, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
+    {
+        "dx_new": "B,N,D",
+        "dh": "B,N,D",
+        "x_new": "B,N,D dense",
+        "y": "B,N,D",
+        "gate": "B,D",
+        "scale": "B,D",
+        "bias": "D",
+        "mean": "B,N dense",
+        "rstd": "B,N dense",
+    },
 )
 
 

@@ -75,12 +75,14 @@ _forward_op = register_op(
     " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
+    {"x": "B,N,D", "shift": "B,D", "scale": "B,D"},
 )
 _backward_op = register_op(
     "layer_norm_modulate_backward(Tensor dh, Tensor x, Tensor scale, Tensor mean, Tensor rstd, str backend)"
     " -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
+    {"dh": "B,N,D", "x": "B,N,D", "scale": "B,D", "mean": "B,N dense", "rstd": "B,N dense"},
 )
 
 

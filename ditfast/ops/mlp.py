@@ -145,22 +145,26 @@ def _backward_fake(dy, h, w1, w2, pre, act, needs, backend):
     return tuple(dy.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
 
 
+_RULES = {"h": "B,N,D", "w1": "F,D", "b1": "F", "w2": "O,F", "b2": "O"}
 _inference_op = register_op(
     "mlp_inference(Tensor h, Tensor w1, Tensor b1, Tensor w2, Tensor? b2, str backend) -> Tensor",
     _inference,
     _inference_fake,
+    _RULES,
 )
 _forward_op = register_op(
     "mlp(Tensor h, Tensor w1, Tensor b1, Tensor w2, Tensor? b2, bool recompute, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
+    _RULES,
 )
 _backward_op = register_op(
     "mlp_backward(Tensor dy, Tensor h, Tensor w1, Tensor w2, Tensor pre, Tensor act, bool[] needs, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
+    {"dy": "B,N,O", "h": "B,N,D", "w1": "F,D", "w2": "O,F", "pre": "BN,F dense", "act": "BN,F"},
 )
 
 

@@ -62,6 +62,10 @@ def _check(x, weight, bias, pos_embed, patch_size):
 
 
 def _forward(x, weight, bias, pos, patch_size, out_dtype, backend):
+    check_image(x, patch_size)
+    (_, c, height, width), p = x.shape, patch_size
+    checks.tensor("weight", weight, "(D, C*p*p)", (weight.shape[0], c * p * p))
+    checks.tensor("pos", pos, "(N, D)", ((height // p) * (width // p), weight.shape[0]))
     if resolve(OP, backend, pos, x, weight.shape[1]) == "triton":
         from ditfast.kernels import patches as kernels
 
@@ -102,12 +106,14 @@ _forward_op = register_op(
     " -> Tensor",
     _forward,
     _forward_fake,
+    {"x": "B,C,I,J", "weight": "D,K", "bias": "D", "pos": "N,D"},
 )
 _backward_op = register_op(
     "patch_embed_backward(Tensor dout, Tensor x, Tensor weight, int patch_size, bool[] needs, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
+    {"dout": "B,N,D", "x": "B,C,I,J", "weight": "D,K"},
 )
 
 

@@ -96,6 +96,7 @@ def _is_grid(grid):
 
 def run_patchify(x, patch_size, channels_last, backend):
     """`patchify` inside a running operation."""
+    check_image(x, patch_size)
     if resolve(PATCHIFY, backend, x, x, x.shape[1] * patch_size * patch_size) == "triton":
         from ditfast.kernels import patches as kernels
 
@@ -111,6 +112,11 @@ def _patchify_fake(x, patch_size, channels_last, backend):
 
 def run_unpatchify(tokens, patch_size, grid_h, grid_w, channels_last, backend):
     """`unpatchify` inside a running operation."""
+    if tokens.shape[1] != grid_h * grid_w or tokens.shape[2] % patch_size**2:
+        raise ValueError(
+            f"unpatchify: tokens must have shape (B, {grid_h * grid_w}, C*{patch_size}*{patch_size}), "
+            f"got {tuple(tokens.shape)}"
+        )
     if resolve(UNPATCHIFY, backend, tokens, tokens, tokens.shape[2]) == "triton":
         from ditfast.kernels import patches as kernels
 
@@ -125,12 +131,16 @@ def _unpatchify_fake(tokens, patch_size, grid_h, grid_w, channels_last, backend)
 
 
 _patchify_op = register_op(
-    "patchify(Tensor x, int patch_size, bool channels_last, str backend) -> Tensor", run_patchify, _patchify_fake
+    "patchify(Tensor x, int patch_size, bool channels_last, str backend) -> Tensor",
+    run_patchify,
+    _patchify_fake,
+    {"x": "B,C,I,J"},
 )
 _unpatchify_op = register_op(
     "unpatchify(Tensor tokens, int patch_size, int grid_h, int grid_w, bool channels_last, str backend) -> Tensor",
     run_unpatchify,
     _unpatchify_fake,
+    {"tokens": "B,N,W"},
 )
 
 

@@ -99,12 +99,21 @@ _forward_op = register_op(
     " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
+    {"h": "B,N,D", "weight": "W,D", "bias": "W"},
 )
 _backward_op = register_op(
     "qkv_attention_backward(Tensor dout, Tensor h, Tensor weight, Tensor qkv, Tensor out, Tensor lse, bool[] needs,"
     " ScalarType bias_dtype, float scale, str backend) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
+    {
+        "out": "B,N,E dense qkv",
+        "qkv": "B,N,3E",
+        "h": "B,N,D",
+        "weight": "3E,D",
+        "dout": "B,N,E qkv",
+        "lse": "B,H,N dense float32",
+    },
 )
 
 

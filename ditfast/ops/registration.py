@@ -9,23 +9,37 @@ backward.
 import torch
 from torch.autograd import forward_ad
 
+from ditfast.ops.sizes import Sizes
+
 _library = torch.library.Library("ditfast", "DEF")
 _implementations = {}  # operation -> the Python function that it runs on a CPU or a GPU
 # types that arguments of operations have: of all tensors, those that are just memory
 _ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
 
 
-def register_op(schema: str, implementation, fake):
-    """Register ``ditfast::<schema>`` for CPU and CUDA and return the operation."""
-    name = schema.split("(")[0]
-    guarded = _on_its_device(implementation)
+def register_op(schema: str, implementation, fake, rules: dict[str, str]):
+    """Register ``ditfast::<schema>`` for CPU and CUDA and return the operation.
+
+    Args:
+        rules: what the tensors must be, as in `ditfast.ops.sizes`.
+    """
+    sizes = Sizes(schema, rules)
+    name, guarded = sizes.op, _on_its_device(implementation)
     _library.define(schema)
-    _library.impl(name, implementation, "CPU")
-    _library.impl(name, guarded, "CUDA")
+    for device, function in (("CPU", implementation), ("CUDA", guarded)):
+        _library.impl(name, _with_checks(sizes, function), device)
     torch.library.register_fake(f"ditfast::{name}", fake, lib=_library)
     op = getattr(torch.ops.ditfast, name).default
     _implementations[op] = guarded
     return op
+
+
+def _with_checks(sizes: Sizes, function):
+    def checked(*args):
+        sizes.check(args)
+        return function(*args)
+
+    return checked
 
 
 def _on_its_device(implementation):

@@ -28,7 +28,6 @@ FACTOR = float(os.environ.get("TOY_FACTOR", "1"))  # by which the kernel's gradi
 def project(x, weight, *, backend=None):
     """``x @ weight.T``; x (B, N, D), weight (E, D)."""
     checks.tokens("x", x)
-    checks.tensor("weight", weight, x)
     checks.weight("weight", weight, "(E, D)", x.shape[-1], x.device)
     name = choose(OP, backend, x.device.type, why_not_dtype(x, weight))
     if name == "reference":
@@ -56,11 +55,17 @@ def _backward_fake(dout, x, weight, backend):
     return torch.empty_like(x), torch.empty_like(weight)
 
 
-_forward_op = register_op("project(Tensor x, Tensor weight, str backend) -> Tensor", _forward, _forward_fake)
+_forward_op = register_op(
+    "project(Tensor x, Tensor weight, str backend) -> Tensor",
+    _forward,
+    _forward_fake,
+    {"x": "B,N,D", "weight": "E,D"},
+)
 _backward_op = register_op(
     "project_backward(Tensor dout, Tensor x, Tensor weight, str backend) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
+    {"dout": "B,N,E", "x": "B,N,D", "weight": "E,D"},
 )
 
 
