@@ -1,6 +1,5 @@
 """The self-check, with Triton's interpreter on CPU tensors as the "GPU"."""
 
-import json
 import os
 import signal
 import subprocess
@@ -70,7 +69,7 @@ def test_a_right_kernel_is_used(fresh):
         warnings.simplefilter("error")
         assert run() == ["triton"]
     (name,) = files(fresh)
-    assert json.loads((fresh / name).read_text()) == {"layer_norm_modulate/triton float32 float32 32": True}
+    assert cache.load(CPU) == {"layer_norm_modulate/triton float32 float32 32": True}
 
 
 def test_a_wrong_kernel_is_named_once_and_not_used(wrong):
@@ -138,14 +137,21 @@ def test_the_answer_is_remembered_in_the_process(monkeypatch):
     assert run() == ["triton"]
 
 
-@pytest.mark.parametrize("damage", ("", "{", '{"layer_norm_modulate/triton float32', "[1]", "\x00\xff"))
+NAME = "layer_norm_modulate/triton float32 float32 32"
+DAMAGE = (
+    "", "{", '["layer_norm_modulate/triton float32', "[1]", "\x00\xff", "[" * 100_000, "3", f'["{NAME}", "no"]',
+    f'["{NAME}", {{}}]', '["other", true] ["more"',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=range(len(DAMAGE)))
 def test_a_damaged_file_is_survived(fresh, damage):
     assert run() == ["triton"]
     (name,) = files(fresh)
     (fresh / name).write_text(damage, encoding="latin-1")
     selfcheck._answers.clear()
     assert run() == ["triton"]
-    assert json.loads((fresh / name).read_text()) == {"layer_norm_modulate/triton float32 float32 32": True}
+    assert cache.load(CPU)[NAME] is True
 
 
 def test_editing_a_kernel_forgets_its_answers(fresh, monkeypatch, tmp_path):
@@ -240,17 +246,37 @@ def test_compile_first_in_a_fresh_process_ends_on_the_kernel():
 
 
 STORE = (
-    "import sys, torch; from ditfast.ops.backends import cache; cache.store(torch.device('cpu'), sys.argv[1], True)"
+    "import sys, torch; from ditfast.ops.backends import cache\n"
+    "for i in range(80): cache.store(torch.device('cpu'), f'{sys.argv[1]} {i}', True)"
 )
 
 
 def test_several_processes_write_at_once(fresh):
-    command = [sys.executable, "-c", STORE]
-    running = [subprocess.Popen([*command, f"op {i}"], cwd="/") for i in range(4)]
-    assert [p.wait() for p in running] == [0] * 4
-    (name,) = files(fresh)
-    answers = json.loads((fresh / name).read_text())
-    assert answers and set(answers) <= {f"op {i}" for i in range(4)}
+    running = [subprocess.Popen([sys.executable, "-c", STORE, f"op {i}"], cwd="/") for i in range(3)]
+    assert [p.wait() for p in running] == [0] * 3
+    assert cache.load(CPU) == {f"op {i} {j}": True for i in range(3) for j in range(80)}
+    assert len(files(fresh)) == 1
+
+
+def test_a_full_disk_costs_one_answer_and_leaves_no_file_behind(fresh, monkeypatch):
+    write = os.write
+    cache.store(CPU, "first", True)
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[: len(line) // 2]))
+    cache.store(CPU, "cut off", True)
+    monkeypatch.setattr(os, "write", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    cache.store(CPU, "refused", True)
+    monkeypatch.setattr(os, "write", write)
+    cache.store(CPU, "last", False)
+    assert cache.load(CPU) == {"first": True, "last": False}
+    assert len(files(fresh)) == 1
+
+
+def test_without_a_home(monkeypatch):
+    monkeypatch.delenv("DITFAST_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cache.Path, "expanduser", mock.Mock(side_effect=RuntimeError("Could not determine home")))
+    assert cache.load(CPU) == {}
+    assert run() == ["triton"]
 
 
 def test_verify_checks_again_and_keeps_the_answers(wrong):

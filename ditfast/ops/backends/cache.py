@@ -1,11 +1,10 @@
 """Answers of the self-check, and times, kept on disk for this GPU, driver, torch, triton and source code.
 
-One JSON file per such environment, in ``$DITFAST_CACHE_DIR``, else ``$XDG_CACHE_HOME/ditfast``, else
-``~/.cache/ditfast``. Several processes may write: each replaces the file as a whole. A file that cannot be read or
-written is as good as none.
+One file per such environment, in ``$DITFAST_CACHE_DIR``, else ``$XDG_CACHE_HOME/ditfast``, else ``~/.cache/ditfast``.
+Each answer is a line of JSON at its end, so that several processes may write at once, and a later answer takes the
+place of an earlier one. A file or line that cannot be read or written is as good as none.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -14,8 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-
-from ditfast.atomic import atomic_write
 
 
 def folder() -> Path:
@@ -36,7 +33,7 @@ def environment(device: torch.device) -> str:
         machine = f"{torch.cuda.get_device_name(device)} {torch._C._cuda_getDriverVersion()}"
     interpreter = os.environ.get("TRITON_INTERPRET", "0")
     digest.update(f"{machine} {torch.__version__} {_triton_version()} {interpreter}".encode())
-    return f"selfcheck-{digest.hexdigest()[:24]}.json"
+    return f"selfcheck-{digest.hexdigest()[:24]}.jsonl"
 
 
 def _sources() -> list[Path]:
@@ -61,18 +58,35 @@ def _triton_version() -> str:
 
 
 def load(device: torch.device) -> dict[str, bool | dict]:
-    """All answers on disk; empty where there are none or the file is damaged."""
+    """All answers on disk; empty where there are none."""
+    answers = {}
     try:
-        answers = json.loads((folder() / environment(device)).read_text())
-    except (OSError, ValueError):
+        path = folder() / environment(device)
+        lines = path.read_bytes().splitlines() if path.is_file() else ()
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         return {}
-    return {k: v for k, v in answers.items() if isinstance(v, bool | dict)} if isinstance(answers, dict) else {}
+    for line in lines:
+        try:
+            key, answer = json.loads(line)
+        except (ValueError, TypeError, RecursionError):
+            continue
+        if isinstance(key, str) and isinstance(answer, bool | dict):
+            answers[key] = answer
+    return answers
 
 
 def store(device: torch.device, key: str, answer: bool | dict) -> None:
     """Add one answer to those on disk, if the disk lets us."""
-    with contextlib.suppress(OSError):
+    # it begins a line: what a full disk has cut off does not spoil it
+    line = f"\n{json.dumps([key, answer])}\n".encode()
+    try:
         folder().mkdir(parents=True, exist_ok=True)
-        answers = load(device) | {key: answer}
-        with atomic_write(folder() / environment(device), concurrent=True) as part:
-            part.write_text(json.dumps(answers, indent=0, sort_keys=True))
+        file = os.open(folder() / environment(device), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except (OSError, RuntimeError):
+        return
+    try:
+        os.write(file, line)  # in one piece, between those of other processes
+    except OSError:
+        pass
+    finally:
+        os.close(file)

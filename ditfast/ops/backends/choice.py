@@ -33,8 +33,8 @@ _repeated: dict[str, str] = {}  # operation -> what the automatic choice takes, 
 def use_backend(name: str):
     """Run the operations that have the backend ``name`` on it, inside the ``with`` block.
 
-    Holds in the thread that enters it, and for the backward passes that this thread calls. Nests: each operation takes
-    the innermost name that it has. ``"auto"`` undoes the outer names.
+    Holds in the thread that enters it, and for the backward passes which that thread calls. Nests: each operation
+    takes the innermost name that it has. ``"auto"`` undoes the outer names.
 
     Raises:
         ValueError: ``name`` is no backend of any operation.

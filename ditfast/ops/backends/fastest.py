@@ -70,7 +70,7 @@ def _answer(op, make_run, name, dtype, width, tokens, training, device) -> str:
     kernels = [kernel for kernel in op.kernels if _is_usable(op, kernel, dtype, width, device)]
     candidates = (op.fallback, *kernels)
     known = cache.load(device).get(name)
-    if known is not None and known["us"].keys() == set(candidates):
+    if _is_choice(known, candidates):
         return known["choice"]
     if not kernels:
         return op.fallback  # and not stored: a kernel that could not be checked is tried again
@@ -90,6 +90,13 @@ def _answer(op, make_run, name, dtype, width, tokens, training, device) -> str:
             choice = kernel
     cache.store(device, name, {"choice": choice, "us": us})
     return choice
+
+
+def _is_choice(known, candidates) -> bool:
+    """Whether what the disk has is an answer, and one between these backends."""
+    if not isinstance(known, dict) or not isinstance(known.get("us"), dict):
+        return False
+    return known["us"].keys() == set(candidates) and known.get("choice") in candidates
 
 
 def _is_usable(op, kernel, dtype, width, device):

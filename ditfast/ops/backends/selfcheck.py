@@ -84,7 +84,7 @@ def _answer(op, *kernel, device) -> bool:
     """From disk, else by a check; with a warning if it is no."""
     name = label(op, *kernel)
     answer = cache.load(device).get(name)
-    if answer is not None:
+    if isinstance(answer, bool):
         if not answer:
             _warn(name, device, "failed its self-check")
         return answer
