@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from ditfast.data import DataError, Unreadable
+from ditfast.data.classes import print_classes
 from ditfast.data.folder import Images
 from ditfast.data.shards import TENSORS, Shards
 from ditfast.data.stream import load_batches
@@ -38,6 +39,7 @@ def run_rank(o, ranks) -> None:
     shards.check(o.overwrite)
     ranks.wait()  # all have checked before one changes anything
     if ranks.is_first:
+        print_classes(images)
         shards.start(command=resume_command(o))
     ranks.wait()
     missing = shards.missing()

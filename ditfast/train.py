@@ -14,6 +14,7 @@ import traceback
 import torch
 
 from ditfast.data import DataError, Unreadable, open_data
+from ditfast.data.classes import print_classes
 from ditfast.data.sources import BUILT_IN
 from ditfast.export import export
 from ditfast.optional import import_optional
@@ -35,6 +36,8 @@ def main(arguments=None) -> None:
             config = fill_defaults(config, ranks.device)
             check_config(config, ranks.world)
             source = open_source(config)
+            if ranks.is_first:
+                print_classes(source)
             encoder = Encoder(config.vae, source, config.seed, config.batch, ranks)
             if dry:
                 if ranks.is_first:

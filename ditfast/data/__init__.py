@@ -4,6 +4,7 @@ A source is an object with
 
     shape: tuple[int, int, int]   (C, H, W) of a sample as the model sees it: pixels in [-1, 1], or scaled latents
     num_classes: int
+    classes: list[str]            their names, by label
     count: int | None             samples of one epoch; None: endless, sample i is made from its number
     identity: dict                what the data is, as JSON values; a checkpoint keeps it, and a run on other data
                                   is refused

@@ -16,14 +16,14 @@ class Digits:
 
     Attributes:
         shape: (1, 8, 8); paper is -1, full ink is 1, in steps of 1/8.
-        num_classes, count, identity: see `ditfast.data`.
+        num_classes, classes, count, identity: see `ditfast.data`.
 
     Raises:
         DataError: another size.
         ImportError: scikit-learn is not installed.
     """
 
-    shape, num_classes = (1, 8, 8), 10
+    shape, num_classes, classes = (1, 8, 8), 10, list("0123456789")
 
     def __init__(self, image_size: int = 8):
         if image_size != 8:

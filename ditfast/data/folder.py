@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ditfast.data.errors import DataError
-from ditfast.data.preprocess import MODES, center_crop, decode_image, to_tensor
+from ditfast.data.errors import DataError, Unreadable
+from ditfast.data.image_files import MODES, decode_image, image_names, is_image, visible_entries
+from ditfast.data.preprocess import center_crop, to_tensor
 
-ENDINGS = (b".bmp", b".jpeg", b".jpg", b".pgm", b".png", b".ppm", b".tif", b".tiff", b".webp")
+LONGEST = 1000  # times the shorter side: fitting the shorter side of a line to the sample would take all memory
 
 
 class Images:
     """The images below folder/<class>/, in the order of their paths; class k is the k-th folder by name.
 
-    Hidden files and files of other endings are passed over.
+    Names are sorted by their characters, as torchvision's ImageFolder does: 1, 10, 2. `image_files` tells what an
+    image is and how it is read.
 
     Args:
         folder: of the class folders.
@@ -64,9 +66,13 @@ class Images:
         """Image ``index``, float32 (C, S, S), and its class. The generator decides the flip.
 
         Raises:
-            Unreadable: the file is broken.
+            Unreadable: the file is broken, or its longer side more than `LONGEST` times the shorter.
         """
-        x = to_tensor(center_crop(decode_image(self.path(index), self.shape[0]), self.shape[1]))
+        path = self.path(index)
+        image = decode_image(path, self.shape[0])
+        if max(image.size) > LONGEST * min(image.size):
+            raise Unreadable(f"{path} is too long for a square, its size is {image.width} x {image.height}")
+        x = to_tensor(center_crop(image, self.shape[1]))
         if self.flip and torch.rand((), generator=generator) < 0.5:
             x = x.flip(-1)
         return x, self._label(index)
@@ -75,7 +81,7 @@ class Images:
         """All names end to end, and where each ends: a list would take ten times the memory in every worker."""
         names, lengths, counts = [], [], []
         for each in self.classes:
-            found = sorted(_images(os.fsencode(self.folder / each)))
+            found = sorted(image_names(os.fsencode(self.folder / each)))
             if not found:
                 raise DataError(f"{self.folder / each} holds no images")
             names.append(b"".join(found))
@@ -93,31 +99,13 @@ def _classes(folder):
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
     names, beside = [], None
-    for name, is_folder in _entries(folder):
+    for name, is_folder in visible_entries(folder):
         if is_folder:
             names.append(name)
-        elif os.fsencode(name).lower().endswith(ENDINGS):
+        elif is_image(name):
             beside = name
     if not names:
         raise DataError(f"{folder} holds no class folders: images must be in {folder / '<class>'}")
     if beside:
         raise DataError(f"{folder} holds an image beside the class folders: {beside}")
     return sorted(names)
-
-
-def _images(folder: bytes, inside=b""):
-    """The paths of all images in a folder and those in it, below ``folder``."""
-    for name, is_folder in _entries(folder):
-        if is_folder:
-            yield from _images(folder + b"/" + name, inside + name + b"/")
-        elif name.lower().endswith(ENDINGS):
-            yield inside + name
-
-
-def _entries(folder):
-    """Names in a folder that are not hidden, and whether each is a folder, which takes no look at every file."""
-    try:
-        with os.scandir(folder) as entries:
-            return [(each.name, each.is_dir()) for each in entries if os.fsencode(each.name)[:1] != b"."]
-    except OSError as error:  # a folder without permission, links in a circle
-        raise DataError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from error

@@ -43,7 +43,7 @@ class Glyphs:
 
     Attributes:
         shape: (1, S, S).
-        num_classes: 20, the characters of `CHARACTERS` in order.
+        num_classes, classes: 20, the characters of `CHARACTERS` in order.
         count: None, for endless.
         identity: what the samples follow from, as JSON values, with a checksum of the fonts.
 
@@ -52,7 +52,7 @@ class Glyphs:
         ImportError: matplotlib, whose fonts these are, or pillow is not installed.
     """
 
-    num_classes, count = len(CHARACTERS), None
+    num_classes, classes, count = len(CHARACTERS), list(CHARACTERS), None
 
     def __init__(self, image_size: int = 16):
         if image_size not in SIZES:

@@ -1,29 +1,9 @@
-"""From a file to the pixels of a sample, as the Diffusion Transformers' paper prepares ImageNet."""
+"""From an image to the pixels of a sample, as the Diffusion Transformers' paper prepares ImageNet."""
 
 import numpy as np
 import torch
 
-from ditfast.data.errors import Unreadable
 from ditfast.optional import import_optional
-
-MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
-
-
-def decode_image(path, channels: int):
-    """The whole image, in grey or RGB as Pillow converts it: transparency is dropped, EXIF's orientation ignored.
-
-    Raises:
-        Unreadable: the file is missing, truncated, or no image.
-    """
-    pil = import_optional("PIL.Image")
-    try:
-        with pil.open(path) as image:
-            return image.convert(MODES[channels])  # decodes it; opening has read the header alone
-    except pil.UnidentifiedImageError as error:
-        raise Unreadable(f"{path} is not an image") from error
-    except Exception as error:  # a broken file can raise anything: OSError, SyntaxError, struct.error, EOFError, …
-        reason = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
-        raise Unreadable(f"{path} cannot be read: {reason.splitlines()[0]}") from error
 
 
 def center_crop(image, size: int):

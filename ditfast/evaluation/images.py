@@ -5,10 +5,11 @@ Both kinds have
     count: int, size: (H, W)
     read(numbers) -> iterator of uint8 (H, W, 3), for ascending numbers in [0, count)
 
-A picture in a file becomes RGB as Pillow converts it: grey is repeated, alpha is dropped, a note on its orientation
-(EXIF) is ignored. An npz holds arr_0, uint8 (N, H, W, 3), as ADM's evaluator reads it and ditfast.sample writes it.
+`ditfast.data.image_files` tells which files are images, and how they become RGB, here as in training. An npz holds
+arr_0, uint8 (N, H, W, 3), as ADM's evaluator reads it and ditfast.sample writes it.
 """
 
+import os
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -17,11 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ditfast.data import DataError, Unreadable
+from ditfast.data.image_files import ENDINGS, decode_image, image_names, open_image
 from ditfast.evaluation import EvaluationError
-from ditfast.optional import import_optional
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # at most 8 bits: more would be cut off
 
 
 class ImageFolder:
@@ -36,25 +35,14 @@ class ImageFolder:
                 raise EvaluationError(f"{option}: images must have one size, got {differing}")
 
     def read(self, numbers):
-        for path in (self._paths[number] for number in numbers):
-            with self._open(path) as image:
-                try:
-                    array = np.array(image.convert("RGB"))
-                except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken data
-                    raise EvaluationError(f"{self._option}: {path} cannot be read: {error}") from error
+        for number in numbers:
+            with _file_errors(self._option):
+                array = np.array(decode_image(self._paths[number], 3))
             yield array
 
     def _header(self, path):
-        with self._open(path) as image:
-            if image.mode not in EIGHT_BIT_MODES:
-                raise EvaluationError(f"{self._option}: {path} must have 8 bits per channel, got mode {image.mode}")
+        with _file_errors(self._option), open_image(path) as image:
             return image.height, image.width
-
-    def _open(self, path):
-        try:
-            return import_optional("PIL.Image").open(path)
-        except OSError as error:
-            raise EvaluationError(f"{self._option}: {path} cannot be read: {error}") from error
 
 
 class ImageNpz:
@@ -88,6 +76,15 @@ class ImageNpz:
 
 
 @contextmanager
+def _file_errors(option):
+    """Tells which option's files or folders cannot be read."""
+    try:
+        yield
+    except (DataError, Unreadable) as error:
+        raise EvaluationError(f"{option}: {error}") from error
+
+
+@contextmanager
 def npz_errors(where: str):
     """Turns what a damaged npz raises into one line."""
     try:
@@ -112,12 +109,14 @@ def open_images(option: str, path):
     """
     path = Path(path)
     if path.is_dir():
-        paths = sorted(found for found in path.rglob("*") if found.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise EvaluationError(f"{option} {path} holds no image ({', '.join(SUFFIXES)})")
-        return ImageFolder(option, paths)
+        with _file_errors(option):
+            names = sorted(image_names(os.fsencode(path)))
+        if not names:
+            raise EvaluationError(f"{option} {path} holds no image ({b', '.join(ENDINGS).decode()})")
+        return ImageFolder(option, [path / os.fsdecode(name) for name in names])
     if not path.is_file():
-        raise EvaluationError(f"{option} {path} does not exist")
+        wrong = "is neither a folder nor a file" if path.exists() else "does not exist"
+        raise EvaluationError(f"{option} {path} {wrong}")
     names = array_names(option, path)
     if "arr_0" not in names:
         raise EvaluationError(f"{option} {path} holds no arr_0, the images, only {', '.join(names) or 'nothing'}")

@@ -81,7 +81,7 @@ def test_shards_hold_the_posteriors_of_images_and_mirror_images(tree, encode, po
 
 def test_the_index(tree, encode, capsys):
     folder = encode()
-    assert capsys.readouterr().out == f"11 images in {folder}\n"
+    assert capsys.readouterr().out == f"classes: 0 ant, 1 bee, 2 cat\n11 images in {folder}\n"
     index = json.loads((folder / "latents.json").read_text())
     counts = [("latents-00000.safetensors", 4), ("latents-00001.safetensors", 4), ("latents-00002.safetensors", 3)]
     assert [(each["file"], each["count"]) for each in index["shards"]] == counts

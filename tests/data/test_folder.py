@@ -11,7 +11,8 @@ from PIL import Image
 
 from ditfast.data import DataError, Unreadable, open_data
 from ditfast.data.folder import Images
-from ditfast.data.preprocess import center_crop, decode_image, to_tensor
+from ditfast.data.image_files import decode_image
+from ditfast.data.preprocess import center_crop, to_tensor
 from ditfast.data.stream import stream_batches
 
 
@@ -41,6 +42,25 @@ def test_classes_and_files_are_in_order(tree):
     assert images.classes == ["ant", "bee", "zebra"] and images.num_classes == 3 and images.count == 7
     assert [str(images.path(i).relative_to(tree)) for i in range(7)] == list(ORDER)
     assert [images.read(i, torch.Generator())[1] for i in range(7)] == LABELS
+
+
+def test_classes_are_in_the_order_of_imagefolder(tmp_path):
+    """By character, not by number, and not by a language's alphabet."""
+    for seed, name in enumerate(("2", "10", "1", "é", "b", "B", "_", "a b")):
+        save(tmp_path / name / "x.png", seed)
+    (tmp_path / ".hidden").mkdir()
+    assert Images(tmp_path, 8).classes == ["1", "10", "2", "B", "_", "a b", "b", "é"]
+
+
+def test_a_line_has_no_square(tree):
+    """Its other side would be a thousand times that of the sample."""
+    for height in (3000, 3001):
+        save(tree / "ant/a.png", 0, 3, height)
+        images = Images(tree, 6)
+        if height == 3000:
+            assert images.read(0, torch.Generator())[0].shape == (3, 6, 6)
+    with pytest.raises(Unreadable, match=r"ant/a\.png is too long for a square, its size is 3 x 3001"):
+        images.read(0, torch.Generator())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -87,7 +107,7 @@ def test_it_is_small_for_many_images(tmp_path, monkeypatch):
     """A worker is given the names as one piece."""
     save(tmp_path / "tree/a/x.png", 0)
     many = [b"n01440764_%05d.JPEG" % i for i in range(20_000)]
-    monkeypatch.setattr("ditfast.data.folder._images", lambda folder: iter(many))
+    monkeypatch.setattr("ditfast.data.folder.image_names", lambda folder: iter(many))
     images = Images(tmp_path / "tree", 8)
     assert images.path(19_999).name == "n01440764_19999.JPEG" and images.path(0).name == "n01440764_00000.JPEG"
     assert len(pickle.dumps(images)) < 20_000 * (20 + 8) + 2000
