@@ -70,26 +70,27 @@ def frechet_distance(mean1, cov1, mean2, cov2) -> float:
     return max(0.0, float(distance))  # of equal Gaussians it is zero, give or take rounding
 
 
-def inception_score(probabilities, splits: int = 10) -> tuple[float, float]:
-    """(mean, std) over ``splits`` consecutive parts of exp(E_x KL(p(y|x) || p(y))) (Salimans et al. 2016).
+def inception_score(probabilities, part: int = 5000) -> tuple[float, float]:
+    """(mean, std) over consecutive parts of exp(E_x KL(p(y|x) || p(y))) (Salimans et al. 2016).
+
+    The score of few images is low, so parts of one size are compared: the 5000 of ADM's evaluator are the 10 parts of
+    50,000. The last part has what is left, and counts as much as the others, as there.
 
     Args:
-        probabilities: (N, K), each row the class probabilities of an image; N >= splits. The parts are as equal as
-            can be; ADM's parts of 5000 images are the 10 parts of 50,000. The std is that of the parts, without
-            Bessel's correction, as in the original.
+        probabilities: (N, K), each row the class probabilities of an image, in an order that mixes the classes.
+        part: images of a part; the std is that of the parts, without Bessel's correction, as in the original.
     """
     p = _matrix("probabilities", probabilities, rows=1)
-    if not 1 <= splits <= len(p):
-        raise ValueError(f"splits must be between 1 and the number of samples, {len(p)}, got {splits}")
+    if part < 1:
+        raise ValueError(f"part must be at least 1, got {part}")
     worst = (p.sum(1) - 1).abs().max()
     if p.min() < 0 or worst > 1e-3:
         raise ValueError(
             f"probabilities must be >= 0 and sum to 1, got a minimum of {p.min():.3g}, a sum off by {worst:.3g}"
         )
     scores = []
-    for i in range(splits):
-        part = p[i * len(p) // splits : (i + 1) * len(p) // splits]
-        divergence = torch.special.xlogy(part, part) - torch.special.xlogy(part, part.mean(0))  # 0 log 0 is 0
+    for each in p.split(part):
+        divergence = torch.special.xlogy(each, each) - torch.special.xlogy(each, each.mean(0))  # 0 log 0 is 0
         scores.append(divergence.sum(1).mean().exp())
     scores = torch.stack(scores)
     return float(scores.mean()), float(scores.std(correction=0))

@@ -4,7 +4,11 @@ from ditfast.evaluation import EvaluationError
 from ditfast.evaluation.metrics import frechet_distance, inception_score, precision_recall
 
 METRICS = {"fid": "FID", "sfid": "sFID", "is": "IS", "precision": "precision", "recall": "recall"}
-NEIGHBOUR, PARTS, PUBLISHED = 3, 10, 50_000  # k of precision and recall, parts of the IS, images of published FIDs
+NEIGHBOUR, PART, PUBLISHED = (
+    3,
+    5000,
+    50_000,
+)  # k of precision and recall, images of a part of the IS, of published FIDs
 
 
 def unavailable_metrics(count: int, outputs, extractor, reference, pictures: int) -> dict[str, str]:
@@ -25,8 +29,6 @@ def unavailable_metrics(count: int, outputs, extractor, reference, pictures: int
         found["sfid"] = "the reference has no mu_s, sigma_s"
     if "probabilities" not in outputs:
         found["is"] = extractor.why_not("probabilities")
-    elif count < PARTS:
-        found["is"] = f"it needs {PARTS} samples, one for each part, got {count}"
     if reference is not None and not pictures:
         found |= dict.fromkeys(("precision", "recall"), "the reference has no arr_0, its images")
     for name, number in (("samples", count), ("images of the reference", pictures)):
@@ -46,7 +48,8 @@ def check_dimensions(outputs, reference, where: str) -> None:
 
 
 def compute_metrics(metrics, samples, reference, device) -> dict[str, float]:
-    """The metrics by name, and the std of IS over its parts; summaries in, which hold what these metrics need.
+    """The metrics by name, and the std of IS over its parts, unless there is one; summaries in, which hold what these
+    metrics need.
 
     Raises:
         EvaluationError: stored statistics are no covariance, or probabilities do not sum to 1.
@@ -57,7 +60,8 @@ def compute_metrics(metrics, samples, reference, device) -> dict[str, float]:
             if name in metrics:
                 values[name] = frechet_distance(*getattr(samples, part), *getattr(reference, part))
         if "is" in metrics:
-            values["is"], values["is_std"] = inception_score(samples.probabilities, PARTS)
+            values["is"], spread = inception_score(samples.probabilities, PART)
+            values |= {"is_std": spread} if samples.count > PART else {}
         if metrics & {"precision", "recall"}:
             both = precision_recall(reference.features.to(device), samples.features.to(device), NEIGHBOUR)
             values |= dict(zip(("precision", "recall"), both, strict=True))
@@ -78,6 +82,8 @@ def notes(metrics, samples, reference, sizes) -> list[str]:
             )
     if metrics.keys() & {"fid", "sfid"} and samples.count < PUBLISHED:
         found.append(f"FID and sFID fall with the number of samples: published ones are of {PUBLISHED}")
+    if "is" in metrics and samples.count % PART:
+        found.append(f"IS is lower of few images: its parts have {PART}, the last one {samples.count % PART}")
     if len(set(sizes)) > 1:
         found.append("the samples are {1} x {0}, the reference {3} x {2}".format(*sizes[0], *sizes[1]))
     return found
@@ -105,7 +111,7 @@ def format_report(report: dict) -> str:
     values, rows = report["metrics"], []
     for name, title in METRICS.items():
         if name in values:
-            spread = f" ± {values['is_std']:.4f}" if name == "is" else ""
+            spread = f" ± {values['is_std']:.4f}" if name == "is" and "is_std" in values else ""
             rows.append(f"{title:<10}{values[name]:>10.4f}{spread}")
     rows += [f"{METRICS[name]:<10}{'–':>10}  {why}" for name, why in report["missing"].items()]
     samples, reference, features = report["samples"], report["reference"], report["features"]
