@@ -8,6 +8,7 @@ from ditfast import ops
 from ditfast.models.carry import Carry, add_pending, junction, modulation_rows, set_pending, start_carry
 from ditfast.models.plain import has_original_forward, is_plain, parameter, remember_forward
 from ditfast.ops.backends.choice import names_in_force
+from ditfast.ops.sdpa import sdpa
 
 
 @remember_forward
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
         q, k, v = qkv.unbind(0)
         q, k = q_norm(q), k_norm(k)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)  # (B, H, N, d)
+        out = sdpa(q, k, v, self.scale, dropout)  # (B, H, N, d)
         return out.transpose(1, 2).flatten(2)  # (B, N, D)
 
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call_branch
 from ditfast.models.carry import norm_modulate
 from ditfast.models.plain import has_original_forward, remember_forward
 from ditfast.ops.backends.choice import names_in_force
+from ditfast.ops.sdpa import sdpa
 from ditfast.suggest import did_you_mean
 
 
@@ -103,7 +103,7 @@ class CrossAttention(nn.Module):
     def forward(self, x, c):
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, d)
         k, v = self.kv(c).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, d)
-        out = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, d)
+        out = sdpa(q, k, v)  # (B, H, N, d)
         return self.proj(out.transpose(1, 2).flatten(2))  # (B, N, D)
 
 

@@ -4,7 +4,6 @@ import warnings
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 
 from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, extension, fallback, reference
@@ -14,6 +13,7 @@ from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.op import WITHOUT_STREAM, Op
 from ditfast.ops.registration import attach_autograd, is_tracked, register_op, reject_double_backward, run_in_backward
+from ditfast.ops.sdpa import sdpa
 
 
 def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
@@ -134,8 +134,7 @@ def _warn_unaligned():
 def _sdpa(qkv, num_heads, scale):
     b, n, width = qkv.shape
     q, k, v = qkv.unflatten(-1, (3, num_heads, width // (3 * num_heads))).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return out.transpose(1, 2).reshape(b, n, width // 3)
+    return sdpa(q, k, v, scale).transpose(1, 2).reshape(b, n, width // 3)
 
 
 def run_forward(qkv, num_heads, scale, backend):
@@ -183,12 +182,14 @@ _forward_op = register_op(
     run_forward,
     _forward_fake,
     {"qkv": "B,N,W"},
+    sample_dims=(0, 0),
 )
 _backward_op = register_op(
     "attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, float scale, str backend) -> Tensor",
     _backward,
     _backward_fake,
     {"out": "B,N,E dense qkv", "qkv": "B,N,3E", "lse": "B,H,N dense float32", "dout": "B,N,E qkv"},
+    sample_dims=(0,),
 )
 
 

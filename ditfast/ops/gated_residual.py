@@ -65,6 +65,8 @@ _forward_op = register_op(
     _forward,
     _forward_fake,
     {"x": "B,N,D", "y": "B,N,D", "gate": "B,D", "bias": "D"},
+    sample_dims=(0,),
+    shared=("bias",),
 )
 _backward_op = register_op(
     "gated_residual_backward(Tensor dout, Tensor y, Tensor gate, Tensor? bias, str backend)"
@@ -72,6 +74,8 @@ _backward_op = register_op(
     _backward,
     _backward_fake,
     {"dout": "B,N,D", "y": "B,N,D", "gate": "B,D", "bias": "D"},
+    sample_dims=(0, 0, None),
+    shared=("bias",),
 )
 
 

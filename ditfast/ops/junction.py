@@ -80,6 +80,8 @@ _forward_op = register_op(
     _forward,
     _forward_fake,
     {"x": "B,N,D", "y": "B,N,D", "gate": "B,D", "shift": "B,D", "scale": "B,D", "bias": "D"},
+    sample_dims=(0, 0, 0, 0),
+    shared=("bias",),
 )
 _backward_op = register_op(
     "gated_residual_layer_norm_modulate_backward(Tensor dx_new, Tensor dh, Tensor x_new, Tensor y, Tensor gate,"
@@ -97,6 +99,8 @@ _backward_op = register_op(
         "mean": "B,N dense",
         "rstd": "B,N dense",
     },
+    sample_dims=(0, 0, 1, None),
+    shared=("bias",),
 )
 
 

@@ -76,6 +76,7 @@ _forward_op = register_op(
     _forward,
     _forward_fake,
     {"x": "B,N,D", "shift": "B,D", "scale": "B,D"},
+    sample_dims=(0, 0, 0),
 )
 _backward_op = register_op(
     "layer_norm_modulate_backward(Tensor dh, Tensor x, Tensor scale, Tensor mean, Tensor rstd, str backend)"
@@ -83,6 +84,7 @@ _backward_op = register_op(
     _backward,
     _backward_fake,
     {"dh": "B,N,D", "x": "B,N,D", "scale": "B,D", "mean": "B,N dense", "rstd": "B,N dense"},
+    sample_dims=(0, 1),
 )
 
 

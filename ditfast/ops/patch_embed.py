@@ -107,6 +107,8 @@ _forward_op = register_op(
     _forward,
     _forward_fake,
     {"x": "B,C,I,J", "weight": "D,K", "bias": "D", "pos": "N,D"},
+    sample_dims=(0,),
+    shared=("weight", "bias", "pos"),
 )
 _backward_op = register_op(
     "patch_embed_backward(Tensor dout, Tensor x, Tensor weight, int patch_size, bool[] needs, str backend)"

@@ -135,12 +135,14 @@ _patchify_op = register_op(
     run_patchify,
     _patchify_fake,
     {"x": "B,C,I,J"},
+    sample_dims=(0,),
 )
 _unpatchify_op = register_op(
     "unpatchify(Tensor tokens, int patch_size, int grid_h, int grid_w, bool channels_last, str backend) -> Tensor",
     run_unpatchify,
     _unpatchify_fake,
     {"tokens": "B,N,W"},
+    sample_dims=(0,),
 )
 
 

@@ -100,6 +100,8 @@ _forward_op = register_op(
     _forward,
     _forward_fake,
     {"h": "B,N,D", "weight": "W,D", "bias": "W"},
+    sample_dims=(0, 0, 0),
+    shared=("weight", "bias"),
 )
 _backward_op = register_op(
     "qkv_attention_backward(Tensor dout, Tensor h, Tensor weight, Tensor qkv, Tensor out, Tensor lse, bool[] needs,"

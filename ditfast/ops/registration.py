@@ -1,4 +1,4 @@
-"""How an operation becomes known to PyTorch: schema, fake, autograd.
+"""How an operation becomes known to PyTorch: schema, fake, autograd, vmap.
 
 Under ``torch.compile`` the registered operation itself is called. In eager mode its implementation is called past the
 dispatcher, inside an ``autograd.Function`` where gradients are wanted: that costs half as much Python. Both reject
@@ -10,18 +10,21 @@ import torch
 from torch.autograd import forward_ad
 
 from ditfast.ops.sizes import Sizes
+from ditfast.ops.vmap import vmap_rule
 
 _library = torch.library.Library("ditfast", "DEF")
 _implementations = {}  # operation -> the Python function that it runs on a CPU or a GPU
+_calls = {}  # operation -> the function that calls it with its autograd
 # types that arguments of operations have: of all tensors, those that are just memory
 _ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
 
 
-def register_op(schema: str, implementation, fake, rules: dict[str, str]):
+def register_op(schema: str, implementation, fake, rules: dict[str, str], *, sample_dims=None, shared=()):
     """Register ``ditfast::<schema>`` for CPU and CUDA and return the operation.
 
     Args:
         rules: what the tensors must be, as in `ditfast.ops.sizes`.
+        sample_dims, shared: see `vmap_rule`; left out, vmap makes one call after the other.
     """
     sizes = Sizes(schema, rules)
     name, guarded = sizes.op, _on_its_device(implementation)
@@ -30,6 +33,7 @@ def register_op(schema: str, implementation, fake, rules: dict[str, str]):
         _library.impl(name, _with_checks(sizes, function), device)
     torch.library.register_fake(f"ditfast::{name}", fake, lib=_library)
     op = getattr(torch.ops.ditfast, name).default
+    torch.library.register_vmap(op, vmap_rule(op, sample_dims, shared), lib=_library)
     _implementations[op] = guarded
     return op
 
@@ -92,10 +96,10 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor  # what is_grads_batch
 
 
 def run_in_backward(op, *args):
-    """Call ``op`` inside a backward: with its own autograd only under ``create_graph=True``."""
-    if torch.is_grad_enabled() or any(_is_batched(a) for a in args if isinstance(a, torch.Tensor)):
+    """Call ``op`` inside a backward: with its own autograd only where that is differentiated, or may be."""
+    if any(_is_batched(a) for a in args if isinstance(a, torch.Tensor)):
         return op(*args)
-    return call_below_autograd(op, *args)
+    return _calls[op](*args) if torch.is_grad_enabled() else call_below_autograd(op, *args)
 
 
 def reject_double_backward(name: str, backward_op) -> None:
@@ -104,7 +108,7 @@ def reject_double_backward(name: str, backward_op) -> None:
     def backward(ctx, *grads):
         raise NotImplementedError(f"{name}: double backward is not supported by the kernels; use backend='reference'")
 
-    torch.library.register_autograd(backward_op, backward, lib=_library)
+    attach_autograd(name, backward_op, lambda ctx, inputs, output: None, backward)
 
 
 def attach_autograd(name: str, op, setup_context, backward):
@@ -127,6 +131,7 @@ def attach_autograd(name: str, op, setup_context, backward):
             raise NotImplementedError(no_jvp)
         return op(*args)
 
+    _calls[op] = call
     return call
 
 
@@ -146,7 +151,11 @@ def _functions(name, op, setup_context, backward, no_jvp):
 
     shared = {"backward": staticmethod(backward), "jvp": staticmethod(jvp)}
     pair = (
-        {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context)},
+        {
+            "forward": staticmethod(forward),
+            "setup_context": staticmethod(setup_context),
+            "generate_vmap_rule": True,  # forward and backward meet the rules of the operations in them
+        },
         {"forward": staticmethod(forward_with_context)},
     )
     return [type(name, (torch.autograd.Function,), shared | members) for members in pair]

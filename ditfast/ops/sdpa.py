@@ -1,0 +1,13 @@
+"""PyTorch's scaled_dot_product_attention."""
+
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def sdpa(q, k, v, scale=None, dropout=0.0):
+    """Attention of q (B, H, N, d) to k and v (B, H, M, d): (B, H, N, d), also with forward-mode AD."""
+    if forward_ad._current_level < 0:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+    with sdpa_kernel(SDPBackend.MATH):  # the only one of its implementations that has tangents
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
