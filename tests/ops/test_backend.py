@@ -319,3 +319,24 @@ def test_recompute_takes_the_backend_of_the_thread_that_calls_backward(device):
         out = checkpoint(lambda *a: case.call(*a, backend=None), *case.inputs(), use_reentrant=False)
         out.sum().backward()
     assert log == {"layer_norm_modulate": ["triton"] * 3}  # forward, again, backward
+
+
+@HOST
+def test_backward_in_another_thread():
+    qkv = torch.randn(2, 5, 24, requires_grad=True)
+    with record() as log, use_backend("host"):
+        out = ops.attention(qkv, 2)
+    with use_backend("reference"):
+        in_thread(lambda: out.sum().backward())
+    assert log == {"attention": ["host", "host"]}
+
+
+def test_a_tensor_kept_from_a_function_transform(device):
+    """It passes for the tensor that it wraps, as in PyTorch's own operations."""
+    kept = []
+    torch.func.grad(lambda t: (kept.append(t), t.sum())[1])(torch.randn(2, 5, 16, device=device))
+    row = torch.randn(2, 16, device=device, requires_grad=True)
+    got, expected = (ops.layer_norm_modulate(kept[0], row, row, backend=name) for name in ("triton", "reference"))
+    torch.testing.assert_close(got, expected)
+    got.sum().backward()
+    assert row.grad.isfinite().all()
