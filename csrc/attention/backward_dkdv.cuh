@@ -13,7 +13,6 @@ struct QueryStatistics {
     Matrix<const Bits16> out;
     const float* lse;
     int tokens;
-    std::uint32_t out_tile;
     std::uint32_t floats;  // [slot][2][kTile]
 
     DITFAST_DEVICE std::uint32_t lse_log2(int slot) const { return floats + slot * 2 * kTile * 4; }
@@ -27,12 +26,8 @@ struct QueryStatistics {
         }
     }
 
-    DITFAST_DEVICE void copy_out(int tile) const {
-        if (tile < tile_count(tokens)) copy_tile<D>(out_tile, out, tile, tokens);
-    }
-
     // Four lanes take a row.
-    DITFAST_DEVICE void compute(int tile, int slot, std::uint32_t dout_tile) const {
+    DITFAST_DEVICE void compute(int tile, int slot, std::uint32_t dout_tile, std::uint32_t out_tile) const {
 #pragma unroll 1
         for (int row = ptx::warp() * 8 + ptx::lane() / 4; row < kTile; row += ptx::warps() * 8) {
             float sum = 0.0f;
@@ -107,8 +102,9 @@ struct KeyGradient {
     }
 };
 
-// The tiles of queries and of dout with their statistics. As in TileStream, with a tile of out on top. That
-// is needed only until delta is known, so one slot will do: the second barrier says that it is free again.
+// The tiles of queries and of dout with their statistics. A tile of out is needed only until delta is known.
+// That is one tile ahead, so that out lies where the queries of the same tile come next, and takes no memory.
+// The queries of tile 0 come at once: its out lies where those of tile 2 come, or behind a shorter head.
 template <class T, int D>
 struct QueryStream {
     TileStream<D> tiles;
@@ -118,31 +114,45 @@ struct QueryStream {
         : tiles{head.input<D>(call.qkv, call.problem, Part::kQuery), head.dout<D>(call), tokens,
                 ptx::shared_memory()},
           statistics{head.output<D>(static_cast<const Bits16*>(call.out), call.problem),
-                     head.vector(call.lse, call.problem), tokens, tiles.ring + ring_bytes(tokens),
-                     tiles.ring + ring_bytes(tokens) + kTileBytes} {}
+                     head.vector(call.lse, call.problem), tokens,
+                     tiles.ring + ring_bytes(tokens) + first_out_bytes(tokens)} {}
 
-    DITFAST_DEVICE void copy(int tile) const {
-        if (tile >= tile_count(tiles.tokens)) return;
-        tiles.copy(tile);
+    DITFAST_DEVICE bool exists(int tile) const { return tile < tile_count(tiles.tokens); }
+
+    DITFAST_DEVICE std::uint32_t out_tile(int tile) const {
+        return tiles.first_tile(tile > 0 ? tile : exists(1) ? 2 : 1);
+    }
+
+    // What delta is made of.
+    DITFAST_DEVICE void copy_outs(int tile) const {
+        if (!exists(tile)) return;
+        tiles.copy_second(tile);
+        copy_tile<D>(out_tile(tile), statistics.out, tile, tiles.tokens);
         statistics.copy_lse(tile, tiles.slot(tile));
     }
 
+    DITFAST_DEVICE void compute(int tile) const {
+        if (exists(tile)) {
+            statistics.compute(tile, tiles.slot(tile), tiles.second_tile(tile), out_tile(tile));
+        }
+    }
+
     DITFAST_DEVICE void start() const {
-        copy(0);
-        statistics.copy_out(0);
-        ptx::commit_copies();
-        copy(1);
+        tiles.copy_first(0);
+        copy_outs(0);
+        copy_outs(1);
         ptx::commit_copies();
     }
 
+    // As in TileStream. The second barrier says that delta is known, and the place of out free.
     DITFAST_DEVICE void advance(int tile) const {
-        ptx::wait_for_copies<1>();
+        ptx::wait_for_copies<0>();
         ptx::sync_block();
-        statistics.compute(tile, tiles.slot(tile), tiles.second_tile(tile));
+        if (tile == 0) compute(0);
+        compute(tile + 1);
         ptx::sync_block();
-        statistics.copy_out(tile + 1);
-        ptx::commit_copies();
-        copy(tile + 2);
+        if (exists(tile + 1)) tiles.copy_first(tile + 1);
+        copy_outs(tile + 2);
         ptx::commit_copies();
     }
 };

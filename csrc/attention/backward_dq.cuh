@@ -137,8 +137,7 @@ DITFAST_DEVICE void backward_dq(const AttentionBackward& call, const RowGroups& 
                           tokens - tile * kTile - row, p.scale * kLog2E);
             }
         }
-        static_assert(kBackwardWarps * 2 * D * sizeof(float) <= kTileBytes);
-        // Where the other role keeps a tile of out.
+        static_assert(kBackwardWarps * 2 * D * sizeof(float) <= kSumBytes);
         const std::uint32_t sums = stream.ring + ring_bytes(tokens);
         if (call.dbias != nullptr) rows.sum_columns(sums, p.scale);
         rows.finish(Head(p, blocks_per_head).gradient<D>(call, Part::kQuery), first, tokens, p.scale);

@@ -24,6 +24,8 @@ constexpr int kWarpRows = 16;      // tokens whose results a warp holds in regis
 // Warps of a block, at most: so many registers does each need that two such blocks fill a multiprocessor.
 constexpr int kForwardWarps = 8;
 constexpr int kBackwardWarps = 6;
+// Sums over the rows of a warp, of dq and of dout, for each column.
+constexpr int kSumBytes = kBackwardWarps * 2 * 72 * int{sizeof(float)};
 
 DITFAST_HOST_DEVICE constexpr int tile_count(int tokens) { return (tokens - 1) / kTile + 1; }
 
@@ -32,13 +34,20 @@ DITFAST_HOST_DEVICE constexpr int slot_count(int tokens) {
     return tiles <= kResidentTiles ? tiles : kRingTiles;
 }
 
-// Two matrices are streamed. The backward adds one tile of out, and 2 floats for each token.
+// Two matrices are streamed.
 DITFAST_HOST_DEVICE constexpr int ring_bytes(int tokens) { return slot_count(tokens) * 2 * kTileBytes; }
+
+// The first tile of out lies in the place of a third tile of the stream, or behind the two that there are.
+DITFAST_HOST_DEVICE constexpr int first_out_bytes(int tokens) {
+    return slot_count(tokens) < 3 ? kTileBytes : 0;
+}
 
 constexpr int forward_shared_bytes(int tokens) { return ring_bytes(tokens); }
 
+// Behind the ring the blocks of dk and dv add out and 2 floats for each token, those of dq sums over rows.
 constexpr int backward_shared_bytes(int tokens) {
-    return ring_bytes(tokens) + kTileBytes + slot_count(tokens) * kTile * 2 * int{sizeof(float)};
+    const int statistics = slot_count(tokens) * kTile * 2 * int{sizeof(float)};
+    return ring_bytes(tokens) + std::max(first_out_bytes(tokens) + statistics, kSumBytes);
 }
 
 inline int backward_warps(std::int64_t tokens) { return tokens <= 128 ? 4 : kBackwardWarps; }

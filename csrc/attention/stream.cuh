@@ -71,7 +71,8 @@ template <int D>
 DITFAST_DEVICE void copy_tile(std::uint32_t to, Matrix<const Bits16> from, int tile, int tokens) {
     constexpr int kChunks = D / 8;  // of 16 bytes, in a row
 
-    for (int i = ptx::thread(); i < kTile * kChunks; i += ptx::threads()) {
+    // opaque: the addresses are not kept in registers from one tile to the next
+    for (int i = ptx::opaque(ptx::thread()); i < kTile * kChunks; i += ptx::threads()) {
         const int row = tile * kTile + i / kChunks;
         const bool inside = row < tokens;
         const Bits16* source = from.row(inside ? row : 0) + i % kChunks * 8;
@@ -95,9 +96,12 @@ struct TileStream {
 
     DITFAST_DEVICE void copy(int tile) const {
         if (tile >= tile_count(tokens)) return;
-        copy_tile<D>(first_tile(tile), first, tile, tokens);
-        copy_tile<D>(second_tile(tile), second, tile, tokens);
+        copy_first(tile);
+        copy_second(tile);
     }
+
+    DITFAST_DEVICE void copy_first(int tile) const { copy_tile<D>(first_tile(tile), first, tile, tokens); }
+    DITFAST_DEVICE void copy_second(int tile) const { copy_tile<D>(second_tile(tile), second, tile, tokens); }
 
     DITFAST_DEVICE void start() const {
         copy(0);

@@ -1,18 +1,30 @@
 """The CUDA attention kernels, run in an emulator."""
 
+from dataclasses import replace
+
 import emulator as emulation
 import pytest
 import torch
 from attention_cases import NAN, assert_right, far_logits, padded, parts, probe_inputs, sample, token_major
 
+from harness.aot.gpus import GPUS
+
 DTYPES = [torch.bfloat16, torch.float16]
 HEAD_DIMS = [64, 72]
+REGISTERS = (128, 168)  # of a thread, forward and backward: test_attention_build.py
+H100 = GPUS["H100"]
+A100, A10 = replace(H100, shared=164 * 1024), replace(H100, shared=100 * 1024, warps=48, blocks=16)
 pytestmark = pytest.mark.skipif(not emulation.available(), reason="needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")
 def emulator():
     return emulation.Emulator(emulation.compile_emulator())
+
+
+def shape(b, n, heads, d=72):
+    """A qkv that is only a shape."""
+    return torch.empty(1, n, 3 * heads * d, dtype=torch.bfloat16).expand(b, -1, -1)
 
 
 def assert_equal(got, expected):
@@ -28,11 +40,11 @@ def test_contract(emulator, n, d, dtype):
     qkv, dout = sample(b, n, heads, d, dtype)
     results = emulator.run(padded(qkv), padded(dout), heads)
     assert_right(results, qkv, dout, heads)
-    assert_equal(emulator.run(padded(qkv), padded(dout), heads), results)
+    assert_equal(emulator.run(padded(qkv), padded(dout), heads, multiprocessors=1), results)
 
 
 @pytest.mark.parametrize("d", HEAD_DIMS)
-@pytest.mark.parametrize("n", [65, 128, 129, 200, 320])
+@pytest.mark.parametrize("n", [65, 128, 129, 193, 200, 320])
 def test_other_lengths(emulator, n, d):
     qkv, dout = sample(1, n, 1, d, torch.bfloat16)
     assert_right(emulator.run(qkv, dout, 1), qkv, dout, 1)
@@ -141,18 +153,34 @@ def test_expanded_tensors(emulator):
 
 
 def test_plan(emulator):
-    def plan(b, n, heads, d=72, backward=False):
-        qkv = torch.empty(1, n, 3 * heads * d, dtype=torch.bfloat16).expand(b, -1, -1)
-        return emulator.plan(qkv, heads, 132, backward)
+    def plan(b, n, heads, backward=False):
+        return emulator.plan(shape(b, n, heads), heads, 132, backward)
 
     assert plan(64, 256, 16) == [8, 1, 1024, 73728]
-    assert plan(64, 256, 16, backward=True) == [6, 1, 2048, 84992]
+    assert plan(64, 256, 16, backward=True) == [6, 1, 2048, 77184]
     assert plan(1, 256, 16) == [8, 2, 32, 73728]
     assert plan(256, 64, 16) == [4, 1, 4096, 18432]
     assert plan(16, 4096, 16) == [8, 32, 8192, 55296]
     assert plan(70000, 1, 2)[2] == 140000, "more heads than a grid has blocks in y or z"
-    limit = 99 * 1024  # of a block on compute capability 8.6 and 8.9
-    assert all(plan(1, n, 1, backward=True)[3] <= limit for n in range(1, 600))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_shared_memory(emulator, backward):
+    """A block fits compute capability 8.6 and 8.9, and as many fit 8.0 as have registers: 12 or 16 warps."""
+    for n in range(1, 600):
+        warps, _, _, shared = emulator.plan(shape(1024, n, 1), 1, 108, backward)
+        assert shared <= 99 * 1024
+        assert warps * A100.resident(REGISTERS[backward], warps, shared) == (12 if backward else 16), n
+
+
+def test_blocks_of_a_multiprocessor_in_the_readme(emulator):
+    lines = []
+    for name, backward in (("forward", False), ("backward", True)):
+        for tokens, n in (("64", 64), ("128", 128), ("192", 192), ("256", 256), ("more", 1024)):
+            warps, _, _, shared = emulator.plan(shape(1024, n, 1), 1, 132, backward)
+            blocks = (str(gpu.resident(REGISTERS[backward], warps, shared)) for gpu in (A100, A10, H100))
+            lines.append(f"| {name} | {tokens} | {warps} | {shared:,} | {' | '.join(blocks)} |")
+    assert "\n".join(lines) in (emulation.CSRC / "README.md").read_text(), "\n".join(lines)
 
 
 def test_layouts_of_matrices(emulator):
