@@ -13,8 +13,7 @@
 namespace ditfast {
 namespace {
 
-constexpr int kMinimumMajor = 8;                // compute capability
-constexpr int kSharedBytesAtFirst = 48 * 1024;  // a kernel that takes more must say so
+constexpr int kMinimumMajor = 8;  // compute capability
 
 struct Kernel {
     const char* name;
@@ -55,15 +54,19 @@ void allow_shared_memory(const Kernel& kernel, int device) {
     static std::set<std::pair<const void*, int>> allowed;
     const std::lock_guard<std::mutex> lock(mutex);
     if (allowed.count({kernel.function, device})) return;
-    require(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 kernel.most_shared_bytes),
-            std::string(kernel.name) + ": cudaFuncSetAttribute");
+    const auto set = [&](cudaFuncAttribute attribute, int value) {
+        require(cudaFuncSetAttribute(kernel.function, attribute, value),
+                std::string(kernel.name) + ": cudaFuncSetAttribute");
+    };
+    set(cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.most_shared_bytes);
+    // L1 shares its memory: left to itself, the driver may leave room for one block alone.
+    set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     allowed.insert({kernel.function, device});
 }
 
 template <class Call>
 void launch(const Kernel& kernel, Call call, Plan plan, int device, std::uintptr_t stream) {
-    if (plan.shared_bytes > kSharedBytesAtFirst) allow_shared_memory(kernel, device);
+    allow_shared_memory(kernel, device);
     void* arguments[] = {&call, &plan.parts};
     require(cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(plan.blocks)),
                              dim3(static_cast<unsigned>(32 * plan.warps)), arguments, plan.shared_bytes,
