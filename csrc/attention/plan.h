@@ -77,9 +77,16 @@ inline Plan make_plan(const AttentionProblem& p, int warps, int roles, int share
     return {warps, static_cast<int>(parts), heads * parts, shared_bytes};
 }
 
+// A tile of rows for each block where every such block has a multiprocessor to itself: it copies as much as a
+// larger one, and computes half. The backward cannot choose: rows of dbias depend on the tokens alone.
+inline int forward_warps(const AttentionProblem& p, int multiprocessors) {
+    const std::int64_t tiles = tile_count(static_cast<int>(p.tokens));
+    return tiles == 1 || p.batch * p.heads * tiles <= multiprocessors ? kTile / kWarpRows : kForwardWarps;
+}
+
 inline Plan plan_forward(const AttentionProblem& p, int multiprocessors) {
-    const int tokens = static_cast<int>(p.tokens);
-    return make_plan(p, tokens <= 64 ? 4 : kForwardWarps, 1, forward_shared_bytes(tokens), multiprocessors);
+    return make_plan(p, forward_warps(p, multiprocessors), 1,
+                     forward_shared_bytes(static_cast<int>(p.tokens)), multiprocessors);
 }
 
 inline Plan plan_backward(const AttentionProblem& p, int multiprocessors) {

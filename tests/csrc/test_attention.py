@@ -55,7 +55,8 @@ def test_bit_equal_however_the_rows_are_dealt(emulator, n):
     """One block for a head, or one for each group of rows; alone or in a batch; in any layout."""
     qkv, dout = sample(2, n, 1, 72, torch.bfloat16)
     results = emulator.run(qkv, dout, 1)
-    assert emulator.plan(qkv, 1, 1)[1] == 1
+    assert emulator.plan(qkv, 1, 1)[:2] == [8, 1]
+    assert emulator.plan(qkv, 1, 132)[:2] == [4, -(-n // 64)]
     assert emulator.plan(qkv, 1, 132, backward=True)[1] > 1
     assert_equal(emulator.run(qkv, dout, 1, multiprocessors=1), results)
     assert_equal(emulator.run(token_major(qkv), token_major(dout), 1), results)
@@ -153,12 +154,14 @@ def test_expanded_tensors(emulator):
 
 
 def test_plan(emulator):
-    def plan(b, n, heads, backward=False):
-        return emulator.plan(shape(b, n, heads), heads, 132, backward)
+    def plan(b, n, heads, backward=False, multiprocessors=132):
+        return emulator.plan(shape(b, n, heads), heads, multiprocessors, backward)
 
     assert plan(64, 256, 16) == [8, 1, 1024, 73728]
     assert plan(64, 256, 16, backward=True) == [6, 1, 2048, 77184]
-    assert plan(1, 256, 16) == [8, 2, 32, 73728]
+    assert plan(2, 256, 16) == [4, 4, 128, 73728]
+    assert plan(2, 256, 16, multiprocessors=108) == [8, 2, 64, 73728], "128 blocks would be too many"
+    assert plan(2, 1024, 3, multiprocessors=96) == [4, 16, 96, 55296]
     assert plan(256, 64, 16) == [4, 1, 4096, 18432]
     assert plan(16, 4096, 16) == [8, 32, 8192, 55296]
     assert plan(70000, 1, 2)[2] == 140000, "more heads than a grid has blocks in y or z"
