@@ -8,6 +8,7 @@ Of a run's folder the newest checkpoint is taken.
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from ditfast.checkpoints import load_into, save_pretrained
 from ditfast.models import DiT
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
+from ditfast.training.average import youth
 from ditfast.training.checkpoint import Checkpoints, checkpoint_at
 
 
@@ -27,8 +29,12 @@ def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool
         FileExistsError: the folder has a model, and ``overwrite`` is false.
     """
     checkpoints = Checkpoints(checkpoint.parent, 1, Ranks())
+    about = checkpoints.read_about(checkpoint)
+    young = youth(about["step"], about["config"]["ema"], about.get("ema_warmup", False))
+    if young and weights == "ema":
+        warnings.warn(f"{young}: --weights model exports the last weights", stacklevel=2)
     with torch.device("meta"):
-        model = DiT(**checkpoints.read_about(checkpoint)["model"])
+        model = DiT(**about["model"])
     names = {name: f"{weights if p.requires_grad else 'model'}.{name}" for name, p in model.named_parameters()}
     tensors = {names[name]: torch.empty(p.shape) for name, p in model.named_parameters()}
     checkpoints.read_tensors(checkpoint, tensors)

@@ -62,6 +62,8 @@ class Config:
     """Largest norm of the gradient."""
     ema: float = 0.9999
     """Decay of the average of the weights, which starts as the weights."""
+    ema_warmup: Literal["auto", "on", "off"] = "auto"
+    """Begin with a smaller decay, (1 + t) / (10 + t) at step t. auto: in runs of fewer than 5 / (1 - ema) steps."""
     seed: int = 0
     """All randomness follows from it and the number of the step."""
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ditfast.ops.backends.log import record
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
+from ditfast.training.average import decay_at, wants_warmup, youth
 from ditfast.training.backends import chosen_backends, repeat_backends
 from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
 from ditfast.training.config import Config, model_arguments, to_yaml
@@ -57,9 +59,10 @@ class Run:
             masters = {name: p.detach().clone() for name, p in model.named_parameters()}
             model.to(torch.bfloat16)
         self.model = parallelize(model, config, ranks)
-        self.weights = Weights(unwrap(self.model), config.lr, config.weight_decay, config.ema, masters)
+        self.weights = Weights(unwrap(self.model), config.lr, config.weight_decay, masters)
         self.about = {"model": unwrap(model).config, "data": source.identity, "vae": encoder.checksum}
         self.about |= {"noise_schedule": config.noise_schedule, "seed": config.seed, "backends": {}}
+        self.about["ema_warmup"] = wants_warmup(config.ema_warmup, config.ema, config.steps)
         self.step = self.seen = self.skipped = self.unreadable = 0
         self.saved = None
         if start:
@@ -69,6 +72,7 @@ class Run:
     def _resume(self, path):
         found = self.checkpoints.read_about(path)
         check_same_run(path, found, self.about)
+        self.about["ema_warmup"] = found.get("ema_warmup", False)  # what the average was made with
         self.checkpoints.read_tensors(path, self.weights.state())
         self.weights.copy_masters()
         self.step, self.seen, self.saved = found["step"], found["samples"], path
@@ -131,7 +135,9 @@ class Run:
 
     def _write_preview(self):
         """Write a grid; the seconds that it took."""
-        begin = time.perf_counter()
+        begin, young = time.perf_counter(), youth(self.step, self.config.ema, self.about["ema_warmup"])
+        if young and self.ranks.is_first:
+            warnings.warn(f"the grid of step {self.step} shows little yet: {young}", stacklevel=2)
         with self.weights.averaged():
             self.preview.write(unwrap(self.model), self.folder / "samples" / f"{step_name(self.step)}.png")
         return time.perf_counter() - begin
@@ -176,7 +182,8 @@ class Run:
         if c.clip is not None:
             torch._foreach_mul_(gradients, (c.clip / norm).clamp(max=1))
         lr = c.lr * min(1, (self.step + 1) / c.warmup) if c.warmup else c.lr
-        self.weights.update(lr, skip=(~norm.isfinite()).float())
+        decay = decay_at(self.step, c.ema, self.about["ema_warmup"])
+        self.weights.update(lr, decay, skip=(~norm.isfinite()).float())
         return norm
 
     def _report(self, meter, log, bar, seconds):

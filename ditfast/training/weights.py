@@ -17,19 +17,17 @@ class Weights:
         model: its parameters are float32, or bf16 with masters kept here, whole or sharded by FSDP2.
         masters: float32 values by name to start from, where the parameters are bf16.
         lr, weight_decay: of AdamW, whose other settings are PyTorch's.
-        decay: of the average, which starts as the weights.
 
     Everything is done by one fused or foreach call for all parameters. Optimizer and average never see DTensors:
     dispatching those one by one costs more than the update.
     """
 
-    def __init__(self, model, lr: float, weight_decay: float, decay: float, masters: dict | None = None):
+    def __init__(self, model, lr: float, weight_decay: float, masters: dict | None = None):
         self._model = model
         named = {_strip_wrapper_prefix(name): p for name, p in model.named_parameters()}
         fixed = {name: p.detach() for name, p in named.items() if not p.requires_grad}
         self.fixed = fixed if masters is None else {name: masters[name].to(p.device) for name, p in fixed.items()}
         self.params = {name: p for name, p in named.items() if p.requires_grad}
-        self.decay = decay
         self._copies = masters is not None
         local = {name: _local(p.detach()) for name, p in self.params.items()}
         self.masters = {name: masters[name].to(v.device) for name, v in local.items()} if self._copies else local
@@ -52,14 +50,14 @@ class Weights:
             p.grad, value.grad = None, gradient
         return found
 
-    def update(self, lr: float, skip: torch.Tensor) -> None:
+    def update(self, lr: float, decay: float, skip: torch.Tensor) -> None:
         """One step of AdamW and of the average. With ``skip``, () on the device, at 1 AdamW leaves all as it is."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.found_inf = skip  # the fused kernel reads it, so the host need not
         self.optimizer.step()
         masters = list(self.masters.values())
-        torch._foreach_lerp_(list(self.average.values()), masters, 1 - self.decay)
+        torch._foreach_lerp_(list(self.average.values()), masters, 1 - decay)
         if self._copies:
             torch._foreach_copy_([_local(p.detach()) for p in self.params.values()], masters)
         self.optimizer.zero_grad()

@@ -30,14 +30,14 @@ def never():
 
 def test_against_pytorchs_adamw_and_a_loop():
     model, plain = build(), build()
-    weights = Weights(model, 1e-2, 0.1, DECAY)
+    weights = Weights(model, 1e-2, 0.1)
     trained = [p for p in plain.parameters() if p.requires_grad]
     optimizer, average = torch.optim.AdamW(trained, 1e-2, weight_decay=0.1), copy.deepcopy(plain)
     for step in range(3):
         for each in (model, plain):
             fill(each, step)
         weights.take_gradients()
-        weights.update(1e-2, never())
+        weights.update(1e-2, DECAY, never())
         optimizer.step()
         for kept, p in zip(average.parameters(), plain.parameters(), strict=True):
             kept.data = DECAY * kept.data + (1 - DECAY) * p.data
@@ -53,7 +53,7 @@ def test_against_pytorchs_adamw_and_a_loop():
 def test_masters_keep_what_bf16_would_lose():
     model, exact = build(), build()
     masters = {name: p.detach().clone() for name, p in model.named_parameters()}
-    weights, truth = Weights(model.bfloat16(), 1e-6, 0, DECAY, masters), Weights(exact, 1e-6, 0, DECAY)
+    weights, truth = Weights(model.bfloat16(), 1e-6, 0, masters), Weights(exact, 1e-6, 0)
     for step in range(4):
         for each in (model, exact):
             fill(each, step)
@@ -62,7 +62,7 @@ def test_masters_keep_what_bf16_would_lose():
                 q.grad = p.grad.float()
         for each in (weights, truth):
             each.take_gradients()
-            each.update(1e-6, never())
+            each.update(1e-6, DECAY, never())
     name = "blocks.0.mlp.fc1.weight"
     assert torch.equal(weights.masters[name], truth.masters[name])
     assert not torch.equal(weights.masters[name].bfloat16().float(), weights.masters[name])
@@ -74,10 +74,10 @@ def test_masters_keep_what_bf16_would_lose():
 def test_the_average_takes_the_weights_place_and_gives_it_back(pure):
     model = build()
     masters = {name: p.detach().clone() for name, p in model.named_parameters()} if pure else None
-    weights = Weights(model.bfloat16() if pure else model, 1e-1, 0, DECAY, masters)
+    weights = Weights(model.bfloat16() if pure else model, 1e-1, 0, masters)
     fill(model, 0)
     weights.take_gradients()
-    weights.update(1e-1, never())
+    weights.update(1e-1, DECAY, never())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(KeyError), weights.averaged():
         for name, p in model.named_parameters():
@@ -92,11 +92,11 @@ def test_one_call_for_all_parameters():
     counts = []
     for depth in (1, 6):
         model = DiT(input_size=4, in_channels=1, hidden_size=8, depth=depth, num_heads=2, num_classes=4)
-        weights = Weights(model, 1e-2, 0, DECAY)
+        weights = Weights(model, 1e-2, 0)
         fill(model, 0)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             weights.take_gradients()
-            weights.update(1e-2, never())
+            weights.update(1e-2, DECAY, never())
         calls = {event.key: event.count for event in profile.key_averages() if event.key.startswith("aten::_f")}
         counts.append((calls.get("aten::_fused_adamw_"), calls.get("aten::_foreach_lerp_")))
     assert counts == [(1, 1), (1, 1)]
