@@ -9,6 +9,16 @@ from contextlib import contextmanager
 
 import torch
 
+_kept = []  # what is stored with PyTorch, twice: 2.11 takes away a reference that it did not add
+
+
+class _HandedOn:
+    """Where a thread keeps a value for backward's threads to read."""
+
+    def __init__(self):
+        self.value = None
+        _kept.extend((self, self))
+
 
 class PerThread(threading.local):
     """One value per thread; torch.compile guards on `own`, which it could not with a ContextVar."""
@@ -16,13 +26,14 @@ class PerThread(threading.local):
     def __init__(self, name: str, default=None):
         self.key, self.default = f"ditfast.{name}", default
         self.own = default
+        self.handed_on = None  # made when first set
 
 
 def in_force(value: PerThread):
     """What this thread has set, or the thread for which it runs backward."""
     if torch.compiler.is_compiling() or value.own is not value.default or not torch._C._is_key_in_tls(value.key):
         return value.own
-    return torch._C._get_obj_in_tls(value.key)
+    return torch._C._get_obj_in_tls(value.key).value
 
 
 @contextmanager
@@ -38,5 +49,9 @@ def setting(value: PerThread, new):
 
 def _set(value, own, handed_on):
     value.own = own
-    if not torch.compiler.is_compiling():
-        torch._C._stash_obj_in_tls(value.key, handed_on)
+    if torch.compiler.is_compiling():
+        return
+    if value.handed_on is None:
+        value.handed_on = _HandedOn()
+        torch._C._stash_obj_in_tls(value.key, value.handed_on)
+    value.handed_on.value = handed_on
