@@ -63,10 +63,11 @@ def space_timesteps(num_timesteps: int, section_counts: str | int | Iterable[int
         num_timesteps: T of the full process.
         section_counts: how many to keep of each of as many equal sections, as integers or as text, ``"10,15,20"``;
             each section keeps both ends, and its first step where it keeps one. A single step is the last, since
-            sampling starts there, from noise. ``"ddimN"`` keeps N at a whole stride, from 0.
+            sampling starts there, from noise. ``"ddimN"`` keeps N at an even stride from 0: a whole one where there
+            is one, as the original has it.
 
     Raises:
-        ValueError: not such a specification, or more steps than there are, or no whole stride that gives N.
+        ValueError: not such a specification, or more steps than there are.
 
     Source: Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.2 (linear, "ddimN").
     """
@@ -86,13 +87,13 @@ def space_timesteps(num_timesteps: int, section_counts: str | int | Iterable[int
 
 def _strided(num_timesteps, spec):
     count = int(spec[4:]) if spec[4:].isdecimal() else 0
-    for stride in range(1, num_timesteps):
-        steps = range(0, num_timesteps, stride)
-        if len(steps) == count:
-            return set(steps)
-    raise ValueError(
-        f"timestep_respacing must be 'ddimN' where a whole stride keeps N of {num_timesteps} steps, got {spec!r}"
-    )
+    if not 1 <= count <= num_timesteps:
+        raise ValueError(f"timestep_respacing must be 'ddimN', N from 1 to {num_timesteps}, got {spec!r}")
+    if count == 1:
+        return {num_timesteps - 1}
+    stride = math.ceil(num_timesteps / count)
+    whole = range(0, num_timesteps, stride)
+    return set(whole if len(whole) == count else (i * num_timesteps // count for i in range(count)))
 
 
 def _parse(section_counts):

@@ -41,6 +41,15 @@ def test_ties_are_those_of_the_sum():
 def test_ddim_keeps_a_whole_stride():
     assert space_timesteps(1000, "ddim25") == set(range(0, 1000, 40))
     assert space_timesteps(1000, "ddim1000") == set(range(1000))
+    assert space_timesteps(1000, "ddim334") == set(range(0, 1000, 3))  # not a divisor, yet a whole stride
+
+
+def test_ddim_keeps_any_number_evenly_from_0():
+    for count in (2, 7, 30, 300, 600, 999):
+        kept = sorted(space_timesteps(1000, f"ddim{count}"))
+        gaps = np.diff([*kept, 1000])
+        assert len(kept) == count and kept[0] == 0 and gaps.max() - gaps[:-1].min() <= 1
+    assert space_timesteps(1000, "ddim1") == space_timesteps(1000, "1") == {999}
 
 
 @given(st.data())
@@ -115,10 +124,9 @@ def test_tables_agree_with_each_other(schedule):
         ({"diffusion_steps": 0}, "diffusion_steps must be a positive integer, got 0"),
         ({"diffusion_steps": 10.0}, "diffusion_steps must be a positive integer, got 10.0"),
         ({"diffusion_steps": True}, "diffusion_steps must be a positive integer, got True"),
-        ({"timestep_respacing": "ddim300"}, "a whole stride keeps N of 1000 steps, got 'ddim300'"),
-        ({"timestep_respacing": "ddim1"}, "a whole stride keeps N of 1000 steps, got 'ddim1'"),
-        ({"timestep_respacing": "ddim"}, "timestep_respacing must be 'ddimN' .*, got 'ddim'"),
-        ({"timestep_respacing": "ddim0"}, "timestep_respacing must be 'ddimN' .*, got 'ddim0'"),
+        ({"timestep_respacing": "ddim1001"}, "must be 'ddimN', N from 1 to 1000, got 'ddim1001'"),
+        ({"timestep_respacing": "ddim"}, "timestep_respacing must be 'ddimN', N from 1 to 1000, got 'ddim'"),
+        ({"timestep_respacing": "ddim0"}, "timestep_respacing must be 'ddimN', N from 1 to 1000, got 'ddim0'"),
         ({"timestep_respacing": 1001}, "timestep_respacing must keep at most the 1000 steps of a section, got 1001"),
         ({"timestep_respacing": "10,400,10"}, "at most the 333 steps of a section, got 400"),
         ({"timestep_respacing": "fast"}, "timestep_respacing must be counts, .*, got 'fast'"),

@@ -21,7 +21,10 @@ ONE = ("--num-samples", 1)
         ((*ONE, "--batch", 0), "--batch must be at least 1, got 0"),
         ((*ONE, "--steps", 0), "--steps must be at least 1, got 0"),
         ((*ONE, "--steps", 1001), "--steps 1001: timestep_respacing must keep at most the 1000 steps"),
-        ((*ONE, "--sampler", "ddim", "--steps", 300), "--steps 300: timestep_respacing must be 'ddimN' where"),
+        (
+            (*ONE, "--sampler", "ddim", "--steps", 1001),
+            "--sampler ddim --steps 1001: timestep_respacing must be 'ddimN', N",
+        ),
         ((*ONE, "--sampler", "dpm+"), "did you mean 'dpm++'?"),
         ((*ONE, "--sampler", "FlowMatchEulerDiscreteScheduler"), "--sampler FlowMatch"),
         ((*ONE, "--sampler", "euler", "--steps", 1001), "--steps 1001: a scheduler can take at most 1000 steps"),
