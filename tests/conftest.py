@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """Problems as small as most here lose more to a second thread than they gain."""
     threads = torch.get_num_threads()

@@ -6,7 +6,7 @@ Nothing here knows the model: it is any callable ``model(x, t, **model_kwargs)``
 from ditfast.diffusion.gaussian import GaussianDiffusion, create_diffusion
 from ditfast.diffusion.kinds import LossType, ModelMeanType, ModelVarType
 from ditfast.diffusion.resample import LossSecondMomentResampler, UniformSampler, create_named_schedule_sampler
-from ditfast.diffusion.schedule import get_named_beta_schedule, space_timesteps
+from ditfast.diffusion.schedule import get_named_beta_schedule, noisiest_step, space_timesteps
 
 __all__ = [
     "GaussianDiffusion",
@@ -18,5 +18,6 @@ __all__ = [
     "create_diffusion",
     "create_named_schedule_sampler",
     "get_named_beta_schedule",
+    "noisiest_step",
     "space_timesteps",
 ]

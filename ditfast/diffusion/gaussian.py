@@ -25,6 +25,7 @@ def create_diffusion(
     learn_sigma=True,
     rescale_learned_sigmas=False,
     diffusion_steps=1000,
+    last_step=None,
 ):
     """The diffusion process of a DiT.
 
@@ -37,18 +38,22 @@ def create_diffusion(
         learn_sigma: the model predicts a variance too, in as many channels again.
         rescale_learned_sigmas: weight the bound by T / 1000 where it is added to the squared error.
         diffusion_steps: T.
+        last_step: keep steps up to this one, as if T ended there; see `noisiest_step`. All where None.
 
     Raises:
         ValueError: an unknown schedule, or steps that cannot be kept.
     """
     betas = get_named_beta_schedule(noise_schedule, diffusion_steps)
+    available = diffusion_steps if last_step is None else last_step + 1
+    if not 1 <= available <= diffusion_steps:
+        raise ValueError(f"last_step must be in [0, {diffusion_steps - 1}], got {last_step}")
     if timestep_respacing is None or (isinstance(timestep_respacing, str) and not timestep_respacing):
-        timestep_respacing = diffusion_steps
+        timestep_respacing = available
     fixed = ModelVarType.FIXED_SMALL if sigma_small else ModelVarType.FIXED_LARGE
     squared = LossType.RESCALED_MSE if rescale_learned_sigmas else LossType.MSE
     return GaussianDiffusion(
         betas=betas,
-        use_timesteps=space_timesteps(diffusion_steps, timestep_respacing),
+        use_timesteps=space_timesteps(available, timestep_respacing),
         model_mean_type=ModelMeanType.START_X if predict_xstart else ModelMeanType.EPSILON,
         model_var_type=ModelVarType.LEARNED_RANGE if learn_sigma else fixed,
         loss_type=LossType.RESCALED_KL if use_kl else squared,

@@ -10,6 +10,7 @@ import numpy as np
 from ditfast.suggest import did_you_mean
 
 SCHEDULES = ("linear", "squaredcos_cap_v2")
+LEAST_SIGNAL = -5.1  # log(alpha / sigma) where sampling starts: that of DPM-Solver's code (Lu et al. 2022)
 
 
 class Tables(NamedTuple):
@@ -135,6 +136,17 @@ def check_betas(betas) -> np.ndarray:
     if len(wrong):
         raise ValueError(f"betas must be strictly between 0 and 1, got {wrong[0]}")
     return betas
+
+
+def noisiest_step(betas: np.ndarray) -> int:
+    """The last step whose signal is not lost: where sampling has to start that does not clamp x_0.
+
+    x_0 follows from the noise, as predicted, with its error times sigma / alpha. The linear schedule ends at 157; the
+    squared cosine has 160 at step 995 of 1000, and then 214, 321, 642, 20291.
+    """
+    alphas_cumprod = np.cumprod(1 - betas)  # (T,)
+    signal = 0.5 * np.log(alphas_cumprod / (1 - alphas_cumprod))
+    return int(np.flatnonzero(signal >= LEAST_SIGNAL).max(initial=0))
 
 
 def respace(betas: np.ndarray, timesteps: list[int]) -> np.ndarray:

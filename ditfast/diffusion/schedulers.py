@@ -2,12 +2,14 @@
 
 import inspect
 
+import numpy as np
 import torch
 
 from ditfast.diffusion import checks
 from ditfast.diffusion.kinds import ModelMeanType
 from ditfast.diffusion.noise import starting_noise
 from ditfast.diffusion.samplers import with_progress
+from ditfast.diffusion.schedule import noisiest_step
 from ditfast.suggest import did_you_mean
 
 NAMES = {
@@ -24,10 +26,17 @@ NAMES = {
 
 # what a scheduler for a `GaussianDiffusion` has; those of flow matching and of other noise levels do not
 REQUIRED = {"trained_betas", "prediction_type"}
+DISTILLED = "original_inference_steps"  # what one for a distilled model has; others lose their spread with it
+STRIDED = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")  # their steps all go T // steps back
+# with fewer steps the demo's digits are not legible
+LEAST_STEPS = {"DDIMScheduler": 2, "DDIMParallelScheduler": 2, "PNDMScheduler": 4, "SASolverScheduler": 10}
+LEAST_STEPS_OF_ORDER_2 = 8
 
 
 def make_scheduler(name, diffusion, **options):
     """A scheduler of diffusers for models trained with ``diffusion``: the full process's betas, no clipping.
+
+    It starts at `noisiest_step`, or, where its steps are of one length, that length before the end, as DDIM does.
 
     Args:
         name: one of `NAMES`, or the name of a class of diffusers that takes what is `REQUIRED`.
@@ -35,23 +44,30 @@ def make_scheduler(name, diffusion, **options):
         options: more arguments of the class, such as ``use_karras_sigmas=True``.
 
     Raises:
-        ImportError: diffusers is not installed.
-        ValueError: an unknown name, or a class that is not built on betas.
+        ImportError: diffusers, or what the class needs besides, is not installed.
+        ValueError: an unknown name, or a class that is not for these betas.
     """
     class_name, preset = NAMES.get(name, (name, {}))
     scheduler_class = _find_scheduler(class_name)
     known = inspect.signature(scheduler_class.__init__).parameters
-    if not known.keys() >= REQUIRED:
-        raise ValueError(f"scheduler must be of a class that takes {' and '.join(sorted(REQUIRED))}, got {name!r}")
+    _check_parameters(known, repr(name))
     predicts = "sample" if diffusion.model_mean_type is ModelMeanType.START_X else "epsilon"
+    strided = class_name in STRIDED
+    betas = diffusion.original_betas
+    betas = betas if strided else betas[: noisiest_step(betas) + 1]
     wanted = {
-        "num_train_timesteps": diffusion.original_num_steps,
-        "trained_betas": diffusion.original_betas.tolist(),
+        "num_train_timesteps": len(betas),
+        "trained_betas": betas.tolist(),
         "prediction_type": predicts,
         "clip_sample": False,
-        "timestep_spacing": "trailing",  # starts at the last step, from pure noise, in all of them
+        "timestep_spacing": "leading" if strided else "trailing",
+        # over an even step from pure noise, methods that call the model twice are far off
+        "use_karras_sigmas": scheduler_class.order == 2,
     }
-    return scheduler_class(**{k: v for k, v in wanted.items() if k in known} | preset | options)
+    scheduler = scheduler_class(**{k: v for k, v in wanted.items() if k in known} | preset | options)
+    if not np.allclose(scheduler.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-3, atol=0):
+        raise ValueError(f"scheduler must keep to the betas that it is given, got {name!r}, which changes them")
+    return scheduler
 
 
 def _find_scheduler(class_name):
@@ -60,7 +76,10 @@ def _find_scheduler(class_name):
     except ImportError:
         raise ImportError("make_scheduler needs diffusers: pip install 'ditfast[train]'") from None
     if class_name.endswith(("Scheduler", "Discrete")) and hasattr(diffusers, class_name):
-        return getattr(diffusers, class_name)
+        found = getattr(diffusers, class_name)
+        if needs := getattr(found, "_backends", None):  # diffusers' stand-in for a class whose packages are missing
+            raise ImportError(f"{class_name} needs {' and '.join(needs)}")
+        return found
     classes = [each for each in dir(diffusers) if each.endswith("Scheduler")]
     hint = did_you_mean(class_name, [*NAMES, *classes])
     raise ValueError(
@@ -80,6 +99,7 @@ def sample_with_scheduler(
     generator=None,
     learn_sigma=True,
     progress=False,
+    clip_denoised=False,
     **step_options,
 ):
     """Samples (B, C, …) from noise, the steps taken by a scheduler of diffusers.
@@ -91,21 +111,20 @@ def sample_with_scheduler(
         steps: how many; some schedulers call the model twice in a step.
         learn_sigma: the model's output is (B, 2C, …): noise, then variance, which only a scheduler with
             ``variance_type="learned_range"`` is given.
+        clip_denoised: clamp the prediction of x_0 to [-1, 1], whatever the scheduler: it is given the noise that
+            follows from the clamped one.
         step_options: more arguments of ``scheduler.step``, such as ``eta``.
 
     Raises:
         ValueError: a scheduler for another kind of model, or steps, noise or an output of the model that do not fit.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a positive integer, got {steps!r}")
-    _check_fits(scheduler)
+    set_steps(scheduler, steps)
     x = starting_noise(model, shape, noise, device, generator)
-    # timesteps stay on the host: indexing by one on the device would make every step wait for it
-    scheduler.set_timesteps(steps, device="cpu")
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     x = x * scheduler.init_noise_sigma
     device_timesteps = scheduler.timesteps.to(x.device)
+    noise_ratios = _noise_ratios(scheduler)
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_options["generator"] = generator
     for i, t in enumerate(with_progress(scheduler.timesteps, progress)):
@@ -114,15 +133,69 @@ def sample_with_scheduler(
         checks.model_output(output, x, learn_sigma)
         if not _wants_variance(scheduler):
             output = output[:, : x.shape[1]]
+        if clip_denoised:
+            output = _clip(output, scaled, noise_ratios[i], scheduler.config["prediction_type"])
         x = scheduler.step(output, t, x, **step_options).prev_sample
     return x
 
 
+def set_steps(scheduler, steps):
+    """Set the scheduler's timesteps, on the host: indexing by one on the device would make every step wait for it.
+
+    Raises:
+        ValueError: a scheduler for another kind of model, or steps that it cannot take.
+    """
+    _check_fits(scheduler)
+    _check_steps(scheduler, steps)
+    scheduler.set_timesteps(steps, device="cpu")
+    if scheduler.timesteps[0] < scheduler.timesteps[-1]:
+        got = type(scheduler).__name__
+        raise ValueError(f"scheduler must go from noise to samples, got {got}, which goes the other way")
+
+
+def _check_steps(scheduler, steps):
+    name, most = type(scheduler).__name__, scheduler.config["num_train_timesteps"]
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    least = LEAST_STEPS_OF_ORDER_2 if scheduler.order == 2 else LEAST_STEPS.get(name, 1)
+    if name in STRIDED:
+        fitting = [n for n in range(least, most + 1) if most % n == 0]
+        nearest = sorted(sorted(fitting, key=lambda n: abs(n - steps))[:2])
+        rule = f"divide {most} and be at least {least} for {name}, as {' and '.join(map(str, nearest))} do"
+    else:
+        fitting, rule = range(least, most + 1), f"be from {least} to {most} for {name} and this noise schedule"
+    if steps not in fitting:
+        raise ValueError(f"steps must {rule}, got {steps}")
+
+
+def _noise_ratios(scheduler):
+    """sigma / alpha at each of the timesteps; between two its logarithm is linear, as the schedulers have it."""
+    alphas_cumprod = np.asarray(scheduler.alphas_cumprod, dtype=np.float64)  # (T,)
+    log_ratios = 0.5 * np.log(1 / alphas_cumprod - 1)
+    return np.exp(np.interp(scheduler.timesteps, np.arange(len(log_ratios)), log_ratios)).tolist()
+
+
+def _clip(output, x, noise_ratio, prediction_type):
+    """The output (B, C or 2C, …) for x (B, C, …), changed where its prediction of x_0 is beyond [-1, 1]."""
+    prediction, *variance = output.split(x.shape[1], dim=1)
+    if prediction_type == "sample":
+        return torch.cat([prediction.clamp(-1, 1), *variance], dim=1)
+    # in float32: at pure noise the ratio is large, and x_0 the difference of two large numbers
+    x_start = (1 + noise_ratio**2) ** 0.5 * x.float() - noise_ratio * prediction.float()
+    beyond = x_start - x_start.clamp(-1, 1)
+    return torch.cat([(prediction + beyond / noise_ratio).to(output.dtype), *variance], dim=1)
+
+
+def _check_parameters(parameters, got):
+    if not parameters.keys() >= REQUIRED:
+        raise ValueError(f"scheduler must be of a class that takes {' and '.join(sorted(REQUIRED))}, got {got}")
+    if DISTILLED in parameters:
+        raise ValueError(f"scheduler must not be of a class for distilled models, which takes {DISTILLED}, got {got}")
+
+
 def _check_fits(scheduler):
     config = getattr(scheduler, "config", {})
-    if not config.keys() >= REQUIRED:
-        needs, got = " and ".join(sorted(REQUIRED)), type(scheduler).__name__
-        raise ValueError(f"scheduler must be of a class that takes {needs}, got {got}")
+    _check_parameters(config, type(scheduler).__name__)
     if config["prediction_type"] not in ("epsilon", "sample"):
         raise ValueError(
             f"scheduler's prediction_type must be 'epsilon' or 'sample', got {config['prediction_type']!r}"

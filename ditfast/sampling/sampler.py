@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 
 from ditfast.diffusion import create_diffusion
-from ditfast.diffusion.schedulers import NAMES, make_scheduler, sample_with_scheduler
+from ditfast.diffusion.schedule import noisiest_step
+from ditfast.diffusion.schedulers import NAMES, make_scheduler, sample_with_scheduler, set_steps
 from ditfast.sampling import SampleError
 
 OWN = {"ddpm": "{}", "ddim": "ddim{}"}  # this package's samplers, with the steps that each keeps
@@ -19,7 +20,7 @@ class Sampler:
         name: one of `SAMPLERS`, or a scheduler class of diffusers.
         steps: how many.
         learn_sigma: the model predicts a variance too.
-        clip: clamp predictions of the clean sample to [-1, 1]; schedulers do not.
+        clip: clamp predictions of the clean sample to [-1, 1]; without, start where they can be told from noise.
         noise_schedule: that the model was trained with, see `create_diffusion`.
 
     Attributes:
@@ -32,8 +33,11 @@ class Sampler:
     def __init__(self, name: str, steps: int, learn_sigma: bool, clip: bool, noise_schedule: str = "linear"):
         self.name, self.steps, self.learn_sigma, self.clip = name, steps, learn_sigma, clip
         try:
-            respacing = OWN.get(name, "").format(steps)
-            self.diffusion = create_diffusion(respacing, noise_schedule, learn_sigma=learn_sigma)
+            process = {"noise_schedule": noise_schedule, "learn_sigma": learn_sigma}
+            self.diffusion = create_diffusion("", **process)
+            if name in OWN:
+                last = None if clip else noisiest_step(self.diffusion.original_betas)
+                self.diffusion = create_diffusion(OWN[name].format(steps), last_step=last, **process)
             self.scheduler = None if name in OWN else make_scheduler(name, self.diffusion)
             timesteps = self._timesteps()
         except (ValueError, ImportError) as error:
@@ -43,16 +47,14 @@ class Sampler:
     def _timesteps(self):
         if self.scheduler is None:
             return self.diffusion.timestep_map[::-1]
-        if self.steps > self.diffusion.original_num_steps:
-            raise ValueError(f"a scheduler can take at most {self.diffusion.original_num_steps} steps")
-        self.scheduler.set_timesteps(self.steps)
+        set_steps(self.scheduler, self.steps)
         return self.scheduler.timesteps.tolist()
 
     def __call__(self, model, noise, generators):
         """Samples (B, C, S, S) from noise, each with a generator of its own for its steps."""
         shape, shared = noise.shape, {"noise": noise, "generator": generators}
         if self.scheduler is not None:
-            shared["learn_sigma"] = self.learn_sigma
+            shared |= {"learn_sigma": self.learn_sigma, "clip_denoised": self.clip}
             return sample_with_scheduler(model, self.scheduler, shape, self.steps, **shared)
         loop = {"ddpm": self.diffusion.p_sample_loop, "ddim": self.diffusion.ddim_sample_loop}[self.name]
         return loop(model, shape, clip_denoised=self.clip, **shared)

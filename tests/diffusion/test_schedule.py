@@ -6,7 +6,13 @@ from operator import add
 import numpy as np
 import pytest
 
-from ditfast.diffusion import GaussianDiffusion, create_diffusion, get_named_beta_schedule, space_timesteps
+from ditfast.diffusion import (
+    GaussianDiffusion,
+    create_diffusion,
+    get_named_beta_schedule,
+    noisiest_step,
+    space_timesteps,
+)
 from ditfast.diffusion.schedule import SCHEDULES
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -97,6 +103,27 @@ def test_one_step_is_the_last():
     assert diffusion.betas[0] == diffusion.large_variance[0] == pytest.approx(1 - 4.0358e-05)
 
 
+def test_steps_up_to_the_last():
+    """As if the process ended there, at the noise levels that it has."""
+    full, diffusion = create_diffusion(""), create_diffusion("ddim25", last_step=499)
+    assert diffusion.timestep_map == list(range(0, 500, 20)) and diffusion.original_num_steps == 1000
+    np.testing.assert_allclose(diffusion.alphas_cumprod, full.alphas_cumprod[:500:20])
+    assert create_diffusion("", last_step=499).timestep_map == list(range(500))
+
+
+def test_the_noisiest_step_has_a_signal():
+    for schedule, diffusion_steps, last in (
+        ("linear", 1000, 999),
+        ("linear", 4000, 3999),
+        ("squaredcos_cap_v2", 1000, 995),
+        ("squaredcos_cap_v2", 12, 10),
+    ):
+        betas = get_named_beta_schedule(schedule, diffusion_steps)
+        ratios = np.sqrt(1 / np.cumprod(1 - betas) - 1)  # sigma / alpha
+        assert noisiest_step(betas) == last and ratios[last] < 165
+        assert (ratios[last + 1 :] > 165).all()
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_tables_agree_with_each_other(schedule):
     d = create_diffusion("50", schedule)
@@ -127,6 +154,8 @@ def test_tables_agree_with_each_other(schedule):
         ({"timestep_respacing": "ddim1001"}, "must be 'ddimN', N from 1 to 1000, got 'ddim1001'"),
         ({"timestep_respacing": "ddim"}, "timestep_respacing must be 'ddimN', N from 1 to 1000, got 'ddim'"),
         ({"timestep_respacing": "ddim0"}, "timestep_respacing must be 'ddimN', N from 1 to 1000, got 'ddim0'"),
+        ({"last_step": 1000}, r"last_step must be in \[0, 999\], got 1000"),
+        ({"last_step": -1}, r"last_step must be in \[0, 999\], got -1"),
         ({"timestep_respacing": 1001}, "timestep_respacing must keep at most the 1000 steps of a section, got 1001"),
         ({"timestep_respacing": "10,400,10"}, "at most the 333 steps of a section, got 400"),
         ({"timestep_respacing": "fast"}, "timestep_respacing must be counts, .*, got 'fast'"),

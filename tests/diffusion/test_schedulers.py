@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ditfast.diffusion import create_diffusion
-from ditfast.diffusion.schedulers import NAMES, make_scheduler, sample_with_scheduler
+from ditfast.diffusion.schedule import SCHEDULES
+from ditfast.diffusion.schedulers import NAMES, make_scheduler, sample_with_scheduler, set_steps
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers' use of numpy
@@ -42,19 +43,21 @@ def test_solvers_of_higher_order_converge_faster(kit):
 
 @pytest.mark.parametrize("tag", ["tiny64", "tiny72"])
 def test_ddim_gives_the_samples_of_the_original(golden, kit, tag):
-    """ "leading" spacing of 25 steps is "ddim25"."""
     case = golden[tag]
     z = kit.arr(f"{tag}/z", tuple(case.values["x0"].shape))
     learned = case.model.learn_sigma
-    scheduler = make_scheduler("ddim", create_diffusion("", learn_sigma=learned), timestep_spacing="leading")
+    scheduler = make_scheduler("ddim", create_diffusion("", learn_sigma=learned))
     options = {"noise": z, "model_kwargs": {"y": case.values["y"]}, "learn_sigma": learned}
     x = sample(case.model, scheduler, 25, z.shape, **options)
     kit.close(x, case.values["sample:ddim25:ddim"], 1e-4)
 
 
-def test_ancestral_sampling_with_a_learned_variance_is_ddpm():
-    """At every step of the process; with fewer steps that scheduler interpolates to another beta."""
-    diffusion = create_diffusion("", "squaredcos_cap_v2", diffusion_steps=12)
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("predict_xstart", [False, True])
+def test_ancestral_sampling_with_a_learned_variance_is_ddpm(predict_xstart, clip):
+    """At every step that has a signal; with fewer steps that scheduler interpolates to another beta."""
+    settings = {"predict_xstart": predict_xstart, "diffusion_steps": 12, "last_step": 10}
+    diffusion = create_diffusion("", "squaredcos_cap_v2", **settings)
     scheduler = make_scheduler("DDPMScheduler", diffusion, variance_type="learned_range")
 
     def model(x, t):
@@ -62,9 +65,11 @@ def test_ancestral_sampling_with_a_learned_variance_is_ddpm():
         return torch.cat([0.8 * x, (x + t / 12).sin()], dim=1)
 
     noise = torch.randn(2, 3, 4, 4, generator=seeded(1))
-    x = sample(model, scheduler, 12, noise.shape, noise=noise, generator=seeded(), learn_sigma=True)
-    expected = diffusion.p_sample_loop(model, noise.shape, noise, clip_denoised=False, generator=seeded())
+    options = {"noise": noise, "clip_denoised": clip}
+    x = sample(model, scheduler, 11, noise.shape, generator=seeded(), learn_sigma=True, **options)
+    expected = diffusion.p_sample_loop(model, noise.shape, generator=seeded(), **options)
     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+    assert (x.abs().max() <= 1) == clip
 
 
 def test_a_model_of_x_start(kit):
@@ -76,13 +81,73 @@ def test_a_model_of_x_start(kit):
 
 
 def test_scheduler_has_the_noise_levels_of_the_full_process():
-    diffusion = create_diffusion("10", "squaredcos_cap_v2")
-    scheduler = make_scheduler("unipc", diffusion, solver_order=3)
-    full = create_diffusion("", "squaredcos_cap_v2")
-    torch.testing.assert_close(scheduler.alphas_cumprod, torch.from_numpy(full.alphas_cumprod).float())
-    assert scheduler.config.num_train_timesteps == 1000
-    assert scheduler.config.solver_order == 3
+    """Up to the last that is not pure noise."""
+    for schedule, steps in (("linear", 1000), ("squaredcos_cap_v2", 996)):
+        scheduler = make_scheduler("unipc", create_diffusion("10", schedule), solver_order=3)
+        full = torch.from_numpy(create_diffusion("", schedule).alphas_cumprod)
+        torch.testing.assert_close(scheduler.alphas_cumprod, full[:steps].float())
+        assert scheduler.config.num_train_timesteps == steps
+        assert scheduler.config.solver_order == 3
+        set_steps(scheduler, 10)
+        assert scheduler.timesteps[0] == steps - 1
+    diffusion = create_diffusion("")
     assert make_scheduler("dpm++sde", diffusion).config.algorithm_type == "sde-dpmsolver++"
+
+
+def unsure(x, t):
+    """Noise that implies samples far beyond [-1, 1], some within, and a variance."""
+    noise = (3 * x + t.view(-1, 1, 1, 1) / 100).sin()
+    return torch.cat([noise, noise], dim=1)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_clipped_sample_is_that_of_ddim(schedule):
+    """Whose own loop clamps the prediction, where the scheduler is given other noise."""
+    diffusion, noise = create_diffusion("ddim25", schedule), torch.randn(2, 3, 4, 4, generator=seeded())
+    x, free = (
+        sample(unsure, make_scheduler("ddim", diffusion), 25, noise.shape, noise=noise, learn_sigma=True, **options)
+        for options in ({"clip_denoised": True}, {})
+    )
+    torch.testing.assert_close(x, diffusion.ddim_sample_loop(unsure, noise.shape, noise), rtol=1e-4, atol=1e-4)
+    assert (x - free).abs().max() > 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", NAMES)
+def test_clipping(kit, name, schedule):
+    """Brings samples into the data's range, and leaves those alone that never leave it."""
+    diffusion, noise = create_diffusion("", schedule), torch.randn(2, 3, 4, 4, generator=seeded())
+
+    def draw(model, clip):
+        options = {"noise": noise, "generator": seeded(), "learn_sigma": model is unsure, "clip_denoised": clip}
+        return sample(model, make_scheduler(name, diffusion), 20, noise.shape, **options)
+
+    assert draw(unsure, False).abs().max() > 30
+    assert draw(unsure, True).abs().max() < 1.2  # to where solvers of higher order extrapolate is not clamped
+    sure = kit.Gaussian(diffusion, mean=0.3, std=0.05)
+    assert torch.equal(draw(sure, True), draw(sure, False))
+
+
+@pytest.mark.parametrize("name, least", [("ddim", 2), ("pndm", 4)])
+def test_steps_of_one_length_fill_the_process(kit, name, least):
+    """Else each goes farther, or less far, than to the next."""
+    diffusion = create_diffusion("", learn_sigma=False)
+    model, scheduler = kit.Gaussian(diffusion), make_scheduler(name, diffusion)
+    for steps, nearest in ((1, r"\d and \d"), (33, "25 and 40"), (600, "250 and 500"), (2000, "500 and 1000")):
+        rule = f"divide 1000 and be at least {least} for {type(scheduler).__name__}, as {nearest} do, got {steps}"
+        with pytest.raises(ValueError, match=rule):
+            sample(model, scheduler, steps)
+    x = sample(model, scheduler, 250, generator=seeded())
+    assert x.std().item() == pytest.approx(0.5, rel=0.02) and x.mean().item() == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("name, least", [("dpm++", 1), ("heun", 8), ("KDPM2DiscreteScheduler", 8)])
+def test_steps_are_those_that_the_noise_schedule_has(name, least):
+    scheduler = make_scheduler(name, create_diffusion("", "squaredcos_cap_v2"))
+    for steps in {least - 1, 997} - {0}:
+        rule = f"from {least} to 996 for {type(scheduler).__name__} and this noise schedule, got {steps}"
+        with pytest.raises(ValueError, match=rule):
+            sample(None, scheduler, steps)
 
 
 def test_generator_and_step_options(kit):
@@ -115,6 +180,8 @@ def test_progress(kit, capsys):
         ("DiTPipeline", "got 'DiTPipeline'"),
         ("FlowMatchEulerDiscreteScheduler", "of a class that takes prediction_type and trained_betas, got 'FlowM"),
         ("IPNDMScheduler", "of a class that takes prediction_type and trained_betas, got 'IPNDMScheduler'"),
+        ("LCMScheduler", "not be of a class for distilled models, which takes original_inference_steps, got 'LCMS"),
+        ("CogVideoXDDIMScheduler", "must keep to the betas that it is given, got 'CogVideoXDDIMScheduler', which"),
     ],
 )
 def test_unknown_schedulers(name, message):
@@ -127,6 +194,8 @@ def test_schedulers_that_do_not_fit():
         sample(None, diffusers.FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ValueError, match="of a class that takes .*, got str"):
         sample(None, "unipc")
+    with pytest.raises(ValueError, match="from noise to samples, got DDIMInverseScheduler, which goes the other"):
+        sample(None, make_scheduler("DDIMInverseScheduler", create_diffusion("")))
     scheduler = make_scheduler("ddim", create_diffusion(""), prediction_type="v_prediction")
     with pytest.raises(ValueError, match="prediction_type must be 'epsilon' or 'sample', got 'v_prediction'"):
         sample(None, scheduler)
@@ -154,3 +223,10 @@ def test_without_diffusers(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ImportError, match=r"make_scheduler needs diffusers: pip install 'ditfast\[train\]'"):
         make_scheduler("ddim", create_diffusion(""))
+
+
+def test_without_what_a_class_needs_besides(monkeypatch):
+    """diffusers has a stand-in for it."""
+    monkeypatch.setattr(diffusers.LMSDiscreteScheduler, "_backends", ["torch", "scipy"], raising=False)
+    with pytest.raises(ImportError, match="LMSDiscreteScheduler needs torch and scipy"):
+        make_scheduler("LMSDiscreteScheduler", create_diffusion(""))

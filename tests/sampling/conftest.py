@@ -7,7 +7,7 @@ from ditfast.sample import main
 Image = pytest.importorskip("PIL.Image")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def on_one_thread(one_thread):
     pass
 

@@ -87,7 +87,7 @@ def test_the_batch_does_not_matter(run, sampler):
 
 
 @pytest.mark.parametrize(
-    "options", [("--sampler", "ddim"), ("--sampler", "HeunDiscreteScheduler"), ("--dtype", "bf16")]
+    "options", [("--sampler", "ddim"), ("--sampler", "EulerDiscreteScheduler"), ("--dtype", "bf16")]
 )
 def test_options_make_other_images(run, options):
     base = run("--classes", 1, 2)

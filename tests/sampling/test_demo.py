@@ -1,5 +1,6 @@
 """`--demo` draws digits that a judge reads as the classes asked for, and that are no copies of training images."""
 
+import functools
 import importlib.util
 import json
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ditfast import DiT
 from ditfast.sample import DEMO, main
+from ditfast.sampling.sampler import SAMPLERS
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
 
@@ -109,27 +111,62 @@ def example():
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory):
-    """200 samples at the demo's settings, 20 of each class, (200, 64) in [-1, 1], and their labels (200,)."""
-    folder = tmp_path_factory.mktemp("digits")
+def draw(tmp_path_factory):
+    """Samples of the demo, one for each of the labels, (n, 64) in [-1, 1]."""
+
+    def drawn(labels, *options):
+        out = tmp_path_factory.mktemp("digits") / "out"
+        main(
+            ["--demo", "--classes", *map(str, labels), "--out", str(out), "--grid", f"{out}.png", *map(str, options)]
+        )
+        grey = torch.tensor(images(out)[..., 0], dtype=torch.float32)
+        return grey.flatten(1) / 127.5 - 1
+
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def sampled(draw):
+    """200 samples at the demo's settings, 20 of each class, and their labels (200,)."""
     labels = [*range(10)] * 20
-    main(["--demo", "--classes", *map(str, labels), "--out", str(folder / "out"), "--grid", str(folder / "g.png")])
-    grey = torch.tensor(images(folder / "out")[..., 0], dtype=torch.float32)
-    return grey.flatten(1) / 127.5 - 1, torch.tensor(labels)
+    return draw(labels), torch.tensor(labels)
 
 
-def test_samples_are_of_the_class_asked_for(example, sampled):
-    """The judge has seen held-out digits alone, and is right about the others, which the model was trained on."""
+@pytest.fixture(scope="module")
+def judge(example):
+    """It has seen held-out digits alone, and is right about the others, which the model was trained on."""
     from sklearn.svm import SVC
 
     held_out, labels = example.digits(held_out=True)
     judge = SVC(C=10).fit(held_out.flatten(1), labels)
     images, truth = example.digits()
     assert (judge.predict(images.flatten(1)) == truth.numpy()).mean() > 0.96
+    return judge
+
+
+def test_samples_are_of_the_class_asked_for(judge, sampled):
     samples, asked = sampled
     right = judge.predict(samples) == asked.numpy()
     assert right.mean() >= 0.95
     assert right.reshape(20, 10).mean(0).min() >= 0.8  # no class is lost
+
+
+@pytest.fixture(scope="module")
+def of_ddim(draw):
+    return functools.cache(lambda each, steps: draw([*range(10)] * each, "--sampler", "ddim", "--steps", steps))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")  # of its use of numpy
+@pytest.mark.parametrize("each, steps", [(2, 8), pytest.param(20, 25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ddim"])
+def test_every_sampler_is_as_legible_as_ddim(judge, draw, of_ddim, name, each, steps):
+    labels = [*range(10)] * each
+    found, expected = draw(labels, "--sampler", name, "--steps", steps), of_ddim(each, steps)
+    right, of_ddim_right = ((judge.predict(x) == labels).mean() for x in (found, expected))
+    assert right >= 0.95 * of_ddim_right > 0.9
+    # the judge reads black and white pixels too, which is what samples are that have left the data's range
+    grey, of_ddim_grey = ((x.abs() < 1).float().mean() for x in (found, expected))
+    assert grey > 0.7 * of_ddim_grey
 
 
 def nearest(images, others):

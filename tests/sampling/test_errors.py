@@ -27,7 +27,11 @@ ONE = ("--num-samples", 1)
         ),
         ((*ONE, "--sampler", "dpm+"), "did you mean 'dpm++'?"),
         ((*ONE, "--sampler", "FlowMatchEulerDiscreteScheduler"), "--sampler FlowMatch"),
-        ((*ONE, "--sampler", "euler", "--steps", 1001), "--steps 1001: a scheduler can take at most 1000 steps"),
+        ((*ONE, "--sampler", "euler", "--steps", 1001), "--steps 1001: steps must be from 1 to 1000 for EulerD"),
+        (
+            (*ONE, "--sampler", "pndm", "--steps", 30),
+            "--sampler pndm --steps 30: steps must divide 1000 and be at least",
+        ),
         ((*ONE, "--cfg", 0.5), "--cfg must be at least 1, got 0.5"),
         ((*ONE, "--cfg", "nan"), "--cfg must be at least 1, got nan"),
         ((*ONE, "--cfg-channels", 4), "--cfg-channels must be in [1, 3], got 4"),

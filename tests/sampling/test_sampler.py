@@ -64,11 +64,23 @@ def test_guidance_is_that_of_the_paper(model):
     torch.testing.assert_close(guided, (noise - (1 - kept).sqrt() * eps) / kept.sqrt(), rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("name, ticks", [("ddpm", 5), ("heun", 9)])
+@pytest.mark.parametrize("name, ticks", [("ddpm", 8), ("heun", 15)])
 def test_every_call_is_heard_of(model, name, ticks):
     heard = []
-    two(model, Guidance(1, 0, 1, 3), name, tick=lambda: heard.append(1))
-    assert len(heard) == ticks == len(Sampler(name, 5, True, False).times)
+    two(model, Guidance(1, 0, 1, 3), name, steps=8, tick=lambda: heard.append(1))
+    assert len(heard) == ticks == len(Sampler(name, 8, True, False).times)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_unclipped_samples_start_where_there_is_a_signal(model, calls, name):
+    """On the cosine schedule a prediction of x_0 is off by thousands at the last steps, unless it is clamped."""
+    starts = [draw_start(5, (3, 8, 8), 7)]
+    for clip in (False, True):
+        sampler = Sampler(name, 20, True, clip, "squaredcos_cap_v2")
+        samples = sample(model, sampler, Guidance(1, 0, 1, 3), starts, "cpu")
+        assert max(time for time, *_ in calls) <= 0.995 or clip and name == "ddpm"
+        assert not clip or samples.abs().max() < 1.5
+        calls.clear()
 
 
 def test_branches_compute_in_the_dtype_and_samples_stay_float32(model):
