@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from ditfast.checkpoints.infer import Untold
 from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.fingerprint import fingerprint
 from ditfast.models import DiT
@@ -29,6 +30,7 @@ from ditfast.sampling.files import SampleFolder, check_target, write_grid, write
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
 
+UNTOLD = {"num_heads": "--num-heads N", "input_size": "--image-size HEIGHT WIDTH"}  # options by argument
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEMO = {  # defaults; the model is examples/digits.py's
     "ckpt": str(Path(__file__).parent / "assets" / "digits"),
@@ -70,15 +72,18 @@ def run_rank(o, ranks) -> None:
 
 def load_model(o, decoder):
     """The checkpoint's model in float32, for the image size asked for."""
-    changes = {}
+    changes = {} if o.num_heads is None else {"num_heads": o.num_heads}
     if o.image_size is not None:
-        if o.image_size < 1 or o.image_size % decoder.factor:
-            raise SampleError(f"--image-size must be a positive multiple of {decoder.factor}, got {o.image_size}")
-        changes["input_size"] = o.image_size // decoder.factor
+        if any(side < 1 or side % decoder.factor for side in o.image_size):
+            got = " ".join(map(str, o.image_size))
+            raise SampleError(f"--image-size must be a positive multiple of {decoder.factor}, got {got}")
+        height, width = (side // decoder.factor for side in (o.image_size[0], o.image_size[-1]))
+        changes["input_size"] = height if height == width else (height, width)
     try:
         model = DiT.from_pretrained(o.ckpt, **changes).float().eval()
     except (ValueError, OSError, ImportError) as error:
-        raise SampleError(f"--ckpt {o.ckpt}: {error}") from error
+        option = f", here {UNTOLD[error.argument]}" if isinstance(error, Untold) else ""
+        raise SampleError(f"--ckpt {o.ckpt}: {error}{option}") from error
     if model.in_channels not in decoder.channels:
         takes = " or ".join(map(str, decoder.channels))
         raise SampleError(f"--decoder {o.decoder} takes {takes} channels, the model has {model.in_channels}")
@@ -106,6 +111,7 @@ def sample_settings(o, model, guidance) -> dict:
     return {
         "weights": fingerprint(model),
         "input_size": model.x_embedder.img_size,
+        **({} if o.num_heads is None else {"num_heads": o.num_heads}),
         "classes": o.classes,
         "seeds": o.seeds or f"{o.seed} + i",
         "sampler": o.sampler,
@@ -172,7 +178,9 @@ def make_parser(demo: bool):
     add = parser.add_argument
     add("--demo", action="store_true", help="handwritten digits, in demo.png: needs no other option")
     add("--ckpt", required=not demo, metavar="PATH", help="a folder, a file, a released name, or a name on the Hub")
-    add("--image-size", type=int, metavar="PIXELS", help="that of the checkpoint unless given")
+    size = {"type": int, "nargs": "+", "metavar": "PIXELS"}
+    add("--image-size", **size, help="side, or height and width; those of the checkpoint unless given")
+    add("--num-heads", type=int, metavar="N", help="of a bare file of weights, where they do not tell")
     which = parser.add_mutually_exclusive_group(required=not demo)
     which.add_argument("--classes", type=int, nargs="+", metavar="K", help="one sample for each")
     which.add_argument("--num-samples", type=int, metavar="N", help="samples of classes drawn at random")
@@ -202,7 +210,9 @@ def make_parser(demo: bool):
 
 
 def check_options(parser, o) -> None:
-    positive = {"--num-samples": o.count, "--batch": o.batch, "--steps": o.steps}
+    if o.image_size is not None and len(o.image_size) > 2:
+        parser.error(f"--image-size must be a side, or height and width, got {len(o.image_size)} numbers")
+    positive = {"--num-samples": o.count, "--num-heads": o.num_heads, "--batch": o.batch, "--steps": o.steps}
     positive |= {"--grid-columns": o.grid_columns, "--grid-scale": o.grid_scale}
     for option, value in positive.items():
         if value is not None and value < 1:

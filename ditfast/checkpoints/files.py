@@ -1,19 +1,24 @@
 """Read weights from files, without executing anything that is in them."""
 
-import argparse
-import json
-import pickle
-import re
-import zipfile
-from pathlib import Path, PurePosixPath
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from ditfast.checkpoints.pickles import read_pickle, reading
 from ditfast.optional import import_optional
+from ditfast.suggest import did_you_mean
 
 RELEASED = ("DiT-XL-2-256x256.pt", "DiT-XL-2-512x512.pt")
 URL = "https://dl.fbaipublicfiles.com/DiT/models/"
-WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # of names: see `_unwrap`
+
+
+class Content(NamedTuple):
+    weights: dict[str, torch.Tensor]  # may be mapped: gone with the file
+    args: dict  # of the script that trained them, as far as the file tells
 
 
 def find_model(path) -> dict[str, torch.Tensor]:
@@ -25,7 +30,8 @@ def find_model(path) -> dict[str, torch.Tensor]:
             torch.hub's folder.
 
     Returns:
-        The state dict. Its tensors are independent of the file.
+        The state dict. Its tensors are independent of the file. Their names are those of the model itself, without
+        what DDP, torch.compile and other wrappers add to them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -33,44 +39,45 @@ def find_model(path) -> dict[str, torch.Tensor]:
         ImportError: a .safetensors file without the package safetensors.
     """
     path = Path(path)
+    if is_released(path):
+        return _download(path.name)
+    return {name: value.clone() for name, value in read_file(path).weights.items()}
+
+
+def is_released(path: Path) -> bool:
+    """Whether this is a name to be downloaded, and no file here."""
+    return str(path) in RELEASED and not path.exists()
+
+
+def read_file(path: Path) -> Content:
+    """What `find_model` finds, mapped where it can be, and the ``args`` beside it."""
+    if is_released(path):
+        return Content(_download(path.name), {})
     if not path.is_file():
-        if str(path) not in RELEASED:
-            raise FileNotFoundError(f"no file {str(path)!r}; names that are downloaded: {', '.join(RELEASED)}")
-        return torch.hub.load_state_dict_from_url(URL + path.name, map_location="cpu", weights_only=True)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return {name: value.clone() for name, value in _weights(path, content).items()}  # the file may be mapped
+        text = f"no file {str(path)!r}; names that are downloaded: {', '.join(RELEASED)}"
+        raise FileNotFoundError(text + suggest_source(path))
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    return Content(_unwrap(_weights(path, content)), _args(content))
 
 
-def read_folder(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """config.json and the weights of a folder, this package's or diffusers'."""
-    weights = _first(folder, *WEIGHTS)
-    path = _first(folder, "config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-    return config, find_model(weights)
+def near_path(path: Path) -> Path | None:
+    """What is there and most like a path that is not."""
+    folder = path.parent if path.parent.is_dir() else path.parent.name and near_path(path.parent)
+    if not folder or not os.access(folder, os.R_OK) or not folder.is_dir():
+        return None
+    near = get_close_matches(path.name, os.listdir(folder), n=1, cutoff=0.6)
+    return folder / near[0] if near else None
 
 
-def download(repo: str, subfolder: str = "") -> Path:
-    """The folder of a repository on the Hugging Face Hub, of which only the model is downloaded, once."""
-    hub = import_optional("huggingface_hub")
-    wanted = [str(PurePosixPath(subfolder, name)) for name in ("config.json", *WEIGHTS)]
-    try:
-        return Path(hub.snapshot_download(repo, allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # the bases of the hub's errors: network, no such repository, bad name
-        raise FileNotFoundError(
-            f"{repo!r} is no file or folder here, and could not be read from the Hugging Face Hub: {error}"
-        ) from error
+def suggest_source(path: Path) -> str:
+    """The end of an error about a path that is not there: what may have been meant, or nothing."""
+    near = near_path(path)
+    return f"; did you mean {str(near)!r}?" if near else did_you_mean(path, RELEASED, cutoff=0.6)
 
 
-def _first(folder, *names):
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{str(folder)!r} holds no {' or '.join(names)}")
+def _download(name):
+    with reading(name):
+        return torch.hub.load_state_dict_from_url(URL + name, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path):
@@ -81,21 +88,6 @@ def _read_safetensors(path):
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
 
 
-def _read_pickle(path):
-    """What torch.save wrote; besides tensors and plain values only an argparse.Namespace may be in it."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # mapped, because a training checkpoint is four times as large as the weights that are wanted
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if called := re.search(r"GLOBAL (\S+)|function (\S+)", str(error)):
-            name = called[1] or called[2]
-            raise ValueError(f"{path} is refused: reading it would run {name}; nothing was executed") from error
-        raise ValueError(f"{path} is truncated or no checkpoint: {error}") from error
-    except Exception as error:  # a broken file can raise anything: RuntimeError, EOFError, KeyError, struct.error, …
-        raise ValueError(f"{path} is truncated or no checkpoint: {error!r}") from error
-
-
 def _weights(path, content):
     """The state dict in what a file holds, its average first."""
     if isinstance(content, dict):
@@ -103,3 +95,21 @@ def _weights(path, content):
         if content and all(isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
             return content
     raise ValueError(f"{path} holds no weights: neither a state dict of tensors nor one under 'ema' or 'model'")
+
+
+def _unwrap(state):
+    """The state dict under the names of the model itself.
+
+    A wrapper around the whole model begins every name, one around a block is inside some; "module", which may be a
+    name of the model's own, is taken away only at the beginning of all. torch's AveragedModel counts, too.
+    """
+    names = {name: name.split(".") for name in state if name != "n_averaged"}
+    names = {name: [part for part in parts if part not in WRAPPERS[1:]] for name, parts in names.items()}
+    while names and all(parts[0] == WRAPPERS[0] and len(parts) > 1 for parts in names.values()):
+        names = {name: parts[1:] for name, parts in names.items()}
+    return {".".join(parts): state[name] for name, parts in names.items()}
+
+
+def _args(content):
+    args = content.get("args") if isinstance(content, dict) else None
+    return args if isinstance(args, dict) else dict(getattr(args, "__dict__", {}))

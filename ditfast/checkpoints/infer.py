@@ -11,6 +11,14 @@ HEADS = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
 _GRID = ("input_size", "patch_size")
 
 
+class Untold(ValueError):
+    """The weights do not tell ``argument``, which has to be given."""
+
+    def __init__(self, text: str, argument: str, form: str = ""):
+        super().__init__(f"{text}: give {argument}{form}")
+        self.argument = argument
+
+
 def infer_config(state: dict, **known) -> dict:
     """The arguments of the DiT that a state dict belongs to.
 
@@ -23,7 +31,7 @@ def infer_config(state: dict, **known) -> dict:
         Arguments for `DiT`. Those that are neither in the weights nor known are left to their defaults.
 
     Raises:
-        ValueError: the weights are not those of a DiT, or tell less than is needed.
+        ValueError: the weights are not those of a DiT, or (`Untold`) tell less than is needed.
     """
     hidden, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4)
     _, tokens, _ = _shape(state, "pos_embed", 3)
@@ -42,6 +50,19 @@ def infer_config(state: dict, **known) -> dict:
         "learn_sigma": width == 2 * channels * patch**2,
         "conditioning": _conditioning(state),
     }
+
+
+def told_by_args(args: dict, state: dict) -> dict:
+    """What the arguments of the script that trained them tell about weights that the weights themselves do not.
+
+    Args:
+        args: such as the original keeps in a checkpoint, in which ``num_classes`` are those of the data.
+    """
+    names = ("num_heads", "input_size", "class_dropout_prob")
+    told = {name: args[name] for name in names if args.get(name) is not None}
+    if args.get("num_classes") == len(state.get("y_embedder.embedding_table.weight", ())):
+        told["class_dropout_prob"] = 0.0  # a row for each class, and none for the null label
+    return told
 
 
 def check_model_config(config: dict, cls: type) -> dict:
@@ -73,7 +94,7 @@ def _input_size(tokens, patch, known):
     if side * side == tokens:
         return side * patch
     if "input_size" not in known:
-        raise ValueError(f"the weights are for {tokens} patches, no square: give input_size=(height, width)")
+        raise Untold(f"the weights are for {tokens} patches, no square", "input_size", "=(height, width)")
     return known["input_size"]
 
 
@@ -86,7 +107,7 @@ def _mlp_ratio(width, hidden):
 def _num_heads(hidden, known):
     heads = known.get("num_heads", HEADS.get(hidden))
     if heads is None:
-        raise ValueError(f"weights do not tell the heads of a model with hidden_size={hidden}: give num_heads")
+        raise Untold(f"weights do not tell the heads of a model with hidden_size={hidden}", "num_heads")
     return heads
 
 

@@ -1,15 +1,15 @@
 """Models from checkpoints and back."""
 
 import json
-import re
 from pathlib import Path
 
 import torch
 
 from ditfast.atomic import atomic_write
 from ditfast.checkpoints.convert import from_diffusers, is_diffusers
-from ditfast.checkpoints.files import RELEASED, download, find_model, read_folder
-from ditfast.checkpoints.infer import check_model_config, grid_of, infer_config
+from ditfast.checkpoints.files import is_released, read_file, suggest_source
+from ditfast.checkpoints.folders import download, is_hub_name, read_folder
+from ditfast.checkpoints.infer import check_model_config, grid_of, infer_config, told_by_args
 from ditfast.checkpoints.position import regrid
 from ditfast.models.dit import DiT
 from ditfast.optional import import_optional
@@ -17,14 +17,15 @@ from ditfast.optional import import_optional
 HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that are no property of the weights
 
 
-def from_pretrained(source, *, subfolder: str = "", cls: type = DiT, **changes):
+def from_pretrained(source, *, subfolder: str = "", variant: str = "", cls: type = DiT, **changes):
     """A model from its weights, in evaluation mode, in the dtype of the weights, on the CPU.
 
     Args:
         source: a folder that `save_pretrained` or diffusers' DiTTransformer2DModel wrote, such a repository on the
             Hugging Face Hub ("owner/name"), or a file or released name for `find_model`, whose config is then told
-            from its weights (`infer_config`).
+            from its weights (`infer_config`) and from the ``args`` that a training checkpoint keeps.
         subfolder: where in the folder or repository the model is; "transformer" in a pipeline of diffusers.
+        variant: of the files of weights, as "fp16" in model.fp16.safetensors. One that is alone need not be named.
         cls: `DiT` or a subclass.
         changes: arguments of ``cls`` that replace those of the config. With another ``input_size`` the position
             embedding is computed anew.
@@ -37,7 +38,7 @@ def from_pretrained(source, *, subfolder: str = "", cls: type = DiT, **changes):
     diffusers' DiT is another function than the original (see `from_diffusers`). Official weights that were stored in
     its format become the original's again with ``timestep_freq_shift=0, norm2_eps=1e-6``.
     """
-    stored, state = _read(source, subfolder, changes)
+    stored, state = _read(source, subfolder, variant, changes)
     config = check_model_config({**stored, **changes}, cls)
     with torch.device("meta"):  # neither memory nor time for values that are replaced
         model = cls(**config)
@@ -94,17 +95,20 @@ def save_pretrained(model: DiT, folder, *, overwrite: bool = False) -> None:
         config_part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _read(source, subfolder, changes):
+def _read(source, subfolder, variant, changes):
     """The config and the weights behind ``source``, in the format of this package."""
     path = Path(source)
-    if path.is_file() or (str(source) in RELEASED and not path.exists()):
-        state = find_model(path)
-        return infer_config(state, **changes), state
+    if path.is_file() or is_released(path):
+        weights, args = read_file(path)
+        told = told_by_args(args, weights)
+        config = infer_config(weights, **{**told, **changes})
+        return {**told, **config}, {name: value.clone() for name, value in weights.items()}  # no longer the file's
     if not path.exists():
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
-            raise FileNotFoundError(f"{str(source)!r} is no file, no folder and no name on the Hugging Face Hub")
-        path = download(str(source), subfolder)
-    config, state = read_folder(path / subfolder)
+        if not is_hub_name(source):
+            text = f"{str(source)!r} is no file, no folder and no name on the Hugging Face Hub"
+            raise FileNotFoundError(text + suggest_source(path))
+        path = download(source, subfolder, variant)
+    config, state = read_folder(path / subfolder, variant)
     return from_diffusers(config, state) if is_diffusers(config) else (config, state)
 
 

@@ -43,6 +43,9 @@ ONE = ("--num-samples", 1)
         ((*ONE, "--seed", -1), "--seed must be in [0, 4294967295], got -1"),
         ((*ONE, "--image-size", 0), "--image-size must be a positive multiple of 1, got 0"),
         ((*ONE, "--image-size", 9), "--ckpt"),
+        ((*ONE, "--image-size", 8, 8, 8), "--image-size must be a side, or height and width, got 3 numbers"),
+        ((*ONE, "--num-heads", 0), "--num-heads must be at least 1, got 0"),
+        ((*ONE, "--num-heads", 5), "num_heads"),
         ((*ONE, "--grid", "/nowhere/at/all.png"), "--grid must be a file in a folder that exists"),
         ((*ONE, "--npz", "/"), "--npz / exists"),
         ((*ONE, "--npz", "/", "--overwrite"), "--npz must be a file"),
@@ -99,3 +102,27 @@ def test_numbers_that_are_not_finite(refusal, ckpt, tmp_path):
     model.save_pretrained(tmp_path / "nan")
     assert "not finite" in refusal("--num-samples", 2, model=tmp_path / "nan")
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_what_a_file_does_not_tell_is_an_option(run, refusal, tmp_path):
+    """The error names the option, and with it the command does what it does on a folder."""
+    torch.manual_seed(0)
+    model = DiT(input_size=(4, 12), hidden_size=32, depth=1, num_heads=2, in_channels=3, num_classes=5)
+    torch.nn.init.normal_(model.final_layer.linear.weight)
+    model.save_pretrained(tmp_path / "folder")
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    size = ("--image-size", 4, 12)
+    assert "give num_heads, here --num-heads N" in refusal(*ONE, *size, model=tmp_path / "x.pt")
+    assert "here --image-size HEIGHT WIDTH" in refusal(*ONE, "--num-heads", 2, model=tmp_path / "x.pt")
+    images = run(*ONE, *size, "--num-heads", 2, model=tmp_path / "x.pt")
+    assert images.shape == (1, 4, 12, 3) and (images == run(*ONE, model=tmp_path / "folder", out="plain")).all()
+    assert "num_heads was 2, is 4" in refusal(*ONE, *size, "--num-heads", 4, model=tmp_path / "x.pt")
+    torch.save({"ema": model.state_dict(), "args": {"num_heads": 2, "input_size": (4, 12)}}, tmp_path / "y.pt")
+    assert (run(*ONE, model=tmp_path / "y.pt", out="args") == images).all()
+
+
+def test_a_path_that_was_mistyped(refusal, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    assert "--ckpt runs/modle: 'runs/modle' is no file, no folder" in (text := refusal(*ONE, model="runs/modle"))
+    assert text.endswith("did you mean 'runs/model'?")

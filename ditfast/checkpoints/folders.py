@@ -1,0 +1,117 @@
+"""Folders of a config and weights, here and on the Hugging Face Hub: this package's and diffusers'."""
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from ditfast.checkpoints.files import find_model, near_path
+from ditfast.optional import import_optional
+
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+ENDINGS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")  # of files, which no repository has
+
+
+def read_folder(folder: Path, variant: str = "") -> tuple[dict, dict[str, torch.Tensor]]:
+    """config.json and the weights of a folder.
+
+    Weights may be in one file or in several, which an index lists. Those of a variant, as "fp16", are read if it is
+    asked for, or if there are no others.
+    """
+    files = _find_weights(folder, variant)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no config.json")
+    config = _read_json(folder / "config.json")
+    return config, {name: value for file in files for name, value in find_model(file).items()}
+
+
+def download(repo: str, subfolder: str = "", variant: str = "") -> Path:
+    """The folder of a repository on the Hugging Face Hub, of which only the model is downloaded, once."""
+    hub, dot = import_optional("huggingface_hub"), f".{variant}" if variant else ""
+    steps = [[pattern for name in WEIGHTS if name.endswith(end) for pattern in _patterns(name, dot)] for end in KINDS]
+    steps += [] if variant else [[pattern for name in WEIGHTS for pattern in _patterns(name, ".*")]]
+    for patterns in steps:  # until there are weights: no kind is downloaded beside another
+        wanted = [str(PurePosixPath(subfolder, name)) for name in ("config.json", *patterns)]
+        try:
+            folder = Path(hub.snapshot_download(repo, allow_patterns=wanted))
+        except (OSError, ValueError) as error:  # the bases of the hub's errors: network, no such repository, bad name
+            raise FileNotFoundError(
+                f"{repo!r} is no file or folder here, and could not be read from the Hugging Face Hub: {error}"
+            ) from error
+        if any(_list_weights(folder / subfolder).values()):
+            break
+    return folder
+
+
+def is_hub_name(source) -> bool:
+    """Whether a source that is not here may be a repository: "owner/name", and no path that was mistyped."""
+    name = str(source)
+    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or name.endswith(ENDINGS):
+        return False
+    return not Path(name).parent.exists() and not near_path(Path(name))
+
+
+KINDS = (".safetensors", ".bin")
+
+
+def _patterns(name, dot):
+    """The names that a file of weights can have in a variant ``dot`` (".fp16", or "" for none), and in parts."""
+    stem, kind = name.rsplit(".", 1)
+    return [
+        f"{stem}{dot}.{kind}",
+        f"{name}.index{dot}.json",
+        f"{stem}{dot}-*-of-*.{kind}",
+        f"{stem}-*-of-*{dot}.{kind}",
+    ]
+
+
+def _list_weights(folder):
+    """Variant ("" for none) -> the files or indices of weights in a folder, the preferred first."""
+    found = {}
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    for whole in WEIGHTS:
+        stem, kind = whole.rsplit(".", 1)
+        one, index = rf"{stem}(?:\.([\w-]+))?\.{kind}", rf"{re.escape(whole)}\.index(?:\.([\w-]+))?\.json"
+        for pattern in (one, index):
+            for match in filter(None, (re.fullmatch(pattern, name) for name in names)):
+                if not re.search(r"-\d+-of-\d+", match[0]):
+                    found.setdefault(match[1] or "", []).append(match[0])
+    return found
+
+
+def _find_weights(folder, variant):
+    """The files that make the state dict."""
+    found = _list_weights(folder)
+    if not variant and "" not in found and len(found) > 1:
+        raise ValueError(f"{str(folder)!r} holds several variants: variant must be one of {', '.join(sorted(found))}")
+    if not variant and "" not in found and found:
+        variant = min(found)
+    if variant not in found:
+        of = f" of variant {variant!r}" if variant else ""
+        raise FileNotFoundError(f"{str(folder)!r} holds no {' or '.join(WEIGHTS)}{of}")
+    chosen = folder / found[variant][0]
+    return [chosen] if chosen.suffix != ".json" else _parts(chosen)
+
+
+def _parts(index):
+    """The files of weights in parts."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
+        raise ValueError(f"{index} must have a weight_map of names of files beside it")
+    parts = [index.parent / name for name in dict.fromkeys(names.values())]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise FileNotFoundError(
+            f"{index} lists {missing[0]}, which is not there; {len(missing)} of {len(parts)} miss"
+        )
+    return parts
+
+
+def _read_json(path):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
