@@ -26,7 +26,7 @@ from ditfast.fingerprint import fingerprint
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.sampling import SampleError
-from ditfast.sampling.decode import LATENT_SCALE, load_vae, vae_factor
+from ditfast.sampling.autoencoder import describe_vae, load_vae, vae_factor
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -57,7 +57,7 @@ class PosteriorEncoder:
 
     def __init__(self, o, device):
         torch.backends.cudnn.deterministic = True
-        self.vae = load_vae(o.vae, device).float()
+        self.vae = load_vae(o.vae, device)
         self.device, self.dtype = device, DTYPES[o.dtype]
         factor = vae_factor(self.vae)
         if o.image_size % factor:
@@ -83,10 +83,13 @@ class PosteriorEncoder:
 
 def encode_settings(o, encoder, images) -> dict:
     """What the latents follow from: not the place of the images, nor the batches."""
+    about = describe_vae(encoder.vae)
     return {
         "vae": Path(o.vae).name,
         "vae_checksum": fingerprint(encoder.vae),
-        "scale": LATENT_SCALE,
+        "vae_sha256": about["sha256"],
+        "scale": about["scale"],
+        "shift": about["shift"],
         "image_size": o.image_size,
         "shape": encoder.shape,
         "dtype": o.dtype,

@@ -19,6 +19,7 @@ from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.average import youth
 from ditfast.training.checkpoint import Checkpoints, checkpoint_at
+from ditfast.training.resume import recorded_sampling
 
 
 def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool = False) -> None:
@@ -35,6 +36,7 @@ def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool
         warnings.warn(f"{young}: --weights model exports the last weights", stacklevel=2)
     with torch.device("meta"):
         model = DiT(**about["model"])
+    model.sampling = recorded_sampling(about)
     names = {name: f"{weights if p.requires_grad else 'model'}.{name}" for name, p in model.named_parameters()}
     tensors = {names[name]: torch.empty(p.shape) for name, p in model.named_parameters()}
     checkpoints.read_tensors(checkpoint, tensors)

@@ -21,12 +21,13 @@ import torch
 from ditfast.checkpoints.infer import Untold
 from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.fingerprint import fingerprint
-from ditfast.models import DiT
+from ditfast.models.dit import DiT, default_cfg_channels
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.sampling import SampleError
-from ditfast.sampling.decode import make_decoder, to_uint8
+from ditfast.sampling.decode import to_uint8
 from ditfast.sampling.files import SampleFolder, check_target, write_grid, write_npz
+from ditfast.sampling.recorded import read_record, settle_decoder, settle_schedule
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
 
@@ -36,7 +37,6 @@ DEMO = {  # defaults; the model is examples/digits.py's
     "ckpt": str(Path(__file__).parent / "assets" / "digits"),
     "decoder": "pixel",
     "classes": [*range(10)] * 6,
-    "noise_schedule": "squaredcos_cap_v2",
     "sampler": "ddim",
     "steps": 25,
     "cfg": 1.5,
@@ -52,7 +52,9 @@ def run_rank(o, ranks) -> None:
     """Everything that the options ask for, on one of the ranks."""
     check_target("--npz", o.npz, o.overwrite)
     check_target("--grid", o.grid, True)
-    decoder = make_decoder(o.decoder, o.vae, ranks.device)
+    record = read_record(o.ckpt)
+    o.noise_schedule = settle_schedule(o, record)
+    decoder = settle_decoder(o, record, ranks.device)
     model = load_model(o, decoder).to(ranks.device)
     guidance = make_guidance(o, model)
     sampler = Sampler(o.sampler, o.steps, model.learn_sigma, o.decoder == "pixel", o.noise_schedule)
@@ -95,7 +97,7 @@ def load_model(o, decoder):
 
 
 def make_guidance(o, model) -> Guidance:
-    channels = min(3, model.in_channels) if o.cfg_channels is None else o.cfg_channels
+    channels = default_cfg_channels(model.in_channels) if o.cfg_channels is None else o.cfg_channels
     if not 1 <= channels <= model.in_channels:
         raise SampleError(f"--cfg-channels must be in [1, {model.in_channels}], got {channels}")
     embedder = model.y_embedder
@@ -191,15 +193,21 @@ def make_parser(demo: bool):
     add(
         "--sampler", default="ddpm", metavar="NAME", help=f"{', '.join(SAMPLERS)}, or a scheduler of diffusers (ddpm)"
     )
-    add("--noise-schedule", choices=SCHEDULES, default="linear", help="that the model was trained with (linear)")
+    add("--noise-schedule", choices=SCHEDULES, help="of a model that does not say what it was trained with (linear)")
     add("--cfg", type=float, default=4.0, metavar="SCALE", help="classifier-free guidance, 1 for none (4)")
     interval = {"type": float, "nargs": 2, "default": (0.0, 1.0), "metavar": ("LO", "HI")}
     add("--cfg-interval", **interval, help="guide only then: 0 is clean, 1 is noise (0 1)")
-    add("--cfg-channels", type=int, metavar="C", help="guide only the first (3, as the released samples)")
+    add(
+        "--cfg-channels",
+        type=int,
+        metavar="C",
+        help="guide only the first (3 of 4, as the released samples; else all)",
+    )
     add("--dtype", choices=DTYPES, default="fp32", help="of the model's branches; weights stay in fp32 (fp32)")
     add("--batch", type=int, default=32, metavar="B", help="images at once (32)")
     add("--vae", default="ema", metavar="NAME", help="ema, mse or the folder of an AutoencoderKL (ema)")
-    add("--decoder", choices=("vae", "pixel"), default="vae", help="pixel for a model of pixels (vae)")
+    add("--decoder", choices=("vae", "pixel"), help="of a model that does not say what its samples are (vae)")
+    add("--allow-mismatch", action="store_true", help="take another noise schedule, VAE or decoder than the model's")
     add("--out", default="samples", metavar="DIR", help="folder of PNGs (samples)")
     add("--grid", metavar="FILE", help="write the first 64 images as one PNG")
     add("--grid-columns", type=int, metavar="N", help="images in a row of it (as many as rows)")

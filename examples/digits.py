@@ -17,6 +17,7 @@ from tqdm import trange
 from ditfast import DiT, create_diffusion
 
 BATCH, WARMUP, DECAY = 128, 200, 10000  # images, steps, steps
+SCHEDULE = "squaredcos_cap_v2"
 MODEL = {
     "input_size": 8,
     "patch_size": 2,
@@ -41,7 +42,7 @@ def train(steps: int, seed: int) -> DiT:
     """The exponential moving average of a model after so many steps."""
     torch.manual_seed(seed)
     images, labels = digits()
-    diffusion = create_diffusion("", noise_schedule="squaredcos_cap_v2", learn_sigma=False)
+    diffusion = create_diffusion("", noise_schedule=SCHEDULE, learn_sigma=False)
     model, ema = DiT(**MODEL).train(), DiT(**MODEL).eval()
     ema.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -76,7 +77,9 @@ def main() -> None:
         parser.error(f"--steps must be at least 1, got {o.steps}")
     if Path(o.out).exists():
         parser.error(f"--out must be a new folder, and {o.out} exists")
-    train(o.steps, o.seed).half().save_pretrained(o.out)  # 16 bits: half the size
+    model = train(o.steps, o.seed).half()  # 16 bits: half the size
+    model.sampling = {"objective": "diffusion", "noise_schedule": SCHEDULE, "vae": None}
+    model.save_pretrained(o.out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from ditfast.checkpoints.convert import from_diffusers, patch_diffusers, to_diffusers
 from ditfast.checkpoints.files import find_model
 from ditfast.checkpoints.infer import infer_config
-from ditfast.checkpoints.load import from_pretrained, load_into, save_pretrained
+from ditfast.checkpoints.load import from_pretrained, load_into, read_sampling, save_pretrained
 
 __all__ = [
     "find_model",
@@ -12,6 +12,7 @@ __all__ = [
     "infer_config",
     "load_into",
     "patch_diffusers",
+    "read_sampling",
     "save_pretrained",
     "to_diffusers",
 ]

@@ -19,11 +19,14 @@ def read_folder(folder: Path, variant: str = "") -> tuple[dict, dict[str, torch.
     Weights may be in one file or in several, which an index lists. Those of a variant, as "fp16", are read if it is
     asked for, or if there are no others.
     """
-    files = _find_weights(folder, variant)
+    files, config = _find_weights(folder, variant), read_config(folder)
+    return config, {name: value for file in files for name, value in find_model(file).items()}
+
+
+def read_config(folder: Path) -> dict:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no config.json")
-    config = _read_json(folder / "config.json")
-    return config, {name: value for file in files for name, value in find_model(file).items()}
+    return _read_json(folder / "config.json")
 
 
 def download(repo: str, subfolder: str = "", variant: str = "") -> Path:
@@ -39,7 +42,7 @@ def download(repo: str, subfolder: str = "", variant: str = "") -> Path:
             raise FileNotFoundError(
                 f"{repo!r} is no file or folder here, and could not be read from the Hugging Face Hub: {error}"
             ) from error
-        if any(_list_weights(folder / subfolder).values()):
+        if any(list_weights(folder / subfolder).values()):
             break
     return folder
 
@@ -66,7 +69,7 @@ def _patterns(name, dot):
     ]
 
 
-def _list_weights(folder):
+def list_weights(folder):
     """Variant ("" for none) -> the files or indices of weights in a folder, the preferred first."""
     found = {}
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ()
@@ -82,7 +85,7 @@ def _list_weights(folder):
 
 def _find_weights(folder, variant):
     """The files that make the state dict."""
-    found = _list_weights(folder)
+    found = list_weights(folder)
     if not variant and "" not in found and len(found) > 1:
         raise ValueError(f"{str(folder)!r} holds several variants: variant must be one of {', '.join(sorted(found))}")
     if not variant and "" not in found and found:

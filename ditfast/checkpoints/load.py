@@ -1,5 +1,6 @@
 """Models from checkpoints and back."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 from ditfast.atomic import atomic_write
 from ditfast.checkpoints.convert import from_diffusers, is_diffusers
 from ditfast.checkpoints.files import is_released, read_file, suggest_source
-from ditfast.checkpoints.folders import download, is_hub_name, read_folder
+from ditfast.checkpoints.folders import download, is_hub_name, read_config, read_folder
 from ditfast.checkpoints.infer import check_model_config, grid_of, infer_config, told_by_args
 from ditfast.checkpoints.position import regrid
+from ditfast.checkpoints.sampling import check_sampling
 from ditfast.models.dit import DiT
 from ditfast.optional import import_optional
 
@@ -38,14 +40,27 @@ def from_pretrained(source, *, subfolder: str = "", variant: str = "", cls: type
     diffusers' DiT is another function than the original (see `from_diffusers`). Official weights that were stored in
     its format become the original's again with ``timestep_freq_shift=0, norm2_eps=1e-6``.
     """
-    stored, state = _read(source, subfolder, variant, changes)
+    stored, sampling, state = _read(source, subfolder, variant, changes)
     config = check_model_config({**stored, **changes}, cls)
     with torch.device("meta"):  # neither memory nor time for values that are replaced
         model = cls(**config)
     if "pos_embed" in state:
         state["pos_embed"] = regrid(state["pos_embed"], grid_of(stored), grid_of(config))
     load_into(model, state)
+    model.sampling |= sampling
     return model.eval()
+
+
+def read_sampling(source, *, subfolder: str = "") -> dict:
+    """What the config behind a source of `from_pretrained` says as ``sampling``; {} if it does not, or there is none.
+
+    Raises:
+        FileNotFoundError, ValueError: as `from_pretrained`.
+    """
+    path = _locate(source, subfolder)
+    if path.is_file() or is_released(path):
+        return {}
+    return _take_sampling(read_config(path))
 
 
 def load_into(model: torch.nn.Module, state: dict) -> None:
@@ -73,20 +88,22 @@ def save_pretrained(model: DiT, folder, *, overwrite: bool = False) -> None:
     """Write config.json and model.safetensors, for `from_pretrained`.
 
     Both are written under other names first, so that a full disk leaves what was there. The config is
-    ``model.config`` without ``backend`` and ``recompute_mlp``, which are not about the weights.
+    ``model.config`` without ``backend`` and ``recompute_mlp``, which are not about the weights, and ``sampling``.
 
     Raises:
+        ValueError: ``model.sampling`` says what cannot be.
         FileExistsError: one of the files exists, and ``overwrite`` is false.
         ImportError: the package safetensors is not installed.
     """
     save = import_optional("safetensors.torch").save_file
+    sampling = check_sampling(model.sampling, model.config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights_file, config_file = folder / "model.safetensors", folder / "config.json"
     for file in (weights_file, config_file):
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists; overwrite=True replaces it")
-    config = {name: value for name, value in model.config.items() if name not in HOW_IT_RUNS}
+    config = {name: value for name, value in model.config.items() if name not in HOW_IT_RUNS} | {"sampling": sampling}
     with (
         atomic_write(config_file, concurrent=True) as config_part,
         atomic_write(weights_file, concurrent=True) as part,
@@ -96,20 +113,36 @@ def save_pretrained(model: DiT, folder, *, overwrite: bool = False) -> None:
 
 
 def _read(source, subfolder, variant, changes):
-    """The config and the weights behind ``source``, in the format of this package."""
-    path = Path(source)
+    """The config, its ``sampling`` and the weights behind ``source``, in the format of this package."""
+    path = _locate(source, subfolder, variant)
     if path.is_file() or is_released(path):
         weights, args = read_file(path)
         told = told_by_args(args, weights)
         config = infer_config(weights, **{**told, **changes})
-        return {**told, **config}, {name: value.clone() for name, value in weights.items()}  # no longer the file's
+        return {**told, **config}, {}, {name: value.clone() for name, value in weights.items()}  # not the file's
+    config, state = read_folder(path, variant)
+    if is_diffusers(config):
+        config, state = from_diffusers(config, state)
+    return config, _take_sampling(config), state
+
+
+def _locate(source, subfolder="", variant=""):
+    """The file or folder that a source means, here or downloaded; a released name stays one."""
+    path = Path(source)
+    if path.is_file() or is_released(path):
+        return path
     if not path.exists():
         if not is_hub_name(source):
             text = f"{str(source)!r} is no file, no folder and no name on the Hugging Face Hub"
             raise FileNotFoundError(text + suggest_source(path))
         path = download(source, subfolder, variant)
-    config, state = read_folder(path / subfolder, variant)
-    return from_diffusers(config, state) if is_diffusers(config) else (config, state)
+    return path / subfolder
+
+
+def _take_sampling(config):
+    """``sampling``, taken out of a config: it is no argument of the model."""
+    defaults = {name: each.default for name, each in inspect.signature(DiT).parameters.items()}
+    return check_sampling(config.pop("sampling"), {**defaults, **config}) if "sampling" in config else {}
 
 
 def _differs(own, given):

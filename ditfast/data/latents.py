@@ -9,12 +9,14 @@ import torch
 from ditfast.data.errors import DataError, Unreadable
 from ditfast.data.shards import FORMAT, INDEX, TENSORS, unfinished
 from ditfast.optional import import_optional
+from ditfast.sampling.autoencoder import Scaling
 
+LATER = ("vae_sha256", "shift")  # which folders from before do not have
 IDENTIFYING = ("vae", "vae_checksum", "scale", "image_size", "dtype", "data")  # of the index, in the identity
 
 
 class Latents:
-    """Latents, drawn anew each time from the posterior of an image or its mirror image: (mean + std * eps) * scale.
+    """Latents, drawn anew from the posterior of an image or its mirror image: (mean + std * eps - shift) * scale.
 
     This is what a training run sees that encodes its images in every step, with random flips, without its cost. A
     sample is read where it lies in its file; nothing is loaded whole.
@@ -27,6 +29,7 @@ class Latents:
     Attributes:
         shape: (4, S / 8, S / 8) for the published autoencoders and images of size S.
         classes: the names of the classes.
+        vae: of the latents, as `ditfast.checkpoints.sampling` describes it.
         num_classes, count, identity: see `ditfast.data`.
 
     Raises:
@@ -41,7 +44,9 @@ class Latents:
         if image_size not in (None, about["image_size"]):
             raise DataError(f"image_size of {folder} must be {about['image_size']}, got {image_size}")
         self.shape, self.classes = tuple(about["shape"]), about["classes"]
-        self.num_classes, self.count, self._scale = len(self.classes), about["count"], about["scale"]
+        self.num_classes, self.count = len(self.classes), about["count"]
+        self.vae = {"sha256": about.get("vae_sha256"), "scale": about["scale"], "shift": about.get("shift", 0.0)}
+        self._scaling = Scaling(self.vae["scale"], self.vae["shift"])
         self._files = [each["file"] for each in about["shards"]]
         self._ends = np.cumsum([each["count"] for each in about["shards"]])  # (shards,)
         self._opened = {}
@@ -52,7 +57,7 @@ class Latents:
             "count": self.count,
             "classes": self.num_classes,
             "flip": flip,
-            **{name: about[name] for name in IDENTIFYING},
+            **{name: about[name] for name in (*IDENTIFYING, *LATER) if name in about},
             "unreadable": len(about["unreadable"]),
         }
 
@@ -72,7 +77,7 @@ class Latents:
         except (OSError, import_optional("safetensors").SafetensorError) as error:
             raise Unreadable(f"{self.folder / self._files[shard]} cannot be read: {error}") from error
         eps = torch.randn(self.shape, generator=generator)
-        return (mean.float() + std.float() * eps) * self._scale, int(label)
+        return self._scaling.apply(mean.float() + std.float() * eps), int(label)
 
     def __getstate__(self):
         return {**self.__dict__, "_opened": {}}  # an open file cannot be sent to a worker

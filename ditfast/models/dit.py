@@ -35,6 +35,8 @@ class DiT(nn.Module):
 
     Attributes:
         config: the arguments by name.
+        sampling: how to sample from it, as `ditfast.checkpoints.sampling` says: what is trained otherwise than by
+            the default should say so here before `save_pretrained`.
 
     Raises:
         ValueError: sizes that do not divide, an unknown backend or conditioning.
@@ -63,6 +65,7 @@ class DiT(nn.Module):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.config = config
+        self.sampling = {"objective": "diffusion", "noise_schedule": "linear"}
         if hidden_size % 4:
             raise ValueError(f"hidden_size must be a multiple of 4, got {hidden_size}")
         names_in_force(backend)  # rejects an unknown name now, not at the first forward
@@ -153,7 +156,7 @@ class DiT(nn.Module):
         x = self.unpatchify(x)  # (B, C_out, S, S)
         return x if return_hidden is None else (x, [hidden[i] for i in return_hidden])
 
-    def forward_with_cfg(self, x, t, y, cfg_scale, cfg_channels=3):
+    def forward_with_cfg(self, x, t, y, cfg_scale, cfg_channels=None):
         """Predict with classifier-free guidance, for a batch whose halves have the same latents.
 
         Args:
@@ -161,7 +164,7 @@ class DiT(nn.Module):
             t: (2B,) timesteps.
             y: (2B,) labels, then null labels.
             cfg_scale: 1 for no guidance.
-            cfg_channels: how many leading channels are guided; 3 is what the released samples were made with.
+            cfg_channels: how many leading channels are guided; see `default_cfg_channels`.
 
         Returns:
             (2B, C_out, S, S) with equal guided channels in both halves.
@@ -173,6 +176,8 @@ class DiT(nn.Module):
         """
         if x.shape[0] % 2:
             raise ValueError(f"x must have an even batch for guidance, got shape {tuple(x.shape)}")
+        if cfg_channels is None:
+            cfg_channels = default_cfg_channels(self.in_channels)
         if not 0 <= cfg_channels <= self.out_channels:
             raise ValueError(f"cfg_channels must be in [0, {self.out_channels}], got {cfg_channels}")
         half = x[: x.shape[0] // 2]
@@ -226,6 +231,11 @@ class DiT(nn.Module):
         for i in return_hidden:
             if not 0 <= i < len(self.blocks):
                 raise ValueError(f"return_hidden must hold blocks in [0, {len(self.blocks) - 1}], got {i}")
+
+
+def default_cfg_channels(in_channels: int) -> int:
+    """How many channels guidance acts on: 3 of 4, as the released samples were made; else all."""
+    return 3 if in_channels == 4 else in_channels
 
 
 def _init_linear(module):

@@ -1,16 +1,11 @@
 """From samples to pixels."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ditfast.optional import import_optional
-from ditfast.sampling import SampleError
-
-PUBLISHED_VAES = {name: f"stabilityai/sd-vae-ft-{name}" for name in ("ema", "mse")}
-LATENT_SCALE = 0.18215  # what the latents were multiplied with for training
+from ditfast.sampling.autoencoder import Scaling, scaling_of, vae_factor
 
 
 class Decoder(NamedTuple):
@@ -19,38 +14,14 @@ class Decoder(NamedTuple):
     factor: int
 
 
-def make_decoder(kind: str, vae: str, device) -> Decoder:
-    """The decoder of models of ``kind`` "pixel" or "vae"; then ``vae`` is ema, mse, or the folder of another.
-
-    Raises:
-        SampleError: no such autoencoder, or diffusers is missing.
-    """
-    if kind == "pixel":
-        return Decoder(lambda x: x, (1, 3), 1)
-    autoencoder = load_vae(vae, device)
-    autoencoder.enable_slicing()  # an image at a time: bounded memory, and the same image in any batch
-    channels = (autoencoder.config.latent_channels,)
-    return Decoder(lambda x: autoencoder.decode(x / LATENT_SCALE).sample, channels, vae_factor(autoencoder))
+PIXELS = Decoder(lambda x: x, (1, 3), 1)
 
 
-def load_vae(name: str, device):
-    """A frozen AutoencoderKL: ema, mse, or that of a folder.
-
-    Raises:
-        SampleError: there is none, or diffusers is missing.
-    """
-    if name not in PUBLISHED_VAES and not Path(name).is_dir():
-        raise SampleError(f"--vae must be ema, mse or a folder, got {name!r}")
-    try:
-        vae = import_optional("diffusers").AutoencoderKL.from_pretrained(PUBLISHED_VAES.get(name, name))
-    except (ImportError, OSError, ValueError) as error:
-        raise SampleError(f"--vae {name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return vae.to(device).eval().requires_grad_(False)
-
-
-def vae_factor(vae) -> int:
-    """How many times smaller than an image its latent is, in height and width."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+def make_decoder(vae, scaling: Scaling | None = None) -> Decoder:
+    """The decoder of models of latents of an autoencoder, scaled as its config says unless otherwise."""
+    vae.enable_slicing()  # an image at a time: bounded memory, and the same image in any batch
+    scaling = scaling or scaling_of(vae)
+    return Decoder(lambda x: vae.decode(scaling.undo(x)).sample, (vae.config.latent_channels,), vae_factor(vae))
 
 
 def to_uint8(images: torch.Tensor):

@@ -5,7 +5,7 @@ import torch
 from ditfast.fingerprint import fingerprint
 from ditfast.ranks import Ranks
 from ditfast.sampling import SampleError
-from ditfast.sampling.decode import LATENT_SCALE, load_vae, vae_factor
+from ditfast.sampling.autoencoder import Scaling, describe_vae, load_vae, vae_factor
 from ditfast.seeds import ENCODE, derive_seed
 from ditfast.training import TrainError
 
@@ -22,23 +22,18 @@ class Encoder:
 
     Attributes:
         shape: (C, H, W) of what the model sees.
-        checksum: of the autoencoder that encodes; None if none does.
+        vae: what the latents are of, as `ditfast.checkpoints.sampling` describes it; None for pixels.
 
     Raises:
         TrainError: no such autoencoder, or one that does not fit the data.
     """
 
     def __init__(self, name: str | None, source, seed: int, batch: int, ranks: Ranks):
-        self.shape, self.checksum, self._seed, self._batch, self._ranks = (
-            tuple(source.shape),
-            None,
-            seed,
-            batch,
-            ranks,
-        )
+        self.shape, self._seed, self._batch, self._ranks = tuple(source.shape), seed, batch, ranks
         latents = source.identity["kind"] == "latents"
         self.encodes = name is not None and not latents
         self.pixels = name is None and not latents
+        self.vae = source.vae if latents else None
         self._vae = None if name is None else _load(name, ranks.device)
         if self._vae is not None:
             if latents and fingerprint(self._vae) != source.identity["vae_checksum"]:
@@ -51,12 +46,13 @@ class Encoder:
             if self.shape[0] != takes:
                 raise TrainError(f"--vae {name} takes {takes} channels, the data has {self.shape[0]}")
             if self.encodes:
-                self.checksum = fingerprint(self._vae)
+                self.vae = _describe(self._vae)
                 if any(side % factor for side in self.shape[1:]):
                     raise TrainError(
                         f"--image-size must be a multiple of {factor} for --vae {name}, got {self.shape[1]}"
                     )
                 self.shape = (config.latent_channels, *(side // factor for side in self.shape[1:]))
+        self._scaling = self.vae and Scaling(self.vae["scale"], self.vae["shift"])
 
     @torch.no_grad()
     def encode(self, x, step: int):
@@ -69,13 +65,13 @@ class Encoder:
         generator = torch.Generator(x.device).manual_seed(derive_seed(self._seed, ENCODE, step))
         noise = torch.randn(self._batch, *self.shape, generator=generator, device=x.device)
         noise = noise[ranks.rank * share : (ranks.rank + 1) * share]
-        return (mean + std * noise) * LATENT_SCALE
+        return self._scaling.apply(mean + std * noise)
 
     @torch.no_grad()
     def decode(self, x):
         """Pictures (n, 1 or 3, H, W) in [-1, 1] of what the model made; of a latent without a VAE three channels."""
         if self._vae is not None:
-            return torch.cat([self._vae.decode(each / LATENT_SCALE).sample for each in x.split(1)])
+            return torch.cat([self._vae.decode(self._scaling.undo(each)).sample for each in x.split(1)])
         return x if self.pixels else x[:, :3] / 2  # scaled latents have about unit variance
 
 
@@ -83,4 +79,11 @@ def _load(name, device):
     try:
         return load_vae(name, device)
     except (SampleError, ImportError) as error:
+        raise TrainError(str(error)) from error
+
+
+def _describe(vae):
+    try:
+        return describe_vae(vae)
+    except SampleError as error:
         raise TrainError(str(error)) from error

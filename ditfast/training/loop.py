@@ -23,7 +23,7 @@ from ditfast.training.config import Config, model_arguments, to_yaml
 from ditfast.training.monitor import Log, Meter, matmul_rate, memory_gib
 from ditfast.training.parallel import gradient_sync, parallelize, unwrap
 from ditfast.training.preview import Preview
-from ditfast.training.resume import check_same_run, find_checkpoint
+from ditfast.training.resume import check_same_run, describe_sampling, find_checkpoint
 from ditfast.training.step_draws import draw_step
 from ditfast.training.stopper import Stopper
 from ditfast.training.weights import Weights
@@ -60,8 +60,8 @@ class Run:
             model.to(torch.bfloat16)
         self.model = parallelize(model, config, ranks)
         self.weights = Weights(unwrap(self.model), config.lr, config.weight_decay, masters)
-        self.about = {"model": unwrap(model).config, "data": source.identity, "vae": encoder.checksum}
-        self.about |= {"noise_schedule": config.noise_schedule, "seed": config.seed, "backends": {}}
+        self.about = {"model": unwrap(model).config, "data": source.identity, "seed": config.seed, "backends": {}}
+        self.about["sampling"] = describe_sampling(config, source, encoder)
         self.about["ema_warmup"] = wants_warmup(config.ema_warmup, config.ema, config.steps)
         self.step = self.seen = self.skipped = self.unreadable = 0
         self.saved = None

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ditfast.atomic import atomic_write
+from ditfast.models.dit import default_cfg_channels
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 from ditfast.sampling import SampleError
@@ -33,8 +34,7 @@ class Preview:
             self._sampler = Sampler("ddim", config.sample_steps, config.learn_sigma, **settings)
         except SampleError as error:
             raise TrainError(f"--sample-steps {config.sample_steps}: {error}") from error
-        channels = encoder.shape[0] if encoder.pixels else min(3, encoder.shape[0])
-        self._guidance = Guidance(config.cfg, 0.0, 1.0, channels)
+        self._guidance = Guidance(config.cfg, 0.0, 1.0, default_cfg_channels(encoder.shape[0]))
         self._labels = [i % num_classes for i in range(COUNT)]
         self._classes = num_classes
         self._dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16

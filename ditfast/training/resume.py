@@ -39,13 +39,26 @@ def _find_here(config, checkpoints):
     raise TrainError(f"--resume must be auto, a checkpoint or the folder of a run, got {config.resume}")
 
 
+def describe_sampling(config: Config, source, encoder) -> dict:
+    """How to sample from what is trained, for `DiT.sampling`."""
+    about = {"objective": "diffusion", "noise_schedule": config.noise_schedule}
+    return {**about, "vae": encoder.vae, "classes": list(source.classes)}
+
+
+def recorded_sampling(about: dict) -> dict:
+    """The same of a checkpoint; those from before say no more than the schedule."""
+    return about.get("sampling") or {"objective": "diffusion", "noise_schedule": about["noise_schedule"]}
+
+
 def check_same_run(path: Path, then: dict, now: dict) -> None:
     """Refuse a checkpoint of another model or of other data; ``then`` and ``now`` say what each run is of.
 
     Raises:
         TrainError: naming the first difference.
     """
-    for part in ("model", "data", "vae", "noise_schedule", "seed"):
+    sampling = recorded_sampling(then)
+    then = {**then, "sampling": sampling if "sampling" in then else {**now["sampling"], **sampling}}
+    for part in ("model", "data", "sampling", "seed"):
         name, was, is_ = _difference(part, then.get(part), now[part])
         if name:
             raise TrainError(f"{path} is of another run: {name} was {was!r}, is {is_!r}")

@@ -6,7 +6,8 @@ import torch
 from tiny_models import save_vae
 
 from ditfast import DiT
-from ditfast.sampling.decode import LATENT_SCALE, make_decoder, to_uint8
+from ditfast.sampling.autoencoder import load_vae
+from ditfast.sampling.decode import make_decoder, to_uint8
 from ditfast.sampling.sampler import Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
 
@@ -50,10 +51,10 @@ def test_a_model_of_pixels_has_no_latents(refusal, vae):
 def test_what_was_encoded_is_decoded_the_same_in_any_batch(vae):
     from diffusers import AutoencoderKL
 
-    decoder = make_decoder("vae", vae, "cpu")
+    decoder = make_decoder(load_vae(vae, "cpu"))
     pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        latents = AutoencoderKL.from_pretrained(vae).encode(pictures).latent_dist.mode() * LATENT_SCALE
+        latents = AutoencoderKL.from_pretrained(vae).encode(pictures).latent_dist.mode() * 0.18215
         together, alone = decoder.decode(latents), decoder.decode(latents[1:2])
     assert decoder.factor == 2 and together.shape == pictures.shape
     np.testing.assert_array_equal(to_uint8(together)[1:2], to_uint8(alone))
@@ -66,5 +67,5 @@ def test_images_are_decoded_one_at_a_time(vae, monkeypatch):
     sizes, forward = [], Decoder.forward
     monkeypatch.setattr(Decoder, "forward", lambda self, x, *args: sizes.append(len(x)) or forward(self, x, *args))
     with torch.no_grad():
-        make_decoder("vae", vae, "cpu").decode(torch.randn(3, 4, 8, 8))
+        make_decoder(load_vae(vae, "cpu")).decode(torch.randn(3, 4, 8, 8))
     assert sizes == [1, 1, 1]

@@ -1,0 +1,88 @@
+"""Autoencoders of diffusers, and how models see their latents."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ditfast.checkpoints.folders import list_weights
+from ditfast.fingerprint import sha256
+from ditfast.optional import import_optional
+from ditfast.sampling import SampleError
+
+PUBLISHED_VAES = {name: f"stabilityai/sd-vae-ft-{name}" for name in ("ema", "mse")}
+
+
+class Scaling(NamedTuple):
+    """Between an autoencoder's latents z, (B, C, h, w), and what models see of them: (z - shift) * scale.
+
+    Both are a number, or one for each channel.
+    """
+
+    scale: float | list[float]
+    shift: float | list[float] = 0.0
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        return (z - _per_channel(self.shift, z)) * _per_channel(self.scale, z)
+
+    def undo(self, x: torch.Tensor) -> torch.Tensor:
+        return x / _per_channel(self.scale, x) + _per_channel(self.shift, x)
+
+
+def load_vae(name: str, device):
+    """A frozen AutoencoderKL in float32: ema, mse, or that of a folder.
+
+    Raises:
+        SampleError: there is none, it lacks weights, or it is an autoencoder of another kind.
+        ImportError: diffusers is missing.
+    """
+    if name not in PUBLISHED_VAES and not Path(name).is_dir():
+        raise SampleError(f"--vae must be ema, mse or a folder, got {name!r}")
+    kind, source = import_optional("diffusers").AutoencoderKL, PUBLISHED_VAES.get(name, name)
+    variants = [] if name in PUBLISHED_VAES else sorted(list_weights(Path(name)))
+    try:
+        stored = kind.load_config(source).get("_class_name", kind.__name__)
+        if stored != kind.__name__:
+            raise SampleError(f"--vae {name} must be an {kind.__name__}, got an {stored}")
+        variant = variants[0] or None if variants else None  # "" comes first
+        vae, found = kind.from_pretrained(source, variant=variant, output_loading_info=True)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        raise SampleError(f"--vae {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if missing := found["missing_keys"]:
+        raise SampleError(f"--vae {name} lacks {len(missing)} weights, {min(missing)} first")
+    return vae.to(device).float().eval().requires_grad_(False)
+
+
+def vae_factor(vae) -> int:
+    """How many times smaller than an image its latent is, in height and width."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def scaling_of(vae) -> Scaling:
+    """What the autoencoder's config says of its latents: a scale and a shift, or a mean and a deviation by channel.
+
+    Raises:
+        SampleError: it says both.
+    """
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+    mean, std = vae.config.latents_mean, vae.config.latents_std
+    if mean is None and std is None:
+        return Scaling(scale, shift or 0.0)
+    if mean is None or std is None or shift or not len(mean) == len(std) == vae.config.latent_channels:
+        raise SampleError(
+            f"the autoencoder's latents_mean and latents_std must be {vae.config.latent_channels} numbers each, "
+            f"without a shift_factor, got {mean}, {std} and {shift}"
+        )
+    return Scaling([scale / each for each in std], list(mean))
+
+
+def describe_vae(vae) -> dict:
+    """The autoencoder as a model's ``sampling`` keeps it: sha256, scale, shift."""
+    return {"sha256": sha256(vae), **scaling_of(vae)._asdict()}
+
+
+def _per_channel(value, like):
+    """A number, or (C, 1, 1) on the device of ``like``."""
+    if isinstance(value, float | int):
+        return value
+    return torch.tensor(value, dtype=like.dtype, device=like.device)[:, None, None]

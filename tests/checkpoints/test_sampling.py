@@ -1,0 +1,95 @@
+"""`sampling` of config.json: what it may say, who writes it, who reads it."""
+
+import copy
+import json
+
+import pytest
+
+from ditfast import DiT
+from ditfast.checkpoints import read_sampling
+
+VAE = {"sha256": "ab" * 32, "scale": 0.3611, "shift": 0.1159}
+WHOLE = {
+    "objective": "diffusion",
+    "noise_schedule": "squaredcos_cap_v2",
+    "vae": VAE,
+    "classes": ["ant", "bee", "cat", "d", "e"],
+}
+OLD = {"objective": "diffusion", "noise_schedule": "linear"}
+
+
+def config_of(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [WHOLE, OLD, {**OLD, "vae": None}, {**OLD, "vae": {"sha256": None, "scale": [1, 2, 3, 4.5], "shift": [0.0] * 4}}],
+)
+def test_round_trip(kit, tmp_path, sampling):
+    model = kit.tiny()
+    model.sampling = sampling
+    model.save_pretrained(tmp_path)
+    assert config_of(tmp_path)["sampling"] == sampling == read_sampling(tmp_path)
+    loaded = DiT.from_pretrained(tmp_path)
+    assert loaded.sampling == sampling and "sampling" not in loaded.config
+    assert copy.deepcopy(loaded).sampling == sampling
+
+
+def test_files_from_before_are_of_diffusion_with_the_linear_schedule(kit, tmp_path):
+    kit.tiny().save_pretrained(tmp_path)
+    config = config_of(tmp_path)
+    assert config.pop("sampling") == OLD == kit.tiny().sampling
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert DiT.from_pretrained(tmp_path).sampling == OLD and read_sampling(tmp_path) == {}
+
+
+def test_models_do_not_share_it(kit):
+    first = kit.tiny()
+    first.sampling["noise_schedule"] = "squaredcos_cap_v2"
+    assert kit.tiny().sampling == OLD
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"noise_schedul": "linear"}, "unknown field 'noise_schedul' of sampling; did you mean 'noise_schedule'"),
+        ({"noise_schedule": "cosine"}, "sampling's noise_schedule must be one of linear, .*, got 'cosine'"),
+        ({"objective": None}, "sampling's objective must be a string, got None"),
+        ({"vae": "ema"}, "sampling's vae must have sha256, scale, shift, got 'ema'"),
+        ({"vae": {"scale": 1, "shift": 0}}, "sampling's vae must have sha256, scale, shift, got"),
+        ({"vae": {**VAE, "scale": [1, 2]}}, r"sampling's vae must have a number as scale, or 4, got \[1, 2\]"),
+        ({"vae": {**VAE, "shift": "0"}}, "sampling's vae must have a number as shift, or 4, got '0'"),
+        ({"classes": ["a"]}, r"sampling's classes must be the names of 5 classes, got \['a'\]"),
+        ({"classes": "abcde"}, "sampling's classes must be the names of 5 classes, got 'abcde'"),
+    ],
+)
+def test_what_cannot_be(kit, tmp_path, change, message):
+    model = kit.tiny()
+    model.save_pretrained(tmp_path)
+    config = config_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "sampling": {**WHOLE, **change}}))
+    for read in (DiT.from_pretrained, read_sampling):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path)
+    model.sampling = {**WHOLE, **change}
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_object(kit, tmp_path):
+    kit.tiny().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config_of(tmp_path), "sampling": "linear"}))
+    with pytest.raises(ValueError, match="sampling must be an object, got str"):
+        DiT.from_pretrained(tmp_path)
+
+
+def test_a_class_that_takes_fewer_arguments_takes_it(kit, tmp_path):
+    class Mine(DiT):
+        def __init__(self, **kwargs):
+            assert "sampling" not in kwargs
+            super().__init__(**kwargs)
+
+    kit.tiny().save_pretrained(tmp_path)
+    assert Mine.from_pretrained(tmp_path).sampling == OLD
