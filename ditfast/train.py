@@ -2,6 +2,7 @@
 
     python -m ditfast.train --out runs/digits --steps 1000
     torchrun --nproc-per-node 8 -m ditfast.train --data imagenet-latents --out runs/xl2 --resume auto
+    python -m ditfast.train --data my-latents --init DiT-XL-2-256x256.pt --out runs/mine
 
 The run's folder gets config.yaml, checkpoints, metrics.jsonl, TensorBoard's files, grids of samples, and at the end
 the averaged weights as a model for `ditfast.sample`. --config reads a YAML file of the same names; flags come
@@ -22,6 +23,7 @@ from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.training import TrainError
 from ditfast.training.config import Config, check_config, fill_defaults, flags_from_yaml
 from ditfast.training.encoder import Encoder
+from ditfast.training.init import check_init, read_init
 from ditfast.training.loop import Run
 from ditfast.training.parallel import TIMEOUT
 from ditfast.training.plan import describe_run
@@ -33,7 +35,9 @@ def main(arguments=None) -> None:
         with joined_ranks(TIMEOUT, nccl=True) as ranks:
             if ranks.device != "cpu":
                 torch.set_float32_matmul_precision("high")  # TF32, as the original
-            config = fill_defaults(config, ranks.device)
+            init = read_init(config)
+            config = fill_defaults(config, ranks.device, init)
+            check_init(config, init)
             check_config(config, ranks.world)
             source = open_source(config)
             if ranks.is_first:
@@ -41,9 +45,9 @@ def main(arguments=None) -> None:
             encoder = Encoder(config.vae, source, config.seed, config.batch, ranks)
             if dry:
                 if ranks.is_first:
-                    print(describe_run(config, source, encoder, ranks))
+                    print(describe_run(config, source, encoder, ranks, init))
                 return
-            run = Run(config, source, encoder, ranks)
+            run = Run(config, source, encoder, ranks, init)
             run.train()
         if ranks.is_first:  # alone, from the checkpoint, which has the whole of what ranks may share
             export(run.saved, run.folder / "model", overwrite=True)

@@ -57,6 +57,12 @@ def from_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
         ValueError: an option that no `DiT` has; a weight is missing or left over; blocks that embed timestep and
             label differently, after training in diffusers.
     """
+    ours = config_from_diffusers(config)
+    return ours, _state_from(dict(state), ours)
+
+
+def config_from_diffusers(config: dict) -> dict:
+    """The arguments alone."""
     for name, value in _ONLY.items():
         if config.get(name, value) != value:
             raise ValueError(f"{name} must be {value!r} to convert from diffusers, got {config[name]!r}")
@@ -65,7 +71,7 @@ def from_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
     if out_channels not in (channels, 2 * channels):
         raise ValueError(f"out_channels must be in_channels={channels} or twice that, got {out_channels}")
     heads = config.get("num_attention_heads", 16)
-    ours = {
+    return {
         "input_size": config.get("sample_size", 32),
         "patch_size": config.get("patch_size", 2),
         "in_channels": channels,
@@ -77,7 +83,6 @@ def from_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
         "timestep_freq_shift": 1,
         "norm2_eps": config.get("norm_eps", 1e-5),
     }
-    return ours, _state_from(dict(state), ours)
 
 
 def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:

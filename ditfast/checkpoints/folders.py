@@ -25,7 +25,7 @@ def read_folder(folder: Path, variant: str = "") -> tuple[dict, dict[str, torch.
 
 def read_config(folder: Path) -> dict:
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no config.json")
+        raise FileNotFoundError(f"{str(folder)!r} holds no config.json{_suggest_inside(folder)}")
     return _read_json(folder / "config.json")
 
 
@@ -92,9 +92,15 @@ def _find_weights(folder, variant):
         variant = min(found)
     if variant not in found:
         of = f" of variant {variant!r}" if variant else ""
-        raise FileNotFoundError(f"{str(folder)!r} holds no {' or '.join(WEIGHTS)}{of}")
+        raise FileNotFoundError(f"{str(folder)!r} holds no {' or '.join(WEIGHTS)}{of}{_suggest_inside(folder)}")
     chosen = folder / found[variant][0]
     return [chosen] if chosen.suffix != ".json" else _parts(chosen)
+
+
+def _suggest_inside(folder):
+    """The end of an error about a folder that is no model's: the model in it, as in a run's."""
+    inside = [path.parent for path in sorted(folder.glob("*/config.json"))]
+    return f"; did you mean {str(inside[0])!r}?" if len(inside) == 1 else ""
 
 
 def _parts(index):

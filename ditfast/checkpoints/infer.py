@@ -7,8 +7,8 @@ from ditfast.models.dit import DiT
 from ditfast.models.presets import SIZES
 from ditfast.suggest import did_you_mean
 
+TABLE = "y_embedder.embedding_table.weight"
 HEADS = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
-_GRID = ("input_size", "patch_size")
 
 
 class Untold(ValueError):
@@ -35,7 +35,7 @@ def infer_config(state: dict, **known) -> dict:
     """
     hidden, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4)
     _, tokens, _ = _shape(state, "pos_embed", 3)
-    labels, _ = _shape(state, "y_embedder.embedding_table.weight", 2)
+    labels, _ = _shape(state, TABLE, 2)
     width, _ = _shape(state, "final_layer.linear.weight", 2)
     mlp, _ = _shape(state, "blocks.0.mlp.fc1.weight", 2)
     return {
@@ -49,20 +49,26 @@ def infer_config(state: dict, **known) -> dict:
         "num_classes": labels - (known.get("class_dropout_prob", 0.1) > 0),
         "learn_sigma": width == 2 * channels * patch**2,
         "conditioning": _conditioning(state),
+        **{name: value for name, value in known.items() if name == "class_dropout_prob"},
     }
 
 
-def told_by_args(args: dict, state: dict) -> dict:
-    """What the arguments of the script that trained them tell about weights that the weights themselves do not.
+def infer_file(state: dict, args: dict, known: dict) -> dict:
+    """`infer_config` of weights that lie beside the arguments of the script that trained them.
 
     Args:
-        args: such as the original keeps in a checkpoint, in which ``num_classes`` are those of the data.
+        args: such as the original keeps in a checkpoint; its ``num_classes`` are those of the data.
+        known: arguments of the model that is wanted; they come before what ``args`` tell, but for the null label.
     """
-    names = ("num_heads", "input_size", "class_dropout_prob")
-    told = {name: args[name] for name in names if args.get(name) is not None}
-    if args.get("num_classes") == len(state.get("y_embedder.embedding_table.weight", ())):
+    names, rows = ("num_heads", "input_size"), len(state.get(TABLE, ()))
+    told = {name: args[name] for name in names if args.get(name) is not None} | known
+    if args.get("class_dropout_prob") is not None:
+        told["class_dropout_prob"] = args["class_dropout_prob"]
+    elif args.get("num_classes") == rows:
         told["class_dropout_prob"] = 0.0  # a row for each class, and none for the null label
-    return told
+    elif rows - 1 in (args.get("num_classes"), known.get("num_classes")):
+        told.pop("class_dropout_prob", None)  # there is a row for it, wanted or not
+    return infer_config(state, **told)
 
 
 def check_model_config(config: dict, cls: type) -> dict:
@@ -75,9 +81,14 @@ def check_model_config(config: dict, cls: type) -> dict:
     return {**config, "input_size": tuple(size)} if isinstance(size, list) else config
 
 
+def argument(config: dict, name: str):
+    """An argument of `DiT`, which may be left to its default."""
+    return config.get(name, inspect.signature(DiT).parameters[name].default)
+
+
 def grid_of(config: dict) -> tuple[int, int]:
     """Rows and columns of patches."""
-    size, patch = (config.get(name, inspect.signature(DiT).parameters[name].default) for name in _GRID)
+    size, patch = (argument(config, name) for name in ("input_size", "patch_size"))
     height, width = (size, size) if isinstance(size, int) else size
     return height // patch, width // patch
 

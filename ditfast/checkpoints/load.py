@@ -2,15 +2,17 @@
 
 import inspect
 import json
+import warnings
 from pathlib import Path
 
 import torch
 
 from ditfast.atomic import atomic_write
-from ditfast.checkpoints.convert import from_diffusers, is_diffusers
+from ditfast.checkpoints.convert import config_from_diffusers, from_diffusers, is_diffusers
 from ditfast.checkpoints.files import is_released, read_file, suggest_source
 from ditfast.checkpoints.folders import download, is_hub_name, read_config, read_folder
-from ditfast.checkpoints.infer import check_model_config, grid_of, infer_config, told_by_args
+from ditfast.checkpoints.infer import TABLE, argument, check_model_config, grid_of, infer_file
+from ditfast.checkpoints.labels import fit_labels
 from ditfast.checkpoints.position import regrid
 from ditfast.checkpoints.sampling import check_sampling
 from ditfast.models.dit import DiT
@@ -30,7 +32,8 @@ def from_pretrained(source, *, subfolder: str = "", variant: str = "", cls: type
         variant: of the files of weights, as "fp16" in model.fp16.safetensors. One that is alone need not be named.
         cls: `DiT` or a subclass.
         changes: arguments of ``cls`` that replace those of the config. With another ``input_size`` the position
-            embedding is computed anew.
+            embedding is computed anew. With another ``num_classes`` the labels' rows are new, drawn by torch's
+            global generator; the null label's and all other weights are kept, and a warning says so.
 
     Raises:
         FileNotFoundError: there is no such file, folder or repository.
@@ -40,15 +43,44 @@ def from_pretrained(source, *, subfolder: str = "", variant: str = "", cls: type
     diffusers' DiT is another function than the original (see `from_diffusers`). Official weights that were stored in
     its format become the original's again with ``timestep_freq_shift=0, norm2_eps=1e-6``.
     """
+    model, said = read_model(source, subfolder=subfolder, variant=variant, cls=cls, **changes)
+    if said:
+        warnings.warn(said, stacklevel=3)
+    return model
+
+
+def read_model(source, *, subfolder: str = "", variant: str = "", cls: type = DiT, **changes):
+    """What `from_pretrained` returns, and a line about rows of labels that the checkpoint does not have, or None."""
     stored, sampling, state = _read(source, subfolder, variant, changes)
     config = check_model_config({**stored, **changes}, cls)
     with torch.device("meta"):  # neither memory nor time for values that are replaced
         model = cls(**config)
     if "pos_embed" in state:
         state["pos_embed"] = regrid(state["pos_embed"], grid_of(stored), grid_of(config))
+    said = None
+    if TABLE in state:
+        state[TABLE], said = fit_labels(state[TABLE], stored, config)
     load_into(model, state)
     model.sampling |= sampling
-    return model.eval()
+    if argument(stored, "num_classes") != argument(config, "num_classes"):
+        model.sampling.pop("classes", None)
+    return model.eval(), said
+
+
+def read_source(source, **known) -> tuple[dict, dict]:
+    """The arguments of the `DiT` behind a source of `from_pretrained`, and its ``sampling``, {} if it has none.
+
+    Args:
+        known: arguments that the weights in a file may not tell, as of `infer_config`.
+    """
+    path = _locate(source)
+    if path.is_file() or is_released(path):
+        config, sampling = infer_file(*read_file(path), known), {}
+    else:
+        config = read_config(path)
+        sampling = _take_sampling(config)
+        config = config_from_diffusers(config) if is_diffusers(config) else check_model_config(config, DiT)
+    return {**_defaults(), **config}, sampling
 
 
 def read_sampling(source, *, subfolder: str = "") -> dict:
@@ -117,9 +149,8 @@ def _read(source, subfolder, variant, changes):
     path = _locate(source, subfolder, variant)
     if path.is_file() or is_released(path):
         weights, args = read_file(path)
-        told = told_by_args(args, weights)
-        config = infer_config(weights, **{**told, **changes})
-        return {**told, **config}, {}, {name: value.clone() for name, value in weights.items()}  # not the file's
+        config = infer_file(weights, args, changes)
+        return config, {}, {name: value.clone() for name, value in weights.items()}  # not the file's
     config, state = read_folder(path, variant)
     if is_diffusers(config):
         config, state = from_diffusers(config, state)
@@ -141,8 +172,11 @@ def _locate(source, subfolder="", variant=""):
 
 def _take_sampling(config):
     """``sampling``, taken out of a config: it is no argument of the model."""
-    defaults = {name: each.default for name, each in inspect.signature(DiT).parameters.items()}
-    return check_sampling(config.pop("sampling"), {**defaults, **config}) if "sampling" in config else {}
+    return check_sampling(config.pop("sampling"), {**_defaults(), **config}) if "sampling" in config else {}
+
+
+def _defaults():
+    return {name: each.default for name, each in inspect.signature(DiT).parameters.items()}
 
 
 def _differs(own, given):

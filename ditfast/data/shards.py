@@ -6,7 +6,7 @@
         labels                     (n,) int64
         with the names of the images that could not be read, as JSON under the metadata's "unreadable"
     encode.json                    what the shards follow from, and the command; written first
-    latents.json                   all about them, and how many images are in each; written last
+    latents.json                   all about them, scale and shift too, and how many are in each file; written last
 
 One image of size S takes 4 * C * (S / 8)^2 numbers, with C = 4: 64 KiB in float32 for S = 256. Half-precision rounds
 the mean by up to 2^-11 of itself, which can be more than a posterior's std; so float32 unless the disk is too small.

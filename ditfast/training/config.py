@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ditfast.data.sources import BUILT_IN
 from ditfast.models.presets import SIZES, DiT_models
@@ -35,6 +35,9 @@ class Config:
     unreadable: Literal["fail", "skip"] = "fail"
     """What an image that cannot be read does: end the run, or count and be replaced by the next."""
 
+    init: str | None = None
+    """A model to start from: a folder, a file, a released name or a name on the Hub. The run takes its architecture;
+    for another number of classes the labels' rows are new."""
     model: str | None = None
     """A preset such as DiT-B/4. DiT-XL/2 for images and latents, a small model for digits and glyphs."""
     depth: int | None = None
@@ -42,12 +45,14 @@ class Config:
     hidden_size: int | None = None
     num_heads: int | None = None
     patch_size: int | None = None
-    conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
+    conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] | None = None
+    """adaln_zero, or what --init has."""
     label_drop: float = 0.1
     """How often the null label takes a label's place, for classifier-free guidance."""
     learn_sigma: bool = True
     """Predict a variance too."""
-    noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    noise_schedule: Literal["linear", "squaredcos_cap_v2"] | None = None
+    """linear, or what --init was trained with."""
 
     steps: int = 400_000
     batch: int = 256
@@ -122,19 +127,34 @@ def to_yaml(config: Config) -> str:
     return import_optional("yaml").safe_dump(asdict(config), sort_keys=False)
 
 
-def fill_defaults(config: Config, device: str) -> Config:
-    """The config with every None that depends on the data or the machine replaced."""
-    small = config.data in BUILT_IN and config.model is None
-    if not small:
-        size, patch = _preset(config.model or "DiT-XL/2")
-        config = replace(config, model=config.model or "DiT-XL/2")
-    defaults = SMALL if small else {**SIZES[size], "patch_size": int(patch)}
+class Init(NamedTuple):
+    """The model in ``config.init``: all of its arguments of `DiT`, and its ``sampling``."""
+
+    arguments: dict
+    sampling: dict
+
+
+NEW = Init({}, {})  # of a run that starts from new weights
+
+
+def fill_defaults(config: Config, device: str, init: Init = NEW) -> Config:
+    """The config with every None that depends on the data, the machine or the model to start from replaced."""
+    name = config.model or (None if init.arguments or config.data in BUILT_IN else "DiT-XL/2")
+    defaults = init.arguments or SMALL
+    if name is not None:
+        size, patch = _preset(name)
+        defaults = {**SIZES[size], "patch_size": int(patch)}
+    others = {
+        "model": name,
+        "conditioning": config.conditioning or init.arguments.get("conditioning", "adaln_zero"),
+        "noise_schedule": config.noise_schedule or init.sampling.get("noise_schedule", "linear"),
+    }
     chosen = {k: defaults[k] if getattr(config, k) is None else getattr(config, k) for k in ARCHITECTURE}
     workers = config.workers
     if workers is None:  # a built-in sample is made in less time than a step takes
         workers = 0 if config.data in BUILT_IN else min(4, os.cpu_count() or 1)
     precision = config.precision or ("bf16" if device.startswith("cuda") else "fp32")
-    return replace(config, precision=precision, workers=workers, **chosen)
+    return replace(config, precision=precision, workers=workers, **chosen, **others)
 
 
 def _preset(name):
@@ -175,12 +195,13 @@ def check_config(config: Config, world: int) -> None:
         )
 
 
-def model_arguments(config: Config, shape, num_classes: int) -> dict:
-    """Arguments of `DiT` for samples of ``shape`` (C, H, W)."""
+def model_arguments(config: Config, shape, num_classes: int, init: Init = NEW) -> dict:
+    """Arguments of `DiT` for samples of ``shape`` (C, H, W); those that no option names are as in ``config.init``."""
     channels, *size = shape
     if any(side % config.patch_size for side in size):
         raise TrainError(f"--patch-size must divide samples of {size[0]} x {size[1]}, got {config.patch_size}")
     return {
+        **init.arguments,
         "input_size": size[0] if size[0] == size[1] else tuple(size),
         "in_channels": channels,
         "num_classes": num_classes,

@@ -19,7 +19,8 @@ from ditfast.training import TrainError
 from ditfast.training.average import decay_at, wants_warmup, youth
 from ditfast.training.backends import chosen_backends, repeat_backends
 from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
-from ditfast.training.config import Config, model_arguments, to_yaml
+from ditfast.training.config import NEW, Config, Init, model_arguments, to_yaml
+from ditfast.training.init import make_model
 from ditfast.training.monitor import Log, Meter, matmul_rate, memory_gib
 from ditfast.training.parallel import gradient_sync, parallelize, unwrap
 from ditfast.training.preview import Preview
@@ -39,19 +40,21 @@ class Run:
         source: the data, see `ditfast.data`.
         encoder: what the model sees of it.
         ranks: of this process.
+        init: what is known of the model in ``config.init``.
 
     Raises:
         TrainError: what the user has to change.
     """
 
-    def __init__(self, config: Config, source, encoder, ranks: Ranks):
+    def __init__(self, config: Config, source, encoder, ranks: Ranks, init: Init = NEW):
         self.config, self.source, self.encoder, self.ranks = config, source, encoder, ranks
         self.folder = Path(config.out)
         self.checkpoints = Checkpoints(self.folder / FOLDER, config.keep, ranks)
         start = find_checkpoint(config, self.checkpoints)
         torch.manual_seed(config.seed)
-        arguments = model_arguments(config, encoder.shape, source.num_classes)
-        model = DiT(**arguments).eval().to(ranks.device)  # only labels are dropped in training, and that is done here
+        arguments = model_arguments(config, encoder.shape, source.num_classes, init)
+        model, said = (DiT(**arguments), "") if start else make_model(config, arguments, encoder.vae, init)
+        model.eval().to(ranks.device)  # only labels are dropped in training, and that is done here
         self.macs = sum(cost.macs(model).values())
         self.diffusion = create_diffusion("", noise_schedule=config.noise_schedule, learn_sigma=config.learn_sigma)
         masters = None
@@ -67,6 +70,8 @@ class Run:
         self.saved = None
         if start:
             self._resume(start)
+        elif said and ranks.is_first:
+            print(said)
         self.preview = Preview(config, encoder, source.num_classes, ranks)
 
     def _resume(self, path):

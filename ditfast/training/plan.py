@@ -4,13 +4,13 @@ import torch
 
 from ditfast.models import DiT, cost
 from ditfast.ranks import Ranks
-from ditfast.training.config import Config, model_arguments
+from ditfast.training.config import NEW, Config, Init, model_arguments
 
 
-def describe_run(config: Config, source, encoder, ranks: Ranks) -> str:
+def describe_run(config: Config, source, encoder, ranks: Ranks, init: Init = NEW) -> str:
     """Model, arithmetic, memory and length of a run, as text."""
     with torch.device("meta"):
-        model = DiT(**model_arguments(config, encoder.shape, source.num_classes))
+        model = DiT(**model_arguments(config, encoder.shape, source.num_classes, init))
     parameters = sum(p.numel() for p in model.parameters())
     macs, passes = sum(cost.macs(model).values()), ranks.world * config.accumulate
     gib = {name: size / 2**30 for name, size in estimate_memory(config, model, ranks.world).items()}
@@ -18,9 +18,11 @@ def describe_run(config: Config, source, encoder, ranks: Ranks) -> str:
     epochs = f", {samples / source.count:.4g} epochs of {source.count:,}" if source.count else ", endless data"
     shape = " x ".join(map(str, encoder.shape))
     name = config.model or f"DiT {config.depth} x {config.hidden_size}, patch {config.patch_size}"
+    start = [f"start    {config.init}, with {init.arguments['num_classes']} classes"] if config.init else []
     flops = 3 * 2 * macs * samples
     lines = [
         f"model    {name}, {config.conditioning}, {parameters / 1e6:.2f} M parameters, {source.num_classes} classes",
+        *start,
         f"data     {config.data}: samples of {shape}{epochs}",
         f"steps    {config.steps:,} of batch {config.batch} = {ranks.world} ranks x {config.accumulate} passes x "
         f"{config.batch // passes} samples; {samples:,} samples",

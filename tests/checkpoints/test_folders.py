@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ditfast import DiT
+from ditfast.checkpoints import read_sampling
 from ditfast.checkpoints.folders import is_hub_name
 
 
@@ -171,3 +172,10 @@ def test_the_path_that_was_meant_is_named(hub, tmp_path):
 def test_names_on_the_hub(hub, tmp_path):
     assert is_hub_name("facebook/DiT-XL-2-256") and is_hub_name("a/dit-v1.5")
     assert not is_hub_name(tmp_path / "a") and not is_hub_name("facebook")
+
+
+def test_the_model_inside_of_a_run_is_named(kit, tmp_path):
+    kit.tiny().save_pretrained(tmp_path / "run" / "model")
+    for read in (DiT.from_pretrained, read_sampling):
+        with pytest.raises(FileNotFoundError, match="run' holds no .*; did you mean '.*run/model'"):
+            read(tmp_path / "run")

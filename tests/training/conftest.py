@@ -24,8 +24,12 @@ class Kit:
 
     def train(self, name: str, *flags) -> Path:
         """A run in this process; flags come after those of a small run."""
+        return self.bare(name, *MODEL, *flags)
+
+    def bare(self, name: str, *flags) -> Path:
+        """The same without an architecture."""
         out = self.folder / name
-        train.main([*FLAGS, "--out", str(out), *map(str, flags)])
+        train.main([*SHORT, *QUIET, "--out", str(out), *map(str, flags)])
         return out
 
     def lines(self, out: Path) -> list[dict]:

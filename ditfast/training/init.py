@@ -1,0 +1,53 @@
+"""The weights that a run starts from: another model's, or new ones."""
+
+import torch
+
+from ditfast.checkpoints.load import read_model, read_source
+from ditfast.models import DiT
+from ditfast.training import TrainError
+from ditfast.training.config import ARCHITECTURE, NEW, Config, Init
+
+
+def read_init(config: Config) -> Init:
+    """What ``config.init`` is, without its weights; `NEW` if there is none.
+
+    Raises:
+        TrainError: it cannot be read.
+    """
+    if config.init is None:
+        return NEW
+    known = {name: getattr(config, name) for name in ARCHITECTURE if getattr(config, name) is not None}
+    try:
+        # the size is that of the data; here it only stands for one that weights may not tell
+        arguments, sampling = read_source(config.init, input_size=1, **known)
+    except (ValueError, OSError, ImportError) as error:
+        raise TrainError(f"--init {config.init}: {error}") from error
+    return Init(arguments, sampling)
+
+
+def check_init(config: Config, init: Init) -> None:
+    """Refuse a run whose model is another than that which it starts from.
+
+    Raises:
+        TrainError: naming the first difference.
+    """
+    for name in (*ARCHITECTURE, "conditioning", "learn_sigma"):
+        its, asked = init.arguments.get(name), getattr(config, name)
+        if its is not None and its != asked:
+            option = f"--{name.replace('_', '-')}"
+            raise TrainError(f"--init {config.init} has {name} {its}, which {option} must not change, got {asked}")
+
+
+def make_model(config: Config, arguments: dict, vae: dict | None, init: Init) -> tuple[DiT, str]:
+    """The model with the weights that a run begins with, in float32, and a line about where they are from."""
+    if config.init is None:
+        return DiT(**arguments), ""
+    try:
+        model, said = read_model(config.init, **arguments)
+    except (ValueError, OSError, ImportError) as error:
+        raise TrainError(f"--init {config.init}: {error}") from error
+    line = f"starts from {config.init}; {said or 'all of its weights are kept'}"
+    known = (init.sampling.get("vae") or {}).get("sha256")
+    if known and vae and vae["sha256"] not in (None, known):
+        line += "; it was trained on latents of another autoencoder"
+    return model.to(torch.float32), line
