@@ -178,7 +178,7 @@ class DiTBlock(nn.Module):
 
     def _forward_carry(self, carry, c):
         parts = self._modules
-        rows = modulation_rows(parts["adaLN_modulation"], c, carry.silu_c, 6)
+        rows = modulation_rows(parts["adaLN_modulation"], c, carry.silu_c, 6, len(carry.x))
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows  # (B, D) each
         x, h = junction(carry, parts["norm1"], shift_msa, scale_msa)  # (B, N, D) each
         y, bias = call_without_bias(parts["attn"], h, carry.backends)
@@ -215,6 +215,6 @@ class FinalLayer(nn.Module):
 
     def forward(self, x, c, backends=None):
         carry = x if isinstance(x, Carry) else start_carry(x, c, backends or names_in_force())
-        shift, scale = modulation_rows(self.adaLN_modulation, c, carry.silu_c, 2)  # (B, D) each
+        shift, scale = modulation_rows(self.adaLN_modulation, c, carry.silu_c, 2, len(carry.x))  # (B, D) each
         _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
         return self.linear(h)  # (B, N, p*p*C)

@@ -49,19 +49,28 @@ def as_tokens(state):
     return state.x if isinstance(state, Carry) else state
 
 
-def modulation_rows(adaln: nn.Module, c, silu_c, parts: int):
+def modulation_rows(adaln: nn.Module, c, silu_c, parts: int, batch: int):
     """The rows of shifts, scales and gates that ``adaln`` makes of the conditioning, each (B, D)."""
+    return one_per_sample(_modulation(adaln, c, silu_c), batch).chunk(parts, dim=1)
+
+
+def _modulation(adaln, c, silu_c):
     if is_plain(adaln, nn.Sequential):
         layers = tuple(adaln._modules.values())
         if len(layers) == 2 and is_plain(layers[0], nn.SiLU):
-            return _call_linear(layers[1], silu_c).chunk(parts, dim=1)
-    return adaln(c).chunk(parts, dim=1)
+            return _call_linear(layers[1], silu_c)
+    return adaln(c)
 
 
 def _call_linear(layer: nn.Module, x):
     if not is_plain(layer, nn.Linear):
         return layer(x)
     return F.linear(x, parameter(layer, "weight"), parameter(layer, "bias"))
+
+
+def one_per_sample(rows, batch: int):
+    """Rows (B, ...), views of one where a single one (1, ...) stands for all samples."""
+    return rows.expand(batch, *rows.shape[1:]) if rows.shape[0] == 1 != batch else rows
 
 
 def modulate(x, shift, scale):
@@ -89,5 +98,7 @@ def junction(carry: Carry, norm: nn.Module, shift, scale):
 
 
 def _is_fusible(norm):
-    """Whether ``norm`` is a LayerNorm without parameters, which the fused operations compute."""
-    return is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None
+    """Whether ``norm`` is a LayerNorm over D without parameters, which the fused operations compute."""
+    return (
+        is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None and len(norm.normalized_shape) == 1
+    )

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 
 from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call_branch
-from ditfast.models.carry import norm_modulate
+from ditfast.models.carry import norm_modulate, one_per_sample
 from ditfast.models.plain import has_original_forward, remember_forward
 from ditfast.ops.backends.choice import names_in_force
 from ditfast.ops.sdpa import sdpa
@@ -46,7 +46,8 @@ class AdaLNBlock(nn.Module):
 
     def forward(self, x, c, backends=None):
         backends = backends or names_in_force()
-        shift_msa, scale_msa, shift_mlp, scale_mlp = self.adaLN_modulation(c).chunk(4, dim=1)  # (B, D) each
+        rows = one_per_sample(self.adaLN_modulation(c), len(x))
+        shift_msa, scale_msa, shift_mlp, scale_mlp = rows.chunk(4, dim=1)  # (B, D) each
         x = x + call_branch(self.attn, norm_modulate(self.norm1, x, shift_msa, scale_msa, backends), backends)
         return x + call_branch(self.mlp, norm_modulate(self.norm2, x, shift_mlp, scale_mlp, backends), backends)
 
@@ -138,7 +139,7 @@ class CrossAttentionBlock(nn.Module):
     def forward(self, x, c, backends=None):
         backends = backends or names_in_force()
         x = x + call_branch(self.attn, self.norm1(x), backends)
-        x = x + self.cross_attn(self.norm_cross(x), c)
+        x = x + self.cross_attn(self.norm_cross(x), one_per_sample(c, len(x)))
         return x + call_branch(self.mlp, self.norm2(x), backends)
 
 
@@ -167,11 +168,12 @@ def _sum_embeddings(x, t, y):
 
 
 def _stack_embeddings(x, t, y):
-    return x, torch.stack([t, y], dim=1)
+    return x, torch.stack([one_per_sample(t, len(x)), one_per_sample(y, len(x))], dim=1)
 
 
 def _append_tokens(x, t, y):
-    return torch.cat([x, t.unsqueeze(1), y.unsqueeze(1)], dim=1), None
+    t, y = (one_per_sample(c, len(x)).unsqueeze(1) for c in (t, y))  # (B, 1, D) each
+    return torch.cat([x, t, y], dim=1), None
 
 
 class Conditioning(NamedTuple):
@@ -179,7 +181,7 @@ class Conditioning(NamedTuple):
 
     block: type[nn.Module]
     final: type[nn.Module]
-    combine: Callable  # (x (B, N, D), t (B, D), y (B, D)) -> the tokens and the conditioning that blocks are given
+    combine: Callable  # (x (B, N, D), t, y (B or 1, D)) -> the tokens and the conditioning that blocks are given
 
 
 CONDITIONINGS = {

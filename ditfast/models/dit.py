@@ -8,8 +8,18 @@ import torch.nn as nn
 from ditfast import ops
 from ditfast.models.carry import Carry, add_pending, as_tokens, start_carry
 from ditfast.models.conditioning import CONDITIONINGS, check_conditioning
-from ditfast.models.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, get_2d_sincos_pos_embed
-from ditfast.models.plain import is_plain, is_watched
+from ditfast.models.embed import (
+    LabelEmbedder,
+    PatchEmbed,
+    TimestepEmbedder,
+    check_labels,
+    check_latents,
+    check_timesteps,
+    get_2d_sincos_pos_embed,
+    is_patch_projection,
+)
+from ditfast.models.plain import has_original_forward, is_plain
+from ditfast.models.wrappers import accepts_carry, is_native
 from ditfast.ops.backends.choice import names_in_force
 
 
@@ -120,7 +130,7 @@ class DiT(nn.Module):
         Raises:
             ValueError: N is not the square of a whole number, or not that of the model's rectangle.
         """
-        rows, columns = self.x_embedder.grid_size
+        rows, columns = getattr(self.x_embedder, "grid_size", (1, 1))  # any square, as far as a foreign one tells
         if rows == columns and math.isqrt(x.shape[1]) ** 2 != x.shape[1]:
             raise ValueError(f"x must have a square number of tokens, got shape {tuple(x.shape)}")
         grid = None if rows == columns else (rows, columns)
@@ -131,21 +141,25 @@ class DiT(nn.Module):
 
         Args:
             x: (B, C, S, S) noisy latents.
-            t: (B,) timesteps, whole or fractional.
-            y: (B,) integer labels, K for the null label.
+            t: (B,) timesteps, whole or fractional; or (1,) for all samples.
+            y: (B,) integer labels, K for the null label; or (1,).
             return_hidden: indices of blocks whose output tokens are wanted too.
 
         Returns:
             (B, C_out, S, S); with ``return_hidden`` also a list of (B, N, D) tokens, one per index, in order.
 
         Raises:
-            TypeError, ValueError: an argument has the wrong dtype, shape or device; no such block.
+            TypeError, ValueError: an argument has the wrong dtype, shape or device; no such block. What a replaced
+                embedder takes is its own affair.
             IndexError: on the CPU, a label outside the table.
         """
         self._check_input(x, t, y, return_hidden or ())
         backends = names_in_force(self.backend)
-        t, y = self.t_embedder(t), self.y_embedder(y, self.training)  # (B, D) each
-        x, c = CONDITIONINGS[self.conditioning].combine(self._embed(x, backends), t, y)
+        tokens = self._embed(x, backends)  # (B, N, D); first, since what draws at random draws in this order
+        is_native = has_original_forward(self.t_embedder, TimestepEmbedder)
+        t = self.t_embedder(t, dtype=x.dtype) if is_native else self.t_embedder(t)  # (B or 1, D)
+        y = self.y_embedder(y, self.training)  # (B or 1, D)
+        x, c = CONDITIONINGS[self.conditioning].combine(tokens, t, y)
         hidden = {}
         for i, block in enumerate(self.blocks):
             x = _call_layer(block, x, c, backends)  # tokens (B, N, D), or a Carry of them
@@ -203,8 +217,8 @@ class DiT(nn.Module):
     def _embed(self, x, backends):
         """Latents (B, C, S, S) to tokens (B, N, D) with their position."""
         embedder = self.x_embedder
-        fusible = is_plain(embedder, PatchEmbed) and is_plain(embedder.proj, nn.Conv2d)
-        if not fusible or embedder.proj.bias is None:
+        fusible = is_plain(embedder, PatchEmbed) and is_patch_projection(embedder.proj, self.patch_size)
+        if not fusible or self.pos_embed.shape[:2] != (1, embedder.num_patches):
             return embedder(x) + self.pos_embed
         proj = embedder.proj
         return ops.patch_embed(x, proj.weight, proj.bias, self.pos_embed, self.patch_size, backend=backends)
@@ -214,20 +228,13 @@ class DiT(nn.Module):
         return x[:, :-2] if self.conditioning == "in_context" else x
 
     def _check_input(self, x, t, y, return_hidden):
-        c, (height, width), dtype = self.in_channels, self.x_embedder.img_size, self.pos_embed.dtype
-        if x.dim() != 4 or tuple(x.shape[1:]) != (c, height, width):
-            raise ValueError(f"x must have shape (B, C, S, S) = (B, {c}, {height}, {width}), got {tuple(x.shape)}")
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x must have the model's dtype {dtype} outside of autocast, got {x.dtype}")
-        for name, value in (("t", t), ("y", y)):
-            if tuple(value.shape) != (x.shape[0],):
-                raise ValueError(f"{name} must have shape (B,) = ({x.shape[0]},), got {tuple(value.shape)}")
-            if value.device != x.device:
-                raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
-        if t.dtype == torch.bool or t.is_complex():
-            raise TypeError(f"t must be floating-point or integer, got {t.dtype}")
-        if y.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"y must be int64 or int32, got {y.dtype}")
+        """Check what goes to the model's own embedders; what others take is not known."""
+        if is_plain(self.x_embedder, PatchEmbed):
+            check_latents(self.x_embedder, x)
+        if is_plain(self.t_embedder, TimestepEmbedder):
+            check_timesteps(t, x)
+        if is_plain(self.y_embedder, LabelEmbedder) and isinstance(self.y_embedder.embedding_table, nn.Embedding):
+            check_labels(y, x)
         for i in return_hidden:
             if not 0 <= i < len(self.blocks):
                 raise ValueError(f"return_hidden must hold blocks in [0, {len(self.blocks) - 1}], got {i}")
@@ -245,17 +252,10 @@ def _init_linear(module):
             nn.init.zeros_(module.bias)
 
 
-def _accepts_carry(layer):
-    """Whether a block or final layer, maybe inside a wrapper that passes on its attributes, may get a `Carry`."""
-    # reentrant checkpointing loses the gradients of tensors inside a tuple
-    reentrant = getattr(getattr(layer, "checkpoint_impl", None), "name", "") == "REENTRANT"
-    takes = getattr(layer, "is_native", False) and getattr(layer, "takes_carry", False)
-    return takes and not reentrant and not is_watched(layer)
-
-
 def _call_layer(layer, x, c, backends):
     """What a block or final layer makes of x, tokens or a `Carry`."""
-    if _accepts_carry(layer):
+    if not is_native(layer):
+        return layer(as_tokens(x), c)
+    if accepts_carry(layer):
         return layer(x if isinstance(x, Carry) else start_carry(x, c, backends), c)
-    x = as_tokens(x)  # what others have replaced, or whose calls they watch, sees tokens
-    return layer(x, c, backends=backends) if getattr(layer, "is_native", False) else layer(x, c)
+    return layer(as_tokens(x), c, backends=backends)

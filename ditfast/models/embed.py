@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from ditfast.models.plain import remember_forward
+from ditfast.models.plain import is_plain, remember_forward
 
 
 @remember_forward
@@ -41,6 +41,7 @@ class PatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)  # (B, N, D)
 
 
+@remember_forward
 class TimestepEmbedder(nn.Module):
     """Timesteps, whole or fractional, as vectors: (B,) -> (B, D).
 
@@ -73,12 +74,15 @@ class TimestepEmbedder(nn.Module):
         embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return nn.functional.pad(embedding, (0, dim % 2))
 
-    def forward(self, t):
+    def forward(self, t, dtype=torch.float32):
+        """``dtype`` is that of the MLP's input where no plain Linear tells: others store in another."""
         size, shift = self.frequency_embedding_size, self.freq_shift
         frequencies = self.timestep_embedding(t, size, freq_shift=shift)  # (B, 256)
-        return self.mlp(frequencies.to(next(self.mlp.parameters()).dtype))  # (B, D)
+        first = self.mlp[0] if isinstance(self.mlp, nn.Sequential) else self.mlp
+        return self.mlp(frequencies.to(first.weight.dtype if is_plain(first, nn.Linear) else dtype))  # (B, D)
 
 
+@remember_forward
 class LabelEmbedder(nn.Module):
     """Class labels as vectors, dropped at random for classifier-free guidance: (B,) -> (B, D).
 
@@ -114,10 +118,50 @@ class LabelEmbedder(nn.Module):
         try:
             return self.embedding_table(labels)  # (B, D)
         except IndexError as error:
-            rows = self.num_classes + int(self.dropout_prob > 0)
+            last = self.embedding_table.num_embeddings - 1
             raise IndexError(
-                f"y must be in [0, {rows - 1}], got values from {int(labels.min())} to {int(labels.max())}"
+                f"y must be in [0, {last}], got values from {int(labels.min())} to {int(labels.max())}"
             ) from error
+
+
+def is_patch_projection(proj: nn.Module, patch_size: int) -> bool:
+    """Whether ``proj`` is a convolution that does nothing but project patches, with a bias."""
+    if not is_plain(proj, nn.Conv2d) or proj.bias is None:
+        return False
+    square = (patch_size, patch_size)
+    dense = proj.groups == 1 and proj.dilation == (1, 1) and proj.padding in ((0, 0), "valid")
+    return dense and tuple(proj.kernel_size) == tuple(proj.stride) == square
+
+
+def check_latents(embedder: PatchEmbed, x) -> None:
+    """Raise if x does not fit the embedder: shape, and dtype where its projection computes in that of its weight."""
+    (height, width), proj = embedder.img_size, embedder.proj
+    c = getattr(proj, "in_channels", None)  # what replaced the convolution may not tell
+    if x.dim() != 4 or tuple(x.shape[1:]) != (x.shape[1] if c is None else c, height, width):
+        raise ValueError(f"x must have shape (B, C, S, S) = (B, {c or 'C'}, {height}, {width}), got {tuple(x.shape)}")
+    if is_plain(proj, nn.Conv2d) and x.dtype != proj.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x must have the model's dtype {proj.weight.dtype} outside of autocast, got {x.dtype}")
+
+
+def check_timesteps(t, x) -> None:
+    """Raise if t is not one number per sample of x, or one for all."""
+    _check_per_sample("t", t, x)
+    if t.dtype == torch.bool or t.is_complex():
+        raise TypeError(f"t must be floating-point or integer, got {t.dtype}")
+
+
+def check_labels(y, x) -> None:
+    """Raise if y is not one label per sample of x, or one for all."""
+    _check_per_sample("y", y, x)
+    if y.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"y must be int64 or int32, got {y.dtype}")
+
+
+def _check_per_sample(name, value, x):
+    if tuple(value.shape) not in ((x.shape[0],), (1,)):
+        raise ValueError(f"{name} must have shape (B,) = ({x.shape[0]},), got {tuple(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
 
 
 def get_2d_sincos_pos_embed(embed_dim, grid_size, cls_token=False, extra_tokens=0):
