@@ -3,10 +3,15 @@
 Nothing here knows the model: it is any callable ``model(x, t, **model_kwargs)``.
 """
 
-from ditfast.diffusion.gaussian import GaussianDiffusion, create_diffusion
+from ditfast.diffusion.gaussian_diffusion import GaussianDiffusion, create_diffusion
 from ditfast.diffusion.kinds import LossType, ModelMeanType, ModelVarType
-from ditfast.diffusion.resample import LossSecondMomentResampler, UniformSampler, create_named_schedule_sampler
-from ditfast.diffusion.schedule import get_named_beta_schedule, noisiest_step, space_timesteps
+from ditfast.diffusion.respace import space_timesteps
+from ditfast.diffusion.schedule import get_named_beta_schedule, noisiest_step
+from ditfast.diffusion.timestep_sampler import (
+    LossSecondMomentResampler,
+    UniformSampler,
+    create_named_schedule_sampler,
+)
 
 __all__ = [
     "GaussianDiffusion",

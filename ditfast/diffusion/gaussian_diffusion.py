@@ -6,14 +6,8 @@ import torch
 from ditfast.diffusion import checks, equations, guidance, losses, samplers
 from ditfast.diffusion.kinds import LossType, ModelMeanType, ModelVarType
 from ditfast.diffusion.noise import noise_like
-from ditfast.diffusion.schedule import (
-    Tables,
-    check_betas,
-    get_named_beta_schedule,
-    make_tables,
-    respace,
-    space_timesteps,
-)
+from ditfast.diffusion.respace import respace, space_timesteps
+from ditfast.diffusion.schedule import Tables, check_betas, get_named_beta_schedule, make_tables
 
 
 def create_diffusion(
