@@ -18,9 +18,14 @@ class Attention(nn.Module):
     Args:
         dim: D.
         num_heads: H; the head dim is d = D / H.
-        qkv_bias: whether the qkv Linear has a bias.
-        qk_norm: LayerNorm over d of q and of k.
+        qkv_bias, proj_bias: whether the Linears of qkv and of the output have a bias.
+        qk_norm: a norm over d of q and of k.
         attn_drop, proj_drop: probability of dropping an attention weight, an output; in training only.
+        norm_layer: class of that norm.
+
+    Attributes:
+        fused_attn: set it to False to have the attention weights (B, H, N, N) pass through the module ``attn_drop``,
+            where a hook sees them; that runs on plain PyTorch.
 
     Raises:
         ValueError: D is not divisible by H.
@@ -28,7 +33,19 @@ class Attention(nn.Module):
     Source: Vaswani et al., "Attention Is All You Need", section 3.2.
     """
 
-    def __init__(self, dim, num_heads=8, qkv_bias=False, qk_norm=False, attn_drop=0.0, proj_drop=0.0):
+    fused_attn = True
+
+    def __init__(
+        self,
+        dim,
+        num_heads=8,
+        qkv_bias=False,
+        qk_norm=False,
+        proj_bias=True,
+        attn_drop=0.0,
+        proj_drop=0.0,
+        norm_layer=nn.LayerNorm,
+    ):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"num_heads must divide hidden_size={dim}, got {num_heads}")
@@ -36,10 +53,10 @@ class Attention(nn.Module):
         self.head_dim = dim // num_heads
         self.scale = self.head_dim**-0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.q_norm = norm_layer(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = norm_layer(self.head_dim) if qk_norm else nn.Identity()
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x, backends=None):
@@ -55,10 +72,11 @@ class Attention(nn.Module):
 
     def _attend(self, x, backends):
         parts = self._modules  # several times faster than attributes of a module
-        dropout = parts["attn_drop"].p if self.training else 0.0
-        qkv, q_norm, k_norm = parts["qkv"], parts["q_norm"], parts["k_norm"]
+        qkv, q_norm, k_norm, drop = parts["qkv"], parts["q_norm"], parts["k_norm"], parts["attn_drop"]
+        fused = self.fused_attn and has_original_forward(drop, nn.Dropout)
+        dropout = drop.p if fused and self.training else 0.0
         # the fused operations take q and k as the Linear wrote them, and drop nothing
-        if dropout == 0 and is_plain(q_norm, nn.Identity) and is_plain(k_norm, nn.Identity):
+        if fused and dropout == 0 and is_plain(q_norm, nn.Identity) and is_plain(k_norm, nn.Identity):
             if is_plain(qkv, nn.Linear):
                 weight, bias = parameter(qkv, "weight"), parameter(qkv, "bias")
                 return ops.qkv_attention(x, weight, bias, self.num_heads, self.scale, backend=backends)
@@ -67,7 +85,11 @@ class Attention(nn.Module):
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
         q, k, v = qkv.unbind(0)
         q, k = q_norm(q), k_norm(k)
-        out = sdpa(q, k, v, self.scale, dropout)  # (B, H, N, d)
+        if fused:
+            out = sdpa(q, k, v, self.scale, dropout)  # (B, H, N, d)
+        else:
+            weights = (q * self.scale @ k.mT).softmax(-1)  # (B, H, N, N)
+            out = drop(weights) @ v
         return out.transpose(1, 2).flatten(2)  # (B, N, D)
 
 
@@ -142,7 +164,7 @@ class DiTBlock(nn.Module):
         hidden_size: D.
         num_heads: attention heads; must divide D.
         mlp_ratio: width of the MLP over D.
-        block_kwargs: ``qk_norm``, ``attn_drop``, ``proj_drop`` of `Attention`.
+        block_kwargs: ``qk_norm``, ``proj_bias``, ``attn_drop``, ``proj_drop``, ``norm_layer`` of `Attention`.
 
     Raises:
         TypeError: another keyword.
@@ -153,11 +175,11 @@ class DiTBlock(nn.Module):
 
     def __init__(self, hidden_size, num_heads, mlp_ratio=4.0, **block_kwargs):
         super().__init__()
-        unknown = block_kwargs.keys() - {"qk_norm", "attn_drop", "proj_drop"}
+        unknown = block_kwargs.keys() - {"qk_norm", "proj_bias", "attn_drop", "proj_drop", "norm_layer"}
         if unknown:
             raise TypeError(
                 f"DiTBlock got an unknown argument {min(unknown)!r}; it takes hidden_size, num_heads, mlp_ratio, "
-                "qk_norm, attn_drop and proj_drop"
+                "qk_norm, proj_bias, attn_drop, proj_drop and norm_layer"
             )
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads, qkv_bias=True, **block_kwargs)

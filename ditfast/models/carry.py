@@ -4,6 +4,7 @@ A block ends with ``x + gate * branch`` and the next begins with a LayerNorm of 
 pass, the junction, if the block hands on the branch instead of the sum.
 """
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -81,11 +82,19 @@ def modulate(x, shift, scale):
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
+_modulate = modulate  # what the fused operations compute
+
+
+def _modulate_in_force():
+    """`modulate`, or what others have put in its place, here or in the package."""
+    return modulate if modulate is not _modulate else sys.modules[__package__].modulate
+
+
 def norm_modulate(norm: nn.Module, x, shift, scale, backends):
     """The norm of x, modulated: (B, N, D)."""
     if _is_fusible(norm):
         return ops.layer_norm_modulate(x, shift, scale, norm.eps, backend=backends)
-    return modulate(norm(x), shift, scale)
+    return _modulate_in_force()(norm(x), shift, scale)
 
 
 def junction(carry: Carry, norm: nn.Module, shift, scale):
@@ -98,7 +107,9 @@ def junction(carry: Carry, norm: nn.Module, shift, scale):
 
 
 def _is_fusible(norm):
-    """Whether ``norm`` is a LayerNorm over D without parameters, which the fused operations compute."""
+    """Whether ``norm`` is a LayerNorm over D without parameters, which the fused operations compute and modulate."""
+    if _modulate_in_force() is not _modulate:
+        return False
     return (
         is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None and len(norm.normalized_shape) == 1
     )

@@ -301,11 +301,23 @@ def test_tensor_subclasses_are_left_to_the_linear(kit, inputs):
     assert len(log["mlp"]) == 2  # block 1 called its Linears
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"attn_drop": 0.5, "proj_drop": 0.5}], ids=str)
+OPTIONS = (
+    {},
+    {"qk_norm": True},
+    {"qk_norm": True, "norm_layer": nn.RMSNorm},
+    {"proj_bias": False, "norm_layer": nn.RMSNorm},  # timm takes the norm without a use for it, too
+    {"attn_drop": 0.5, "proj_drop": 0.5},
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_block_options(kit, options):
     block = kit.fill(DiTBlock(32, 2, **options)).eval()
     x, c = kit.arr("tokens", (2, 5, 32)), kit.arr("c", (2, 32))
     kit.close(block(x, c), kit.original_block(block, x, c), 2e-6)
+    assert (type(block.attn.q_norm) is nn.Identity) == (not options.get("qk_norm"))
+    assert not options.get("qk_norm") or type(block.attn.k_norm) is options.get("norm_layer", nn.LayerNorm)
+    assert (block.attn.proj.bias is None) == (options.get("proj_bias") is False)
 
 
 @pytest.mark.parametrize("option", ["attn_drop", "proj_drop"])

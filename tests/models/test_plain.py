@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 from torch.nn.utils import parametrize
 
-from ditfast.models import DiTBlock
+from ditfast.models import AdaLNBlock, DiT, DiTBlock, FinalLayer, modulate
 from ditfast.models.plain import _ORIGINAL, is_plain
 
 PARTS = (
@@ -35,13 +35,16 @@ class WithLora(nn.Linear):
         return super().forward(t) + t.mean(-1, keepdim=True)
 
 
+def filled(module):
+    torch.manual_seed(0)
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.3)
+    return module
+
+
 @pytest.fixture
 def block():
-    torch.manual_seed(0)
-    block = DiTBlock(16, 2)
-    for p in block.parameters():
-        nn.init.normal_(p, std=0.3)
-    return block
+    return filled(DiTBlock(16, 2))
 
 
 def run(block):
@@ -90,6 +93,49 @@ def test_a_forward_on_the_class(block, name, monkeypatch):
         return 2 * out if self is module else out
 
     assert_changed(block, lambda: monkeypatch.setattr(type(module), "forward", doubled))
+
+
+@pytest.mark.parametrize("home", ("ditfast.models", "ditfast.models.carry"))
+@pytest.mark.parametrize("kind", (DiTBlock, AdaLNBlock, FinalLayer))
+def test_a_modulate(kind, home, monkeypatch):
+    block = filled(kind(16, 2, 4))
+    assert_changed(block, lambda: monkeypatch.setattr(f"{home}.modulate", lambda x, *rows: 2 * modulate(x, *rows)))
+
+
+@pytest.mark.parametrize("kind", (DiTBlock, FinalLayer))
+def test_a_forward_of_all_blocks(kind, monkeypatch):
+    """A patch with the original's signature is given tokens."""
+    model = filled(DiT(input_size=4, hidden_size=16, depth=2, num_heads=2)).eval()
+    inputs = torch.ones(2, 4, 4, 4), torch.tensor([1, 900]), torch.tensor([3, 4])
+    with torch.no_grad():
+        before, original = model(*inputs), kind.forward
+
+        def doubled(self, x, c):
+            assert type(x) is torch.Tensor
+            return 2 * original(self, x, c)
+
+        monkeypatch.setattr(kind, "forward", doubled)
+        assert not torch.allclose(model(*inputs), before, rtol=1e-3)
+
+
+@pytest.mark.parametrize("training", (False, True))
+def test_attention_weights(block, training):
+    """As in timm: without the fused form they pass through ``attn_drop``, where hooks see and change them."""
+    attn, x, seen = block.attn.train(training), torch.linspace(-1, 1, 160).view(2, 5, 16), []
+    attn.attn_drop.register_forward_hook(lambda module, args, out: seen.append(out))
+    fused = attn(x)
+    assert not seen
+    attn.fused_attn = False
+    torch.testing.assert_close(attn(x), fused)
+    (weights,) = seen
+    assert weights.shape == (2, 2, 5, 5)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 5))
+    v = attn.qkv(x)[..., 32:].unflatten(-1, (2, 8)).transpose(1, 2)  # (B, H, N, d)
+    torch.testing.assert_close(attn.proj((weights @ v).transpose(1, 2).flatten(2)), fused)
+
+
+def test_another_dropout_of_attention_weights(block):
+    assert_changed(block, lambda: setattr(block.attn, "attn_drop", Doubled()))
 
 
 @pytest.mark.parametrize("name", LINEARS)
