@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ditfast import ops
 from ditfast.models.carry import Carry, add_pending, junction, modulation_rows, set_pending, start_carry
-from ditfast.models.plain import has_original_forward, is_plain, parameter, remember_forward
+from ditfast.models.plain import has_original_forward, is_plain, parameter, reject_symbolic, remember_forward
 from ditfast.ops.backends.choice import names_in_force
 from ditfast.ops.sdpa import sdpa
 
@@ -196,11 +196,12 @@ class DiTBlock(nn.Module):
     def forward(self, x, c, backends=None):
         if isinstance(x, Carry):
             return self._forward_carry(x, c)
+        reject_symbolic(x)
         return add_pending(self._forward_carry(start_carry(x, c, backends or names_in_force()), c)).x
 
     def _forward_carry(self, carry, c):
         parts = self._modules
-        rows = modulation_rows(parts["adaLN_modulation"], c, carry.silu_c, 6, len(carry.x))
+        rows = modulation_rows(parts["adaLN_modulation"], c, carry.silu_c, 6, carry.x)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows  # (B, D) each
         x, h = junction(carry, parts["norm1"], shift_msa, scale_msa)  # (B, N, D) each
         y, bias = call_without_bias(parts["attn"], h, carry.backends)
@@ -236,7 +237,8 @@ class FinalLayer(nn.Module):
         return has_original_forward(self, FinalLayer)
 
     def forward(self, x, c, backends=None):
+        reject_symbolic(x)
         carry = x if isinstance(x, Carry) else start_carry(x, c, backends or names_in_force())
-        shift, scale = modulation_rows(self.adaLN_modulation, c, carry.silu_c, 2, len(carry.x))  # (B, D) each
+        shift, scale = modulation_rows(self.adaLN_modulation, c, carry.silu_c, 2, carry.x)  # (B, D) each
         _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
         return self.linear(h)  # (B, N, p*p*C)

@@ -50,9 +50,9 @@ def as_tokens(state):
     return state.x if isinstance(state, Carry) else state
 
 
-def modulation_rows(adaln: nn.Module, c, silu_c, parts: int, batch: int):
-    """The rows of shifts, scales and gates that ``adaln`` makes of the conditioning, each (B, D)."""
-    return one_per_sample(_modulation(adaln, c, silu_c), batch).chunk(parts, dim=1)
+def modulation_rows(adaln: nn.Module, c, silu_c, parts: int, x):
+    """The rows of shifts, scales and gates that ``adaln`` makes of the conditioning of x, each (B, D)."""
+    return split_rows(_modulation(adaln, c, silu_c), parts, x)
 
 
 def _modulation(adaln, c, silu_c):
@@ -69,8 +69,15 @@ def _call_linear(layer: nn.Module, x):
     return F.linear(x, parameter(layer, "weight"), parameter(layer, "bias"))
 
 
-def one_per_sample(rows, batch: int):
-    """Rows (B, ...), views of one where a single one (1, ...) stands for all samples."""
+def split_rows(rows, parts: int, x):
+    """Rows (B or 1, parts * D) as that many (B, D), for the samples of x."""
+    # not by chunk, of which some quantized tensors make parts with the shape of the whole
+    return one_per_sample(rows, x).unflatten(1, (parts, -1)).unbind(1)
+
+
+def one_per_sample(rows, x):
+    """Rows (B, ...) for the samples of x, views of one where a single one (1, ...) stands for all."""
+    batch = x.shape[0]
     return rows.expand(batch, *rows.shape[1:]) if rows.shape[0] == 1 != batch else rows
 
 

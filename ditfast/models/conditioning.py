@@ -10,8 +10,8 @@ import torch
 import torch.nn as nn
 
 from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call_branch
-from ditfast.models.carry import norm_modulate, one_per_sample
-from ditfast.models.plain import has_original_forward, remember_forward
+from ditfast.models.carry import norm_modulate, one_per_sample, split_rows
+from ditfast.models.plain import has_original_forward, reject_symbolic, remember_forward
 from ditfast.ops.backends.choice import names_in_force
 from ditfast.ops.sdpa import sdpa
 from ditfast.suggest import did_you_mean
@@ -45,9 +45,10 @@ class AdaLNBlock(nn.Module):
         return has_original_forward(self, AdaLNBlock)
 
     def forward(self, x, c, backends=None):
+        reject_symbolic(x)
         backends = backends or names_in_force()
-        rows = one_per_sample(self.adaLN_modulation(c), len(x))
-        shift_msa, scale_msa, shift_mlp, scale_mlp = rows.chunk(4, dim=1)  # (B, D) each
+        rows = split_rows(self.adaLN_modulation(c), 4, x)
+        shift_msa, scale_msa, shift_mlp, scale_mlp = rows  # (B, D) each
         x = x + call_branch(self.attn, norm_modulate(self.norm1, x, shift_msa, scale_msa, backends), backends)
         return x + call_branch(self.mlp, norm_modulate(self.norm2, x, shift_mlp, scale_mlp, backends), backends)
 
@@ -79,6 +80,7 @@ class InContextBlock(nn.Module):
         return has_original_forward(self, InContextBlock)
 
     def forward(self, x, c=None, backends=None):
+        reject_symbolic(x)
         backends = backends or names_in_force()
         x = x + call_branch(self.attn, self.norm1(x), backends)
         return x + call_branch(self.mlp, self.norm2(x), backends)
@@ -137,9 +139,10 @@ class CrossAttentionBlock(nn.Module):
         return has_original_forward(self, CrossAttentionBlock)
 
     def forward(self, x, c, backends=None):
+        reject_symbolic(x)
         backends = backends or names_in_force()
         x = x + call_branch(self.attn, self.norm1(x), backends)
-        x = x + self.cross_attn(self.norm_cross(x), one_per_sample(c, len(x)))
+        x = x + self.cross_attn(self.norm_cross(x), one_per_sample(c, x))
         return x + call_branch(self.mlp, self.norm2(x), backends)
 
 
@@ -168,11 +171,11 @@ def _sum_embeddings(x, t, y):
 
 
 def _stack_embeddings(x, t, y):
-    return x, torch.stack([one_per_sample(t, len(x)), one_per_sample(y, len(x))], dim=1)
+    return x, torch.stack([one_per_sample(t, x), one_per_sample(y, x)], dim=1)
 
 
 def _append_tokens(x, t, y):
-    t, y = (one_per_sample(c, len(x)).unsqueeze(1) for c in (t, y))  # (B, 1, D) each
+    t, y = (one_per_sample(c, x).unsqueeze(1) for c in (t, y))  # (B, 1, D) each
     return torch.cat([x, t, y], dim=1), None
 
 

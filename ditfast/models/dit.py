@@ -18,7 +18,7 @@ from ditfast.models.embed import (
     get_2d_sincos_pos_embed,
     is_patch_projection,
 )
-from ditfast.models.plain import has_original_forward, is_plain
+from ditfast.models.plain import has_original_forward, is_plain, reject_symbolic
 from ditfast.models.wrappers import accepts_carry, is_native
 from ditfast.ops.backends.choice import names_in_force
 
@@ -136,7 +136,7 @@ class DiT(nn.Module):
         grid = None if rows == columns else (rows, columns)
         return ops.unpatchify(x, self.patch_size, grid, backend=names_in_force(self.backend))
 
-    def forward(self, x, t, y, *, return_hidden=None):
+    def forward(self, x, t, y, return_hidden=None):
         """Predict the noise (and variance) in a noisy latent.
 
         Args:
@@ -153,22 +153,24 @@ class DiT(nn.Module):
                 embedder takes is its own affair.
             IndexError: on the CPU, a label outside the table.
         """
-        self._check_input(x, t, y, return_hidden or ())
+        reject_symbolic(x)
+        wanted = [int(i) for i in return_hidden or ()]  # some exporters make tensors of them
+        self._check_input(x, t, y, wanted)
         backends = names_in_force(self.backend)
         tokens = self._embed(x, backends)  # (B, N, D); first, since what draws at random draws in this order
-        is_native = has_original_forward(self.t_embedder, TimestepEmbedder)
-        t = self.t_embedder(t, dtype=x.dtype) if is_native else self.t_embedder(t)  # (B or 1, D)
+        takes_dtype = has_original_forward(self.t_embedder, TimestepEmbedder)
+        t = self.t_embedder(t, dtype=x.dtype) if takes_dtype else self.t_embedder(t)  # (B or 1, D)
         y = self.y_embedder(y, self.training)  # (B or 1, D)
         x, c = CONDITIONINGS[self.conditioning].combine(tokens, t, y)
         hidden = {}
         for i, block in enumerate(self.blocks):
             x = _call_layer(block, x, c, backends)  # tokens (B, N, D), or a Carry of them
-            if return_hidden is not None and i in return_hidden:
+            if i in wanted:
                 x = add_pending(x)
                 hidden[i] = self._image_tokens(as_tokens(x))  # (B, N, D)
         x = _call_layer(self.final_layer, self._image_tokens(x), c, backends)  # (B, N, p*p*C_out)
         x = self.unpatchify(x)  # (B, C_out, S, S)
-        return x if return_hidden is None else (x, [hidden[i] for i in return_hidden])
+        return x if return_hidden is None else (x, [hidden[i] for i in wanted])
 
     def forward_with_cfg(self, x, t, y, cfg_scale, cfg_channels=None):
         """Predict with classifier-free guidance, for a batch whose halves have the same latents.

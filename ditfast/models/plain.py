@@ -1,4 +1,4 @@
-"""Whether a fusion may take the place of a submodule's own call."""
+"""Whether a fusion may take the place of a submodule's own call, and what none can work on."""
 
 import torch
 import torch.nn as nn
@@ -55,3 +55,9 @@ def is_watched(module: torch.nn.Module) -> bool:
     found = [hook for hooks in dicts for hook in hooks.values()]
     foreign = [hook for hook in found if not (getattr(hook, "__module__", "") or "").startswith("torch.distributed.")]
     return bool(foreign) or _has_any_global_hook()
+
+
+def reject_symbolic(x) -> None:
+    """Raise a TypeError if x is what ``torch.fx.symbolic_trace`` passes through a module."""
+    if isinstance(x, torch.fx.Proxy):
+        raise TypeError("x must be a tensor, got a Proxy: use torch.export in place of torch.fx.symbolic_trace")

@@ -16,7 +16,7 @@ def _per_token(modulation):
 
 
 def layer_norm_modulate(x, shift, scale, eps=1e-6, out_dtype=None):
-    h = F.layer_norm(x, x.shape[-1:], eps=eps)  # (B, N, D)
+    h = F.layer_norm(x, (int(x.shape[-1]),), eps=eps)  # (B, N, D)
     h = h * (1 + _per_token(scale)) + _per_token(shift)
     return h.to(out_dtype or x.dtype)
 

@@ -6,6 +6,8 @@ what a kernel cannot do: forward-mode AD (a registered operation would silently 
 backward.
 """
 
+import sys
+
 import torch
 from torch.autograd import forward_ad
 
@@ -24,6 +26,7 @@ def register_op(schema: str, implementation, fake, rules: dict[str, str], *, sam
     """Register ``ditfast::<schema>`` for CPU and CUDA and return the operation.
 
     Args:
+        schema: its last argument is the backend.
         rules: what the tensors must be, as in `ditfast.ops.sizes`.
         sample_dims, shared: see `vmap_rule`; left out, vmap makes one call after the other.
     """
@@ -62,9 +65,16 @@ def _on_its_device(implementation):
 def call_below_autograd(op, *args):
     """Call ``op`` where its autograd has nothing to do."""
     if torch.compiler.is_compiling():
-        return op(*args)
+        return _call_traced(op, args)
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*args) if _is_seen(args) else _implementations[op](*args)
+        return _call_traced(op, args) if _is_seen(args) else _implementations[op](*args)
+
+
+def _call_traced(op, args):
+    """Call ``op`` where it may be written down: as its formulas into ONNX, which has no such operation."""
+    if not torch.compiler.is_dynamo_compiling() and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():
+        return _implementations[op](*args[:-1], "reference")
+    return op(*args)
 
 
 def _is_seen(args) -> bool:
@@ -131,7 +141,7 @@ def attach_autograd(name: str, op, setup_context, backward):
             return in_transforms.apply(*args) if _is_transformed() else _apply(eager, args)
         if forward_ad._current_level >= 0:
             raise NotImplementedError(no_jvp)
-        return op(*args)
+        return _call_traced(op, args)
 
     _calls[op] = call
     return call
