@@ -1,6 +1,7 @@
 """DiT: a transformer over latent patches, conditioned on timestep and class."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn as nn
@@ -20,7 +21,7 @@ from ditfast.models.embed import (
 )
 from ditfast.models.plain import has_original_forward, is_plain, reject_symbolic
 from ditfast.models.wrappers import accepts_carry, is_native
-from ditfast.ops.backends.choice import names_in_force
+from ditfast.ops.backends.choice import names_in_force, use_backend
 
 
 class DiT(nn.Module):
@@ -164,11 +165,11 @@ class DiT(nn.Module):
         x, c = CONDITIONINGS[self.conditioning].combine(tokens, t, y)
         hidden = {}
         for i, block in enumerate(self.blocks):
-            x = _call_layer(block, x, c, backends)  # tokens (B, N, D), or a Carry of them
+            x = self._call(block, x, c, backends)  # tokens (B, N, D), or a Carry of them
             if i in wanted:
                 x = add_pending(x)
                 hidden[i] = self._image_tokens(as_tokens(x))  # (B, N, D)
-        x = _call_layer(self.final_layer, self._image_tokens(x), c, backends)  # (B, N, p*p*C_out)
+        x = self._call(self.final_layer, self._image_tokens(x), c, backends)  # (B, N, p*p*C_out)
         x = self.unpatchify(x)  # (B, C_out, S, S)
         return x if return_hidden is None else (x, [hidden[i] for i in wanted])
 
@@ -225,6 +226,15 @@ class DiT(nn.Module):
         proj = embedder.proj
         return ops.patch_embed(x, proj.weight, proj.bias, self.pos_embed, self.patch_size, backend=backends)
 
+    def _call(self, layer, x, c, backends):
+        """What a block or final layer makes of x, tokens or a `Carry`."""
+        if not is_native(layer):  # maybe one of ours in a wrapper, which passes no backends on
+            with nullcontext() if self.backend is None else use_backend(self.backend):
+                return layer(as_tokens(x), c)
+        if accepts_carry(layer):
+            return layer(x if isinstance(x, Carry) else start_carry(x, c, backends), c)
+        return layer(as_tokens(x), c, backends=backends)
+
     def _image_tokens(self, x):
         """x without the two tokens that came in context."""
         return x[:, :-2] if self.conditioning == "in_context" else x
@@ -252,12 +262,3 @@ def _init_linear(module):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _call_layer(layer, x, c, backends):
-    """What a block or final layer makes of x, tokens or a `Carry`."""
-    if not is_native(layer):
-        return layer(as_tokens(x), c)
-    if accepts_carry(layer):
-        return layer(x if isinstance(x, Carry) else start_carry(x, c, backends), c)
-    return layer(as_tokens(x), c, backends=backends)

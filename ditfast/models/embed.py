@@ -74,12 +74,19 @@ class TimestepEmbedder(nn.Module):
         embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return nn.functional.pad(embedding, (0, dim % 2))
 
-    def forward(self, t, dtype=torch.float32):
-        """``dtype`` is that of the MLP's input where no plain Linear tells: others store in another."""
+    def forward(self, t, dtype=None):
+        """``dtype`` is that in which the MLP computes; it is asked for where no plain Linear tells."""
         size, shift = self.frequency_embedding_size, self.freq_shift
         frequencies = self.timestep_embedding(t, size, freq_shift=shift)  # (B, 256)
+        return self.mlp(frequencies.to(self._input_dtype(dtype)))  # (B, D)
+
+    def _input_dtype(self, dtype):
+        """That of a plain Linear's weight; of others, which may store another, ``dtype`` or the best guess."""
         first = self.mlp[0] if isinstance(self.mlp, nn.Sequential) else self.mlp
-        return self.mlp(frequencies.to(first.weight.dtype if is_plain(first, nn.Linear) else dtype))  # (B, D)
+        if is_plain(first, nn.Linear):
+            return first.weight.dtype
+        wide = (p.dtype for p in self.mlp.parameters() if p.is_floating_point() and p.element_size() > 1)
+        return dtype or next(wide, torch.float32)
 
 
 @remember_forward

@@ -5,6 +5,8 @@ import torch
 import torch.nn as nn
 
 from ditfast.models import DiT, PatchEmbed, TimestepEmbedder
+from ditfast.ops.backends.choice import use_backend
+from ditfast.ops.backends.log import record
 
 FP8 = torch.float8_e4m3fn
 
@@ -91,8 +93,8 @@ def test_replica_of_data_parallel(kit):
 def test_time_features_alone(kit):
     embedder, t = kit.fill(TimestepEmbedder(16)), torch.tensor([0.5, 999.0])
     kit.close(in_eight_bits(embedder)(t), rounded(kit.fill(TimestepEmbedder(16)))(t), 1e-6)
-    half = kit.fill(TimestepEmbedder(16)).bfloat16()
-    assert half(t).dtype == torch.bfloat16
+    for change in (lambda embedder: embedder, in_eight_bits):  # of which the second has biases in bfloat16
+        assert change(kit.fill(TimestepEmbedder(16)).bfloat16())(t).dtype == torch.bfloat16
 
 
 class Features(nn.Module):
@@ -255,6 +257,15 @@ def test_wrapped_layers_get_tokens(kit, wrap, conditioning):
     kit.close(got, out, 2e-6)
     grads = kit.gradients(model, got)
     kit.close(dict(zip(expected, grads.values(), strict=True)), expected, 5e-6)
+
+
+@pytest.mark.parametrize("conditioning", ("adaln_zero", "adaln"))
+def test_wrapped_layers_run_on_the_backend_of_the_model(kit, conditioning):
+    model = kit.tiny(depth=1, conditioning=conditioning, backend="reference")
+    model.blocks[0] = Forwarding(model.blocks[0])
+    with use_backend("sdpa"), record() as ran:
+        model(*kit.batch())
+    assert {name for names in ran.values() for name in names} == {"reference"}
 
 
 def test_hooks_inside_a_wrapper_see_tokens(kit):
