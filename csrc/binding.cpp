@@ -10,6 +10,8 @@
 #include "attention/plan.h"
 #include "build_config.h"
 #include "device.h"
+#include "host/binding.h"
+#include "without_gil.h"
 
 // Tensors come in as addresses, sizes and strides in elements, so that one binary serves every
 // version of torch.
@@ -113,26 +115,26 @@ py::dict config() {
 }  // namespace ditfast
 
 PYBIND11_MODULE(_C, m) {
-    using release_gil = py::call_guard<py::gil_scoped_release>;
+    using ditfast::without_gil;
 
     m.doc() = "ditfast's C++ and CUDA code. Internal: ditfast.ops checks the tensors.";
     m.def("build_config", &ditfast::config, "How this extension was built.");
-    m.def("cuda_probe", &ditfast::cuda_probe, "device"_a, release_gil(),
+    m.def("cuda_probe", without_gil(ditfast::cuda_probe), "device"_a,
           "Run an empty kernel on a device; return why it could not, or ''.");
-    m.def("attention_forward_host", &ditfast::forward_host, release_gil(), py::kw_only(), "qkv"_a, "out"_a,
+    m.def("attention_forward_host", without_gil(ditfast::forward_host), py::kw_only(), "qkv"_a, "out"_a,
           "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a,
           "scale"_a, "threads"_a, "qkv (B, N, 3, H, d) -> out (B, N, H * d), lse (B, H, N).");
-    m.def("attention_backward_host", &ditfast::backward_host, release_gil(), py::kw_only(), "dout"_a, "qkv"_a,
+    m.def("attention_backward_host", without_gil(ditfast::backward_host), py::kw_only(), "dout"_a, "qkv"_a,
           "out"_a, "lse"_a, "dqkv"_a, "dbias"_a = ditfast::Address{0}, "dtype"_a, "batch"_a, "tokens"_a,
           "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a,
           "dout_stride_c"_a, "scale"_a, "threads"_a,
           "dout (B, N, H * d), qkv, out, lse -> dqkv (B, N, 3, H, d); where dbias (B, 3, H, d) is given, "
           "also the sums of dqkv over N.");
-    m.def("attention_forward_cuda", &ditfast::forward_cuda, release_gil(), py::kw_only(), "qkv"_a, "out"_a,
+    m.def("attention_forward_cuda", without_gil(ditfast::forward_cuda), py::kw_only(), "qkv"_a, "out"_a,
           "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a,
           "scale"_a, "device"_a, "stream"_a, "As attention_forward_host, launched on a stream of a GPU.");
     m.def(
-        "attention_backward_cuda", &ditfast::backward_cuda, release_gil(), py::kw_only(), "dout"_a, "qkv"_a,
+        "attention_backward_cuda", without_gil(ditfast::backward_cuda), py::kw_only(), "dout"_a, "qkv"_a,
         "out"_a, "lse"_a, "dqkv"_a, "dbias"_a = ditfast::Address{0}, "dtype"_a, "batch"_a, "tokens"_a,
         "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a, "scale"_a,
         "device"_a, "stream"_a,
@@ -140,8 +142,9 @@ PYBIND11_MODULE(_C, m) {
         "dbias is (B * attention_backward_groups(tokens), 3, H, d).");
     m.def("attention_backward_groups", &ditfast::backward_groups, "tokens"_a,
           "Rows of dbias that attention_backward_cuda writes for each sample.");
-    m.def("cuda_attention_supported", &ditfast::cuda_attention_supported, "device"_a, release_gil(),
+    m.def("cuda_attention_supported", without_gil(ditfast::cuda_attention_supported), "device"_a,
           "Why the CUDA kernels of attention cannot run on a device, or ''.");
-    m.def("attention_probe", &ditfast::probe, release_gil(), py::kw_only(), "matrices"_a, "operands"_a,
+    ditfast::host::bind(m);
+    m.def("attention_probe", without_gil(ditfast::probe), py::kw_only(), "matrices"_a, "operands"_a,
           "out"_a, "device"_a, "stream"_a, "Record the layouts of mma and ldmatrix.");
 }

@@ -1,6 +1,6 @@
 """gated_residual: x + gate * (y + bias), the residual connection of adaLN-Zero."""
 
-from ditfast.ops import checks, fallback, reference
+from ditfast.ops import checks, fallback, host, reference
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
@@ -36,10 +36,13 @@ def gated_residual(x, y, gate, bias=None, *, backend=None):
 
 
 def _forward(x, y, gate, bias, backend):
-    if resolve(OP, backend, x, gate, x.shape[-1]) == "triton":
+    name = resolve(OP, backend, x, gate, x.shape[-1])
+    if name == "triton":
         from ditfast.kernels import gated_residual as kernel
 
         return kernel.forward(x, y, gate, bias)
+    if name == "host":
+        return host.gated_residual(x, y, gate, bias)
     return fallback.gated_residual(x, y, gate, bias)
 
 
@@ -48,10 +51,13 @@ def _forward_fake(x, y, gate, bias, backend):
 
 
 def _backward(dout, y, gate, bias, backend):
-    if resolve(OP, backend, dout, gate, y.shape[-1]) == "triton":
+    name = resolve(OP, backend, dout, gate, y.shape[-1])
+    if name == "triton":
         from ditfast.kernels import gated_residual as kernel
 
         return kernel.backward(dout, y, gate, bias)
+    if name == "host":
+        return host.gated_residual_backward(dout, y, gate, bias)
     return fallback.gated_residual_backward(dout, y, gate, bias)
 
 
@@ -111,7 +117,7 @@ def _self_check(t, dim, backend):
 OP = Op(
     name="gated_residual",
     function=gated_residual,
-    backends={"triton": WITH_STREAM, "reference": WITH_STREAM},
+    backends={"triton": WITH_STREAM, "host": WITH_STREAM, "reference": WITH_STREAM},
     arguments=_arguments,
     outputs=("x_new",),
     parameters=("bias",),

@@ -2,7 +2,7 @@
 
 import torch
 
-from ditfast.ops import checks, fallback, reference
+from ditfast.ops import checks, fallback, host, reference
 from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
@@ -49,10 +49,13 @@ def _check(x, y, gate, shift, scale, bias):
 
 
 def _forward(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
-    if resolve(OP, backend, x, scale, x.shape[-1]) == "triton":
+    name = resolve(OP, backend, x, scale, x.shape[-1])
+    if name == "triton":
         from ditfast.kernels import junction as kernel
 
         return kernel.forward(x, y, gate, shift, scale, eps, bias, out_dtype)
+    if name == "host":
+        return host.junction(x, y, gate, shift, scale, eps, bias, out_dtype)
     return fallback.junction(x, y, gate, shift, scale, eps, bias, out_dtype)
 
 
@@ -62,10 +65,13 @@ def _forward_fake(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
 
 
 def _backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend):
-    if resolve(OP, backend, x_new, scale, y.shape[-1]) == "triton":
+    name = resolve(OP, backend, x_new, scale, y.shape[-1])
+    if name == "triton":
         from ditfast.kernels import junction as kernel
 
         return kernel.backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)
+    if name == "host":
+        return host.junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)
     return fallback.junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd)
 
 
@@ -141,7 +147,7 @@ def _self_check(t, dim, backend):
 OP = Op(
     name=_NAME,
     function=gated_residual_layer_norm_modulate,
-    backends={"triton": WITH_STREAM, "reference": WITH_STREAM},
+    backends={"triton": WITH_STREAM, "host": WITH_STREAM, "reference": WITH_STREAM},
     arguments=_arguments,
     outputs=("x_new", "h"),
     parameters=("bias",),

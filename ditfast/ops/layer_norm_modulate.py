@@ -2,7 +2,7 @@
 
 import torch
 
-from ditfast.ops import checks, fallback, reference
+from ditfast.ops import checks, fallback, host, reference
 from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
@@ -46,10 +46,13 @@ def _check(x, shift, scale):
 
 
 def _forward(x, shift, scale, eps, out_dtype, backend):
-    if resolve(OP, backend, x, scale, x.shape[-1]) == "triton":
+    name = resolve(OP, backend, x, scale, x.shape[-1])
+    if name == "triton":
         from ditfast.kernels import layer_norm_modulate as kernel
 
         return kernel.forward(x, shift, scale, eps, out_dtype)
+    if name == "host":
+        return host.layer_norm_modulate(x, shift, scale, eps, out_dtype)
     return fallback.layer_norm_modulate(x, shift, scale, eps, out_dtype)
 
 
@@ -59,10 +62,13 @@ def _forward_fake(x, shift, scale, eps, out_dtype, backend):
 
 
 def _backward(dh, x, scale, mean, rstd, backend):
-    if resolve(OP, backend, x, scale, x.shape[-1]) == "triton":
+    name = resolve(OP, backend, x, scale, x.shape[-1])
+    if name == "triton":
         from ditfast.kernels import layer_norm_modulate as kernel
 
         return kernel.backward(dh, x, scale, mean, rstd)
+    if name == "host":
+        return host.layer_norm_modulate_backward(dh, x, scale, mean, rstd)
     return fallback.layer_norm_modulate_backward(dh, x, scale, mean, rstd)
 
 
@@ -119,7 +125,7 @@ def _self_check(t, dim, backend):
 OP = Op(
     name="layer_norm_modulate",
     function=layer_norm_modulate,
-    backends={"triton": WITH_STREAM, "reference": WITH_STREAM},
+    backends={"triton": WITH_STREAM, "host": WITH_STREAM, "reference": WITH_STREAM},
     arguments=_arguments,
     outputs=("h",),
     self_check=_self_check,

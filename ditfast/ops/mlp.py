@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ditfast.ops import checks, reference
+from ditfast.ops import checks, host, reference
 from ditfast.ops.autocast import autocasts, cast_for_inference, linear_dtype
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
@@ -87,10 +87,12 @@ def _unsupported(h, *weights):
 
 
 def _inference(h, w1, b1, w2, b2, backend):
-    resolve(OP, backend, h, h, w1.shape[0])
+    name = resolve(OP, backend, h, h, w1.shape[0])
     rows = h.reshape(-1, h.shape[-1])
     if h.is_cuda:  # GELU in the GEMM's epilogue; this function's CPU version is the erf form
         act = torch._addmm_activation(b1, rows, w1.t(), use_gelu=True)
+    elif name == "host":
+        act = host.gelu_(F.linear(rows, w1, b1))
     else:
         act = F.gelu(F.linear(rows, w1, b1), approximate="tanh")
     return F.linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
@@ -101,9 +103,9 @@ def _inference_fake(h, w1, b1, w2, b2, backend):
 
 
 def _forward(h, w1, b1, w2, b2, recompute, backend):
-    resolve(OP, backend, h, h, w1.shape[0])
+    name = resolve(OP, backend, h, h, w1.shape[0])
     pre = F.linear(h.reshape(-1, h.shape[-1]), w1, b1)  # (B*N, F)
-    act = F.gelu(pre, approximate="tanh")
+    act = host.gelu(pre) if name == "host" else F.gelu(pre, approximate="tanh")
     y = F.linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
     return y, pre, pre.new_empty(0) if recompute else act
 
@@ -134,6 +136,9 @@ def gelu_backward(dact, pre, recompute, backend):
         from ditfast.kernels import gelu
 
         act, db1 = gelu.backward_(dact, pre, recompute, pre.dtype)
+        return dact, db1, act
+    if backend == "host":
+        act, db1 = host.gelu_backward_(dact, pre, recompute)
         return dact, db1, act
     dpre = torch.ops.aten.gelu_backward(dact, pre, approximate="tanh")
     return dpre, dpre.sum(0), F.gelu(pre, approximate="tanh") if recompute else None
@@ -218,7 +223,7 @@ def _backward_flops(dy, h, w1, w2, pre, act, needs, *_, **__):
 OP = Op(
     name="mlp",
     function=mlp,
-    backends={"triton": WITHOUT_STREAM, "reference": WITHOUT_STREAM},
+    backends={"triton": WITHOUT_STREAM, "host": WITHOUT_STREAM, "reference": WITHOUT_STREAM},
     arguments=_arguments,
     outputs=("y",),
     parameters=("w1", "b1", "w2", "b2"),

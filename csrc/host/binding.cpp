@@ -1,0 +1,122 @@
+#include "binding.h"
+
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+
+#include "../without_gil.h"
+#include "isa.h"
+#include "threads.h"
+
+// ditfast/ops/host.py checks nothing and neither does this: the operations have. Arguments are passed by position,
+// which is what a call of this many costs least.
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace ditfast::host {
+namespace {
+
+using Address = std::uintptr_t;
+using TokensArgument = std::optional<std::tuple<Address, std::int64_t, std::int64_t>>;  // strides of B, N
+using VectorsArgument = std::optional<std::tuple<Address, int, std::int64_t>>;          // dtype, stride of B
+
+void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+
+DType dtype(int code) {
+    if (code < 0 || code > 2) throw std::invalid_argument("dtype must be 0..2, got " + std::to_string(code));
+    return static_cast<DType>(code);
+}
+
+Tokens tokens(const TokensArgument& t) {
+    return t ? Tokens{pointer(std::get<0>(*t)), std::get<1>(*t), std::get<2>(*t)} : Tokens{nullptr, 0, 0};
+}
+
+Vectors vectors(const VectorsArgument& v) {
+    if (!v) return {nullptr, DType::kFloat32, 0};
+    return {pointer(std::get<0>(*v)), dtype(std::get<1>(*v)), std::get<2>(*v)};
+}
+
+RowsProblem rows_problem(int stream, int branch, std::tuple<std::int64_t, std::int64_t, std::int64_t> shape) {
+    return {dtype(stream), dtype(branch), std::get<0>(shape), std::get<1>(shape), std::get<2>(shape)};
+}
+
+void gelu_forward_(int type, std::int64_t rows, std::int64_t width, Address pre, Address act, int threads) {
+    kernels().gelu_forward({dtype(type), rows, width, pointer(pre), pointer(act), nullptr, nullptr}, threads);
+}
+
+void gelu_backward_(int type, std::int64_t rows, std::int64_t width, Address pre, Address act, Address dact,
+                    Address dbias, int threads) {
+    const Gelu call{dtype(type), rows, width, pointer(pre), pointer(act), pointer(dact), pointer(dbias)};
+    kernels().gelu_backward(call, threads);
+}
+
+void rows_forward_(int stream, int branch, std::tuple<std::int64_t, std::int64_t, std::int64_t> shape, float eps,
+                   const TokensArgument& x, const TokensArgument& y, const VectorsArgument& gate,
+                   const VectorsArgument& bias, const VectorsArgument& shift, const VectorsArgument& scale,
+                   const TokensArgument& x_new, const TokensArgument& h, Address mean, Address rstd,
+                   int threads) {
+    const RowsForward call{
+        rows_problem(stream, branch, shape),
+        eps,
+        tokens(x),
+        tokens(y),
+        vectors(gate),
+        vectors(bias),
+        vectors(shift),
+        vectors(scale),
+        tokens(x_new),
+        tokens(h),
+        static_cast<float*>(pointer(mean)),
+        static_cast<float*>(pointer(rstd)),
+    };
+    kernels().rows_forward(call, threads);
+}
+
+void rows_backward_(int stream, int branch, std::tuple<std::int64_t, std::int64_t, std::int64_t> shape,
+                    const TokensArgument& dx_new, const TokensArgument& dh, const TokensArgument& x_new,
+                    const TokensArgument& y, const VectorsArgument& gate, const VectorsArgument& bias,
+                    const VectorsArgument& scale, Address mean, Address rstd, const TokensArgument& dx,
+                    const TokensArgument& dy, const VectorsArgument& dgate, const VectorsArgument& dshift,
+                    const VectorsArgument& dscale, const VectorsArgument& dbias, int threads) {
+    const RowsBackward call{
+        rows_problem(stream, branch, shape),
+        tokens(dx_new),
+        tokens(dh),
+        tokens(x_new),
+        tokens(y),
+        vectors(gate),
+        vectors(bias),
+        vectors(scale),
+        static_cast<const float*>(pointer(mean)),
+        static_cast<const float*>(pointer(rstd)),
+        tokens(dx),
+        tokens(dy),
+        vectors(dgate),
+        vectors(dshift),
+        vectors(dscale),
+        vectors(dbias),
+    };
+    kernels().rows_backward(call, threads);
+}
+
+}  // namespace
+
+void bind(py::module_& m) {
+    isa();  // an instruction set that the environment asks for in vain fails the import
+    m.def("isa", &isa, "The instruction set whose CPU kernels are in use.");
+    m.def("isas", &isas, "The instruction sets of this build that run on this CPU, the best last.");
+    m.def("use_isa", &use_isa, "name"_a, "Use the CPU kernels of another instruction set from now on.");
+    m.def("thread_runtime", &thread_runtime, "What runs the CPU kernels' threads: 'openmp', torch's, or 'pool'.");
+    m.def("gelu_forward", without_gil(gelu_forward_), "dtype, M, F, pre, act, threads");
+    m.def("gelu_backward", without_gil(gelu_backward_), "dtype, M, F, pre, act or 0, dact, dbias, threads");
+    m.def("rows_forward", without_gil(rows_forward_),
+          "stream, branch, (B, N, D), eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd, threads");
+    m.def("rows_backward", without_gil(rows_backward_),
+          "stream, branch, (B, N, D), dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, dgate, dshift, "
+          "dscale, dbias, threads");
+}
+
+}  // namespace ditfast::host

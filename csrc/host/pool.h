@@ -1,0 +1,9 @@
+#pragma once
+
+namespace ditfast::host {
+
+// Runs body(data) on so many threads, the caller's among them; on the caller's alone while another call is using
+// the pool. Idle threads sleep.
+void run_on_pool(void (*body)(void*), void* data, int threads);
+
+}  // namespace ditfast::host

@@ -1,0 +1,94 @@
+#include "exp2.h"
+#include "kernels.h"
+#include "parallel.h"
+
+// gelu(x) = x * sigmoid(z) with z = 2 * sqrt(2/pi) * (x + 0.044715 x^3), which does not cancel for negative x as
+// 1 + tanh does.
+
+namespace ditfast::host::DITFAST_ISA {
+namespace {
+
+constexpr float kSlopeAtZero = 1.5957691216057308f;  // dz/dx there
+constexpr float kCubic = 0.044715f;
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr std::int64_t kElements = 1 << 14;  // of a task of the forward
+
+struct Sigmoid {
+    Vec value;
+    Vec rest;  // 1 - value, without cancellation
+};
+
+template <class T>
+inline Sigmoid sigmoid_of(Vec x, Vec square) {
+    Vec z = x * (square * (-kSlopeAtZero * kCubic * kLog2E) - kSlopeAtZero * kLog2E);
+    z = at_most(at_least(z, splat(-126.0f)), splat(126.0f));
+    const Vec e = exp2<T>(z);  // exp(-z), finite: infinity times a sigmoid of zero would be NaN
+    const Vec value = reciprocal(1.0f + e);
+    return {value, e * value};
+}
+
+template <class T>
+void forward(const Gelu& call, int threads) {
+    const std::int64_t size = call.rows * call.width;
+    parallel((size + kElements - 1) / kElements, threads, 0, [&](std::int64_t task, float*) {
+        const std::int64_t first = task * kElements;
+        const T* pre = static_cast<const T*>(call.pre) + first;
+        T* act = static_cast<T*>(call.act) + first;
+        for_each_vector(smaller(kElements, size - first), [&](std::int64_t i, auto extent) {
+            const Vec x = load(pre + i, extent);
+            store(act + i, x * sigmoid_of<T>(x, x * x).value, extent);
+        });
+    });
+}
+
+template <class T, bool kKeepAct>
+void backward_row(const T* pre, T* dact, T* act, float* sums, std::int64_t width) {
+    for_each_vector(width, [&](std::int64_t i, auto extent) {
+        const Vec x = load(pre + i, extent), square = x * x;
+        const Sigmoid sigmoid = sigmoid_of<T>(x, square);
+        const Vec value = x * sigmoid.value;
+        if (kKeepAct) store(act + i, value, extent);
+        const Vec slope = square * (3 * kCubic * kSlopeAtZero) + kSlopeAtZero;  // dz/dx
+        const Vec dpre = load(dact + i, extent) * (sigmoid.rest * (value * slope) + sigmoid.value);
+        store(dact + i, dpre, extent);
+        store(sums + i, load(sums + i) + dpre);  // padded
+    });
+}
+
+template <class T, bool kKeepAct>
+void backward(const Gelu& call, int threads) {
+    const std::int64_t width = call.width, stride = padded(width);
+    const std::int64_t chunk = chunk_rows(call.rows, 64), chunks = (call.rows + chunk - 1) / chunk;
+    float* partial = workspace(static_cast<std::size_t>(chunks * stride));
+    parallel(chunks, threads, 0, [&](std::int64_t task, float*) {
+        float* sums = partial + task * stride;
+        std::memset(sums, 0, static_cast<std::size_t>(stride) * sizeof(float));
+        for (std::int64_t r = task * chunk; r < smaller(call.rows, (task + 1) * chunk); ++r) {
+            T* act = kKeepAct ? static_cast<T*>(call.act) + r * width : nullptr;
+            backward_row<T, kKeepAct>(static_cast<const T*>(call.pre) + r * width,
+                                      static_cast<T*>(call.dact) + r * width, act, sums, width);
+        }
+    });
+    constexpr std::int64_t kColumns = 512;
+    parallel((width + kColumns - 1) / kColumns, threads, 0, [&](std::int64_t task, float*) {
+        const std::int64_t first = task * kColumns;
+        for_each_vector(smaller(kColumns, width - first), [&](std::int64_t i, auto extent) {
+            store(static_cast<T*>(call.dbias) + first + i, sum_rows(partial + first + i, chunks, stride), extent);
+        });
+    });
+}
+
+}  // namespace
+
+void gelu_forward(const Gelu& call, int threads) {
+    with_type(call.dtype, [&](auto zero) { forward<decltype(zero)>(call, threads); });
+}
+
+void gelu_backward(const Gelu& call, int threads) {
+    with_type(call.dtype, [&](auto zero) {
+        if (call.act) return backward<decltype(zero), true>(call, threads);
+        backward<decltype(zero), false>(call, threads);
+    });
+}
+
+}  // namespace ditfast::host::DITFAST_ISA

@@ -1,0 +1,14 @@
+#pragma once
+
+#include "../calls.h"
+
+// The kernels of one instruction set, which CMakeLists.txt names DITFAST_ISA.
+
+namespace ditfast::host::DITFAST_ISA {
+
+void gelu_forward(const Gelu& call, int threads);
+void gelu_backward(const Gelu& call, int threads);
+void rows_forward(const RowsForward& call, int threads);
+void rows_backward(const RowsBackward& call, int threads);
+
+}  // namespace ditfast::host::DITFAST_ISA

@@ -1,0 +1,9 @@
+#include "../isa.h"
+#include "kernels.h"
+
+namespace ditfast::host::DITFAST_ISA {
+
+extern const Kernels kernel_table;  // declared, or it would be this file's own
+const Kernels kernel_table = {gelu_forward, gelu_backward, rows_forward, rows_backward};
+
+}  // namespace ditfast::host::DITFAST_ISA

@@ -1,0 +1,153 @@
+"""Calls of the extension's CPU kernels, which know addresses and strides but no tensors.
+
+The kernels take one dtype for the residual stream and one for branches, the rows of modulation in any. Whatever else
+occurs runs in float32 and is rounded once.
+"""
+
+import torch
+
+from ditfast.kernels.strides import unit_stride
+
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType of csrc/host/calls.h
+
+
+def _extension():
+    from ditfast import _C
+
+    return _C
+
+
+def gelu(pre):
+    """GELU (tanh) of pre (M, F), contiguous."""
+    return _gelu_into(pre.new_empty(pre.shape), pre)
+
+
+def gelu_(pre):
+    """Overwrite pre (M, F) with GELU (tanh) of it."""
+    return _gelu_into(pre, pre)
+
+
+def _gelu_into(act, pre):
+    _extension().gelu_forward(CODES[pre.dtype], *pre.shape, pre.data_ptr(), act.data_ptr(), torch.get_num_threads())
+    return act
+
+
+def gelu_backward_(dact, pre, keep_act: bool):
+    """Overwrite dact (M, F) with the gradient before GELU; also act (M, F), if kept, and dbias (F,)."""
+    act = pre.new_empty(pre.shape) if keep_act else None
+    dbias = pre.new_empty(pre.shape[1])
+    pointers = pre.data_ptr(), 0 if act is None else act.data_ptr(), dact.data_ptr(), dbias.data_ptr()
+    _extension().gelu_backward(CODES[pre.dtype], *pre.shape, *pointers, torch.get_num_threads())
+    return act, dbias
+
+
+def layer_norm_modulate(x, shift, scale, eps, out_dtype):
+    """h (B, N, D), and mean and rstd of the rows of x (B, N)."""
+    h = x.new_empty(x.shape, dtype=out_dtype)
+    mean, rstd = _statistics(x)
+    _forward(eps, x, None, None, None, shift, scale, None, h, mean, rstd)
+    return h, mean, rstd
+
+
+def layer_norm_modulate_backward(dh, x, scale, mean, rstd):
+    """dx (B, N, D), and (2, B, D): dshift, dscale."""
+    dx, modulation = x.new_empty(x.shape), scale.new_empty(2, *scale.shape)
+    sums = None, *modulation, None
+    _backward(None, dh, x, None, None, None, scale, mean, rstd, dx, None, sums)
+    return dx, modulation
+
+
+def gated_residual(x, y, gate, bias):
+    """x + gate * (y + bias), (B, N, D)."""
+    x_new = x.new_empty(x.shape)
+    _forward(0.0, x, y, gate, bias, None, None, x_new, None, None, None)
+    return x_new
+
+
+def gated_residual_backward(dout, y, gate, bias):
+    """dy, dgate, dbias (dx is dout itself); dbias is empty without a bias."""
+    dy, dgate, dbias = y.new_empty(y.shape), gate.new_empty(gate.shape), _dbias(gate, bias)
+    sums = dgate, None, None, dbias
+    _backward(dout, None, None, y, gate, bias, None, None, None, None, dy, sums)
+    return dy, dgate, dbias
+
+
+def junction(x, y, gate, shift, scale, eps, bias, out_dtype):
+    """x_new, h (B, N, D), and mean and rstd of the rows of x_new (B, N)."""
+    x_new, h = x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
+    mean, rstd = _statistics(x)
+    _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd)
+    return x_new, h, mean, rstd
+
+
+def junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
+    """dx, dy (B, N, D), (3, B, D): dgate, dshift, dscale, and dbias (D,) or empty."""
+    dx, dy = x_new.new_empty(x_new.shape), y.new_empty(y.shape)
+    modulation, dbias = scale.new_empty(3, *scale.shape), _dbias(gate, bias)
+    _backward(dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, (*modulation, dbias))
+    return dx, dy, modulation, dbias
+
+
+def _statistics(x):
+    return [x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2)]
+
+
+def _dbias(gate, bias):
+    return gate.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+
+
+def _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd):
+    branch = _branch_dtype(y, h)
+    h_out = _buffer_for(h, branch)
+    x, y = _dense(x, x.dtype), _dense(y, branch)
+    gate, bias, shift, scale = (_dense(v) for v in (gate, bias, shift, scale))
+    _extension().rows_forward(
+        *(CODES[x.dtype], CODES[branch], tuple(x.shape), eps, _tokens(x), _tokens(y)),
+        *(_vectors(gate), _vectors(bias), _vectors(shift), _vectors(scale), _tokens(x_new), _tokens(h_out)),
+        *(_pointer(mean), _pointer(rstd), torch.get_num_threads()),
+    )
+    if h_out is not h:
+        h.copy_(h_out)
+
+
+def _backward(dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, sums):
+    stream, branch = (dx_new if x_new is None else x_new).dtype, _branch_dtype(y, dh)
+    dy_out = _buffer_for(dy, branch)
+    dx_new, x_new, dh, y = _dense(dx_new, stream), _dense(x_new, stream), _dense(dh, branch), _dense(y, branch)
+    gate, bias, scale = _dense(gate), _dense(bias), _dense(scale)
+    shape = tuple((y if dh is None else dh).shape)
+    _extension().rows_backward(
+        *(CODES[stream], CODES[branch], shape, _tokens(dx_new), _tokens(dh), _tokens(x_new), _tokens(y)),
+        *(_vectors(gate), _vectors(bias), _vectors(scale), _pointer(mean), _pointer(rstd)),
+        *(_tokens(dx), _tokens(dy_out), *(_vectors(v) for v in sums), torch.get_num_threads()),
+    )
+    if dy_out is not dy:
+        dy.copy_(dy_out)
+
+
+def _branch_dtype(*tensors):
+    """The dtype of these; float32 if they differ."""
+    dtypes = {t.dtype for t in tensors if t is not None}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
+def _buffer_for(out, dtype):
+    """Where a kernel that writes ``dtype`` writes ``out``."""
+    return out if out is None or out.dtype == dtype else out.new_empty(out.shape, dtype=dtype)
+
+
+def _dense(t, dtype=None):
+    """``t`` in ``dtype`` with unit stride in its last dimension; a copy only where it is not so."""
+    return None if t is None else unit_stride(t if dtype is None else t.to(dtype))
+
+
+def _pointer(t):
+    return 0 if t is None else t.data_ptr()
+
+
+def _tokens(t):
+    return None if t is None else (t.data_ptr(), t.stride(0), t.stride(1))
+
+
+def _vectors(v):
+    return None if v is None else (v.data_ptr(), CODES[v.dtype], v.stride(0) if v.dim() == 2 else 0)

@@ -1,0 +1,120 @@
+"""The CPU kernels and their threads in a process: choice of the instruction set, fork, Python threads, exit."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+_C = pytest.importorskip("ditfast._C")
+
+PREAMBLE = """
+import os, threading, numpy, torch
+from ditfast import _C
+from ditfast.ops import host
+torch.set_num_threads(2)
+x = torch.randn(512, 512)
+expected = torch.nn.functional.gelu(x, approximate="tanh").numpy()
+def right():  # told by numpy: after a fork, torch's own threads would be waited for in vain
+    return numpy.allclose(host.gelu(x).numpy(), expected, atol=1e-5)
+def work(times=50):
+    return all([right() for _ in range(times)])
+"""
+
+
+def python(code, timeout=60, **environment):
+    command = [sys.executable, "-c", PREAMBLE + code]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_environment_chooses_the_instruction_set():
+    assert python("assert right(); print(_C.isa())", DITFAST_ISA=_C.isas()[0]) == _C.isas()[0]
+
+
+def test_what_is_in_force_by_default():
+    """The best instruction set, torch's threads, and subnormal numbers, which -ffast-math would take away."""
+    code = "print(right(), _C.isa(), _C.thread_runtime(), (torch.tensor(1e-40) / 2).item() > 0)"
+    runtime = "openmp" if sys.platform.startswith("linux") else "pool"
+    assert python(code, DITFAST_ISA="").split() == ["True", _C.isas()[-1], runtime, "True"]
+
+
+def test_an_unknown_instruction_set_is_refused():
+    code = "import ditfast._C"
+    environment = {**os.environ, "DITFAST_ISA": "mmx"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    message = f"ImportError: DITFAST_ISA must be one of {', '.join(_C.isas())} on this CPU, got 'mmx'"
+    assert done.stderr.splitlines()[-1] == message
+    with pytest.raises(ValueError, match="DITFAST_ISA must be one of .*, got 'mmx'"):
+        _C.use_isa("mmx")
+
+
+def test_without_torch_there_is_a_pool():
+    code = "from ditfast import _C; print(_C.thread_runtime())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "pool", done.stderr
+
+
+FORK = """
+assert work()
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        ok = work() and _C.thread_runtime() == "pool"
+        grandchild = os.fork()
+        if grandchild == 0:
+            os._exit(0 if work() else 1)
+        os._exit(0 if ok and os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) == 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert work()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_processes_work():
+    python(FORK)
+
+
+THREADS = """
+def run(i):
+    torch.set_num_threads(1 + i % 3)
+    results[i] = work()
+def all_right():
+    global results
+    results = [False] * 8
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    return all(results)
+assert all_right()
+if hasattr(os, "fork"):  # the same on the pool
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all_right() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+def test_several_python_threads_work():
+    python(THREADS)
+
+
+EXIT = """
+def forever():
+    while True: work()
+for _ in range(3): threading.Thread(target=forever, daemon=True).start()
+work()
+"""
+
+
+def test_a_process_ends_while_threads_are_busy():
+    python(EXIT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", (FORK, THREADS, EXIT), ids=("fork", "threads", "exit"))
+def test_nothing_hangs_in_many_runs(code):
+    for _ in range(70):
+        python(code, timeout=120)
