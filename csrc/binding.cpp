@@ -6,11 +6,11 @@
 
 #include "attention/checks.h"
 #include "attention/cuda.h"
-#include "attention/host.h"
 #include "attention/plan.h"
 #include "build_config.h"
 #include "device.h"
 #include "host/binding.h"
+#include "host/isa.h"
 #include "without_gil.h"
 
 // Tensors come in as addresses, sizes and strides in elements, so that one binary serves every
@@ -40,7 +40,7 @@ void forward_host(Address qkv, Address out, Address lse, const std::string& dtyp
     };
     check(call);
     check_threads(threads);
-    attention_forward_host(call, threads);
+    host::kernels().attention_forward(call, threads);
 }
 
 void backward_host(Address dout, Address qkv, Address out, Address lse, Address dqkv,
@@ -62,7 +62,7 @@ void backward_host(Address dout, Address qkv, Address out, Address lse, Address 
     };
     check(call);
     check_threads(threads);
-    attention_backward_host(call, threads);
+    host::kernels().attention_backward(call, threads);
 }
 
 void forward_cuda(Address qkv, Address out, Address lse, const std::string& dtype, std::int64_t batch,

@@ -2,11 +2,11 @@
 
 #include <cstdint>
 
+#include "../attention/params.h"
+
 // What is asked of the kernels on the CPU. This header is compiled for every instruction set: it holds no code.
 
 namespace ditfast::host {
-
-enum class DType { kFloat32, kBFloat16, kFloat16 };
 
 // (B, N, D) of which D is dense; strides count elements. Null where the call has no such tensor.
 struct Tokens {

@@ -9,6 +9,8 @@ namespace ditfast::host {
 
 // The kernels as they are compiled for one instruction set.
 struct Kernels {
+    void (*attention_forward)(const AttentionForward& call, int threads);
+    void (*attention_backward)(const AttentionBackward& call, int threads);
     void (*gelu_forward)(const Gelu& call, int threads);
     void (*gelu_backward)(const Gelu& call, int threads);
     void (*rows_forward)(const RowsForward& call, int threads);

@@ -24,7 +24,7 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
         num_heads: H.
         scale: factor on the logits; None for ``d ** -0.5``.
         backend: see `ditfast.ops`; "sdpa" is PyTorch's, "cuda" and "triton" this package's kernels for d = 64 and
-            72, "host" their plain C++ twin on the CPU. Automatic: the fastest that is right on this machine.
+            72, "host" C++ on the CPU for any d up to 256. Automatic: the fastest that is right on this machine.
 
     Returns:
         (B, N, H*d) in the dtype of qkv.

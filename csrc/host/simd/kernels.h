@@ -6,6 +6,8 @@
 
 namespace ditfast::host::DITFAST_ISA {
 
+void attention_forward(const AttentionForward& call, int threads);
+void attention_backward(const AttentionBackward& call, int threads);
 void gelu_forward(const Gelu& call, int threads);
 void gelu_backward(const Gelu& call, int threads);
 void rows_forward(const RowsForward& call, int threads);

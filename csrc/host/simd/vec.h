@@ -192,10 +192,33 @@ inline void store_narrow(T* to, R raw, Whole) {
     std::memcpy(to, &raw, sizeof raw);
 }
 
+#if defined(__AVX512F__)
+inline __mmask16 mask_of(Part part) { return static_cast<__mmask16>((1u << part.lanes) - 1u); }
+inline Vec read_part(const float* from, Part part) { return _mm512_maskz_loadu_ps(mask_of(part), from); }
+inline void store_narrow(float* to, Vec raw, Part part) { _mm512_mask_storeu_ps(to, mask_of(part), raw); }
+
+template <class T>
+inline Halves read_part(const T* from, Part part) {
+    return reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16(mask_of(part), from));
+}
+
+template <class T>
+inline void store_narrow(T* to, Halves raw, Part part) {
+    _mm256_mask_storeu_epi16(to, mask_of(part), reinterpret_cast<__m256i>(raw));
+}
+#else
+template <class T>
+inline typename Raw<T>::type read_part(const T* from, Part part) {
+    typename Raw<T>::type raw{};
+    std::memcpy(&raw, from, static_cast<std::size_t>(part.lanes) * sizeof(T));
+    return raw;
+}
+
 template <class T, class R>
 inline void store_narrow(T* to, R raw, Part part) {
     std::memcpy(to, &raw, static_cast<std::size_t>(part.lanes) * sizeof(T));
 }
+#endif
 
 template <class T>
 inline void store(T* to, Vec x, Whole = {}) {
@@ -210,18 +233,20 @@ inline void store(T* to, Vec x, Part part) {
 // The lanes behind the part are zero.
 template <class T>
 inline Vec load(const T* from, Part part) {
-    typename Raw<T>::type raw{};
-    std::memcpy(&raw, from, static_cast<std::size_t>(part.lanes) * sizeof(T));
-    return widen(from, raw);
+    return widen(from, read_part(from, part));
 }
 
 inline Vec keep(Vec x, Whole) { return x; }
 
 // x with zeros behind the part.
 inline Vec keep(Vec x, Part part) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_mov_ps(mask_of(part), x);
+#else
     Vec kept{};
     std::memcpy(&kept, &x, static_cast<std::size_t>(part.lanes) * sizeof(float));
     return kept;
+#endif
 }
 
 // body(i, extent) for each vector of a row of n elements; the last may be a part.

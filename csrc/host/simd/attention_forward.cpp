@@ -1,0 +1,158 @@
+#include "attention.h"
+#include "kernels.h"
+#include "log2.h"
+
+namespace ditfast::host::DITFAST_ISA {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+
+// One head, and what of it a task keeps as words.
+template <class T>
+struct Head {
+    using W = typename WordsOf<T>::type;
+
+    std::int64_t tokens, dim, stride_v;
+    float factor;  // of the logits
+    Words k;
+    float *copied_k, *query, *values, *logits, *weights, *out;
+
+    Head(const AttentionProblem& p, Scratch& scratch)
+        : tokens(p.tokens), dim(p.head_dim), stride_v(padded(p.head_dim)), factor(p.scale * kLogit<T>), k{} {
+        const std::int64_t keys = smaller(kKeys, tokens);
+        copied_k = scratch.take(left_words_size(tokens, dim));
+        query = scratch.take(words(dim, W::kNumbers) * kPanel);
+        values = scratch.take(words(tokens, W::kNumbers) * stride_v);
+        logits = scratch.take(keys * kPanel);
+        weights = scratch.take(words(keys, W::kNumbers) * kPanel);
+        out = scratch.take(dim * kPanel);
+    }
+};
+
+// The softmax of a panel of queries over the keys seen so far.
+struct Softmax {
+    Vec maximum[kColumns], sum[kColumns];
+
+    Softmax() {
+        for (int j = 0; j < kColumns; ++j) {
+            maximum[j] = splat(-kInfinity);
+            sum[j] = Vec{};
+        }
+    }
+};
+
+// logits[key][query] and their maxima.
+template <class T>
+void logits_of(const Head<T>& head, std::int64_t first, std::int64_t keys, Softmax& softmax) {
+    using W = typename WordsOf<T>::type;
+    const Words k{head.k.data + first * head.k.stride_row, head.k.stride_row, 1};
+    float* const logits = head.logits;
+    const float factor = head.factor;
+    const auto finish = [&](std::int64_t row, auto& c) {
+        for (auto& line : c) {
+            for (int j = 0; j < kColumns; ++j) {
+                const Vec logit = line[j] * factor;
+                softmax.maximum[j] = at_least(logit, softmax.maximum[j]);
+                store(logits + row * kPanel + j * kLanes, logit);
+            }
+            ++row;
+        }
+    };
+    multiply_rows<W, 6, kColumns>(k, head.query, kPanel, keys, words(head.dim, W::kNumbers), finish);
+}
+
+// weights: exp(logit - maximum) in words along keys; adds them to the sums.
+template <class T>
+void weights_of(const Head<T>& head, std::int64_t keys, Softmax& softmax) {
+    using W = typename WordsOf<T>::type;
+    for (int j = 0; j < kColumns; ++j) {
+        // where every logit is -inf, subtracting it would give inf - inf
+        const Vec maximum = softmax.maximum[j];
+        const Vec origin = (maximum == -kInfinity) ? Vec{} : maximum;
+        const float* logit = head.logits + j * kLanes;
+        float* to = head.weights + j * kLanes;
+        Vec sum = softmax.sum[j];
+        const auto weight = [&](std::int64_t key) { return weight_of<T>(load(logit + key * kPanel) - origin); };
+        for (std::int64_t key = 0; key < keys; key += W::kNumbers, to += kPanel) {
+            const Vec first = weight(key);
+            const Vec second = W::kNumbers == 2 && key + 1 < keys ? weight(key + 1) : Vec{};
+            sum += W::kNumbers == 2 ? first + second : first;
+            store(to, W::join(first, second));
+        }
+        softmax.sum[j] = sum;
+    }
+}
+
+// out[c][query] = out * correction + values^T weights.
+template <class T>
+void accumulate(const Head<T>& head, std::int64_t first, std::int64_t keys, const Vec (&correction)[kColumns]) {
+    using W = typename WordsOf<T>::type;
+    const Words v{head.values + first / W::kNumbers * head.stride_v, 1, head.stride_v};
+    const auto finish = [&](std::int64_t row, auto& c) {
+        for (auto& line : c) {
+            for (int j = 0; j < kColumns; ++j) {
+                float* to = head.out + row * kPanel + j * kLanes;
+                store(to, first == 0 ? line[j] : load(to) * correction[j] + line[j]);
+            }
+            ++row;
+        }
+    };
+    multiply_rows<W, 6, kColumns>(v, head.weights, kPanel, head.dim, words(keys, W::kNumbers), finish);
+}
+
+template <class T>
+void forward_panel(const Head<T>& head, const AttentionForward& call, std::int64_t panel, std::int64_t b,
+                   std::int64_t h) {
+    const AttentionProblem& p = call.problem;
+    Softmax softmax;
+    for (std::int64_t first = 0; first < head.tokens; first += kKeys) {
+        const std::int64_t keys = smaller(kKeys, head.tokens - first);
+        const Softmax before = softmax;
+        logits_of(head, first, keys, softmax);
+        Vec correction[kColumns];
+        for (int j = 0; j < kColumns; ++j) {
+            const Vec shift = before.maximum[j] - softmax.maximum[j];
+            correction[j] = weight_of<T>(before.maximum[j] == -kInfinity ? before.maximum[j] : shift);
+            softmax.sum[j] *= correction[j];
+        }
+        weights_of(head, keys, softmax);
+        accumulate(head, first, keys, correction);
+    }
+    Vec inverse[kColumns];
+    float lse[kPanel];
+    for (int j = 0; j < kColumns; ++j) {
+        inverse[j] = 1.0f / softmax.sum[j];
+        store(lse + j * kLanes, (softmax.maximum[j] + log2(softmax.sum[j]) / kExponent<T>) / kLogit<T>);
+    }
+    const std::int64_t queries = smaller(kPanel, head.tokens - panel);
+    std::memcpy(call.lse + (b * p.heads + h) * p.tokens + panel, lse, static_cast<std::size_t>(queries) * 4);
+    T* out = static_cast<T*>(call.out) + (b * p.tokens * p.heads + h) * p.head_dim;
+    store_panel(head.out, inverse, out, p.heads * p.head_dim, panel, p.tokens, p.head_dim, nullptr);
+}
+
+template <class T>
+void forward(const AttentionForward& call, int threads) {
+    using W = typename WordsOf<T>::type;
+    const AttentionProblem& p = call.problem;
+    Scratch measure(nullptr);
+    Head<T> sizes(p, measure);
+    for_each_head(p, threads, measure.used(), [&](std::int64_t b, std::int64_t h, float* memory) {
+        Scratch scratch(memory);
+        Head<T> head(p, scratch);
+        const Rows<T> q = head_of<T>(p, call.qkv, 0, b, h);
+        head.k = left_words<W>(head_of<T>(p, call.qkv, 1, b, h), p.tokens, p.head_dim, head.copied_k);
+        pack_columns<W>(head_of<T>(p, call.qkv, 2, b, h), p.tokens, p.head_dim, head.values, head.stride_v);
+        for (std::int64_t panel = 0; panel < p.tokens; panel += kPanel) {
+            pack_panel<W>(q, panel, p.tokens, p.head_dim, head.query);
+            forward_panel(head, call, panel, b, h);
+        }
+    });
+}
+
+}  // namespace
+
+void attention_forward(const AttentionForward& call, int threads) {
+    with_type(call.problem.dtype, [&](auto zero) { forward<decltype(zero)>(call, threads); });
+}
+
+}  // namespace ditfast::host::DITFAST_ISA

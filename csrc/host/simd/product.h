@@ -1,0 +1,115 @@
+#pragma once
+
+#include "vec.h"
+
+// Products of small matrices, kept in registers: c = a b, rows of c from broadcast words of a, columns from vectors of
+// b. A word holds, along the dimension that is summed over, one float32, or two bfloat16 where the CPU has the
+// instruction for that and the tensors are bfloat16.
+
+namespace ditfast::host::DITFAST_ISA {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kColumns = 4;     // vectors of a panel: 32 registers hold 6 rows of them
+constexpr int kMostColumns = 5;  // of a product with few rows at once
+#else
+constexpr int kColumns = 2;
+constexpr int kMostColumns = 2;
+#endif
+constexpr std::int64_t kPanel = kColumns * kLanes;
+
+struct Singles {
+    static constexpr std::int64_t kNumbers = 1;  // in a word
+
+    static Vec multiply_add(Vec c, Vec a, Vec b) { return c + a * b; }
+    static Vec join(Vec x, Vec) { return x; }
+
+    // x as the numbers of words that lie next to each other.
+    static void store_numbers(float* row, std::int64_t first, Vec x) { store(row + first, x); }
+};
+
+#if defined(__AVX512BF16__)
+struct Pairs {
+    static constexpr std::int64_t kNumbers = 2;
+
+    static Vec multiply_add(Vec c, Vec a, Vec b) {
+        return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+    }
+
+    // Words of the first and the second number.
+    static Vec join(Vec first, Vec second) {
+        const Bits low = extend(reinterpret_cast<Halves>(_mm512_cvtneps_pbh(first)));
+        const Bits high = extend(reinterpret_cast<Halves>(_mm512_cvtneps_pbh(second)));
+        return vec_of(low | (high << 16));
+    }
+
+    static void store_numbers(float* row, std::int64_t first, Vec x) {
+        const __m256bh numbers = _mm512_cvtneps_pbh(x);
+        std::memcpy(reinterpret_cast<BFloat16*>(row) + first, &numbers, sizeof numbers);
+    }
+};
+#endif
+
+template <class T>
+struct WordsOf {
+    typedef Singles type;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct WordsOf<BFloat16> {
+    typedef Pairs type;
+};
+#endif
+
+// Words of a matrix; strides count words.
+struct Words {
+    const float* data;
+    std::int64_t stride_row;
+    std::int64_t stride_inner;  // along what is summed over
+};
+
+template <class W, int kRows, int kCols>
+inline __attribute__((always_inline)) void multiply(Words a, const float* b, std::int64_t stride_b,
+                                                    std::int64_t inner, Vec (&c)[kRows][kCols]) {
+    for (auto& row : c) {
+        for (Vec& x : row) x = Vec{};
+    }
+    for (std::int64_t k = 0; k < inner; ++k) {
+        Vec columns[kCols];
+        for (int j = 0; j < kCols; ++j) columns[j] = load(b + k * stride_b + j * kLanes);
+        for (int i = 0; i < kRows; ++i) {
+            // a tensor's elements need not begin at multiples of a word
+            const Vec word = splat(read_as<float>(a.data + i * a.stride_row + k * a.stride_inner));
+            for (int j = 0; j < kCols; ++j) c[i][j] = W::multiply_add(c[i][j], word, columns[j]);
+        }
+    }
+}
+
+// finish(row, c) for every row of c = a b, several at once; c is an array of so many rows. In words of two numbers,
+// a row is one of a pair of rows that come together, but for an odd last one.
+template <class W, int kRows, int kCols, class Finish>
+inline void multiply_rows(Words a, const float* b, std::int64_t stride_b, std::int64_t rows, std::int64_t inner,
+                          const Finish& finish) {
+    std::int64_t row = 0;
+    const auto run = [&](auto& c) {
+        multiply<W>({a.data + row * a.stride_row, a.stride_row, a.stride_inner}, b, stride_b, inner, c);
+        finish(row, c);
+    };
+    for (; row + kRows <= rows; row += kRows) {
+        Vec c[kRows][kCols];
+        run(c);
+    }
+    for (; row + 4 <= rows; row += 4) {
+        Vec c[4][kCols];
+        run(c);
+    }
+    for (; row + 2 <= rows; row += 2) {
+        Vec c[2][kCols];
+        run(c);
+    }
+    if (row < rows) {
+        Vec c[1][kCols];
+        run(c);
+    }
+}
+
+}  // namespace ditfast::host::DITFAST_ISA
