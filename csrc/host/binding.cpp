@@ -8,6 +8,7 @@
 
 #include "../without_gil.h"
 #include "isa.h"
+#include "patches.h"
 #include "threads.h"
 
 // ditfast/ops/host.py checks nothing and neither does this: the operations have. Arguments are passed by position,
@@ -102,6 +103,33 @@ void rows_backward_(int stream, int branch, std::tuple<std::int64_t, std::int64_
     kernels().rows_backward(call, threads);
 }
 
+using Two = std::tuple<std::int64_t, std::int64_t>;
+using Five = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+using Four = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+
+Patches patches(int element_size, Five size,
+                bool channels_last, Address image, Four image_strides, Address tokens,
+                Two token_strides) {
+    const auto [batch, channels, grid_h, grid_w, patch] = size;
+    const auto [image_b, image_c, image_h, image_w] = image_strides;
+    const auto [tokens_b, tokens_n] = token_strides;
+    return {element_size, batch,   channels, grid_h,  grid_w,          patch,    channels_last, pointer(image),
+            image_b,      image_c, image_h,  image_w, pointer(tokens), tokens_b, tokens_n};
+}
+
+void patchify_(int element_size, Five size,
+               bool channels_last, Address image, Four image_strides, Address tokens_,
+               Two token_strides, int threads) {
+    patchify(patches(element_size, size, channels_last, image, image_strides, tokens_, token_strides), threads);
+}
+
+void unpatchify_(int element_size,
+                 Five size,
+                 bool channels_last, Address image, Four image_strides, Address tokens_,
+                 Two token_strides, int threads) {
+    unpatchify(patches(element_size, size, channels_last, image, image_strides, tokens_, token_strides), threads);
+}
+
 }  // namespace
 
 void bind(py::module_& m) {
@@ -112,6 +140,10 @@ void bind(py::module_& m) {
     m.def("thread_runtime", &thread_runtime, "What runs the CPU kernels' threads: 'openmp', torch's, or 'pool'.");
     m.def("gelu_forward", without_gil(gelu_forward_), "dtype, M, F, pre, act, threads");
     m.def("gelu_backward", without_gil(gelu_backward_), "dtype, M, F, pre, act or 0, dact, dbias, threads");
+    const char* const patch_arguments =
+        "bytes of an element, (B, C, gh, gw, p), channels_last, image, its strides, tokens, (stride_b, stride_n), threads";
+    m.def("patchify", without_gil(patchify_), patch_arguments);
+    m.def("unpatchify", without_gil(unpatchify_), patch_arguments);
     m.def("rows_forward", without_gil(rows_forward_),
           "stream, branch, (B, N, D), eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd, threads");
     m.def("rows_backward", without_gil(rows_backward_),

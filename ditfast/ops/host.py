@@ -88,6 +88,31 @@ def junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
     return dx, dy, modulation, dbias
 
 
+def patchify(x, patch_size, channels_last):
+    """(B, C, Hh, Ww) -> (B, N, C*p*p)."""
+    b, c, height, width = x.shape
+    p = patch_size
+    grid = height // p, width // p
+    tokens = x.new_empty(b, grid[0] * grid[1], c * p * p)
+    _move_patches("patchify", x, tokens, grid, p, channels_last)
+    return tokens
+
+
+def unpatchify(tokens, patch_size, grid_h, grid_w, channels_last):
+    """(B, N, C*p*p) -> (B, C, Hh, Ww)."""
+    p, tokens = patch_size, unit_stride(tokens)
+    image = tokens.new_empty(tokens.shape[0], tokens.shape[2] // (p * p), grid_h * p, grid_w * p)
+    _move_patches("unpatchify", image, tokens, (grid_h, grid_w), p, channels_last)
+    return image
+
+
+def _move_patches(name, image, tokens, grid, patch_size, channels_last):
+    getattr(_extension(), name)(
+        *(image.element_size(), (*image.shape[:2], *grid, patch_size), channels_last),
+        *(image.data_ptr(), image.stride(), tokens.data_ptr(), tokens.stride()[:2], torch.get_num_threads()),
+    )
+
+
 def _statistics(x):
     return [x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2)]
 

@@ -5,7 +5,7 @@ from math import prod
 import torch
 
 from ditfast.kernels.strides import unit_stride
-from ditfast.ops import checks, reference
+from ditfast.ops import checks, host, reference
 from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
@@ -66,11 +66,13 @@ def _forward(x, weight, bias, pos, patch_size, out_dtype, backend):
     (_, c, height, width), p = x.shape, patch_size
     checks.tensor("weight", weight, "(D, C*p*p)", (weight.shape[0], c * p * p))
     checks.tensor("pos", pos, "(N, D)", ((height // p) * (width // p), weight.shape[0]))
-    if resolve(OP, backend, pos, x, weight.shape[1]) == "triton":
+    name = resolve(OP, backend, pos, x, weight.shape[1])
+    if name == "triton":
         from ditfast.kernels import patches as kernels
 
         return kernels.patch_embed(x, weight.contiguous(), unit_stride(bias), unit_stride(pos), patch_size, out_dtype)
-    tokens = torch.nn.functional.linear(reference.patchify(x, patch_size), weight, bias)
+    patches = host.patchify(x, patch_size, False) if name == "host" else reference.patchify(x, patch_size)
+    tokens = torch.nn.functional.linear(patches, weight, bias)
     return (tokens + pos).to(out_dtype)
 
 
@@ -166,7 +168,7 @@ def _backward_flops(dout, x, weight, patch_size, needs, *_, **__):
 OP = Op(
     name="patch_embed",
     function=patch_embed,
-    backends={"triton": WITH_STREAM, "reference": WITH_STREAM},
+    backends={"triton": WITH_STREAM, "host": WITH_STREAM, "reference": WITH_STREAM},
     arguments=_arguments,
     outputs=("out",),
     parameters=("weight", "bias", "pos_embed"),

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ditfast.ops import checks, reference
+from ditfast.ops import checks, host, reference
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
@@ -97,10 +97,13 @@ def _is_grid(grid):
 def run_patchify(x, patch_size, channels_last, backend):
     """`patchify` inside a running operation."""
     check_image(x, patch_size)
-    if resolve(PATCHIFY, backend, x, x, x.shape[1] * patch_size * patch_size) == "triton":
+    name = resolve(PATCHIFY, backend, x, x, x.shape[1] * patch_size * patch_size)
+    if name == "triton":
         from ditfast.kernels import patches as kernels
 
         return kernels.patchify(x, patch_size, channels_last)
+    if name == "host":
+        return host.patchify(x, patch_size, channels_last)
     return reference.patchify(x, patch_size, channels_last).clone(memory_format=torch.contiguous_format)
 
 
@@ -117,10 +120,13 @@ def run_unpatchify(tokens, patch_size, grid_h, grid_w, channels_last, backend):
             f"unpatchify: tokens must have shape (B, {grid_h * grid_w}, C*{patch_size}*{patch_size}), "
             f"got {tuple(tokens.shape)}"
         )
-    if resolve(UNPATCHIFY, backend, tokens, tokens, tokens.shape[2]) == "triton":
+    name = resolve(UNPATCHIFY, backend, tokens, tokens, tokens.shape[2])
+    if name == "triton":
         from ditfast.kernels import patches as kernels
 
         return kernels.unpatchify(tokens, patch_size, grid_h, grid_w, channels_last)
+    if name == "host":
+        return host.unpatchify(tokens, patch_size, grid_h, grid_w, channels_last)
     image = reference.unpatchify(tokens, patch_size, (grid_h, grid_w), channels_last)
     return image.clone(memory_format=torch.contiguous_format)
 
@@ -221,7 +227,7 @@ def _unpatchify_self_check(t, width, backend):
 PATCHIFY = Op(
     name="patchify",
     function=patchify,
-    backends={"triton": WITHOUT_STREAM, "reference": WITHOUT_STREAM},
+    backends={"triton": WITHOUT_STREAM, "host": WITHOUT_STREAM, "reference": WITHOUT_STREAM},
     arguments=_patchify_arguments,
     outputs=("tokens",),
     self_check=_patchify_self_check,
@@ -233,7 +239,7 @@ PATCHIFY = Op(
 UNPATCHIFY = Op(
     name="unpatchify",
     function=unpatchify,
-    backends={"triton": WITHOUT_STREAM, "reference": WITHOUT_STREAM},
+    backends={"triton": WITHOUT_STREAM, "host": WITHOUT_STREAM, "reference": WITHOUT_STREAM},
     arguments=_unpatchify_arguments,
     outputs=("image",),
     self_check=_unpatchify_self_check,

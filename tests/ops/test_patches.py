@@ -1,5 +1,7 @@
 """patchify, unpatchify and patch_embed: pure permutations, and a convolution."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,8 @@ SHAPES = ((3, 4, 8, 8, 2), (1, 3, 6, 10, 2), (3, 4, 12, 4, 4), (1, 4, 8, 16, 8),
 ORDERS = (False, True)  # channels_last
 
 
-BACKENDS = ("triton", "reference")
+HOST = () if torch.cuda.is_available() or find_spec("ditfast._C") is None else ("host",)
+BACKENDS = ("triton", *HOST, "reference")
 
 
 def backends(op):
