@@ -7,6 +7,7 @@ the first that the operation has is used.
 from ditfast.ops import flop_counter
 from ditfast.ops.attention import OP as ATTENTION
 from ditfast.ops.attention import attention
+from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.choice import use_backend
 from ditfast.ops.gated_residual import OP as GATED_RESIDUAL
 from ditfast.ops.gated_residual import gated_residual
@@ -35,6 +36,7 @@ ALL: tuple[Op, ...] = (
     PATCH_EMBED,
 )
 flop_counter.install(ALL)
+on_cpu.install(ALL)
 
 __all__ = [
     "ALL",

@@ -7,7 +7,7 @@ import torch
 
 from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, extension, fallback, reference
-from ditfast.ops.backends import fastest
+from ditfast.ops.backends import fastest, on_cpu
 from ditfast.ops.backends.availability import KERNEL_DTYPES, device_type
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
@@ -74,7 +74,10 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
     def unsupported(name):
         return _unsupported(name, dtype, head_dim, scale)
 
-    name = choose(op, requested, device_type(t), unsupported)
+    def takes_host():
+        return on_cpu.takes_host(OP, dtype, dtype, head_dim, t.shape[0] * t.shape[1] * head_dim)
+
+    name = choose(op, requested, device_type(t), unsupported, takes_host)
     if name != "auto":
         return name
     if unsupported("cuda") or unsupported("triton"):

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ditfast.ops import checks, host, reference
 from ditfast.ops.autocast import autocasts, cast_for_inference, linear_dtype
+from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
@@ -47,7 +48,12 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     """
     _check(h, w1, b1, w2, b2)
     dtype = linear_dtype(h)
-    name = choose(OP, backend, device_type(h), lambda name: _unsupported(h, w1, b1, w2, b2))
+
+    def takes_host():
+        width = w1.shape[0]
+        return on_cpu.takes_host(OP, dtype, dtype, width, h.shape[0] * h.shape[1] * width)
+
+    name = choose(OP, backend, device_type(h), lambda name: _unsupported(h, w1, b1, w2, b2), takes_host)
     if name == "reference":
         note(OP.name, name)
         if not recompute:

@@ -7,6 +7,7 @@ import torch
 from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, host, reference
 from ditfast.ops.autocast import linear_dtype
+from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
@@ -38,11 +39,16 @@ def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
     """
     check_image(x, patch_size)
     _check(x, weight, bias, pos_embed, patch_size)
-    name = choose(OP, backend, device_type(x), why_not_dtype(x, weight, bias, pos_embed))
+    dtype = linear_dtype(x)
+
+    def takes_host():
+        width, elements = weight[0].numel(), x.shape[0] * pos_embed.numel()
+        return on_cpu.takes_host(OP, pos_embed.dtype, dtype, width, elements)
+
+    name = choose(OP, backend, device_type(x), why_not_dtype(x, weight, bias, pos_embed), takes_host)
     if name == "reference":
         note(OP.name, name)
         return reference.patch_embed(x, weight, bias, pos_embed, patch_size)
-    dtype = linear_dtype(x)
     x, weight, bias = (t.to(dtype) for t in (x, weight, bias))  # as autocast would, where autograd sees it
     pos = pos_embed.reshape(pos_embed.shape[-2:])
     out_dtype = torch.promote_types(dtype, pos.dtype)

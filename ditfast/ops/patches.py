@@ -5,6 +5,7 @@ import math
 import torch
 
 from ditfast.ops import checks, host, reference
+from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
@@ -32,7 +33,11 @@ def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
     Source: Peebles & Xie, section 3.2, "Patchify".
     """
     check_image(x, patch_size)
-    name = choose(PATCHIFY, backend, device_type(x), why_not_dtype(x))
+
+    def takes_host():
+        return on_cpu.takes_host(PATCHIFY, x.dtype, x.dtype, x.shape[1] * patch_size * patch_size, x.numel())
+
+    name = choose(PATCHIFY, backend, device_type(x), why_not_dtype(x), takes_host)
     if name == "reference":
         note(PATCHIFY.name, name)
         return reference.patchify(x, patch_size, channels_last)
@@ -61,7 +66,11 @@ def unpatchify(
     Source: Peebles & Xie, section 3.2, "Transformer decoder".
     """
     grid = _check_tokens(tokens, patch_size, grid)
-    name = choose(UNPATCHIFY, backend, device_type(tokens), why_not_dtype(tokens))
+
+    def takes_host():
+        return on_cpu.takes_host(UNPATCHIFY, tokens.dtype, tokens.dtype, tokens.shape[2], tokens.numel())
+
+    name = choose(UNPATCHIFY, backend, device_type(tokens), why_not_dtype(tokens), takes_host)
     if name == "reference":
         note(UNPATCHIFY.name, name)
         return reference.unpatchify(tokens, patch_size, grid, channels_last)

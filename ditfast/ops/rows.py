@@ -2,6 +2,7 @@
 
 import torch
 
+from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.op import Op
@@ -14,7 +15,13 @@ def choose_for_rows(op: Op, requested, x, y, bias, *modulation) -> str:
         per_token = per_token or m.dim() == 3
     if per_token and not isinstance(requested, str):
         return "reference"
-    return choose(op, requested, device_type(x), lambda name: _unsupported(per_token, x, y, bias, *modulation))
+
+    def takes_host():
+        return on_cpu.takes_host(op, x.dtype, modulation[-1].dtype, x.shape[-1], x.numel())
+
+    return choose(
+        op, requested, device_type(x), lambda name: _unsupported(per_token, x, y, bias, *modulation), takes_host
+    )
 
 
 def _unsupported(per_token: bool, x: torch.Tensor, *others) -> str | None:

@@ -28,7 +28,7 @@ def environment(device: torch.device) -> str:
     digest = hashlib.sha256()
     for path in _sources():
         digest.update(path.read_bytes())
-    machine = "cpu"
+    machine = f"cpu {_isa()}"
     if device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(device)} {torch._C._cuda_getDriverVersion()}"
     interpreter = os.environ.get("TRITON_INTERPRET", "0")
@@ -47,6 +47,15 @@ def _sources() -> list[Path]:
         *sorted(Path(__file__).parents[1].rglob("*.py")),
         *binary,
     ]
+
+
+def _isa() -> str:
+    """Whose CPU kernels the answers are about."""
+    try:
+        from ditfast import _C
+    except ImportError:
+        return "none"
+    return _C.isa()
 
 
 def _triton_version() -> str:

@@ -61,13 +61,14 @@ def repeated_choice(op: Op) -> str | None:
     return None if name in PYTORCH else name
 
 
-def choose(op: Op, requested, device_type: str, unsupported: str | Callable | None = None) -> str:
+def choose(op: Op, requested, device_type: str, unsupported: str | Callable | None = None, takes_host=None) -> str:
     """The backend of one call: a name, or "auto" where only the running operation can tell.
 
     Args:
         requested: the call's ``backend=``: None, a name (strict), or a tuple of names in order of preference.
         unsupported: why these arguments rule out the operation's kernels (None: they do not); a function of the
             backend's name, if kernels differ.
+        takes_host: a function that says whether the automatic choice takes the C++ kernels on the CPU; None for no.
 
     Raises:
         ValueError: the call names a backend that the operation does not have.
@@ -91,7 +92,13 @@ def choose(op: Op, requested, device_type: str, unsupported: str | Callable | No
     for name in considered:
         if _of_backend(unsupported, name) is None and why_not(op, name, device_type) is None:
             return "auto" if is_auto else name
+    if takes_host is not None and _is_able_host(op, device_type, unsupported) and takes_host():
+        return "host"
     return op.fallback
+
+
+def _is_able_host(op, device_type, unsupported):
+    return device_type == "cpu" and _of_backend(unsupported, "host") is None and why_not(op, "host", "cpu") is None
 
 
 def _of_backend(unsupported, name):

@@ -1,0 +1,132 @@
+"""From which size on the C++ kernels on the CPU beat PyTorch: the table in ditfast/ops/backends/on_cpu.py.
+
+    python benchmarks/bench_host.py [--compile] [--json FILE]
+
+One thread, times of the process itself, the least of many runs in turns: so that what else the machine does counts
+as little as it can. Each operation runs forward alone, and forward and backward, on growing sizes. The table has the
+size from which the kernel is the fastest at this and every larger one.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+
+import torch
+
+from ditfast import _C, ops
+from ditfast.ops.attention import heads_of
+from ditfast.ops.op import PRECISIONS, RandomTensors
+from ditfast.ops.patches import CHANNELS, PATCH
+from harness.machine import header
+
+SIZES = ((1, 16, 64), (2, 64, 128), (1, 256, 384), (4, 256, 384), (4, 256, 1152))  # B, N, D
+WIDTHS = {  # D -> the width of what counts as elements (B, N, width), where it is not D
+    "mlp": lambda dim: 4 * dim,
+    "attention": lambda dim: dim // heads_of(dim),
+    "patchify": lambda dim: CHANNELS * PATCH**2,
+    "unpatchify": lambda dim: 2 * CHANNELS * PATCH**2,
+}
+MARGINS = {"mlp": 0.995}  # the share of the other's time that a kernel may take: an MLP is the same GEMMs, mostly
+MARGIN = 0.95
+SECONDS = 0.25  # for the turns of one case
+
+
+def run_of(op, named, backend, training, context):
+    def run():
+        with context():
+            out = op.function(**named, backend=backend)
+        if training:
+            outputs = [t for t in (out if isinstance(out, tuple) else (out,)) if t.requires_grad]
+            leaves = [t for t in named.values() if torch.is_tensor(t)]
+            torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
+
+    return run
+
+
+def compiled_run_of(op, named, backend, training, context):
+    compiled = torch.compile(lambda **inputs: op.function(**inputs, backend=backend), dynamic=False)
+    fake = argparse.Namespace(function=lambda backend, **inputs: compiled(**inputs))
+    return run_of(fake, named, backend, training, context)
+
+
+def milliseconds(runs: dict) -> dict:
+    """{name: the least process time of many turns}."""
+    least = dict.fromkeys(runs, float("inf"))
+    for run in runs.values():
+        run()
+        run()
+    end, turns = time.perf_counter() + SECONDS * len(runs), 0
+    while turns < 5 or time.perf_counter() < end:
+        for name, run in runs.items():
+            start = time.process_time_ns()
+            run()
+            least[name] = min(least[name], (time.process_time_ns() - start) / 1e6)
+        turns += 1
+    return least
+
+
+def cases(op, precision, with_compile):
+    """(elements, mode, {variant: ms}) of each size, forward alone and with backward."""
+    dtypes = PRECISIONS[precision]
+    other = "sdpa" if "sdpa" in op.backends else "reference"
+    for size in SIZES:
+        named = op.arguments(RandomTensors(dtypes, "cpu"), *size)
+        named = {n: t.detach().requires_grad_() if torch.is_tensor(t) else t for n, t in named.items()}
+        elements = size[0] * size[1] * WIDTHS.get(op.name, lambda dim: dim)(size[2])
+        for training in (False, True):
+
+            def context():
+                return torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast")
+
+            with torch.set_grad_enabled(training):
+                runs = {"host": run_of(op, named, "host", training, context)}
+                runs[other] = run_of(op, named, other, training, context)
+                if with_compile:
+                    runs["compile"] = compiled_run_of(op, named, other, training, context)
+                yield elements, "training" if training else "inference", milliseconds(runs)
+
+
+def table_of(results):
+    """{op: {precision: the least size from which the kernel is the fastest}}."""
+    table = defaultdict(dict)
+    for op, precision in dict.fromkeys((r["op"], r["precision"]) for r in results):
+        margin = MARGINS.get(op, MARGIN)
+        mine = [r for r in results if (r["op"], r["precision"]) == (op, precision)]
+        lost = [
+            r["elements"]
+            for r in mine
+            if r["ms"]["host"] > margin * min(v for k, v in r["ms"].items() if k != "host")
+        ]
+        won = sorted({r["elements"] for r in mine if not lost or r["elements"] > max(lost)})
+        if won:
+            table[op][precision] = won[0]
+    return dict(table)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile, too, which takes long")
+    parser.add_argument("--ops", nargs="*", help="names of operations")
+    parser.add_argument("--precisions", nargs="*", default=list(PRECISIONS), choices=PRECISIONS)
+    parser.add_argument("--json", help="file for what was measured")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = []
+    for op in ops.ALL:
+        if "host" not in op.backends or (args.ops and op.name not in args.ops):
+            continue
+        for precision in filter(args.precisions.__contains__, op.backends["host"]):
+            for elements, mode, ms in cases(op, precision, args.compile):
+                results.append({"op": op.name, "precision": precision, "elements": elements, "mode": mode, "ms": ms})
+                times = "  ".join(f"{name} {value:.3f}" for name, value in ms.items())
+                print(f"{op.name:36} {precision:9} {elements:9} {mode:10} {times}", flush=True)
+    found = {"header": header("cpu"), "isa": _C.isa(), "table": table_of(results), "results": results}
+    print(json.dumps({_C.isa(): found["table"]}, indent=4))
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Whether the automatic choice takes the C++ kernels on the CPU: where a committed table says that they are faster.
+
+The table is never made at run time, so that a run repeats bit for bit. It holds, for each instruction set, the number
+of elements from which the kernel beat PyTorch, forward as well as forward and backward, in measurements by
+``benchmarks/bench_host.py``. What is not in it stays PyTorch's.
+"""
+
+import torch
+
+from ditfast.ops.backends.selfcheck import is_right
+from ditfast.ops.op import Op
+
+SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+_ROWS = {
+    "layer_norm_modulate": {"bf16": 98304, "autocast": 98304, "fp16": 98304, "fp32": 98304},
+    "gated_residual": {"bf16": 98304, "autocast": 98304, "fp16": 393216, "fp32": 393216},
+    "gated_residual_layer_norm_modulate": {"bf16": 98304, "autocast": 98304, "fp16": 98304, "fp32": 98304},
+}
+_ATTENTION = {"attention": {"bf16": 1024, "fp16": 1024, "fp32": 8192}}
+_REST = {
+    "mlp": {"bf16": 65536, "fp32": 65536},
+    "patchify": {"bf16": 4096, "fp16": 4096, "fp32": 4096},
+    "unpatchify": {"bf16": 32768, "fp16": 32768, "fp32": 32768},
+    "patch_embed": {"bf16": 98304, "autocast": 98304},
+}
+FASTER_FROM = {  # instruction set -> operation -> precision -> elements
+    "x86_64_v3": _ROWS | _ATTENTION,
+    "x86_64_v4": _ROWS | _ATTENTION,
+    "x86_64_v4_bf16": _ROWS | _ATTENTION | _REST,
+}
+_records: dict[str, Op] = {}  # by name, which torch.compile can take for a constant
+
+
+def install(ops: tuple[Op, ...]) -> None:
+    """Make the records of the operations known."""
+    _records.update((op.name, op) for op in ops)
+
+
+def takes_host(op: Op, stream: torch.dtype, branch: torch.dtype, width: int, elements: int) -> bool:
+    """Whether ``op`` runs on the host kernels by itself: faster by the table, and right by the self-check.
+
+    Args:
+        stream, branch: dtypes of the residual stream and of branches.
+        width: what the self-check asks for.
+        elements: of the operation's largest tensor; of attention, those of one head of q.
+    """
+    smallest = _faster_from(op.name, stream, branch)
+    return smallest is not None and elements >= smallest and _is_right(op.name, stream, branch, width)
+
+
+def _faster_from(name, stream, branch):
+    """Elements from which an operation is faster; None for never."""
+    precision = SHORT.get(branch) if stream == branch else "autocast" if stream == torch.float32 else None
+    return FASTER_FROM.get(_isa(), {}).get(name, {}).get(precision)
+
+
+def _isa():
+    from ditfast import _C
+
+    return _C.isa()
+
+
+def _is_right(name, stream, branch, width):
+    return is_right(_records[name], "host", stream, branch, width, torch.device("cpu"))
+
+
+# what torch.compiler.assume_constant_result does, without importing the compiler: the extension cannot be traced
+_isa._dynamo_marked_constant = _is_right._dynamo_marked_constant = True
