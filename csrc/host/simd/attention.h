@@ -54,7 +54,7 @@ class Scratch {
 
 template <class F>
 inline void for_each_head(const AttentionProblem& p, int threads, std::int64_t scratch_floats, const F& body) {
-    if (p.empty()) return;
+    if (p.batch == 0 || p.tokens == 0 || p.heads == 0) return;
     parallel(p.batch * p.heads, threads, scratch_floats, [&](std::int64_t task, float* memory) {
         body(task / p.heads, task % p.heads, memory);
     });
