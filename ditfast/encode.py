@@ -27,6 +27,7 @@ from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.sampling import SampleError
 from ditfast.sampling.autoencoder import describe_vae, load_vae, vae_factor
+from ditfast.streams import lasting_streams
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -173,6 +174,7 @@ def parse_options(arguments):
     return o
 
 
+@lasting_streams()
 def main(arguments=None) -> None:
     o = parse_options(arguments)
     try:

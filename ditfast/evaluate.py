@@ -32,6 +32,7 @@ from ditfast.evaluation.report import (
     unavailable_metrics,
 )
 from ditfast.evaluation.statistics import KEPT, Summary, check_new_file, load_statistics, save_statistics, summarize
+from ditfast.streams import lasting_streams
 
 
 class Reference(NamedTuple):
@@ -179,6 +180,7 @@ def check_options(parser, o, rest) -> None:
         parser.error(f"--device must be cpu, cuda or cuda:N, and be there, got {o.device}")
 
 
+@lasting_streams()
 def main(arguments=None) -> None:
     o, rest = parse_options(arguments)
     try:

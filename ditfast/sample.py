@@ -30,6 +30,7 @@ from ditfast.sampling.files import SampleFolder, check_target, write_grid, write
 from ditfast.sampling.recorded import read_record, settle_decoder, settle_schedule
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
+from ditfast.streams import lasting_streams
 
 UNTOLD = {"num_heads": "--num-heads N", "input_size": "--image-size HEIGHT WIDTH"}  # options by argument
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -241,6 +242,7 @@ def extremes(seeds) -> tuple[int, int]:
     return (min(seeds), max(seeds)) if seeds else (0, 0)
 
 
+@lasting_streams()
 def main(arguments=None) -> None:
     o = parse_options(arguments)
     try:

@@ -20,6 +20,7 @@ from ditfast.data.sources import BUILT_IN
 from ditfast.export import export
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
+from ditfast.streams import lasting_streams
 from ditfast.training import TrainError
 from ditfast.training.config import Config, check_config, fill_defaults, flags_from_yaml
 from ditfast.training.encoder import Encoder
@@ -29,6 +30,7 @@ from ditfast.training.parallel import TIMEOUT
 from ditfast.training.plan import describe_run
 
 
+@lasting_streams()
 def main(arguments=None) -> None:
     try:
         config, dry = parse_config(arguments)

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import json
 import sys
 import time
 import warnings
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ditfast.atomic import atomic_write
 from ditfast.data.stream import stream_batches
 from ditfast.diffusion import create_diffusion
 from ditfast.models import DiT, cost
@@ -21,15 +21,13 @@ from ditfast.training.backends import chosen_backends, repeat_backends
 from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
 from ditfast.training.config import NEW, Config, Init, model_arguments, to_yaml
 from ditfast.training.init import make_model
-from ditfast.training.monitor import Log, Meter, matmul_rate, memory_gib
+from ditfast.training.monitor import Log, Meter, append_line, matmul_rate, memory_gib
 from ditfast.training.parallel import gradient_sync, parallelize, unwrap
 from ditfast.training.preview import Preview
 from ditfast.training.resume import check_same_run, describe_sampling, find_checkpoint
 from ditfast.training.step_draws import draw_step
 from ditfast.training.stopper import Stopper
 from ditfast.training.weights import Weights
-
-ASK_EVERY = 10  # steps between the questions whether any rank was told to stop
 
 
 class Run:
@@ -87,12 +85,13 @@ class Run:
             print("\n".join([f"goes on after step {self.step} of {path}", *missing]))
 
     def train(self) -> None:
-        """Run to the last step, or until SIGTERM or SIGINT; then a checkpoint is written too."""
+        """Run to the last step, or until a signal or an error; then a checkpoint is written too."""
         c, ranks = self.config, self.ranks
         if ranks.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.checkpoints.set_aside_after(self.step)
-            (self.folder / "config.yaml").write_text(to_yaml(c), encoding="utf-8")
+            with atomic_write(self.folder / "config.yaml") as part:
+                part.write_text(to_yaml(c), encoding="utf-8")
         log = Log(self.folder, self.step) if ranks.is_first else None
         order = {"seed": c.seed, "start": self.seen, "batch": c.batch, "rank": ranks.rank, "world": ranks.world}
         batches = stream_batches(self.source, **order, workers=c.workers, unreadable=c.unreadable)
@@ -100,43 +99,52 @@ class Run:
         with Stopper() as stopper:
             try:
                 with self._progress_bar() as bar:
-                    stopped = self._run_steps(batches, log, bar, stopper)
+                    failure = self._run_steps(batches, log, bar, stopper)
             finally:
                 if log:
                     log.close()
-            if self.saved is None or self.saved.name != step_name(self.step):
-                self._save(final=True)
-        if stopped:
+            if self.step and (self.saved is None or self.saved.name != step_name(self.step)):
+                self._save_after(failure)
+        failed = any(ranks.gather(failure is not None))
+        if failure:
+            raise failure
+        if failed or self.step < c.steps:
             raise TrainError(f"stopped after step {self.step} of {c.steps}: --resume auto goes on from there")
 
     def _run_steps(self, batches, log, bar, stopper):
-        """Steps until the last, or until a rank is told to stop: whether one was."""
-        c, meter, stopped, since = self.config, Meter(self.ranks), False, time.perf_counter()
-        while self.step < c.steps and not stopped:
-            batch = next(batches)
+        """Steps until the last, or until a rank has to stop; what went wrong on this one, if anything did.
+
+        Of many ranks only an error inside a step is raised at once: the others are waiting for this one's gradients.
+        """
+        c, meter, since, failure = self.config, Meter(self.ranks), time.perf_counter(), None
+        while self.step < c.steps:
+            batch, failure = _attempt(lambda: next(batches), failure)
+            if self.ranks.any(stopper.requested or failure is not None):
+                break
             with record() as ran:
-                meter.add(*self._step(batch), batch)
+                found, failure = _attempt(lambda batch=batch: self._step(batch))
+            if failure:
+                if self.ranks.world > 1 or self.weights.torn:
+                    raise failure
+                break
+            meter.add(*found, batch)
             self.about["backends"] = self.about["backends"] or chosen_backends(ran)
             self.step, self.seen = self.step + 1, self.seen + c.batch
             bar.update()
-            stopped = self.step < c.steps and self._any_told_to_stop(stopper)
             save = self.step % c.save_every == 0
             # before a checkpoint too: a run that goes on from it writes the same lines as one that went through
-            if self.step % c.log_every == 0 or save or self.step == c.steps or stopped:
+            if self.step % c.log_every == 0 or save or self.step == c.steps:
                 self._report(meter, log, bar, time.perf_counter() - since)
                 meter.clear()
                 if save:
-                    self._save()
+                    self._save_or_warn()
                 since = time.perf_counter()
             if c.sample_every and self.step % c.sample_every == 0:
-                since += self._write_preview()
-        return stopped
-
-    def _any_told_to_stop(self, stopper):
-        """Whether any rank was told to stop, agreed upon every few steps."""
-        if self.ranks.world > 1 and self.step % ASK_EVERY:
-            return False
-        return self.ranks.any(stopper.requested)
+                seconds, failure = _attempt(self._write_preview)
+                since += seconds or 0
+        if len(meter):
+            self._report(meter, log, bar, time.perf_counter() - since)
+        return failure
 
     def _write_preview(self):
         """Write a grid; the seconds that it took."""
@@ -211,8 +219,7 @@ class Run:
         """Keep what a step was made of whose gradient was not finite, and end the run unless told to go on."""
         about = {"step": step, "samples": samples, "checkpoint": self.saved and str(self.saved)}
         if self.ranks.is_first:
-            with open(self.folder / "nonfinite.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(about) + "\n")
+            append_line(self.folder / "nonfinite.jsonl", about)
         if self.config.on_nonfinite == "stop":
             good = self.saved or "none yet"
             raise TrainError(
@@ -220,18 +227,40 @@ class Run:
                 f"the last checkpoint is {good}"
             )
 
-    def _save(self, final=False):
+    def _save(self):
         about = {**self.about, "samples": self.seen, "config": asdict(self.config)}
         about |= {"nonfinite": self.skipped, "unreadable": self.unreadable}
+        self.saved = self.checkpoints.save(self.step, self.weights.state(), about)
+
+    def _save_or_warn(self):
         try:
-            self.saved = self.checkpoints.save(self.step, self.weights.state(), about)
+            self._save()
         except TrainError as error:
-            if final:
-                raise
-            if self.ranks.is_first:
-                text = f"warning: {error}; training goes on, the next checkpoint is tried again"
-                import_optional("tqdm").tqdm.write(text, file=sys.stderr)
+            self._tell(f"warning: {error}; training goes on, the next checkpoint is tried again")
+
+    def _save_after(self, failure):
+        """The last checkpoint; where it cannot be written, what stopped the run before is told too."""
+        try:
+            self._save()
+        except TrainError:
+            if failure:
+                self._tell(f"error: {failure}")
+            raise
+
+    def _tell(self, text):
+        if self.ranks.is_first:
+            import_optional("tqdm").tqdm.write(text, file=sys.stderr)
 
     def _progress_bar(self):
         options = {"initial": self.step, "total": self.config.steps, "unit": "step"}
         return import_optional("tqdm").tqdm(disable=not self.ranks.is_first, **options)
+
+
+def _attempt(work, failure=None):
+    """What the work gives and None, or None and what went wrong; with a failure already, nothing is tried."""
+    if failure:
+        return None, failure
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error

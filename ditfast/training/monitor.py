@@ -1,9 +1,12 @@
 """What a run tells: losses gathered on the device, a line of metrics.jsonl and TensorBoard, the bar's figures."""
 
+import errno
 import json
+import os
 import resource
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -57,21 +60,60 @@ class Log:
             kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
             with atomic_write(self.path) as part:
                 part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        board = import_optional("torch.utils.tensorboard")
-        self._board = board.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._board = Board(folder / "tensorboard", step)
 
     def write(self, step: int, values: dict) -> None:
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:  # a line less is no reason to end a run
-            warnings.warn(f"{self.path} is not written: {error.strerror or error}", stacklevel=2)
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
+        append_line(self.path, {"step": step, **values})
+        self._board.write(step, values)
 
     def close(self) -> None:
         self._board.close()
+
+
+class Board:
+    """TensorBoard's files, until one cannot be written: its writer does not recover."""
+
+    def __init__(self, folder: Path, step: int):
+        self._folder, self._writer = folder, None
+        make = import_optional("torch.utils.tensorboard").SummaryWriter
+        with self._ending_in_a_warning():
+            self._writer = make(str(folder), purge_step=step + 1)
+
+    def write(self, step: int, values: dict) -> None:
+        with self._ending_in_a_warning():
+            for name, value in values.items():
+                if value is not None and self._writer:
+                    self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        with self._ending_in_a_warning():
+            if self._writer:
+                self._writer.close()
+
+    @contextmanager
+    def _ending_in_a_warning(self):
+        try:
+            yield
+        except Exception as error:  # what its thread met, of any kind, comes with a later call
+            self._writer = None
+            warnings.warn(f"{self._folder} is not written any more: {_reason(error)}", stacklevel=4)
+
+
+def append_line(path: Path, content: dict) -> None:
+    """Add a line of JSON to a file, whole or not at all; a line less is no reason to end a run."""
+    line = (json.dumps(content) + "\n").encode()
+    try:
+        with open(path, "ab", buffering=0) as file:
+            start = file.tell()
+            if file.write(line) < len(line):  # the disk filled up on the way
+                file.truncate(start)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        warnings.warn(f"{path} is not written: {_reason(error)}", stacklevel=3)
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or error
 
 
 def _step(line):

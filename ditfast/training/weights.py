@@ -28,6 +28,7 @@ class Weights:
         fixed = {name: p.detach() for name, p in named.items() if not p.requires_grad}
         self.fixed = fixed if masters is None else {name: masters[name].to(p.device) for name, p in fixed.items()}
         self.params = {name: p for name, p in named.items() if p.requires_grad}
+        self.torn = False  # whether an error has ended an update half-way
         self._copies = masters is not None
         local = {name: _local(p.detach()) for name, p in self.params.items()}
         self.masters = {name: masters[name].to(v.device) for name, v in local.items()} if self._copies else local
@@ -52,6 +53,7 @@ class Weights:
 
     def update(self, lr: float, decay: float, skip: torch.Tensor) -> None:
         """One step of AdamW and of the average. With ``skip``, () on the device, at 1 AdamW leaves all as it is."""
+        self.torn = True
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.found_inf = skip  # the fused kernel reads it, so the host need not
@@ -61,6 +63,7 @@ class Weights:
         if self._copies:
             torch._foreach_copy_([_local(p.detach()) for p in self.params.values()], masters)
         self.optimizer.zero_grad()
+        self.torn = False
 
     @contextmanager
     def averaged(self):

@@ -120,8 +120,8 @@ def test_ranks_agree_when_one_is_told_to_stop(kit):
     tell = PATCH.format(condition="run.step == 4 and run.ranks.rank == 1", number=int(signal.SIGTERM))
     results = kit.finish(kit.start("told", "--steps", 1000, "--save-every", 1000, before=tell, world=2))
     ends = {text.splitlines()[-1] for _, text in results}
-    assert ends == {"error: stopped after step 10 of 1000: --resume auto goes on from there"}
-    assert [path.name for path in (kit.folder / "told" / "checkpoints").glob("*")] == ["step-00000010"]
+    assert ends == {"error: stopped after step 5 of 1000: --resume auto goes on from there"}
+    assert [path.name for path in (kit.folder / "told" / "checkpoints").glob("*")] == ["step-00000005"]
 
 
 def test_metrics_of_lost_steps_and_half_a_line_are_removed(kit):
