@@ -25,6 +25,7 @@ from ditfast.data.stream import load_batches
 from ditfast.fingerprint import fingerprint
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
+from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError
 from ditfast.sampling.autoencoder import describe_vae, load_vae, vae_factor
 from ditfast.streams import lasting_streams
@@ -161,6 +162,7 @@ def parse_options(arguments):
     workers = min(4, os.cpu_count() or 1)
     add("--workers", type=int, default=workers, metavar="N", help=f"processes that read images ({workers})")
     add("--unreadable", choices=("fail", "skip"), default="fail", help="skip leaves broken images out (fail)")
+    add("--take-over", action="store_true", help="take the folder from a run that is certainly gone")
     add("--overwrite", action="store_true", help="replace latents of other settings")
     o = parser.parse_args(arguments)
     for option, value, least in (
@@ -178,8 +180,10 @@ def parse_options(arguments):
 def main(arguments=None) -> None:
     o = parse_options(arguments)
     try:
-        with joined_ranks() as ranks:
+        with joined_ranks() as ranks, run_lock(o.out, ranks, o.take_over):
             run_rank(o, ranks)
+    except FolderError as error:
+        exit_rank(f"error: {error}", 2)
     except (DataError, SampleError, ImportError, ConnectionError) as error:
         exit_rank(f"error: {error}")
     except KeyboardInterrupt:

@@ -5,13 +5,16 @@ import re
 import sys
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from ditfast.orphans import end_with_torchrun
+
+MEET = "DITFAST_RENDEZVOUS_SECONDS"  # variable: how long ranks wait for each other at the start
 LOST = re.compile(r"gloo|NCCL|[Cc]onnection (reset|closed|refused)|Broken pipe")  # how a rank's end shows on others
 
 
@@ -63,9 +66,10 @@ def joined_ranks(timeout: timedelta = timedelta(days=7), nccl: bool = False):
         nccl: tensors on GPUs are summed too; without it ranks only talk through their hosts.
 
     Raises:
-        ConnectionError: another rank has ended while this one waited for it.
+        ConnectionError: another rank has not come in time, or has ended while this one waited for it.
     """
     rank, world, device = _place()
+    end_with_torchrun()
     if world > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys():  # FSDP2 needs a group also of one process
         _meet("cpu:gloo,cuda:nccl" if nccl and device != "cpu" else "gloo", timeout)
     try:
@@ -85,13 +89,16 @@ def joined_ranks(timeout: timedelta = timedelta(days=7), nccl: bool = False):
             dist.destroy_process_group()
 
 
-def exit_rank(message: str):
+def exit_rank(message: str, code: int = 1):
     """End the process with an error. Among ranks nothing is torn down: that would wait for those that do not come."""
-    if not _is_joined():
+    if code == 1 and not _is_joined():
         sys.exit(message)
-    sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
-    os._exit(1)
+    with suppress(OSError):  # nobody may read it
+        sys.stdout.flush()
+        print(message, file=sys.stderr, flush=True)
+    if not _is_joined():
+        sys.exit(code)
+    os._exit(code)
 
 
 def _is_joined():
@@ -117,11 +124,28 @@ def _meet(backend, timeout):
     from torch.distributed.rendezvous import rendezvous  # not in every build of torch
 
     restarts, shared = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "USE_AGENT_STORE"))
-    store, rank, world = next(rendezvous("env://", timeout=timeout))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        store = dist.PrefixStore(f"restart-{restarts}", store)
-    elif shared == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and rank == 0:
-        warnings.warn(
-            "restarts on several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun", stacklevel=2
-        )
+    wait = timedelta(seconds=float(os.environ.get(MEET, 120)))
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=wait))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            store = dist.PrefixStore(f"restart-{restarts}", store)
+        elif shared == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and rank == 0:
+            warnings.warn(
+                "restarts on several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun", stacklevel=2
+            )
+        _wait_for_all(store, world, wait)
+    except RuntimeError as error:  # the store's own kinds of it
+        rank, world, *at = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+        raise ConnectionError(
+            f"rank {rank} of {world} has not met the others at {':'.join(map(str, at))} in {wait.total_seconds():g} "
+            f"seconds ({MEET} is another time): {str(error).splitlines()[0]}"
+        ) from error
+    store.set_timeout(timeout)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+
+
+def _wait_for_all(store, world, wait):
+    """Until each rank has said that it is here: joining would wait for one that is missing as long as for work."""
+    if store.add("ditfast/here", 1) >= world:
+        store.set("ditfast/all", "here")
+    store.wait(["ditfast/all"], wait)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ditfast.atomic import atomic_write
+from ditfast.run_lock import LOCK
 
 
 class ResumableFolder:
@@ -32,7 +33,7 @@ class ResumableFolder:
             return
         if not self.path.is_dir():
             raise self.error(f"--out {self.path} is not a folder")
-        if not (self.path / self.record).exists() and any(self.path.iterdir()):
+        if not (self.path / self.record).exists() and any(each.name != LOCK for each in self.path.iterdir()):
             raise self.error(f"--out {self.path} holds other files, and no {self.record}: choose another folder")
         differences = self.differences()
         if differences and not overwrite:
@@ -87,7 +88,7 @@ def read_json(path: Path) -> dict | None:
     """The JSON object in a file; None if there is none."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -24,6 +24,7 @@ from ditfast.fingerprint import fingerprint
 from ditfast.models.dit import DiT, default_cfg_channels
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
+from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import to_uint8
 from ditfast.sampling.files import SampleFolder, check_target, write_grid, write_npz
@@ -214,6 +215,7 @@ def make_parser(demo: bool):
     add("--grid-columns", type=int, metavar="N", help="images in a row of it (as many as rows)")
     add("--grid-scale", type=int, default=1, metavar="N", help="enlarge each of its pixels to N x N (1)")
     add("--npz", metavar="FILE", help="write all images for ADM's evaluator")
+    add("--take-over", action="store_true", help="take the folder from a run that is certainly gone")
     add("--overwrite", action="store_true", help="replace the grid, the npz, and a folder of other settings")
     return parser
 
@@ -246,8 +248,10 @@ def extremes(seeds) -> tuple[int, int]:
 def main(arguments=None) -> None:
     o = parse_options(arguments)
     try:
-        with joined_ranks() as ranks:
+        with joined_ranks() as ranks, run_lock(o.out, ranks, o.take_over):
             run_rank(o, ranks)
+    except FolderError as error:
+        exit_rank(f"error: {error}", 2)
     except (SampleError, ImportError, ConnectionError) as error:
         exit_rank(f"error: {error}")
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ after it. --dry-run prints what would be trained, and ends.
 
 import argparse
 import traceback
+from contextlib import ExitStack
 
 import torch
 
@@ -20,6 +21,7 @@ from ditfast.data.sources import BUILT_IN
 from ditfast.export import export
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
+from ditfast.run_lock import FolderError, run_lock
 from ditfast.streams import lasting_streams
 from ditfast.training import TrainError
 from ditfast.training.config import Config, check_config, fill_defaults, flags_from_yaml
@@ -34,27 +36,34 @@ from ditfast.training.plan import describe_run
 def main(arguments=None) -> None:
     try:
         config, dry = parse_config(arguments)
-        with joined_ranks(TIMEOUT, nccl=True) as ranks:
-            if ranks.device != "cpu":
-                torch.set_float32_matmul_precision("high")  # TF32, as the original
-            init = read_init(config)
-            config = fill_defaults(config, ranks.device, init)
-            check_init(config, init)
-            check_config(config, ranks.world)
-            source = open_source(config)
-            if ranks.is_first:
-                print_classes(source)
-            encoder = Encoder(config.vae, source, config.seed, config.batch, ranks)
-            if dry:
+        with ExitStack() as held:
+            with joined_ranks(TIMEOUT, nccl=True) as ranks:
+                if ranks.device != "cpu":
+                    torch.set_float32_matmul_precision("high")  # TF32, as the original
+                init = read_init(config)
+                config = fill_defaults(config, ranks.device, init)
+                check_init(config, init)
+                check_config(config, ranks.world)
+                if not dry:
+                    held.enter_context(run_lock(config.out, ranks, config.take_over))
+                source = open_source(config)
                 if ranks.is_first:
-                    print(describe_run(config, source, encoder, ranks, init))
-                return
-            run = Run(config, source, encoder, ranks, init)
-            run.train()
-        if ranks.is_first:  # alone, from the checkpoint, which has the whole of what ranks may share
-            export(run.saved, run.folder / "model", overwrite=True)
+                    print_classes(source)
+                encoder = Encoder(config.vae, source, config.seed, config.batch, ranks)
+                if dry:
+                    if ranks.is_first:
+                        print(describe_run(config, source, encoder, ranks, init))
+                    return
+                run = Run(config, source, encoder, ranks, init)
+                run.train()
+            if ranks.is_first:  # alone, from the checkpoint, which has the whole of what ranks may share
+                export(run.saved, run.folder / "model", overwrite=True)
+    except FolderError as error:
+        exit_rank(f"error: {error}", 2)
     except (TrainError, DataError, Unreadable, ImportError, OSError) as error:
         exit_rank(f"error: {error}")
+    except KeyboardInterrupt:
+        exit_rank("interrupted: --resume auto goes on from the last checkpoint, if there is one")
     except Exception as error:
         traceback.print_exc()
         exit_rank(f"error: {error!r}")

@@ -107,7 +107,7 @@ def _read_index(folder):
         raise DataError(unfinished(folder) or f"{folder} holds no {INDEX}: it is not what encode wrote")
     try:
         about = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if about.get("format") != FORMAT:
         raise DataError(

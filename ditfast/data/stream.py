@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ditfast.data.errors import DataError, Unreadable
 from ditfast.seeds import ORDER, SAMPLE, derive_seed
+from ditfast.signals import ENDING
 
 GIVE_UP = 1000  # unreadable items in a row
 
@@ -150,7 +151,9 @@ class _Reader:
 
 def _leave_signals_to_main(worker):
     """Leave it to the main process what a signal means that all of its group gets, as from torchrun or Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in ENDING:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         Thread(target=_end_with_parent, daemon=True).start()

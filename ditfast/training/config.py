@@ -89,6 +89,8 @@ class Config:
     """Folder of the run."""
     resume: str | None = None
     """auto goes on with the run in the folder, if there is one; or a checkpoint."""
+    take_over: bool = False
+    """Take the folder from a run that is gone: of another host that cannot be told."""
     save_every: int = 50_000
     keep: int = 3
     """Checkpoints that stay."""
@@ -124,7 +126,8 @@ def flags_from_yaml(path) -> list[str]:
 
 
 def to_yaml(config: Config) -> str:
-    return import_optional("yaml").safe_dump(asdict(config), sort_keys=False)
+    kept = {name: value for name, value in asdict(config).items() if name != "take_over"}  # once, not each time
+    return import_optional("yaml").safe_dump(kept, sort_keys=False)
 
 
 class Init(NamedTuple):

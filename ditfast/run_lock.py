@@ -1,0 +1,185 @@
+"""One run at a time in a folder: the file .lock in it says which."""
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ditfast.signals import on_ending_signal
+
+LOCK = ".lock"
+PATIENCE = 1.0  # seconds in which another run writes the lock that it has made
+
+
+class FolderError(Exception):
+    """A run cannot have its folder: another run has it, or it cannot be written."""
+
+
+@contextmanager
+def run_lock(folder, ranks, take_over: bool = False):
+    """Hold a folder, which is made if it is not there, for the run of these ranks.
+
+    A lock is free to be taken over if its process is gone from this host, or if it is of this torchrun, which has
+    moved the first rank to another one. It is given back on every way out but SIGKILL: signals that end a run raise
+    KeyboardInterrupt here.
+
+    Args:
+        take_over: do so in any case.
+
+    Raises:
+        FolderError: on every rank.
+    """
+    lock, error = Lock(folder), None
+    if ranks.is_first:
+        try:
+            lock.take(take_over)
+        except FolderError as found:
+            error = str(found)
+    error = ranks.gather(error)[0]
+    if error:
+        raise FolderError(error)
+    try:
+        with on_ending_signal(signal.default_int_handler):
+            yield
+    finally:
+        if ranks.is_first:
+            lock.release()
+
+
+class Lock:
+    """The lock of a folder, for this process."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.path = self.folder / LOCK
+        self.own = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "command": shlex.join(sys.orig_argv),
+            "torchrun": os.environ.get("TORCHELASTIC_RUN_ID", "none"),  # none: also torchrun's for one without a name
+        }
+
+    def take(self, take_over: bool = False) -> None:
+        folder = self.folder
+        self._made = [each for each in (folder, *folder.parents) if not each.exists()]
+        while not self._create():
+            other = self._read()
+            if other is None:  # gone by now
+                continue
+            reason = self._why_free(other) or (take_over and "--take-over")
+            if not reason:
+                raise FolderError(
+                    f"--out {folder} is in use by {_describe(other)}; this is {_describe(self.own)}: wait, choose "
+                    "another folder, or --take-over if that run is certainly gone"
+                )
+            if self._remove(other):
+                print(f"{folder} is taken over from {_describe(other)}: {reason}", file=sys.stderr)
+
+    def release(self) -> None:
+        """Give the folder back, unless another run has taken it over; one that was made and is empty goes."""
+        with suppress(OSError):
+            if self._read() == self.own:
+                self.path.unlink()
+            for folder in self._made:
+                folder.rmdir()
+
+    def _create(self) -> bool:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError as error:
+            if not self.folder.is_dir():
+                raise FolderError(f"--out {self.folder} is not a folder") from error
+            return False
+        except OSError as error:
+            raise FolderError(f"cannot write --out {self.folder}: {error.strerror}") from error
+        content = json.dumps(self.own, indent=1).encode()
+        try:
+            with open(file, "wb", buffering=0) as opened:
+                whole = opened.write(content) == len(content)
+                os.fsync(file)
+        except OSError:
+            whole = False
+        if not whole:
+            self.path.unlink()
+            raise FolderError(f"cannot write --out {self.folder}: the disk may be full")
+        return True
+
+    def _read(self) -> dict | None:
+        """What the lock says; nothing, {}, where that cannot be read; None where there is no lock."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return _parse(self.path.read_bytes())
+            except FileNotFoundError:
+                return None
+            except (OSError, ValueError):
+                if time.monotonic() > end:
+                    return {}
+                time.sleep(0.05)
+
+    def _why_free(self, other):
+        if other and other["host"] == self.own["host"]:
+            return None if _started(other["pid"]) == other["started"] else "that process is gone"
+        same = other and other["torchrun"] == self.own["torchrun"] != "none"
+        return "it was a rank of this torchrun" if same else None
+
+    def _remove(self, other) -> bool:
+        """Remove the lock, unless it has become another's since it was read: whether it was removed."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some network file systems have no such locks
+                fcntl.flock(folder, fcntl.LOCK_EX)  # of those that take over, one at a time
+            same = self._read() == other
+            if same:
+                self.path.unlink(missing_ok=True)
+            return same
+        finally:
+            os.close(folder)
+
+
+def _parse(content):
+    """A lock's fields.
+
+    Raises:
+        ValueError: these are none.
+    """
+    try:
+        found = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("no lock") from error
+    kinds = {"host": str, "pid": int, "started": str, "command": str, "torchrun": str}
+    if not isinstance(found, dict) or any(type(found.get(name)) is not kind for name, kind in kinds.items()):
+        raise ValueError("no lock")
+    return found
+
+
+def _describe(lock):
+    if not lock:
+        return "a run that cannot be told"
+    command = " ".join(lock["command"].split())  # of one line
+    return f"pid {lock['pid']} on {lock['host']} ({command if len(command) <= 100 else command[:97] + '...'})"
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this host started, as text that no other has with its pid; None if it has ended."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else f"{boot} {fields[18]}"  # in ticks since then
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    with suppress(PermissionError, OverflowError):  # not Linux
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+    return ""
