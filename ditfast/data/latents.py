@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ditfast.data.errors import DataError, Unreadable
-from ditfast.data.shards import FORMAT, INDEX, TENSORS, unfinished
+from ditfast.data.shards import CHECKSUMS, FORMAT, INDEX, TENSORS, checksum, unfinished
 from ditfast.optional import import_optional
 from ditfast.sampling.autoencoder import Scaling
 
@@ -49,7 +49,7 @@ class Latents:
         self._scaling = Scaling(self.vae["scale"], self.vae["shift"])
         self._files = [each["file"] for each in about["shards"]]
         self._ends = np.cumsum([each["count"] for each in about["shards"]])  # (shards,)
-        self._opened = {}
+        self._opened, self._summed = {}, set()  # files; shards with checksums, which older versions did not write
         for shard, each in enumerate(about["shards"]):
             self._check(shard, each["count"])
         self.identity = {
@@ -65,34 +65,52 @@ class Latents:
         """A latent of image ``index``, float32 (C, H, W), and its class. The generator decides the flip and eps.
 
         Raises:
-            Unreadable: the file is gone since this was made.
+            Unreadable: the file is gone since this was made, or the latent is not what was written.
+            DataError: a class that there is not.
         """
         shard = int(np.searchsorted(self._ends, index, side="right"))
         place = index - int(self._ends[shard - 1]) if shard else index
         flipped = "_flip" if self.flip and torch.rand((), generator=generator) < 0.5 else ""
-        try:
-            mean, std, label = (
-                self._slice(shard, name)[place] for name in ("mean" + flipped, "std" + flipped, "labels")
-            )
-        except (OSError, import_optional("safetensors").SafetensorError) as error:
-            raise Unreadable(f"{self.folder / self._files[shard]} cannot be read: {error}") from error
+        mean, std, label = self._posterior(shard, place, flipped)
+        if not 0 <= label < self.num_classes:
+            path, last = self.folder / self._files[shard], self.num_classes - 1
+            raise DataError(f"the label of image {place} in {path} must be in [0, {last}], got {int(label)}")
         eps = torch.randn(self.shape, generator=generator)
         return self._scaling.apply(mean.float() + std.float() * eps), int(label)
+
+    def _posterior(self, shard, place, flipped):
+        """mean and std (C, h, w), label (): of an image of a shard, or of its mirror image."""
+        path = self.folder / self._files[shard]
+        try:
+            found = [self._slice(shard, name)[place] for name in ("mean" + flipped, "std" + flipped, "labels")]
+            known = self._slice(shard, CHECKSUMS)[place] if shard in self._summed else None
+        except (OSError, import_optional("safetensors").SafetensorError) as error:
+            raise Unreadable(f"{path} cannot be read: {error}") from error
+        if known is not None and known[int(flipped != "")] != checksum(*found):
+            raise Unreadable(f"image {place} in {path} is not what encode wrote: delete the file, and encode again")
+        return found
 
     def __getstate__(self):
         return {**self.__dict__, "_opened": {}}  # an open file cannot be sent to a worker
 
-    def _slice(self, shard, name):
+    def _open(self, shard):
         if shard not in self._opened:
             self._opened[shard] = import_optional("safetensors").safe_open(self.folder / self._files[shard], "pt")
-        return self._opened[shard].get_slice(name)
+        return self._opened[shard]
+
+    def _slice(self, shard, name):
+        return self._open(shard).get_slice(name)
 
     def _check(self, shard, count):
         """Whether a shard is whole: opening compares its header with its length."""
         path = self.folder / self._files[shard]
         expected = {**dict.fromkeys(TENSORS, [count, *self.shape]), "labels": [count]}
         try:
-            found = {name: self._slice(shard, name).get_shape() for name in expected}
+            names = self._open(shard).keys()
+            if CHECKSUMS in names:
+                self._summed.add(shard)
+                expected[CHECKSUMS] = [count, 2]
+            found = {name: self._slice(shard, name).get_shape() for name in names}
         except FileNotFoundError as error:
             raise DataError(f"{path} is missing: encode again, which redoes what is missing") from error
         except (OSError, import_optional("safetensors").SafetensorError) as error:

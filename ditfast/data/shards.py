@@ -4,6 +4,7 @@
         mean, std                  (n, C, h, w) float32 or float16: the posterior of an image, not scaled
         mean_flip, std_flip        the same of its mirror image, which is not the mirror image of the same
         labels                     (n,) int64
+        checksums                  (n, 2) int64: CRC-32 of an image's mean, std and label, and of the mirror image's
         with the names of the images that could not be read, as JSON under the metadata's "unreadable"
     encode.json                    what the shards follow from, and the command; written first
     latents.json                   all about them, scale and shift too, and how many are in each file; written last
@@ -13,7 +14,10 @@ the mean by up to 2^-11 of itself, which can be more than a posterior's std; so 
 """
 
 import json
+import zlib
 from pathlib import Path
+
+import torch
 
 from ditfast.data.errors import DataError
 from ditfast.optional import import_optional
@@ -21,6 +25,7 @@ from ditfast.resumable import ResumableFolder, read_json, write_json
 
 FORMAT = 1
 TENSORS = ("mean", "std", "mean_flip", "std_flip")
+CHECKSUMS = "checksums"
 INDEX, STARTED = "latents.json", "encode.json"
 
 
@@ -28,6 +33,21 @@ def unfinished(folder: Path) -> str | None:
     """What to do about a folder in which encode has not finished; None if it has not begun."""
     command = (read_json(folder / STARTED) or {}).get("command")
     return command and f"{folder} is not finished: go on with {command}"
+
+
+def checksum(mean, std, label) -> int:
+    """CRC-32 of what a sample is drawn from: (C, h, w), (C, h, w), ()."""
+    total = 0
+    for each in (mean, std, label):
+        total = zlib.crc32(each.contiguous().numpy(), total)
+    return total
+
+
+def _checksums(tensors):
+    """(n, 2)"""
+    rows = zip(*(tensors[name] for name in (*TENSORS, "labels")), strict=True)
+    found = [(checksum(mean, std, y), checksum(flipped, std_flip, y)) for mean, std, flipped, std_flip, y in rows]
+    return torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
 
 
 class Shards(ResumableFolder):
@@ -62,6 +82,7 @@ class Shards(ResumableFolder):
         return [shard for shard in range(len(self.ranges)) if not self.file(shard).exists()]
 
     def write(self, shard: int, tensors: dict, unreadable: list[str]) -> None:
+        tensors = {**tensors, CHECKSUMS: _checksums(tensors)}
         content = import_optional("safetensors.torch").save(tensors, {"unreadable": json.dumps(unreadable)})
         with self.writing(self.file(shard)) as part:
             part.write_bytes(content)

@@ -1,12 +1,10 @@
 """Checkpoints of a run: whole or not there, checked before they are read, for any number of ranks."""
 
-import json
 import os
 import re
 import shutil
 import time
 import warnings
-import zlib
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -15,9 +13,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ditfast.atomic import part_path
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
+from ditfast.training.manifest import ABOUT, checksum, find_fault, read_about, write_about
 
 FOLDER = "checkpoints"  # of a run
-ABOUT = "checkpoint.json"
 FAILURES = (Exception, CheckpointException)  # DCP wraps what the system says into a BaseException
 
 
@@ -89,7 +87,7 @@ class Checkpoints:
         """
         if fault := self._find_fault(path):
             raise TrainError(f"{path} cannot be read: {fault}")
-        return self.ranks.gather(_about(path) if self.ranks.is_first else None)[0]
+        return self.ranks.gather(read_about(path) if self.ranks.is_first else None)[0]
 
     def read_tensors(self, path: Path, tensors: dict) -> None:
         """Write the values of a checkpoint that is whole into ``tensors``.
@@ -104,7 +102,7 @@ class Checkpoints:
 
     def _find_fault(self, path):
         """Why a checkpoint is not whole, the same on every rank; the first one looks."""
-        return self.ranks.gather(_find_fault(path) if self.ranks.is_first else None)[0]
+        return self.ranks.gather(find_fault(path) if self.ranks.is_first else None)[0]
 
     def _on_first(self, target, work):
         self._on_all(target, work if self.ranks.is_first else lambda: None)
@@ -134,25 +132,6 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _about(path):
-    return json.loads((path / ABOUT).read_text(encoding="utf-8"))
-
-
-def _find_fault(path):
-    """Why a checkpoint is not whole: a file is missing or is not what was written."""
-    try:
-        files = _about(path)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"no {ABOUT} in it" if isinstance(error, OSError) else f"{ABOUT} is broken"
-    for name, sums in files.items():
-        try:
-            if _checksum(path / name) != sums:
-                return f"{name} is not what was written"
-        except OSError:
-            return f"{name} is missing"
-    return None
-
-
 def _write(tensors, part):
     _quietly(dcp.save, tensors, part)
 
@@ -172,26 +151,14 @@ def _make_empty(part):
 def _finish(part, target, content):
     if gone := [name for name in content["files"] if not (part / name).is_file()]:
         raise OSError(f"the first rank does not see {gone[0]}: all ranks must share the folder of the run")
-    with open(part / ABOUT, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_about(part, content)
     shutil.rmtree(target, ignore_errors=True)  # of a run that went another way
     os.replace(part, target)
 
 
 def _checksums(folder, pattern):
     names = [path.name for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
-    return {name: _checksum(folder / name) for name in sorted(names)}
-
-
-def _checksum(path):
-    """Size and CRC-32."""
-    total, size = 0, 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            total, size = zlib.crc32(block, total), size + len(block)
-    return [size, f"{total:08x}"]
+    return {name: checksum(folder / name) for name in sorted(names)}
 
 
 def _short(error):

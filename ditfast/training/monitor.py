@@ -52,14 +52,14 @@ class Meter:
 
 
 class Log:
-    """metrics.jsonl and TensorBoard, from a step on: what an interrupted run wrote after it is removed."""
+    """metrics.jsonl and TensorBoard, from a step on: lines of later ones, and those that are damaged, are removed."""
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+            kept = [line for line in self.path.read_bytes().split(b"\n") if _step(line) <= step]
             with atomic_write(self.path) as part:
-                part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                part.write_bytes(b"".join(line + b"\n" for line in kept))
         self._board = Board(folder / "tensorboard", step)
 
     def write(self, step: int, values: dict) -> None:
@@ -117,10 +117,12 @@ def _reason(error):
 
 
 def _step(line):
+    """The step of a line; past all of them if it cannot be read, as half a line from when it was killed."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # half a line, from when it was killed
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
+    return step if type(step) is int else float("inf")
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:

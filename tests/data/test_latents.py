@@ -164,3 +164,56 @@ def test_a_shard_that_goes_while_it_is_used(folder):
     settings = {"seed": 0, "start": 0, "batch": 11, "unreadable": "skip"}
     batch = next(stream_batches(source, **settings))
     assert not set(batch.indices.tolist()) & {4, 5, 6, 7} and len(batch.skipped) == 4 + 3 + 2 + 1
+
+
+def damage(folder, name, older=False):
+    """Change one element of a tensor of the second shard in the file, and leave the rest as it is."""
+    path = folder / "latents-00001.safetensors"
+    held = load_file(path)
+    if older:
+        held.pop("checksums")
+    held[name][(2,) * min(1, held[name].ndim) + (0,) * (held[name].ndim - 1)] += 7
+    save_file(held, path)
+
+
+@pytest.mark.parametrize(("name", "flips"), [("mean", [False]), ("std_flip", [True]), ("labels", [False, True])])
+def test_a_damaged_latent_is_noticed_where_it_is_read(folder, name, flips):
+    damage(folder, name)
+    source, seeds = Latents(folder), {False: 0, True: 1}  # of the first flip that a generator gives
+    for seed in range(20):
+        seeds[bool(torch.rand((), generator=generator(seed)) < 0.5)] = seed
+    for flip, seed in seeds.items():
+        if flip not in flips:
+            source.read(6, generator(seed))
+            continue
+        with pytest.raises(Unreadable, match=r"image 2 in .*latents-00001\.safetensors is not what encode wrote"):
+            source.read(6, generator(seed))
+    source.read(5, generator(0))
+    assert len(next(stream_batches(source, seed=0, start=0, batch=11, unreadable="skip")).skipped) <= 1
+
+
+def test_a_label_outside_the_classes(folder):
+    damage(folder, "labels", older=True)
+    with pytest.raises(
+        DataError, match=r"the label of image 2 in .*latents-00001\.safetensors must be in \[0, 2\], got"
+    ):
+        Latents(folder).read(6, generator(0))
+
+
+def test_shards_of_older_versions_have_no_checksums(folder):
+    expected = Latents(folder).read(6, generator(0))[0]
+    damage(folder, "labels", older=True)
+    path = folder / "latents-00001.safetensors"
+    held = load_file(path)
+    held["labels"][2] -= 7
+    save_file(held, path)
+    assert torch.equal(Latents(folder).read(6, generator(0))[0], expected)
+
+
+def test_a_shard_with_another_tensor(folder):
+    path = folder / "latents-00001.safetensors"
+    held = load_file(path)
+    held["checksumz"] = held.pop("checksums")
+    save_file(held, path)
+    with pytest.raises(DataError, match=r"latents-00001\.safetensors is damaged: .*checksumz"):
+        Latents(folder)

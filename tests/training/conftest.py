@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ditfast import train
 
 MODEL = ["--depth", "2", "--hidden-size", "24", "--num-heads", "3", "--patch-size", "2"]
 SHORT = ["--steps", "6", "--batch", "6", "--log-every", "1", "--save-every", "2", "--lr", "1e-2", "--ema", "0.8"]
 QUIET = ["--sample-every", "0", "--workers", "0"]
+NEEDED = ("sklearn", "tyro", "tensorboard", "tqdm", "yaml", "safetensors")
 FLAGS = [*MODEL, *SHORT, *QUIET]
 
 
@@ -79,9 +81,21 @@ def on_one_thread(one_thread):
 
 @pytest.fixture
 def kit(tmp_path):
-    for module in ("sklearn", "tyro", "tensorboard", "tqdm", "yaml", "safetensors"):
+    for module in NEEDED:
         pytest.importorskip(module)
     return Kit(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A run of four steps with two checkpoints, to be copied."""
+    for module in NEEDED:
+        pytest.importorskip(module)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as all tests here: other sums would be others
+    out = Kit(tmp_path_factory.mktemp("trained")).train("run", "--steps", 4)
+    torch.set_num_threads(threads)
+    return out
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ from ditfast.training import checkpoint
 work, name = {where}
 original, calls = getattr(work, name), []
 def dying(*given):
-    calls.append(given)
+    if "step-" in str(given[-1]):
+        calls.append(given)
     if len(calls) == 2:
         os._exit(9)
     return original(*given)

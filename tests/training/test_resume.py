@@ -10,7 +10,7 @@ import pytest
 
 from ditfast.ops.backends.choice import repeat_choices
 from ditfast.training import loop
-from ditfast.training.checkpoint import ABOUT
+from ditfast.training.manifest import ABOUT, read_about, write_about
 
 PATCH = """
 import os
@@ -53,10 +53,10 @@ def test_a_run_goes_on_with_its_backends(kit, own_choice, capsys):
     """Those of its checkpoint, not what this process would choose by itself; where they are missing it says so."""
     pytest.importorskip("ditfast._C")
     run = kit.train("run", "--steps", 2)
-    about = json.loads(newest_about(run).read_text())
+    about = read_about(newest_about(run).parent)
     assert about["backends"]["qkv_attention"] == "sdpa" and about["backends"]["mlp"] == "reference"
     about["backends"] |= {"attention": "host", "qkv_attention": "host", "mlp": "triton", "patch_embed": "cudnn"}
-    newest_about(run).write_text(json.dumps(about))
+    write_about(newest_about(run).parent, about)
     capsys.readouterr()
     kit.train("run", "--resume", "auto", "--steps", 4)
     backends = json.loads(newest_about(run).read_text())["backends"]
