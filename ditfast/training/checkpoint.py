@@ -14,6 +14,7 @@ from ditfast.atomic import part_path
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.manifest import ABOUT, checksum, find_fault, read_about, write_about
+from ditfast.training.tensor_index import Reader
 
 FOLDER = "checkpoints"  # of a run
 FAILURES = (Exception, CheckpointException)  # DCP wraps what the system says into a BaseException
@@ -96,7 +97,7 @@ class Checkpoints:
             TrainError: it has other tensors.
         """
         try:
-            _quietly(dcp.load, tensors, path)
+            _quietly(dcp.load, tensors, storage_reader=Reader(path))
         except FAILURES as error:
             raise TrainError(f"{path} cannot be read: {_short(error)}") from error
 
@@ -133,14 +134,14 @@ def step_name(step: int) -> str:
 
 
 def _write(tensors, part):
-    _quietly(dcp.save, tensors, part)
+    _quietly(dcp.save, tensors, checkpoint_id=part)
 
 
-def _quietly(call, tensors, path):
+def _quietly(call, tensors, **where):
     """DCP warns of a single process and of its own use of deprecated functions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        call(tensors, checkpoint_id=path)
+        call(tensors, **where)
 
 
 def _make_empty(part):

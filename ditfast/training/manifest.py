@@ -6,11 +6,13 @@ import re
 import zlib
 from pathlib import Path
 
+from ditfast.training.tensor_index import INDEX, PARTS, read_index
+
 ABOUT = "checkpoint.json"
-INDEX = ".metadata"  # of the tensors
 LARGEST = 1 << 26  # bytes
 KINDS = {"step": int, "samples": int, "nonfinite": int, "unreadable": int, "files": dict, "model": dict, "data": dict}
-OLD = {*KINDS, "vae", "noise_schedule", "seed", "backends", "ema_warmup", "config"}  # keys without a "checksum"
+# of files that have no "checksum" yet
+OLD = {*KINDS, "vae", "noise_schedule", "seed", "backends", "ema_warmup", "sampling", "config"}
 
 
 def write_about(folder: Path, content: dict) -> None:
@@ -68,6 +70,10 @@ def find_fault(folder: Path) -> str | None:
             return f"{name} is missing"
         if not whole:
             return f"{name} is not what was written"
+    try:
+        read_index(folder)
+    except ValueError as error:
+        return str(error)
     return None
 
 
@@ -88,7 +94,7 @@ def checksum(path: Path) -> list:
 
 def _are_files(files):
     """Whether these are names inside the folder with a checksum each, the index of the tensors among them."""
-    names = all(re.fullmatch(r"__\d+_\d+\.distcp|\.metadata", name) for name in files)
+    names = all(name == INDEX or re.fullmatch(PARTS, name) for name in files)
     sums = all(isinstance(each, list) and [*map(type, each)] == [int, str] for each in files.values())
     return names and sums and INDEX in files and len(files) > 1
 

@@ -1,0 +1,73 @@
+""".metadata, the index of a checkpoint's tensors: a pickle, of which nothing is called but what builds an index."""
+
+import pickle
+import re
+from pathlib import Path, PurePosixPath
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader, filesystem, metadata
+
+INDEX = ".metadata"
+PARTS = r"__\d+_\d+\.distcp"  # names of the files that hold the tensors
+ALLOWED = {
+    (metadata.__name__, name)
+    for name in (
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    )
+} | {(filesystem.__name__, "_StorageInfo"), ("torch", "Size"), ("torch.serialization", "_get_layout")}
+
+
+class Reader(FileSystemReader):
+    """PyTorch's, which would unpickle the index without restrictions."""
+
+    def read_metadata(self, *given, **options):
+        index = read_index(Path(self.path))
+        index.storage_meta = metadata.StorageMeta(load_id=self.load_id)
+        return index
+
+
+def read_index(folder: Path) -> metadata.Metadata:
+    """The index of tensors in files of this folder.
+
+    Raises:
+        ValueError: it would call something else, has objects that are no tensors, which PyTorch would unpickle, or
+            names files of other folders.
+    """
+    try:
+        with open(folder / INDEX, "rb") as file:
+            index = _Unpickler(file).load()
+    except _Refused as error:
+        raise ValueError(f"{INDEX} is refused: reading it would run {error}; nothing was executed") from error
+    except Exception as error:  # a broken pickle can raise anything
+        raise ValueError(f"{INDEX} is broken: {error!r}") from error
+    try:
+        kinds = {type(each) for each in index.state_dict_metadata.values()}
+        files = {each.relative_path for each in index.storage_data.values()}
+    except AttributeError as error:
+        raise ValueError(f"{INDEX} is broken: it is no index") from error
+    if kinds != {metadata.TensorStorageMetadata}:
+        raise ValueError(f"{INDEX} is refused: it has objects that are no tensors; nothing was executed")
+    if strange := [name for name in files if not isinstance(name, str) or not re.fullmatch(PARTS, name)]:
+        raise ValueError(f"{INDEX} is refused: it names {strange[0]!r}")
+    return index
+
+
+class _Refused(Exception):
+    """The name of what would be called."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) in ALLOWED:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module in ("pathlib", "pathlib._local") and re.fullmatch("(Pure)?(Posix|Windows)Path", name):
+            return PurePosixPath  # where the checkpoint was written, on any system; nobody asks
+        raise _Refused(f"{module}.{name}")
