@@ -47,7 +47,7 @@ def evaluate_samples(o, rest) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise EvaluationError("evaluate is one process: sample with torchrun first, then evaluate without it")
     check_new_file("--save-stats", o.save_stats)
-    extractor = load_extractor(o.features, o.inception, o.device)
+    extractor = load_extractor(o.features, o.inception, o.device, o.trust_torchscript)
     reference = open_reference(o, extractor)
     samples = open_samples(o, rest)
     if samples is None:
@@ -147,6 +147,8 @@ def parse_options(arguments):
     extractor = parser.add_mutually_exclusive_group()
     extractor.add_argument("--inception", metavar="PATH", help=f"{INCEPTION} (the variable {VARIABLE})")
     extractor.add_argument("--features", metavar="NET", help="a TorchScript file or module:function instead")
+    trusting = "load a file that is not the published Inception: it can do all that you can, as write files"
+    add("--trust-torchscript", action="store_true", help=trusting)
     add("--num-samples", type=int, metavar="N", help="the first N samples (all; 50000 with --ckpt)")
     add("--batch", type=int, default=32, metavar="B", help="images at once (32)")
     add(

@@ -10,6 +10,7 @@ It resizes and scales as it needs: the images are handed over as they are in the
 """
 
 import hashlib
+import io
 import os
 import re
 from importlib import import_module
@@ -23,6 +24,8 @@ from ditfast.evaluation import EvaluationError
 INCEPTION = "inception-2015-12-05.pt"
 SOURCE = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}"
 VARIABLE = "DITFAST_INCEPTION"
+# sha256 of the TorchScript files that are read without being trusted: of that file, as k-diffusion compares it too
+KNOWN = {"f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"}
 SIDE = 299  # pixels of Inception's input
 SPATIAL = 7  # channels of mixed_6/conv that are compared: 7 * 17 * 17 = 2023, about as many as the 2048 of pool_3
 
@@ -73,27 +76,30 @@ class Extractor:
         }
 
 
-def load_extractor(features: str | None, inception: str | None, device) -> Extractor:
+def load_extractor(features: str | None, inception: str | None, device, trust: bool = False) -> Extractor:
     """The extractor of --features, or else the Inception of --inception or of the environment.
 
-    Nothing pickled is read: a file is TorchScript, which computes on tensors and can do nothing else. A function is
-    imported, as Python imports anything.
+    A file is TorchScript, which can write any file that the user can, already while it is loaded. So it is not even
+    opened unless its checksum is `KNOWN`, or ``trust`` is true. A function is imported, as Python imports anything.
+
+    Raises:
+        EvaluationError: no such file or function, another kind of file, or one that is not trusted.
     """
     if features is None:
-        return _inception(inception or os.environ.get(VARIABLE), device)
+        return _inception(inception or os.environ.get(VARIABLE), device, trust)
     if Path(features).is_file():
-        return Extractor(Path(features).name, _checksum(features), _script("--features", features, device), device)
+        return Extractor(Path(features).name, *_script("--features", features, device, trust), device)
     if re.fullmatch(r"[\w.]+:[\w.]+", features):
         return Extractor(features, features, _function(features), device)
     raise EvaluationError(f"--features must be a TorchScript file that exists or module:function, got {features!r}")
 
 
-def _inception(path, device):
+def _inception(path, device, trust):
     if path is None:
         raise EvaluationError(f"no features: give --inception PATH, or set {VARIABLE}, to {INCEPTION} from {SOURCE}")
     if not Path(path).is_file():
         raise EvaluationError(f"--inception {path} is no file: {INCEPTION} is at {SOURCE}")
-    net = _script("--inception", path, device)
+    identity, net = _script("--inception", path, device, trust)
     probe = (torch.arange(2 * 3 * 33 * 47).reshape(2, 3, 33, 47) * 37 % 256).to(torch.uint8).to(device)
     try:
         with torch.no_grad():
@@ -102,9 +108,9 @@ def _inception(path, device):
         raise EvaluationError(f"--inception {path} is not {INCEPTION}: {_last_line(error)}") from error
     name = f"Inception ({Path(path).name})"
     if _agree(net, probe, theirs):
-        return Extractor(name, _checksum(path), lambda images: by_layers(net, images), device)
+        return Extractor(name, identity, lambda images: by_layers(net, images), device)
     missing = {"spatial": f"the layers of {path} are not those of {INCEPTION}"}
-    return Extractor(name, _checksum(path), lambda images: _by_calls(net, images), device, missing)
+    return Extractor(name, identity, lambda images: _by_calls(net, images), device, missing)
 
 
 def by_layers(net, images) -> dict[str, torch.Tensor]:
@@ -148,9 +154,17 @@ def _resize(images):
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
-def _script(option, path, device):
+def _script(option, path, device, trust):
+    """The identity of a TorchScript file, and what is in it."""
+    content = Path(path).read_bytes()  # once: what is loaded is what was compared
+    digest = hashlib.sha256(content).hexdigest()
+    if digest not in KNOWN and not trust:
+        raise EvaluationError(
+            f"{option} {path} is not {INCEPTION} as published, and TorchScript can do whatever its author wants, as "
+            f"write files: --trust-torchscript loads it (sha256 {digest})"
+        )
     try:
-        return torch.jit.load(str(path), map_location=device).eval()
+        return f"sha256 {digest[:16]}", torch.jit.load(io.BytesIO(content), map_location=device).eval()
     except RuntimeError as error:  # truncated, or another kind of file
         reason = str(error).split(". ")[0].splitlines()[0]
         raise EvaluationError(f"{option} {path} is no TorchScript file: {reason}") from error
@@ -167,10 +181,6 @@ def _function(name):
     if not callable(found):
         raise EvaluationError(f"--features {name} must be callable, got {type(found).__name__}")
     return found
-
-
-def _checksum(path):
-    return f"sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 
 def _last_line(error):

@@ -127,9 +127,9 @@ def test_identity_is_the_files(script, tmp_path, data):
     )
 
 
-def refused(*arguments):
+def refused(*arguments, trust=False):
     with pytest.raises(EvaluationError) as error:
-        load_extractor(*arguments, "cpu")
+        load_extractor(*arguments, "cpu", trust)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -152,10 +152,46 @@ def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(Trap(), "weights.pt")
     for arguments in ((None, "weights.pt"), ("weights.pt", None)):
-        assert "weights.pt is no TorchScript file" in refused(*arguments)
+        assert "weights.pt is not inception-2015-12-05.pt as published" in refused(*arguments)
+        assert "weights.pt is no TorchScript file" in refused(*arguments, trust=True)
     (tmp_path / "weights.pt").write_bytes(b"abc")
-    assert "--features weights.pt is no TorchScript file" in refused("weights.pt", None)
+    assert "--features weights.pt is no TorchScript file" in refused("weights.pt", None, trust=True)
     assert not (tmp_path / "trap").exists()
+
+
+class Writer(nn.Module):
+    """Writes a file when it is loaded."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path, self.held = path, torch.zeros(0)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]):
+        self.path = state[0]
+        self.training = state[1]
+        self.held = torch.from_file(state[0], True, 4, dtype=torch.uint8).fill_(120)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3))
+
+
+def test_a_script_that_writes_files_is_not_opened_unless_trusted(tmp_path, script, monkeypatch, refusal):
+    monkeypatch.setattr(features, "KNOWN", set())  # nor what the tests have made
+    trap = tmp_path / "trap"
+    path = script(Writer(str(trap)), tmp_path / "writer.pt")
+    features.KNOWN.clear()
+    for arguments in ((path, None), (None, path)):
+        message = refused(*arguments)
+        assert "writer.pt is not inception-2015-12-05.pt as published" in message and "--trust-torchscript" in message
+    assert "--trust-torchscript" in refusal("--samples", tmp_path, "--features", path)
+    assert not trap.exists()
+    load_extractor(path, None, "cpu", trust=True)
+    assert trap.read_bytes() == b"xxxx"  # the file is as malicious as it says
 
 
 def test_functions_by_name(tmp_path, monkeypatch, pictures):
