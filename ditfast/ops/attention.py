@@ -74,8 +74,8 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
     def unsupported(name):
         return _unsupported(name, dtype, head_dim, scale)
 
-    def takes_host():
-        return on_cpu.takes_host(OP, dtype, dtype, head_dim, t.shape[0] * t.shape[1] * head_dim)
+    def takes_host(is_able):
+        return on_cpu.takes_host(OP, dtype, dtype, head_dim, t.shape[0] * t.shape[1] * head_dim, is_able)
 
     name = choose(op, requested, device_type(t), unsupported, takes_host)
     if name != "auto":

@@ -49,9 +49,9 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     _check(h, w1, b1, w2, b2)
     dtype = linear_dtype(h)
 
-    def takes_host():
+    def takes_host(is_able):
         width = w1.shape[0]
-        return on_cpu.takes_host(OP, dtype, dtype, width, h.shape[0] * h.shape[1] * width)
+        return on_cpu.takes_host(OP, dtype, dtype, width, h.shape[0] * h.shape[1] * width, is_able)
 
     name = choose(OP, backend, device_type(h), lambda name: _unsupported(h, w1, b1, w2, b2), takes_host)
     if name == "reference":

@@ -41,9 +41,9 @@ def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
     _check(x, weight, bias, pos_embed, patch_size)
     dtype = linear_dtype(x)
 
-    def takes_host():
+    def takes_host(is_able):
         width, elements = weight[0].numel(), x.shape[0] * pos_embed.numel()
-        return on_cpu.takes_host(OP, pos_embed.dtype, dtype, width, elements)
+        return on_cpu.takes_host(OP, pos_embed.dtype, dtype, width, elements, is_able)
 
     name = choose(OP, backend, device_type(x), why_not_dtype(x, weight, bias, pos_embed), takes_host)
     if name == "reference":

@@ -34,8 +34,8 @@ def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
     """
     check_image(x, patch_size)
 
-    def takes_host():
-        return on_cpu.takes_host(PATCHIFY, x.dtype, x.dtype, x.shape[1] * patch_size * patch_size, x.numel())
+    def takes_host(is_able):
+        return on_cpu.takes_host(PATCHIFY, x.dtype, x.dtype, x.shape[1] * patch_size * patch_size, x.numel(), is_able)
 
     name = choose(PATCHIFY, backend, device_type(x), why_not_dtype(x), takes_host)
     if name == "reference":
@@ -67,8 +67,8 @@ def unpatchify(
     """
     grid = _check_tokens(tokens, patch_size, grid)
 
-    def takes_host():
-        return on_cpu.takes_host(UNPATCHIFY, tokens.dtype, tokens.dtype, tokens.shape[2], tokens.numel())
+    def takes_host(is_able):
+        return on_cpu.takes_host(UNPATCHIFY, tokens.dtype, tokens.dtype, tokens.shape[2], tokens.numel(), is_able)
 
     name = choose(UNPATCHIFY, backend, device_type(tokens), why_not_dtype(tokens), takes_host)
     if name == "reference":

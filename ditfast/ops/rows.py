@@ -16,8 +16,8 @@ def choose_for_rows(op: Op, requested, x, y, bias, *modulation) -> str:
     if per_token and not isinstance(requested, str):
         return "reference"
 
-    def takes_host():
-        return on_cpu.takes_host(op, x.dtype, modulation[-1].dtype, x.shape[-1], x.numel())
+    def takes_host(is_able):
+        return on_cpu.takes_host(op, x.dtype, modulation[-1].dtype, x.shape[-1], x.numel(), is_able)
 
     return choose(
         op, requested, device_type(x), lambda name: _unsupported(per_token, x, y, bias, *modulation), takes_host

@@ -100,3 +100,14 @@ def test_the_committed_table_names_what_exists():
     for isa_table in COMMITTED.values():
         for name, sizes in isa_table.items():
             assert "host" in known[name].backends and set(sizes) <= set(known[name].backends["host"])
+
+
+def test_forward_mode_stays_with_pytorch():
+    x, row = torch.randn(2, 25, 40).bfloat16(), torch.randn(2, 40).bfloat16()
+    tangent = torch.ones_like(x)
+
+    def run():
+        out, moved = torch.func.jvp(lambda x: ops.layer_norm_modulate(x, row, row), (x,), (tangent,))
+        assert moved.shape == out.shape
+
+    assert ran(run) == {"reference"}

@@ -68,7 +68,8 @@ def choose(op: Op, requested, device_type: str, unsupported: str | Callable | No
         requested: the call's ``backend=``: None, a name (strict), or a tuple of names in order of preference.
         unsupported: why these arguments rule out the operation's kernels (None: they do not); a function of the
             backend's name, if kernels differ.
-        takes_host: a function that says whether the automatic choice takes the C++ kernels on the CPU; None for no.
+        takes_host: a function that says whether the automatic choice takes the C++ kernels on the CPU, given one that
+            says whether they can run; None for no.
 
     Raises:
         ValueError: the call names a backend that the operation does not have.
@@ -90,15 +91,19 @@ def choose(op: Op, requested, device_type: str, unsupported: str | Callable | No
     is_auto = device_type in _AUTO_DEVICES
     considered = op.kernels if is_auto else () if name is None else (name,)
     for name in considered:
-        if _of_backend(unsupported, name) is None and why_not(op, name, device_type) is None:
+        if _is_able(op, name, device_type, unsupported):
             return "auto" if is_auto else name
-    if takes_host is not None and _is_able_host(op, device_type, unsupported) and takes_host():
+    if (
+        device_type == "cpu"
+        and takes_host is not None
+        and takes_host(lambda: _is_able(op, "host", "cpu", unsupported))
+    ):
         return "host"
     return op.fallback
 
 
-def _is_able_host(op, device_type, unsupported):
-    return device_type == "cpu" and _of_backend(unsupported, "host") is None and why_not(op, "host", "cpu") is None
+def _is_able(op, name, device_type, unsupported):
+    return _of_backend(unsupported, name) is None and why_not(op, name, device_type) is None
 
 
 def _of_backend(unsupported, name):

@@ -6,6 +6,7 @@ of elements from which the kernel beat PyTorch, forward as well as forward and b
 """
 
 import torch
+from torch.autograd import forward_ad
 
 from ditfast.ops.backends.selfcheck import is_right
 from ditfast.ops.op import Op
@@ -36,16 +37,21 @@ def install(ops: tuple[Op, ...]) -> None:
     _records.update((op.name, op) for op in ops)
 
 
-def takes_host(op: Op, stream: torch.dtype, branch: torch.dtype, width: int, elements: int) -> bool:
+def takes_host(op: Op, stream: torch.dtype, branch: torch.dtype, width: int, elements: int, is_able) -> bool:
     """Whether ``op`` runs on the host kernels by itself: faster by the table, and right by the self-check.
+
+    Not where forward-mode AD is on, which they lack.
 
     Args:
         stream, branch: dtypes of the residual stream and of branches.
         width: what the self-check asks for.
         elements: of the operation's largest tensor; of attention, those of one head of q.
+        is_able: a function that says whether they can run on these arguments.
     """
     smallest = _faster_from(op.name, stream, branch)
-    return smallest is not None and elements >= smallest and _is_right(op.name, stream, branch, width)
+    if smallest is None or elements < smallest or forward_ad._current_level >= 0:
+        return False
+    return is_able() and _is_right(op.name, stream, branch, width)
 
 
 def _faster_from(name, stream, branch):
@@ -55,8 +61,10 @@ def _faster_from(name, stream, branch):
 
 
 def _isa():
-    from ditfast import _C
-
+    try:
+        from ditfast import _C
+    except ImportError:
+        return None
     return _C.isa()
 
 
