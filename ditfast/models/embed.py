@@ -143,6 +143,7 @@ def is_patch_projection(proj: nn.Module, patch_size: int) -> bool:
 def check_latents(embedder: PatchEmbed, x) -> None:
     """Raise if x does not fit the embedder: shape, and dtype where its projection computes in that of its weight."""
     (height, width), proj = embedder.img_size, embedder.proj
+    _check_tensor("x", x)
     c = getattr(proj, "in_channels", None)  # what replaced the convolution may not tell
     if x.dim() != 4 or tuple(x.shape[1:]) != (x.shape[1] if c is None else c, height, width):
         raise ValueError(f"x must have shape (B, C, S, S) = (B, {c or 'C'}, {height}, {width}), got {tuple(x.shape)}")
@@ -164,7 +165,13 @@ def check_labels(y, x) -> None:
         raise TypeError(f"y must be int64 or int32, got {y.dtype}")
 
 
+def _check_tensor(name, value):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
 def _check_per_sample(name, value, x):
+    _check_tensor(name, value)
     if tuple(value.shape) not in ((x.shape[0],), (1,)):
         raise ValueError(f"{name} must have shape (B,) = ({x.shape[0]},), got {tuple(value.shape)}")
     if value.device != x.device:

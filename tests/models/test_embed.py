@@ -48,6 +48,20 @@ def test_timestep_by_hand():
     assert embed[0].tolist() == [1, 1, 1, 0, 0, 0, 0]
 
 
+def test_a_replica_as_data_parallel_makes_it(kit):
+    model, (x, t, y) = kit.tiny(), kit.batch()
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, replica in replicas.items():
+        for name, child in module._modules.items():
+            replica._modules[name] = replicas[child]
+        for name, p in module._parameters.items():  # a replica's tensors are no parameters
+            if p is None:
+                replica._parameters[name] = None
+            else:
+                setattr(replica, name, p.detach().clone())
+    assert torch.equal(replicas[model](x, t, y), model(x, t, y))
+
+
 def test_labels_are_dropped_in_training_only():
     embedder = LabelEmbedder(5, 4, 0.25)
     labels = torch.arange(4000) % 5

@@ -1,5 +1,6 @@
 """Bad input: one error that names the argument, the rule and the value."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,9 @@ X, T, Y = (3, 4, 8, 8), torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
             TypeError,
             "x must have the model's dtype torch.float32 .*float16",
         ),
+        ({"x": np.zeros(X, "float32")}, TypeError, "x must be a tensor, got ndarray"),
+        ({"t": 1}, TypeError, "t must be a tensor, got int"),
+        ({"y": None}, TypeError, "y must be a tensor, got NoneType"),
         ({"t": torch.tensor([1, 2])}, ValueError, r"t must have shape \(B,\) = \(3,\), got \(2,\)"),
         ({"t": torch.tensor(1)}, ValueError, r"t must have shape \(B,\) = \(3,\), got \(\)"),
         ({"t": torch.ones(3, dtype=torch.bool)}, TypeError, "t must be floating-point or integer, got torch.bool"),
