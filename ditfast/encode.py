@@ -80,7 +80,7 @@ class PosteriorEncoder:
 
     def empty(self) -> dict[str, torch.Tensor]:
         """What no images would give; convolutions do not take an empty batch."""
-        return {name: torch.empty(0, *self.shape, dtype=self.dtype) for name in TENSORS}
+        return {name: torch.empty(0, *self.shape, dtype=self.dtype, device="cpu") for name in TENSORS}
 
 
 def encode_settings(o, encoder, images) -> dict:
@@ -116,7 +116,7 @@ def write_shards(o, ranks, encoder, images, shards, mine) -> None:
     total = sum(len(indices) for _, indices in plan)
     with import_optional("tqdm").tqdm(total=total, unit="image", disable=ranks.rank > 0) as bar:
         for shard, batches in groupby(zip(plan, read, strict=True), key=lambda each: each[0][0]):
-            parts, unreadable = [{**encoder.empty(), "labels": torch.empty(0, dtype=torch.int64)}], []
+            parts, unreadable = [{**encoder.empty(), "labels": torch.empty(0, dtype=torch.int64, device="cpu")}], []
             for (_, indices), (x, labels, broken) in batches:
                 for name, reason in broken:
                     unreadable.append(name)
@@ -143,8 +143,8 @@ class _Pictures:
                 if not self.skip:
                     return DataError(f"{error}: --unreadable skip leaves such images out")
                 broken.append((str(self.images.path(index).relative_to(self.images.folder)), str(error)))
-        x = torch.stack([x for x, _ in items]) if items else torch.empty(0, *self.images.shape)
-        return x, torch.tensor([y for _, y in items], dtype=torch.int64), broken
+        x = torch.stack([x for x, _ in items]) if items else torch.empty(0, *self.images.shape, device="cpu")
+        return x, torch.tensor([y for _, y in items], dtype=torch.int64, device="cpu"), broken
 
 
 def parse_options(arguments):

@@ -38,7 +38,7 @@ def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool
         model = DiT(**about["model"])
     model.sampling = recorded_sampling(about)
     names = {name: f"{weights if p.requires_grad else 'model'}.{name}" for name, p in model.named_parameters()}
-    tensors = {names[name]: torch.empty(p.shape) for name, p in model.named_parameters()}
+    tensors = {names[name]: torch.empty(p.shape, device="cpu") for name, p in model.named_parameters()}
     checkpoints.read_tensors(checkpoint, tensors)
     load_into(model, {name: tensors[stored] for name, stored in names.items()})
     save_pretrained(model, folder, overwrite=overwrite)

@@ -36,7 +36,7 @@ class Ranks(NamedTuple):
         """Whether the flag is set on any rank. Touches hosts alone, no device."""
         if self.world == 1:
             return flag
-        flags = torch.tensor(float(flag))
+        flags = torch.tensor(float(flag), device="cpu")
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 

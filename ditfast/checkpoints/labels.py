@@ -20,7 +20,7 @@ def fit_labels(table: torch.Tensor, old: dict, new: dict) -> tuple[torch.Tensor,
     (was, had_null), (count, has_null) = (_labels(config) for config in (old, new))
     if len(table) != was + had_null or (was, had_null) == (count, has_null):
         return table, None
-    fresh = torch.randn(count + has_null, table.shape[1]).mul_(STD).to(table)
+    fresh = torch.randn(count + has_null, table.shape[1], device="cpu").mul_(STD).to(table)
     if count == was:
         fresh[:count] = table[:count]
     if had_null and has_null:

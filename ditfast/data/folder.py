@@ -73,7 +73,7 @@ class Images:
         if max(image.size) > LONGEST * min(image.size):
             raise Unreadable(f"{path} is too long for a square, its size is {image.width} x {image.height}")
         x = to_tensor(center_crop(image, self.shape[1]))
-        if self.flip and torch.rand((), generator=generator) < 0.5:
+        if self.flip and torch.rand((), generator=generator, device="cpu") < 0.5:
             x = x.flip(-1)
         return x, self._label(index)
 

@@ -29,8 +29,8 @@ RASTER = 192  # pixels of the drawing that it is measured on
 REACH = 0.6  # half of a glyph's longer side on the map
 # A sample's glyph: half of its longer side on the image [-1, 1]², width over height, slant, turn in radians, shift
 # from the middle, and how far its edge moves out, in units of the map.
-LOW = torch.tensor([0.50, 0.80, -0.25, -0.25, -0.15, -0.15, -0.02])
-HIGH = torch.tensor([0.80, 1.25, 0.25, 0.25, 0.15, 0.15, 0.06])
+LOW = torch.tensor([0.50, 0.80, -0.25, -0.25, -0.15, -0.15, -0.02], device="cpu")
+HIGH = torch.tensor([0.80, 1.25, 0.25, 0.25, 0.15, 0.15, 0.06], device="cpu")
 
 
 class Glyphs:
@@ -62,7 +62,7 @@ class Glyphs:
 
     def read(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
         """Sample ``index``, float32 (1, S, S) in [-1, 1], and its class; one draw of ``generator`` is the seed."""
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         x, y = self.batch([index], seed)
         return x[0], int(y[0])
 
@@ -117,10 +117,12 @@ def _draw(file, character):
 
 def _distance(ink):
     """From booleans (R, R), the signed distance of a map's (MAP, MAP) pixel centres to the nearest edge."""
-    across = (ink[:, 1:] != ink[:, :-1]).nonzero() + torch.tensor([0.5, 1.0])  # (E, 2): row, column of edges
-    along = (ink[1:] != ink[:-1]).nonzero() + torch.tensor([1.0, 0.5])
+    across = (ink[:, 1:] != ink[:, :-1]).nonzero() + torch.tensor(
+        [0.5, 1.0], device="cpu"
+    )  # (E, 2): row, column of edges
+    along = (ink[1:] != ink[:-1]).nonzero() + torch.tensor([1.0, 0.5], device="cpu")
     step = RASTER / MAP
-    centre = (torch.arange(MAP) + 0.5) * step
+    centre = (torch.arange(MAP, device="cpu") + 0.5) * step
     points = torch.cartesian_prod(centre, centre)  # (MAP², 2)
     distance = torch.cdist(points, torch.cat([across, along])).amin(1).view(MAP, MAP) * 2 / RASTER
     inside = ink[centre.long()][:, centre.long()]

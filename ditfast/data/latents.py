@@ -70,20 +70,21 @@ class Latents:
         """
         shard = int(np.searchsorted(self._ends, index, side="right"))
         place = index - int(self._ends[shard - 1]) if shard else index
-        flipped = "_flip" if self.flip and torch.rand((), generator=generator) < 0.5 else ""
+        flipped = "_flip" if self.flip and torch.rand((), generator=generator, device="cpu") < 0.5 else ""
         mean, std, label = self._posterior(shard, place, flipped)
         if not 0 <= label < self.num_classes:
             path, last = self.folder / self._files[shard], self.num_classes - 1
             raise DataError(f"the label of image {place} in {path} must be in [0, {last}], got {int(label)}")
-        eps = torch.randn(self.shape, generator=generator)
+        eps = torch.randn(self.shape, generator=generator, device="cpu")
         return self._scaling.apply(mean.float() + std.float() * eps), int(label)
 
     def _posterior(self, shard, place, flipped):
         """mean and std (C, h, w), label (): of an image of a shard, or of its mirror image."""
         path = self.folder / self._files[shard]
         try:
-            found = [self._slice(shard, name)[place] for name in ("mean" + flipped, "std" + flipped, "labels")]
-            known = self._slice(shard, CHECKSUMS)[place] if shard in self._summed else None
+            with torch.device("cpu"):  # safetensors would take the default device
+                found = [self._slice(shard, name)[place] for name in ("mean" + flipped, "std" + flipped, "labels")]
+                known = self._slice(shard, CHECKSUMS)[place] if shard in self._summed else None
         except (OSError, import_optional("safetensors").SafetensorError) as error:
             raise Unreadable(f"{path} cannot be read: {error}") from error
         if known is not None and known[int(flipped != "")] != checksum(*found):

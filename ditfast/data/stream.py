@@ -82,10 +82,12 @@ def load_batches(dataset, order, workers: int):
     # with a generator of its own DataLoader leaves the global one alone
     private, pin = torch.Generator(), torch.cuda.is_available()
     settings = {"num_workers": workers, "pin_memory": pin, "generator": private}
+    settings["worker_init_fn"] = _leave_signals_to_main
     try:
-        for made in DataLoader(
-            dataset, batch_sampler=order, collate_fn=_identity, worker_init_fn=_leave_signals_to_main, **settings
-        ):
+        with torch.device("cpu"):  # DataLoader draws where the user's default device is, with our generator
+            loader = DataLoader(dataset, batch_sampler=order, collate_fn=_identity, **settings)
+            batches = iter(loader)
+        for made in batches:
             if isinstance(made, Exception):
                 raise made
             yield made
@@ -114,7 +116,7 @@ class _Order:
         epoch, place = divmod(position, self.count)
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, epoch))
-            self.epoch, self.items = epoch, torch.randperm(self.count, generator=generator)
+            self.epoch, self.items = epoch, torch.randperm(self.count, generator=generator, device="cpu")
         return int(self.items[place])
 
 
@@ -131,7 +133,8 @@ class _Reader:
         except (Unreadable, DataError) as error:
             return error  # raised in a worker, it would reach the user with the worker's traceback for a text
         x, y, indices = zip(*items, strict=True)
-        return Batch(torch.stack(x), torch.tensor(y), torch.tensor(indices), skipped)
+        y, indices = (torch.tensor(each, device="cpu") for each in (y, indices))
+        return Batch(torch.stack(x), y, indices, skipped)
 
     def _read(self, position, index, skipped):
         """x, y and the index of what is read for a position, from ``index`` on."""

@@ -64,7 +64,8 @@ def make_scheduler(name, diffusion, **options):
         # over an even step from pure noise, methods that call the model twice are far off
         "use_karras_sigmas": scheduler_class.order == 2,
     }
-    scheduler = scheduler_class(**{k: v for k, v in wanted.items() if k in known} | preset | options)
+    with torch.device("cpu"):  # whatever the default device: its tables are read on the host
+        scheduler = scheduler_class(**{k: v for k, v in wanted.items() if k in known} | preset | options)
     if not np.allclose(scheduler.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-3, atol=0):
         raise ValueError(f"scheduler must keep to the betas that it is given, got {name!r}, which changes them")
     return scheduler
@@ -147,7 +148,8 @@ def set_steps(scheduler, steps):
     """
     _check_fits(scheduler)
     _check_steps(scheduler, steps)
-    scheduler.set_timesteps(steps, device="cpu")
+    with torch.device("cpu"):  # some ignore the argument
+        scheduler.set_timesteps(steps, device="cpu")
     if scheduler.timesteps[0] < scheduler.timesteps[-1]:
         got = type(scheduler).__name__
         raise ValueError(f"scheduler must go from noise to samples, got {got}, which goes the other way")

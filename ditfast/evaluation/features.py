@@ -100,7 +100,7 @@ def _inception(path, device, trust):
     if not Path(path).is_file():
         raise EvaluationError(f"--inception {path} is no file: {INCEPTION} is at {SOURCE}")
     identity, net = _script("--inception", path, device, trust)
-    probe = (torch.arange(2 * 3 * 33 * 47).reshape(2, 3, 33, 47) * 37 % 256).to(torch.uint8).to(device)
+    probe = (torch.arange(2 * 3 * 33 * 47, device="cpu").reshape(2, 3, 33, 47) * 37 % 256).to(torch.uint8).to(device)
     try:
         with torch.no_grad():
             theirs = _by_calls(net, probe)

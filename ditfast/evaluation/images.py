@@ -127,7 +127,7 @@ def read_batches(images, numbers, size: int):
     """uint8 tensors (b, 3, H, W), b <= size, of the images with these numbers."""
     batch = []
     for array in images.read(numbers):
-        batch.append(torch.tensor(array).permute(2, 0, 1))
+        batch.append(torch.tensor(array, device="cpu").permute(2, 0, 1))
         if len(batch) == size:
             yield torch.stack(batch)
             batch = []

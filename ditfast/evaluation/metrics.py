@@ -171,7 +171,7 @@ def _matrix(name, value, rows=2, dtype=torch.float64):
 
 def _tensor(name, value):
     try:
-        x = torch.as_tensor(value).detach()
+        x = value.detach() if torch.is_tensor(value) else torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be an array or a tensor of numbers, got {type(value).__name__}") from error
     if x.is_complex():

@@ -14,8 +14,9 @@ class Start(NamedTuple):
 def draw_start(seed: int, shape, num_classes: int, device="cpu", label: int | None = None) -> Start:
     """A sample's label, drawn unless given, and its noise, which is the same whether or not the label is given."""
     own = torch.Generator().manual_seed(seed)
-    drawn = int(torch.randint(num_classes, (), generator=own))
-    noise = torch.randn(*shape, generator=own)
+    here = {"generator": own, "device": "cpu"}
+    drawn = int(torch.randint(num_classes, (), **here))
+    noise = torch.randn(*shape, **here)
     # samplers draw where they compute, where a generator of the CPU cannot serve
-    steps = torch.Generator(device).manual_seed(int(torch.randint(2**63 - 1, (), generator=own)))
+    steps = torch.Generator(device).manual_seed(int(torch.randint(2**63 - 1, (), **here)))
     return Start(drawn if label is None else label, noise, steps)
