@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from threading import Thread
 
 import pytest
 
@@ -114,6 +115,15 @@ def test_a_signal_saves_and_the_run_goes_on(kit, monkeypatch, number):
     assert str(stopped.value) == "error: stopped after step 3 of 6: --resume auto goes on from there"
     kit.train("stopped", "--resume", "auto", "--save-every", 100)
     assert kit.losses(kit.folder / "stopped") == kit.losses(whole)
+
+
+def test_a_run_in_a_thread_of_its_own(kit):
+    """As a server or a tuner of hyperparameters starts one; signals are then the main thread's."""
+    before, thread = signal.getsignal(signal.SIGTERM), Thread(target=kit.train, args=("thread", "--steps", 2))
+    thread.start()
+    thread.join()
+    assert [line["step"] for line in kit.lines(kit.folder / "thread")] == [1, 2]
+    assert (kit.folder / "thread" / "model").is_dir() and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_ranks_agree_when_one_is_told_to_stop(kit):
