@@ -66,11 +66,13 @@ def joined_ranks(timeout: timedelta = timedelta(days=7), nccl: bool = False):
         nccl: tensors on GPUs are summed too; without it ranks only talk through their hosts.
 
     Raises:
-        ConnectionError: another rank has not come in time, or has ended while this one waited for it.
+        ConnectionError: another rank has not come in time, or has ended while this one waited for it; or the
+            environment is not one that torchrun makes.
     """
     rank, world, device = _place()
     end_with_torchrun()
     if world > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys():  # FSDP2 needs a group also of one process
+        _check_environment()
         _meet("cpu:gloo,cuda:nccl" if nccl and device != "cpu" else "gloo", timeout)
     try:
         yield Ranks(rank, world, device)
@@ -108,11 +110,31 @@ def _is_joined():
 def _place() -> tuple[int, int, str]:
     """This process's rank, how many there are, and its device."""
     defaults = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    rank, world, local = (int(os.environ.get(name, default)) for name, default in defaults)
+    rank, world, local = (_number(name, default) for name, default in defaults)
     device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     if device != "cpu":
+        if local >= (there := torch.cuda.device_count()):
+            raise ConnectionError(f"LOCAL_RANK must be below the number of GPUs, {there}, got {local}")
         torch.cuda.set_device(local)  # Triton launches on the current device
     return rank, world, device
+
+
+def _number(name, default):
+    value = os.environ.get(name) or default
+    try:
+        return int(value)
+    except ValueError:
+        raise ConnectionError(f"{name} must be a whole number, got {value!r} in the environment") from None
+
+
+def _check_environment():
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if not os.environ.get(name)]:
+        found = ", ".join(f"{name}={os.environ[name]}" for name in names if name not in missing)
+        raise ConnectionError(
+            f"{found} in the environment, but not {', '.join(missing)}: start all ranks with torchrun, "
+            "or unset them for one process"
+        )
 
 
 def _meet(backend, timeout):

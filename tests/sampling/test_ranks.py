@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from ditfast.ranks import Ranks
-from ditfast.sample import parse_options, run_rank
+from ditfast.ranks import Ranks, joined_ranks
+from ditfast.sample import main, parse_options, run_rank
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
@@ -25,6 +25,39 @@ def test_two_ranks_draw_what_one_draws(run, ckpt, tmp_path):
     assert done.stdout.count("5 images in") == 1  # the first rank speaks
     with np.load(tmp_path / "two.npz") as saved:
         np.testing.assert_allclose(saved["arr_0"].astype(int), alone.astype(int), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 in the environment, but not RANK, MASTER_ADDR, MASTER_PORT: start all"),
+        (
+            {"RANK": "0", "MASTER_ADDR": "a"},
+            "RANK=0, MASTER_ADDR=a in the environment, but not WORLD_SIZE, MASTER_PORT",
+        ),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number, got 'two' in the environment"),
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK must be below the number of GPUs, 1, got 3"),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_make(ckpt, tmp_path, monkeypatch, environment, said):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if "LOCAL_RANK" in environment:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(SystemExit, match=f"^error: {said}"):
+        main(["--ckpt", ckpt, "--num-samples", "1", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_variable_is_none(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("MASTER_ADDR")
+    with joined_ranks() as ranks:
+        assert ranks[:2] == (0, 1)
 
 
 def test_a_rank_takes_every_second_sample(ckpt, tmp_path, monkeypatch):
