@@ -16,6 +16,7 @@ import sys
 from importlib import import_module
 
 import ditfast
+from ditfast.command import words
 
 
 def attempt(probe, *args) -> tuple:
@@ -188,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ditfast.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--verify", action="store_true", help="also run every kernel's self-check, afresh")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words())
     if arguments.json and arguments.verify:
         parser.error("argument --verify: prints a line per kernel, so it goes without --json")
     found = report()

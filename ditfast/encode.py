@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from ditfast.command import words
 from ditfast.data import DataError, Unreadable
 from ditfast.data.classes import print_classes
 from ditfast.data.folder import Images
@@ -164,7 +165,7 @@ def parse_options(arguments):
     add("--unreadable", choices=("fail", "skip"), default="fail", help="skip leaves broken images out (fail)")
     add("--take-over", action="store_true", help="take the folder from a run that is certainly gone")
     add("--overwrite", action="store_true", help="replace latents of other settings")
-    o = parser.parse_args(arguments)
+    o = parser.parse_args(words(arguments))
     for option, value, least in (
         ("--image-size", o.image_size, 1),
         ("--batch", o.batch, 1),

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ditfast import sample
+from ditfast.command import words
 from ditfast.evaluation import EvaluationError
 from ditfast.evaluation.features import INCEPTION, VARIABLE, load_extractor
 from ditfast.evaluation.images import ImageFolder, ImageNpz, array_names, evenly_spaced, open_images, read_batches
@@ -44,7 +45,7 @@ class Reference(NamedTuple):
 
 def evaluate_samples(o, rest) -> None:
     """Everything that the options ask for."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise EvaluationError("evaluate is one process: sample with torchrun first, then evaluate without it")
     check_new_file("--save-stats", o.save_stats)
     extractor = load_extractor(o.features, o.inception, o.device, o.trust_torchscript)
@@ -158,7 +159,7 @@ def parse_options(arguments):
     )
     add("--save-stats", metavar="FILE", help="write the statistics of --reference as an npz")
     add("--json", action="store_true", help="print the report as JSON")
-    o, rest = parser.parse_known_args(arguments)
+    o, rest = parser.parse_known_args(words(arguments))
     check_options(parser, o, rest)
     return o, rest
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ditfast.checkpoints import load_into, save_pretrained
+from ditfast.command import words
 from ditfast.models import DiT
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
@@ -52,7 +53,7 @@ def main(arguments=None) -> None:
     parser.add_argument("folder", type=Path, help="where config.json and model.safetensors are written")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged, or the last (ema)")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    o = parser.parse_args(arguments)
+    o = parser.parse_args(words(arguments))
     try:
         checkpoint = checkpoint_at(o.checkpoint)
         if checkpoint is None:

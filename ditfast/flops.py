@@ -14,6 +14,7 @@ import sys
 
 import torch
 
+from ditfast.command import words
 from ditfast.models import DiT_models, cost
 from ditfast.models.conditioning import CONDITIONINGS
 
@@ -183,7 +184,7 @@ def _parse(arguments):
     parser.add_argument("--train-steps", type=int, metavar="N", help="the price of N training steps; needs --batch")
     parser.add_argument("--plot", metavar="FILE", help="write the paper's FID against Gflops as a picture")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words(arguments))
     if options.train_steps and options.batch is None:
         parser.error("--train-steps needs --batch")
     if any(number is not None and number < 1 for number in (options.batch, options.train_steps)):

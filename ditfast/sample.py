@@ -13,12 +13,12 @@ demo.png, a column for each class. It only sets other defaults: every option can
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
 from ditfast.checkpoints.infer import Untold
+from ditfast.command import words
 from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.fingerprint import fingerprint
 from ditfast.models.dit import DiT, default_cfg_channels
@@ -160,7 +160,8 @@ def write_combined(o, folder) -> None:
 
 
 def parse_options(arguments):
-    demo = "--demo" in (sys.argv[1:] if arguments is None else arguments)
+    arguments = words(arguments)
+    demo = "--demo" in arguments
     parser = make_parser(demo)
     if demo:
         parser.set_defaults(**DEMO)

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 
 import torch
 
+from ditfast.command import words
 from ditfast.data import DataError, Unreadable, open_data
 from ditfast.data.classes import print_classes
 from ditfast.data.sources import BUILT_IN
@@ -74,7 +75,7 @@ def parse_config(arguments=None) -> tuple[Config, bool]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--dry-run", action="store_true")
-    early, rest = first.parse_known_args(arguments)
+    early, rest = first.parse_known_args(words(arguments))
     given = flags_from_yaml(early.config) if early.config else []
     config = import_optional("tyro").cli(
         Config, prog="python -m ditfast.train", description=__doc__, args=[*given, *rest]

@@ -1,7 +1,5 @@
 """Which class has which label."""
 
-import sys
-
 SHOWN = 10  # classes by name in a line, and the last
 
 
@@ -15,5 +13,4 @@ def print_classes(source) -> None:
         return
     if len(pairs) > SHOWN + 1:
         pairs[SHOWN:-1] = ["…"]
-    encoding = sys.stdout.encoding or "utf-8"  # a folder's name need not be text in any
-    print(f"classes: {', '.join(pairs)}".encode(encoding, "backslashreplace").decode(encoding))
+    print(f"classes: {', '.join(pairs)}")

@@ -14,6 +14,7 @@ from ditfast.training import TrainError
 
 SMALL = {"depth": 4, "hidden_size": 96, "num_heads": 3, "patch_size": 2}  # enough for digits and glyphs
 ARCHITECTURE = tuple(SMALL)
+YES, NO, NULL = ("true", "yes", "on"), ("false", "no", "off"), ("", "~", "null", "Null", "NULL")  # in YAML
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,25 @@ def flags_from_yaml(path) -> list[str]:
         TrainError: no such file, no mapping, an unknown name.
     """
     try:
-        found = import_optional("yaml").safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        yaml, text = import_optional("yaml"), Path(path).read_text(encoding="utf-8")
+        found = yaml.load(text, yaml.BaseLoader) or {}  # all as text: on is no bool, 007 no 7
     except (OSError, ValueError, import_optional("yaml").YAMLError) as error:
         raise TrainError(f"--config {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict):
         raise TrainError(f"--config {path} must hold names and values, got {type(found).__name__}")
-    known, flags = [f.name for f in fields(Config)], []
+    known, flags = {f.name: f.type for f in fields(Config)}, []
     for name, value in found.items():
         if name not in known:
             raise TrainError(f"--config {path}: unknown name {name!r}{did_you_mean(name, known)}")
-        flag = str(name).replace("_", "-")
-        flags += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        if value in NULL:  # the default
+            continue
+        flag, value = name.replace("_", "-"), str(value)
+        if known[name] is not bool:
+            flags += [f"--{flag}", os.path.expanduser(value)]
+        elif value.lower() in (*YES, *NO):
+            flags.append(f"--{flag}" if value.lower() in YES else f"--no-{flag}")
+        else:
+            raise TrainError(f"--config {path}: {name} must be true or false, got {value!r}")
     return flags
 
 

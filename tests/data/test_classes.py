@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from ditfast import train
+from ditfast.command import words
 from ditfast.data import open_data
 from ditfast.data.classes import print_classes
 
@@ -33,6 +34,7 @@ def test_labels_and_names_are_one_line(classes, line, capsys):
 def test_a_name_that_the_terminal_cannot_show(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", out)
+    words([])
     print_classes(Named("é", "猫", os.fsdecode(b"\xff")))
     out.flush()
     assert out.buffer.getvalue() == b"classes: 0 \xe9, 1 \\u732b, 2 \\udcff\n"

@@ -34,7 +34,15 @@ def test_more_ranks_than_the_batch_divides_by(kit):
     assert all(text.splitlines()[-1].endswith("= 2 x 1, got 7") and code == 1 for code, text in results)
 
 
-@pytest.mark.parametrize("content, said", [("stepz: 4", "unknown name 'stepz'; did you mean 'steps'?"), ("4", "int")])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("stepz: 4", "unknown name 'stepz'; did you mean 'steps'?"),
+        ("4", "must hold names and values, got str"),
+        ("flip: 3", "flip must be true or false, got '3'"),
+        ("compile: {a: 1}", "compile must be true or false"),
+    ],
+)
 def test_a_bad_file(kit, refused, content, said):
     file = kit.folder / "run.yaml"
     file.write_text(content)

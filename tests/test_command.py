@@ -1,0 +1,64 @@
+"""Words of commands, from the shell and from a file, and what they print."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ditfast.command import words
+
+COMMANDS = ["doctor", "encode", "evaluate", "export", "flops", "sample", "train"]
+
+
+def test_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    given = ["--out=~/runs", "--data", "~/images", "--out=a~/b", "~", "--cfg", "1", "a=~/b", "two\nlines"]
+    home = ["--out=/home/ada/runs", "--data", "/home/ada/images", "--out=a~/b", "/home/ada", "--cfg", "1", "a=~/b"]
+    assert words(given) == [*home, "two\nlines"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_takes_its_words_from_there(name):
+    source = (Path(__file__).parents[1] / "ditfast" / f"{name}.py").read_text(encoding="utf-8")
+    assert "words(" in source
+
+
+def test_a_terminal_with_few_characters():
+    """As pipes and terminals are where the locale is not UTF-8."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for text, *command in ((b"\\u2026", "sample", "--help"), (b"\\xb2", "flops", "--model", "DiT-S/8")):
+        command = [sys.executable, "-m", f"ditfast.{command[0]}", *command[1:]]
+        done = subprocess.run(command, env=environment, capture_output=True)
+        assert done.returncode == 0 and text in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "content, flags",
+    [
+        ("ema_warmup: off", ["--ema-warmup", "off"]),  # a bool to YAML 1.1
+        ("ema_warmup: 'on'\ncompile: on\nflip: No", ["--ema-warmup", "on", "--compile", "--no-flip"]),
+        ("out: 007\ndata: no", ["--out", "007", "--data", "no"]),
+        ("out: ~/runs\nclip: ~\nmodel: null\nvae:", ["--out", "/home/ada/runs"]),
+        ("lr: 1e-4\nsteps: 400_000", ["--lr", "1e-4", "--steps", "400_000"]),
+        ("", []),
+    ],
+)
+def test_a_file(tmp_path, monkeypatch, content, flags):
+    pytest.importorskip("yaml")
+    from ditfast.training.config import flags_from_yaml
+
+    monkeypatch.setenv("HOME", "/home/ada")
+    (tmp_path / "run.yaml").write_text(content)
+    assert flags_from_yaml(tmp_path / "run.yaml") == flags
+
+
+def test_what_a_run_writes_is_what_it_reads(tmp_path):
+    pytest.importorskip("tyro")
+    from ditfast.train import parse_config
+    from ditfast.training.config import Config, to_yaml
+
+    config = Config(ema_warmup="off", flip=False, compile=True, lr=3e-5, clip=1.0, out="007", data="no", cfg=1e-5)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert parse_config(["--config", str(tmp_path / "config.yaml")])[0] == config
