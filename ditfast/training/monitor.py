@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import sys
 import time
 import warnings
 from contextlib import contextmanager
@@ -143,4 +144,5 @@ def memory_gib(device: str) -> float:
     """The most that this process has had at once: on its GPU, or of the host's memory without one."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, others KiB

@@ -1,12 +1,14 @@
 """What a run learns, says and leaves behind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ditfast import DiT, train
 from ditfast.export import main as export
 from ditfast.models import cost
-from ditfast.training import loop
+from ditfast.training import loop, monitor
 from ditfast.training.weights import Weights
 
 
@@ -133,3 +135,10 @@ def test_a_long_gradient_is_clipped_and_a_short_one_is_not(kit, monkeypatch):
     before = [line["grad_norm"] for line in kit.lines(kit.train("run", "--clip", 1.5))]
     assert min(before) < 1.5 < max(before)
     assert lengths == pytest.approx([min(norm, 1.5) for norm in before], rel=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 2**10), ("darwin", 1)])
+def test_memory_where_the_system_counts_otherwise(monkeypatch, platform, unit):
+    monkeypatch.setattr(monitor.sys, "platform", platform)
+    monkeypatch.setattr(monitor.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**30 // unit))
+    assert monitor.memory_gib("cpu") == 3
