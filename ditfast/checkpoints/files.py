@@ -56,6 +56,7 @@ def read_file(path: Path) -> Content:
     if not path.is_file():
         text = f"no file {str(path)!r}; names that are downloaded: {', '.join(RELEASED)}"
         raise FileNotFoundError(text + suggest_source(path))
+    _refuse_text(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     return Content(_unwrap(_weights(path, content)), _args(content))
 
@@ -78,6 +79,16 @@ def suggest_source(path: Path) -> str:
 def _download(name):
     with reading(name):
         return torch.hub.load_state_dict_from_url(URL + name, map_location="cpu", weights_only=True)
+
+
+def _refuse_text(path):
+    """Name what is often found in the place of weights."""
+    with open(path, "rb") as file:
+        start = file.read(40).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the weights that it points to: git lfs pull")
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise ValueError(f"{path} is a web page: the download gave that instead of weights")
 
 
 def _read_safetensors(path):

@@ -98,9 +98,13 @@ def _find_weights(folder, variant):
 
 
 def _suggest_inside(folder):
-    """The end of an error about a folder that is no model's: the model in it, as in a run's."""
+    """The end of an error about a folder that is no model's: the model in it, as in a run's, or how to make one."""
     inside = [path.parent for path in sorted(folder.glob("*/config.json"))]
-    return f"; did you mean {str(inside[0])!r}?" if len(inside) == 1 else ""
+    if len(inside) == 1:
+        return f"; did you mean {str(inside[0])!r}?"
+    if (folder / "checkpoint.json").is_file() or (folder / "checkpoints").is_dir():
+        return f"; it is of a training run: python -m ditfast.export {folder} MODEL makes a model of it"
+    return ""
 
 
 def _parts(index):

@@ -98,7 +98,7 @@ def test_truncated(kit, tmp_path, suffix, kept):
 
 
 def test_text_is_no_checkpoint(tmp_path):
-    (tmp_path / "x.pt").write_text("<html>not found</html>")
+    (tmp_path / "x.pt").write_text("not found")
     with pytest.raises(ValueError, match="x.pt is truncated or no checkpoint"):
         find_model(tmp_path / "x.pt")
 
@@ -139,3 +139,17 @@ def test_without_safetensors_the_extra_is_named(kit, monkeypatch, tmp_path):
     with pytest.raises(ImportError, match="ditfast"):
         kit.tiny().save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a pointer of Git LFS"),
+        ("\n<!DOCTYPE html><title>404</title>", "is a web page"),
+    ],
+)
+def test_what_a_download_leaves_in_the_place_of_weights(tmp_path, suffix, text, said):
+    (tmp_path / f"x.{suffix}").write_text(text)
+    with pytest.raises(ValueError, match=f"x.{suffix} {said}"):
+        find_model(tmp_path / f"x.{suffix}")

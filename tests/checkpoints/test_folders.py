@@ -179,3 +179,11 @@ def test_the_model_inside_of_a_run_is_named(kit, tmp_path):
     for read in (DiT.from_pretrained, read_sampling):
         with pytest.raises(FileNotFoundError, match="run' holds no .*; did you mean '.*run/model'"):
             read(tmp_path / "run")
+
+
+@pytest.mark.parametrize("inside", ["checkpoint.json", "checkpoints/step-00000002/checkpoint.json"])
+def test_a_training_run_without_a_model(tmp_path, inside):
+    (tmp_path / inside).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / inside).write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"python -m ditfast.export {tmp_path} MODEL makes a model of it"):
+        DiT.from_pretrained(tmp_path)
