@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from ops.row_ops import INPUTS, Case
 from torch.utils.checkpoint import checkpoint
 
-from ditfast import ops
+from ditfast import DiT, ops
 from ditfast.ops.backends import availability
 from ditfast.ops.backends.choice import choose, names_in_force, use_backend
 from ditfast.ops.backends.log import record
 
+LATENTS = torch.zeros(2, 4, 8, 8), torch.tensor([1, 2]), torch.tensor([3, 4])
 HOST = pytest.mark.skipif(not availability._installed["ditfast._C"], reason="the extension is not built")
 
 
@@ -48,7 +52,7 @@ def in_process(script, **environment):
 # each line takes away the one that won before
 ORDER = """
 import json, torch
-from ditfast import ops
+from ditfast import DiT, ops
 from ditfast.ops.backends.choice import names_in_force, use_backend
 from ditfast.ops.backends.log import record
 
@@ -138,7 +142,7 @@ def test_name_that_the_operation_lacks(op):
 
 WITHOUT_INTERPRETER = """
 import json, torch
-from ditfast import ops
+from ditfast import DiT, ops
 
 x, row = torch.randn(2, 5, 16), torch.randn(2, 16)
 try:
@@ -213,6 +217,25 @@ def test_an_extension_that_does_not_load(monkeypatch):
         RuntimeError, match="attention: backend 'host' cannot run: the extension ditfast._C does not load"
     ):
         choose(ops.ATTENTION, "host", "cpu")
+
+
+def test_an_extension_of_older_sources(monkeypatch):
+    """As after ``git pull`` in an editable installation: said where it is asked for, else as good as none."""
+    monkeypatch.setitem(availability._installed, "ditfast._C", True)
+    monkeypatch.setitem(sys.modules, "ditfast._C", types.ModuleType("ditfast._C"))
+    monkeypatch.setattr("ditfast._C", sys.modules["ditfast._C"], raising=False)
+    with pytest.raises(RuntimeError, match="'host' cannot run: .* older than ditfast and has no .*: build it again"):
+        choose(ops.ATTENTION, "host", "cpu")
+    with torch.no_grad():
+        assert DiT(input_size=8, hidden_size=64, depth=1, num_heads=2)(*LATENTS).isfinite().all()
+
+
+def test_every_function_of_the_extension_that_is_called_is_known():
+    sources = [path.read_text(encoding="utf-8") for path in Path(ops.__file__).parent.rglob("*.py")]
+    called = {
+        name for text in sources for name in re.findall(r"(?:_extension\(\)|(?<!torch\.)\b_C)\.([a-z]\w+)\(", text)
+    }
+    assert called == set(availability.CALLED)
 
 
 @pytest.mark.parametrize("op", INPUTS)

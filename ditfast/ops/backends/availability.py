@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from functools import cache
 
 import torch
 
@@ -10,6 +11,19 @@ from ditfast.ops.op import Op
 BACKENDS = ("cuda", "host", "reference", "sdpa", "triton")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what kernels read and write
 
+CALLED = (  # functions of the extension
+    "attention_backward_cuda",
+    "attention_backward_groups",
+    "attention_backward_host",
+    "attention_forward_cuda",
+    "attention_forward_host",
+    "cuda_attention_supported",
+    "gelu_backward",
+    "gelu_forward",
+    "isa",
+    "rows_backward",
+    "rows_forward",
+)
 _installed = {name: importlib.util.find_spec(name) is not None for name in ("triton", "ditfast._C")}
 _on_gpu: dict[int, str | None] = {}  # device index -> why the extension's device code cannot run there
 
@@ -39,7 +53,7 @@ def _why_not_triton(device_type):
 
 
 def _why_not_extension(name, device_type):
-    reason = _why_not_loaded()
+    reason = why_not_loaded()
     if reason is not None:
         return reason
     if name == "host":
@@ -49,14 +63,24 @@ def _why_not_extension(name, device_type):
     return _why_not_on_this_gpu()
 
 
-def _why_not_loaded():
+def why_not_loaded() -> str | None:
+    """Why the extension cannot be called; None if it can."""
     if not _installed["ditfast._C"]:
         return "the extension ditfast._C is not built"
     try:
-        import ditfast._C  # noqa: F401
+        import ditfast._C as _C
     except ImportError as error:
         return f"the extension ditfast._C does not load: {error}"
-    return None
+    return _why_not_current(_C)
+
+
+@cache
+def _why_not_current(extension):
+    """An extension that was built before the sources changed, as in an editable installation, is not called."""
+    missing = [name for name in CALLED if not hasattr(extension, name)]
+    return (
+        f"the extension ditfast._C is older than ditfast and has no {missing[0]}: build it again" if missing else None
+    )
 
 
 def _why_not_on_this_gpu():
@@ -69,7 +93,7 @@ def _why_not_on_this_gpu():
 
 
 # what torch.compiler.assume_constant_result does, without importing the compiler: the extension cannot be traced
-_why_not_loaded._dynamo_marked_constant = _why_not_on_this_gpu._dynamo_marked_constant = True
+why_not_loaded._dynamo_marked_constant = _why_not_on_this_gpu._dynamo_marked_constant = True
 
 
 def device_type(t: torch.Tensor) -> str:

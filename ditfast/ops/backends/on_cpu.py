@@ -8,6 +8,7 @@ of elements from which the kernel beat PyTorch, forward as well as forward and b
 import torch
 from torch.autograd import forward_ad
 
+from ditfast.ops.backends.availability import why_not_loaded
 from ditfast.ops.backends.selfcheck import is_right
 from ditfast.ops.op import Op
 
@@ -61,10 +62,10 @@ def _faster_from(name, stream, branch):
 
 
 def _isa():
-    try:
-        from ditfast import _C
-    except ImportError:
+    if why_not_loaded() is not None:
         return None
+    from ditfast import _C
+
     return _C.isa()
 
 
