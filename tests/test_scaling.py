@@ -130,7 +130,8 @@ def test_study_goes_on_after_a_stop(scaling, tiny, tmp_path, monkeypatch):
     again = scaling.records.Records(path)
     assert [run["config"] for run in again.runs] == ["L/8", "S/8", "S/4"]
     assert [run["session"] for run in again.runs] == [1, 1, 2]
-    assert again.runs_of("S/4")[0]["fid"] == done.runs_of("S/4")[0]["fid"]
+    # of another process, where memory is aligned otherwise and BLAS may round so
+    assert again.runs_of("S/4")[0]["fid"] == pytest.approx(done.runs_of("S/4")[0]["fid"], rel=1e-6)
     assert again.seconds() == pytest.approx(again.runs[1]["elapsed"] + again.runs[2]["elapsed"])
     with pytest.raises(SystemExit, match="settings"):
         again.begin({**again.setup, "settings": {"steps": 6}})

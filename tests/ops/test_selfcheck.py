@@ -12,7 +12,7 @@ import torch
 
 from ditfast import ops
 from ditfast.ops import verify
-from ditfast.ops.backends import cache, choice, selfcheck
+from ditfast.ops.backends import availability, cache, choice, selfcheck
 from ditfast.ops.backends.log import record
 from ditfast.ops.op import PRECISIONS
 
@@ -30,6 +30,12 @@ def fresh(monkeypatch, tmp_path):
     cache.environment.cache_clear()
     yield tmp_path / "cache"
     cache.environment.cache_clear()
+
+
+@pytest.fixture
+def without_extension(monkeypatch):
+    """Triton's kernels are the only ones."""
+    monkeypatch.setitem(availability._installed, "ditfast._C", False)
 
 
 def arguments():
@@ -72,7 +78,7 @@ def test_a_right_kernel_is_used(fresh):
     assert cache.load(CPU) == {"layer_norm_modulate/triton float32 float32 32": True}
 
 
-def test_a_wrong_kernel_is_named_once_and_not_used(wrong):
+def test_a_wrong_kernel_is_named_once_and_not_used(wrong, without_extension):
     with pytest.warns(RuntimeWarning, match="layer_norm_modulate/triton float32 float32 32 failed") as caught:
         assert run() == ["reference"]
     assert len(caught) == 1
@@ -90,7 +96,7 @@ def test_a_wrong_gradient_is_found(monkeypatch):
     assert "dshift" in selfcheck.check(*KEY, CPU).reason
 
 
-def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch):
+def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch, without_extension):
     from ditfast.kernels import layer_norm_modulate as kernel
 
     def broken(*args):
