@@ -1,0 +1,84 @@
+"""Throw bad and good input at the package, and look for what it takes wrong.
+
+    python tests/fuzz.py --minutes 5 --seed 0
+    python tests/fuzz.py --seed 0 --only images --case 37
+
+Every case is known to be good, bad, or either. Faults are: a bad one that is accepted, a good one that is refused, a
+refusal that does not name what is wrong, a traceback, a crash, more than 10 s, more than 2 GiB. A case follows from the
+seed, its generator and its number alone. The exit status is 1 if there is a fault.
+"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from itertools import count
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # a process with more threads cannot be forked
+
+import torch  # noqa: E402
+from fuzzing import calls, child, command_lines, configs, images, model_files  # noqa: E402
+from fuzzing.kit import Kit  # noqa: E402
+
+GENERATORS = {
+    module.__name__.split(".")[1]: module for module in (command_lines, configs, model_files, images, calls)
+}
+
+
+def main() -> None:
+    o = parse_options()
+    torch.set_num_threads(1)
+    seed = int.from_bytes(os.urandom(4)) if o.seed is None else o.seed
+    print(f"seed {seed}")
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        kit = Kit(Path(folder))
+        if o.case is not None:
+            what, end, fault = run(kit, seed, o.only, o.case, show=True)
+            sys.exit(f"{what}\n{end}\n{fault}" if fault else print(what, end, sep="\n"))
+        ends, faults = run_many(kit, seed, [o.only] if o.only else [*GENERATORS], o.minutes, o.cases)
+    for name, found in ends.items():
+        print(f"{name:14}{found.total():6} cases  " + ", ".join(f"{n} {end}" for end, n in sorted(found.items())))
+    print(f"{faults} faults in {sum(found.total() for found in ends.values())} cases")
+    sys.exit(1 if faults else 0)
+
+
+def run_many(kit, seed, names, minutes, most):
+    """Cases of each generator in turn: how they ended, by generator, and how many were faults."""
+    end_at = time.monotonic() + 60 * minutes
+    ends, faults = {name: Counter() for name in names}, 0
+    for index in count():
+        for name in names:
+            if index == most or time.monotonic() > end_at:
+                return ends, faults
+            what, end, fault = run(kit, seed, name, index)
+            ends[name][end] += 1
+            if fault:
+                faults += 1
+                print(f"FAULT --seed {seed} --only {name} --case {index}: {what}\n    {fault}", flush=True)
+
+
+def run(kit, seed, name, index, show=False):
+    rng = random.Random(f"{seed} {name} {index}")
+    return child.run_case(lambda: GENERATORS[name].make_case(rng, kit), kit.folder / f"case-{name}-{index}", show)
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--minutes", type=float, default=5, help="how long, after a start of some seconds (5)")
+    add("--cases", type=int, help="of each generator, if they are done before")
+    add("--seed", type=int, help="of all cases (a new one)")
+    add("--only", choices=GENERATORS, help="one generator")
+    add("--case", type=int, help="one case of it, with its output")
+    o = parser.parse_args()
+    if o.case is not None and o.only is None:
+        parser.error("--case needs --only")
+    return o
+
+
+if __name__ == "__main__":
+    main()

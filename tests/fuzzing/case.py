@@ -1,0 +1,50 @@
+"""One case, and what is wrong with how it ended."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+NO_MEMORY = re.compile(r"MemoryError|[Oo]ut of memory|allocate memory|not enough memory|bad_alloc")
+
+
+class Case(NamedTuple):
+    """Something to run.
+
+    ``bad`` is whether it has to be refused; None where both will do, as for a byte that changes no meaning.
+    ``says`` has to be in the refusal, one of the alternatives where it is a tuple.
+    """
+
+    what: str  # for people
+    run: Callable
+    bad: bool | None
+    says: str | tuple[str, ...] = ""
+    is_command: bool = False
+
+
+class End(NamedTuple):
+    """How a case ended: "accepted", "refused" with the text, or "crashed", by an exception that is no refusal."""
+
+    how: str
+    text: str = ""
+
+
+def find_fault(case: Case, end: End, printed: str) -> str | None:
+    """What is wrong with the way a case ended, None if nothing is. ``printed`` is all output of the process."""
+    if end.how == "crashed":
+        return f"crashed: {end.text}"
+    if NO_MEMORY.search(end.text + printed):
+        return f"memory: {end.text}"
+    if "Traceback (most recent call last)" in printed:
+        return f"traceback: {printed[-2000:]}"
+    if end.how == "accepted":
+        return "accepted" if case.bad else None
+    if case.bad is False:
+        return f"refused: {end.text}"
+    if case.is_command and not end.text.strip():
+        return "refused without a word"
+    if not case.is_command and not end.text.strip():
+        return "an exception without a text"
+    says = case.says if isinstance(case.says, tuple) else (case.says,)
+    if case.bad and not any(each in end.text + (printed if case.is_command else "") for each in says):
+        return f"refused without {' or '.join(says)}: {end.text}"
+    return None

@@ -1,0 +1,126 @@
+"""A case in a process of its own, forked from one that has everything loaded: its folder, its limits, its end."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from fuzzing.case import End, find_fault
+
+CPU_SECONDS, SECONDS, MEMORY = 10, 60, 2 << 30  # of a case: CPU time, on a busy machine more of the clock's, bytes
+
+
+def run_case(make_case, folder: Path, show: bool = False) -> tuple[str, str, str | None]:
+    """Run what ``make_case()`` makes in an empty ``folder``: what it was, how it ended, what is wrong with that."""
+    folder.mkdir(parents=True)
+    out, result = folder.with_suffix(".out"), folder.with_suffix(".json")
+    pid = os.fork()
+    if pid == 0:
+        _run_child(make_case, folder, out, result)
+    status = _wait(pid)
+    printed = out.read_bytes().decode("utf-8", "replace") if out.exists() else ""
+    found = result.read_text("utf-8", "surrogateescape").splitlines() if result.exists() else []
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in (out, result):
+        path.unlink(missing_ok=True)
+    if show:
+        print(printed)
+    what = json.loads(found[0]) if found else "(the generator)"
+    if status is None:
+        return what, "hung", f"more than {SECONDS} s"
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return what, "killed", f"more than {CPU_SECONDS} s of CPU time" if name == "SIGXCPU" else f"killed by {name}"
+    if len(found) < 2:
+        return what, "lost", f"the process ended by itself\n{printed[-2000:]}"
+    end, fault = json.loads(found[1])
+    return what, end, fault
+
+
+def _wait(pid):
+    """The status of the process, None if it had to be ended."""
+    deadline, pause = time.monotonic() + SECONDS, 0.001
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            _end_group(pid)  # workers that it left
+            return status
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+    _end_group(pid)
+    os.waitpid(pid, 0)
+    return None
+
+
+def _end_group(pid):
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _run_child(make_case, folder, out, result):
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    file = os.open(out, os.O_WRONLY | os.O_CREAT, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # strict, as where LANG names an encoding
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    spent = int(time.process_time()) + CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (spent, spent + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    code = 1
+    try:
+        with open(result, "w", encoding="utf-8") as file:
+            case = make_case()
+            print(json.dumps(case.what), file=file, flush=True)
+            end = _end_of(case)
+            sys.stdout.flush()
+            printed = out.read_bytes().decode("utf-8", "replace")
+            print(json.dumps([end.how, find_fault(case, end, printed)]), file=file, flush=True)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_of(case) -> End:
+    try:
+        case.run()
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return End("accepted")
+        if isinstance(stop.code, str):
+            return End("refused", stop.code) if "\n" not in stop.code else End("crashed", f"two lines: {stop.code}")
+        sys.stderr.flush()
+        return End("refused", f"exit status {stop.code}")
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}"
+        if not case.is_command and _is_refusal(error):
+            return End("refused", text)
+        return End("crashed", "".join(traceback.format_exception(error))[-3000:])
+    return End("accepted")
+
+
+def _is_refusal(error) -> bool:
+    """Whether an exception is one that the package raises for bad input."""
+    from ditfast.data import DataError, Unreadable
+    from ditfast.evaluation import EvaluationError
+    from ditfast.sampling import SampleError
+    from ditfast.training import TrainError
+
+    own = (DataError, Unreadable, EvaluationError, SampleError, TrainError)
+    usual = (ValueError, TypeError, IndexError, KeyError, OSError)
+    chosen = isinstance(error, RuntimeError) and "cannot run" in str(error)  # a backend that was asked for
+    return isinstance(error, (*own, *usual)) or chosen
