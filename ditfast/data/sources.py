@@ -32,9 +32,9 @@ def open_data(name: str, image_size: int | None = None, **options):
         options["image_size"] = image_size
     if name in BUILT_IN:
         return _make_source(BUILT_IN[name], options, name)
-    if any(Path(name, file).is_file() for file in (INDEX, STARTED)):
+    if name and any(Path(name, file).is_file() for file in (INDEX, STARTED)):
         return _make_source(Latents, options, f"a folder of latents, {name},", folder=name)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():  # "" would be the current folder
         return _make_source(Images, options, f"a folder of images, {name},", folder=name)
     hint = did_you_mean(name.lower(), BUILT_IN, cutoff=0.6)
     raise DataError(f"data must be {', '.join(BUILT_IN)} or a folder of images or latents, got {name!r}{hint}")

@@ -1,5 +1,7 @@
 """Argument checks: one clear error that names the argument, the rule and the value. None of them reads a tensor."""
 
+from numbers import Integral, Real
+
 import torch
 
 
@@ -35,8 +37,8 @@ def like(name: str, value, of: str, x: torch.Tensor) -> None:
 
 
 def eta(value) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {value}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {value!r}")
 
 
 def model_output(output, x: torch.Tensor, learned_variance: bool) -> None:
@@ -54,3 +56,10 @@ def model_output(output, x: torch.Tensor, learned_variance: bool) -> None:
             else "the shape of x, for learn_sigma=False"
         )
         raise ValueError(f"the model's output must have {rule}: {expected}, got {tuple(output.shape)}")
+
+
+def sample_shape(value) -> None:
+    """``value`` is (B, C, …), whole numbers."""
+    sizes = value if isinstance(value, tuple | list) else ()
+    if len(sizes) < 2 or not all(isinstance(each, Integral) and each >= 0 for each in sizes):
+        raise ValueError(f"shape must be (B, C, …), whole numbers, got {value!r}")

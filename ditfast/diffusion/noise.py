@@ -37,19 +37,23 @@ def _check_generator(x, generator):
 
 def starting_noise(model, shape, noise, device, generator):
     """Where a sampling loop starts: ``noise``, checked, or drawn on ``device``, by default that of the model."""
+    checks.sample_shape(shape)
     if noise is None:
         return noise_like(torch.empty(*shape, device=_device(model, device)), generator)
     checks.floating("noise", noise)
     if tuple(noise.shape) != tuple(shape):
         raise ValueError(f"noise must have the shape asked for, {tuple(shape)}, got {tuple(noise.shape)}")
-    if device is not None and noise.device.type != torch.device(device).type:
+    if device is not None and noise.device.type != _device(model, device).type:
         raise ValueError(f"noise must be on device={device}, got {noise.device}")
     return noise
 
 
 def _device(model, device):
     if device is not None:
-        return device
+        try:
+            return torch.device(device)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"device must be one of PyTorch's, got {device!r}") from None
     module = getattr(model, "__self__", model)  # of a method such as forward_with_cfg
     if not isinstance(module, torch.nn.Module) or (parameter := next(module.parameters(), None)) is None:
         raise ValueError("device must be given, or noise, for a model without parameters; got None")

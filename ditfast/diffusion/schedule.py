@@ -7,6 +7,7 @@ import numpy as np
 
 from ditfast.suggest import did_you_mean
 
+MOST_STEPS = 10**6  # more of them than any process has; the tables are in memory
 SCHEDULES = ("linear", "squaredcos_cap_v2")
 LEAST_SIGNAL = -5.1  # log(alpha / sigma) where sampling starts: that of DPM-Solver's code (Lu et al. 2022)
 
@@ -42,6 +43,8 @@ def get_named_beta_schedule(name: str, steps: int) -> np.ndarray:
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"diffusion_steps must be a positive integer, got {steps!r}")
+    if steps > MOST_STEPS:
+        raise ValueError(f"diffusion_steps must be at most {MOST_STEPS}, got {steps}")
     if name == "linear":
         if steps <= 20:
             raise ValueError(f"diffusion_steps must be above 20 for noise_schedule 'linear', got {steps}")

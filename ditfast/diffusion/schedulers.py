@@ -47,6 +47,8 @@ def make_scheduler(name, diffusion, **options):
         ImportError: diffusers, or what the class needs besides, is not installed.
         ValueError: an unknown name, or a class that is not for these betas.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"scheduler must be a name, got {name!r}")
     class_name, preset = NAMES.get(name, (name, {}))
     scheduler_class = _find_scheduler(class_name)
     known = inspect.signature(scheduler_class.__init__).parameters

@@ -5,6 +5,8 @@ sFID (Nash et al. 2021, arXiv 2103.03841) is `frechet_distance` of spatial featu
 Raises, everywhere: ValueError, which names the argument, the rule and the value.
 """
 
+from numbers import Integral
+
 import torch
 
 BLOCK = 512  # rows of distances that are in memory at once
@@ -81,6 +83,7 @@ def inception_score(probabilities, part: int = 5000) -> tuple[float, float]:
         part: images of a part; the std is that of the parts, without Bessel's correction, as in the original.
     """
     p = _matrix("probabilities", probabilities, rows=1)
+    _whole("part", part)
     if part < 1:
         raise ValueError(f"part must be at least 1, got {part}")
     worst = (p.sum(1) - 1).abs().max()
@@ -109,6 +112,7 @@ def precision_recall(real, fake, k: int = 3) -> tuple[float, float]:
     real, fake = _matrix("real", real), _matrix("fake", fake)
     if real.shape[1] != fake.shape[1]:
         raise ValueError(f"fake must have the D = {real.shape[1]} of real, got {fake.shape[1]}")
+    _whole("k", k)
     for name, x in (("real", real), ("fake", fake)):
         if not 1 <= k < len(x):
             raise ValueError(f"k must be between 1 and {len(x) - 1}, one less than the samples of {name}, got {k}")
@@ -167,6 +171,11 @@ def _matrix(name, value, rows=2, dtype=torch.float64):
     if x.ndim != 2 or len(x) < rows or x.shape[1] < 1:
         raise ValueError(f"{name} must have shape (N, D) with N >= {rows}, D >= 1, got {tuple(x.shape)}")
     return _finite(name, x if dtype is None else x.to(dtype))
+
+
+def _whole(name, value):
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
 
 
 def _tensor(name, value):

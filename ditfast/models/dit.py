@@ -19,6 +19,7 @@ from ditfast.models.embed import (
     get_2d_sincos_pos_embed,
     is_patch_projection,
 )
+from ditfast.models.limits import check_arguments, check_number, check_tensors
 from ditfast.models.plain import has_original_forward, is_plain, reject_symbolic
 from ditfast.models.wrappers import accepts_carry, is_native
 from ditfast.ops.backends.choice import names_in_force, use_backend
@@ -50,7 +51,7 @@ class DiT(nn.Module):
             the default should say so here before `save_pretrained`.
 
     Raises:
-        ValueError: sizes that do not divide, an unknown backend or conditioning.
+        ValueError: an argument that no model has (`limits`), an unknown backend or conditioning.
 
     Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", section 3.2.
     """
@@ -74,11 +75,10 @@ class DiT(nn.Module):
         norm2_eps=1e-6,
     ):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        check_arguments(config)
         super().__init__()
         self.config = config
         self.sampling = {"objective": "diffusion", "noise_schedule": "linear"}
-        if hidden_size % 4:
-            raise ValueError(f"hidden_size must be a multiple of 4, got {hidden_size}")
         names_in_force(backend)  # rejects an unknown name now, not at the first forward
         check_conditioning(conditioning)
         self.learn_sigma = learn_sigma
@@ -111,8 +111,9 @@ class DiT(nn.Module):
         Source: Peebles & Xie, section 3.2, "adaLN-Zero block", and section 4, "Training".
         """
         self.apply(_init_linear)
-        embed = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], self.x_embedder.grid_size)  # (N, D)
-        self.pos_embed.data.copy_(torch.from_numpy(embed).float().unsqueeze(0))
+        if not self.pos_embed.is_meta:
+            embed = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], self.x_embedder.grid_size)  # (N, D)
+            self.pos_embed.data.copy_(torch.from_numpy(embed).float().unsqueeze(0))
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.data.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
@@ -155,8 +156,8 @@ class DiT(nn.Module):
             IndexError: on the CPU, a label outside the table.
         """
         reject_symbolic(x)
-        wanted = [int(i) for i in return_hidden or ()]  # some exporters make tensors of them
-        self._check_input(x, t, y, wanted)
+        wanted = self._wanted_blocks(return_hidden)
+        self._check_input(x, t, y)
         backends = names_in_force(self.backend)
         tokens = self._embed(x, backends)  # (B, N, D); first, since what draws at random draws in this order
         takes_dtype = has_original_forward(self.t_embedder, TimestepEmbedder)
@@ -187,16 +188,19 @@ class DiT(nn.Module):
             (2B, C_out, S, S) with equal guided channels in both halves.
 
         Raises:
-            ValueError: an odd batch, or more guided channels than there are.
+            TypeError, ValueError: an argument of another type, an odd batch, more guided channels than there are.
 
         Source: Peebles & Xie, section 3.1, "Classifier-free guidance".
         """
-        if x.shape[0] % 2:
+        check_tensors(x=x, t=t, y=y)
+        if x.dim() == 0 or x.shape[0] % 2:
             raise ValueError(f"x must have an even batch for guidance, got shape {tuple(x.shape)}")
         if cfg_channels is None:
             cfg_channels = default_cfg_channels(self.in_channels)
-        if not 0 <= cfg_channels <= self.out_channels:
-            raise ValueError(f"cfg_channels must be in [0, {self.out_channels}], got {cfg_channels}")
+        if not isinstance(cfg_scale, torch.Tensor):
+            check_number("cfg_scale", cfg_scale)
+        if not isinstance(cfg_channels, int) or not 0 <= cfg_channels <= self.out_channels:
+            raise ValueError(f"cfg_channels must be in [0, {self.out_channels}], got {cfg_channels!r}")
         half = x[: x.shape[0] // 2]
         out = self(torch.cat([half, half]), t, y)
         guided, rest = out[:, :cfg_channels], out[:, cfg_channels:]
@@ -239,7 +243,7 @@ class DiT(nn.Module):
         """x without the two tokens that came in context."""
         return x[:, :-2] if self.conditioning == "in_context" else x
 
-    def _check_input(self, x, t, y, return_hidden):
+    def _check_input(self, x, t, y):
         """Check what goes to the model's own embedders; what others take is not known."""
         if is_plain(self.x_embedder, PatchEmbed):
             check_latents(self.x_embedder, x)
@@ -247,9 +251,16 @@ class DiT(nn.Module):
             check_timesteps(t, x)
         if is_plain(self.y_embedder, LabelEmbedder) and isinstance(self.y_embedder.embedding_table, nn.Embedding):
             check_labels(y, x)
-        for i in return_hidden:
-            if not 0 <= i < len(self.blocks):
-                raise ValueError(f"return_hidden must hold blocks in [0, {len(self.blocks) - 1}], got {i}")
+
+    def _wanted_blocks(self, return_hidden):
+        """``return_hidden`` as whole numbers."""
+        if not isinstance(return_hidden, list | tuple | range | None):
+            raise TypeError(f"return_hidden must be a list of blocks, got {type(return_hidden).__name__}")
+        wanted = [int(i) if isinstance(i, torch.Tensor) else i for i in return_hidden or ()]  # as exporters have them
+        for i in wanted:
+            if not isinstance(i, int) or not 0 <= i < len(self.blocks):
+                raise ValueError(f"return_hidden must hold blocks in [0, {len(self.blocks) - 1}], got {i!r}")
+        return wanted
 
 
 def default_cfg_channels(in_channels: int) -> int:

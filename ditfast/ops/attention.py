@@ -36,6 +36,7 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
     Source: Vaswani et al., "Attention Is All You Need", equation 1.
     """
     head_dim = _check(qkv, num_heads)
+    checks.factor("scale", scale)
     scale = head_dim**-0.5 if scale is None else float(scale)
     name = choose_attention(OP, qkv, qkv.dtype, head_dim, scale, is_tracked((qkv,)), backend)
     return attend(qkv, num_heads, scale, name)

@@ -3,6 +3,9 @@
 Every call makes them: an argument that is as it should be costs one expression.
 """
 
+import math
+from numbers import Real
+
 import torch
 
 FLOATING = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
@@ -67,6 +70,22 @@ def residual(x, y, gate, bias):
     if bias is not None:
         tensor("bias", bias, "(D,)", shape[2:], device)
     return shape, device
+
+
+def epsilon(value) -> None:
+    """``value`` is a finite number of at least 0."""
+    if type(value) is float and 0 <= value < math.inf:
+        return
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise ValueError(f"eps must be a finite number of at least 0, got {value!r}")
+
+
+def factor(name: str, value) -> None:
+    """``value`` is a finite number, or None."""
+    if value is None or type(value) is float and -math.inf < value < math.inf:
+        return
+    if isinstance(value, bool) or not isinstance(value, Real) or not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be a finite number or None, got {value!r}")
 
 
 def positive(name: str, value) -> None:

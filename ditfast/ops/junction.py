@@ -34,6 +34,7 @@ def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e
     Source: Peebles & Xie, section 3.2, "adaLN-Zero block"; the fusion is this package's.
     """
     _check(x, y, gate, shift, scale, bias)
+    checks.epsilon(eps)
     name = choose_for_rows(OP, backend, x, y, bias, gate, shift, scale)
     dtype = linear_dtype(x)
     if name == "reference":

@@ -31,6 +31,7 @@ def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
     Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", section 3.2, "adaLN".
     """
     _check(x, shift, scale)
+    checks.epsilon(eps)
     name = choose_for_rows(OP, backend, x, None, None, shift, scale)
     dtype = linear_dtype(x)
     if name == "reference":

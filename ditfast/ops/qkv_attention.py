@@ -38,6 +38,7 @@ def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *
     Source: Vaswani et al., "Attention Is All You Need", section 3.2.
     """
     head_dim = _check(h, weight, bias, num_heads)
+    checks.factor("scale", scale)
     scale = head_dim**-0.5 if scale is None else float(scale)
     dtype = linear_dtype(h)
     name = choose_attention(OP, h, dtype, head_dim, scale, is_tracked((h, weight, bias)), backend)

@@ -42,11 +42,8 @@ def _model():
     return DiT(**MODEL).eval()
 
 
-INPUTS = {"x": (2, 3, 8, 8), "t": (2,), "y": (2,)}
-
-
 def _inputs():
-    return {"x": _tensor(2, 3, 8, 8), "t": torch.tensor([1, 500]), "y": torch.tensor([0, 7])}
+    return {"x": _tensor(4, 3, 8, 8), "t": torch.tensor([1, 500, 0, 999]), "y": torch.tensor([0, 7, 3, 3])}
 
 
 def _forward(rng, kit):
@@ -59,12 +56,9 @@ def _forward(rng, kit):
         return _call("DiT", _model(), inputs, name, value, bad)
     value = _spoil(rng, inputs[name])
     if rng.random() < 0.2:
-        value = {
-            "x": inputs["x"].half(),
-            "t": torch.tensor([1]),
-            "y": rng.choice([torch.tensor([8, 0]), torch.tensor([-1, 0])]),
-        }[name]
-    return _call("DiT", _model(), inputs, name, value)
+        label = rng.choice((8, -1, 2**40, -(2**63)))
+        value = {"x": inputs["x"].half(), "t": torch.zeros(3), "y": torch.tensor([0, 0, 0, label])}[name]
+    return _call("DiT", _model(), inputs, name, value, True, (name, "t must"))
 
 
 def _guided(rng, kit):
@@ -74,7 +68,7 @@ def _guided(rng, kit):
         "cfg_scale": lambda: (rng.choice((None, "x", [], {})), True),
         "cfg_channels": lambda: (rng.choice((None, "2", -1, 7, 2.5, 10**30, [])), True),
     }.get(name, lambda: (_spoil(rng, inputs[name]), True))()
-    return _call("forward_with_cfg", _model().forward_with_cfg, inputs, name, value, bad, (name, "x must"))
+    return _call("forward_with_cfg", _model().forward_with_cfg, inputs, name, value, bad, (name, "x must", "t must"))
 
 
 def _op(rng, kit):
@@ -102,17 +96,13 @@ def _op(rng, kit):
         bad = False if value == "reference" else None if isinstance(value, tuple | list | dict) else True
     elif name in shapes:
         value = _spoil(rng, arguments[name])
-        bad = None if value is None and name == "bias" or name in ("pos_embed",) else True
-        dims = value.dim() if torch.is_tensor(value) else 0
-        bad = (
-            None
-            if torch.is_tensor(value) and name in ("x", "h", "tokens", "qkv") and len(shapes) == 1 and dims
-            else bad
-        )
+        alone = name in ("h", "tokens", "qkv") or (name == "x" and "patch" in op)  # any batch will do
+        unclear = name == "pos_embed" or (torch.is_tensor(value) and alone and value.dim())
+        bad = None if unclear or (value is None and name == "bias") else True
     else:
         value = rng.choice({"eps": NO_REAL, "scale": ("x", [], NAN, INF)}.get(name, NO_WHOLE))
         bad = None if name == "grid" and value is None else True
-    says = (name, "x must", "h must", "qkv must") if name in shapes else name
+    says = tuple(f"{each} must" for each in shapes) if name in shapes else name
     return _call(op, getattr(ops, op), arguments, name, value, bad, says)
 
 
@@ -149,7 +139,15 @@ def _diffusion(rng, kit):
         bad = None
     else:
         bad = True
-    return _call(getattr(function, "__name__", "?"), function, arguments, name, value, bad, (name, "x ", "t must"))
+    return _call(
+        getattr(function, "__name__", "?"),
+        function,
+        arguments,
+        name,
+        value,
+        bad,
+        (name, "x ", "t must", "not callable"),
+    )
 
 
 def _metric(rng, kit):

@@ -35,7 +35,7 @@ def find_fault(case: Case, end: End, printed: str) -> str | None:
     if NO_MEMORY.search(end.text + printed):
         return f"memory: {end.text}"
     if "Traceback (most recent call last)" in printed:
-        return f"traceback: {printed[-2000:]}"
+        return f"traceback: {printed[-700:]}"
     if end.how == "accepted":
         return "accepted" if case.bad else None
     if case.bad is False:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from fuzzing.case import End, find_fault
@@ -34,8 +35,11 @@ def run_case(make_case, folder: Path, show: bool = False) -> tuple[str, str, str
     if status is None:
         return what, "hung", f"more than {SECONDS} s"
     if os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
-        return what, "killed", f"more than {CPU_SECONDS} s of CPU time" if name == "SIGXCPU" else f"killed by {name}"
+        return (
+            what,
+            "killed",
+            f"{signal.Signals(os.WTERMSIG(status)).name}, after {CPU_SECONDS} s of CPU time if SIGKILL",
+        )
     if len(found) < 2:
         return what, "lost", f"the process ended by itself\n{printed[-2000:]}"
     end, fault = json.loads(found[1])
@@ -58,10 +62,8 @@ def _wait(pid):
 
 
 def _end_group(pid):
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _run_child(make_case, folder, out, result):
@@ -76,7 +78,7 @@ def _run_child(make_case, folder, out, result):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     spent = int(time.process_time()) + CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (spent, spent + 5))
+    resource.setrlimit(resource.RLIMIT_CPU, (spent, spent))  # the kernel's SIGKILL, not a signal to be handled
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     code = 1
     try:

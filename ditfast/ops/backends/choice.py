@@ -112,6 +112,8 @@ def _of_backend(unsupported, name):
 
 def _names(op, requested):
     if not isinstance(requested, str):
+        if requested is not None and not isinstance(requested, tuple):
+            raise TypeError(f"backend of {op.name} must be a name or a tuple of names, got {requested!r}")
         return names_in_force() if requested is None else requested
     if requested != "auto" and requested not in op.backends:
         raise ValueError(f"backend of {op.name} must be one of auto, {', '.join(op.backends)}, got {requested!r}")
