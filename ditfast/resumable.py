@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ditfast.atomic import atomic_write
 from ditfast.run_lock import LOCK
+from ditfast.small_files import read_object
 
 
 class ResumableFolder:
@@ -87,8 +88,8 @@ class ResumableFolder:
 def read_json(path: Path) -> dict | None:
     """The JSON object in a file; None if there is none."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return read_object(path)
+    except (OSError, ValueError):
         return None
 
 

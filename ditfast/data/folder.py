@@ -11,6 +11,7 @@ from ditfast.data.errors import DataError, Unreadable
 from ditfast.data.image_files import MODES, decode_image, image_names, is_image, visible_entries
 from ditfast.data.preprocess import center_crop, to_tensor
 
+MOST = 8192  # pixels of a side: such an image of float32 takes 768 MiB
 LONGEST = 1000  # times the shorter side: fitting the shorter side of a line to the sample would take all memory
 
 
@@ -38,9 +39,11 @@ class Images:
     """
 
     def __init__(self, folder, image_size: int | None = None, channels: int = 3, flip: bool = True):
-        if not isinstance(image_size, int) or image_size < 1:
+        if type(image_size) is not int or image_size < 1:
             raise DataError(f"image_size of a folder of images must be at least 1, got {image_size}")
-        if channels not in MODES:
+        if image_size > MOST:
+            raise DataError(f"image_size of a folder of images must be at most {MOST}, got {image_size}")
+        if type(channels) is not int or channels not in MODES:
             raise DataError(f"channels must be 1 or 3, got {channels}")
         self.folder, self.flip, self.shape = Path(folder), flip, (channels, image_size, image_size)
         self.classes = _classes(self.folder)

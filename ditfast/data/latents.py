@@ -1,15 +1,16 @@
 """Images as an autoencoder's posteriors, which `python -m ditfast.encode` wrote."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ditfast.data.errors import DataError, Unreadable
+from ditfast.data.index import check_index
 from ditfast.data.shards import CHECKSUMS, FORMAT, INDEX, TENSORS, checksum, unfinished
 from ditfast.optional import import_optional
 from ditfast.sampling.autoencoder import Scaling
+from ditfast.small_files import read_object
 
 LATER = ("vae_sha256", "shift")  # which folders from before do not have
 IDENTIFYING = ("vae", "vae_checksum", "scale", "image_size", "dtype", "data")  # of the index, in the identity
@@ -41,6 +42,7 @@ class Latents:
     def __init__(self, folder, image_size: int | None = None, flip: bool = True):
         self.folder, self.flip = Path(folder), flip
         about = _read_index(self.folder)
+        check_index(self.folder / INDEX, about)
         if image_size not in (None, about["image_size"]):
             raise DataError(f"image_size of {folder} must be {about['image_size']}, got {image_size}")
         self.shape, self.classes = tuple(about["shape"]), about["classes"]
@@ -125,8 +127,8 @@ def _read_index(folder):
     if not path.is_file():
         raise DataError(unfinished(folder) or f"{folder} holds no {INDEX}: it is not what encode wrote")
     try:
-        about = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        about = read_object(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if about.get("format") != FORMAT:
         raise DataError(

@@ -9,9 +9,9 @@ Both kinds have
 arr_0, uint8 (N, H, W, 3), as ADM's evaluator reads it and ditfast.sample writes it.
 """
 
+import math
 import os
 import zipfile
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,8 @@ import torch
 from ditfast.data import DataError, Unreadable
 from ditfast.data.image_files import ENDINGS, decode_image, image_names, open_image
 from ditfast.evaluation import EvaluationError
+
+MOST_PIXELS = 1 << 28  # of a picture, whatever an npz claims
 
 
 class ImageFolder:
@@ -51,15 +53,13 @@ class ImageNpz:
     def __init__(self, option: str, path: Path):
         self._path, self._where = path, f"{option} {path}"
         with npz_errors(self._where), zipfile.ZipFile(path) as archive:
-            with archive.open("arr_0.npy") as member:
-                version = np.lib.format.read_magic(member)
-                header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, columns_first, dtype = header[version](member)
-                self._start = member.tell()
+            (shape, columns_first, dtype), self._start = read_header(archive, "arr_0")
             held = archive.getinfo("arr_0.npy").file_size - self._start
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or columns_first or min(shape) < 1:
             raise EvaluationError(f"{self._where}: arr_0 must be uint8 (N, H, W, 3), got {dtype} {shape}")
-        if held != np.prod(shape, dtype=np.int64):
+        if math.prod(shape[1:3]) > MOST_PIXELS:
+            raise EvaluationError(f"{self._where}: images must have at most {MOST_PIXELS} pixels, got {shape}")
+        if held != math.prod(shape):
             raise EvaluationError(f"{self._where} is truncated: arr_0 {shape} has {held} bytes")
         self.count, *self.size = shape[:3]
         self.size = tuple(self.size)
@@ -73,6 +73,14 @@ class ImageNpz:
                     member.read(length)  # seeking would give up the check of the archive's checksum
                 following = number + 1
                 yield np.frombuffer(member.read(length), np.uint8).reshape(*self.size, 3)
+
+
+def read_header(archive, name: str):
+    """((shape, columns first, dtype), bytes before the numbers) of an array in an open npz."""
+    with archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        return header[version](member), member.tell()
 
 
 @contextmanager
@@ -89,7 +97,9 @@ def npz_errors(where: str):
     """Turns what a damaged npz raises into one line."""
     try:
         yield
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except EvaluationError:
+        raise
+    except Exception as error:  # a broken archive can raise anything: BadZipFile, zlib.error, NotImplementedError, …
         raise EvaluationError(f"{where} is truncated or no npz: {error}") from error
 
 

@@ -5,8 +5,10 @@ arr_0 some of the images, for precision and recall. Two more, which others ignor
 count, and extractor.
 """
 
+import math
 import zipfile
 from pathlib import Path
+from reprlib import repr as short
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +17,12 @@ import torch
 from ditfast.atomic import atomic_write
 from ditfast.evaluation import EvaluationError
 from ditfast.evaluation.features import Extractor
-from ditfast.evaluation.images import evenly_spaced, npz_errors, read_batches
+from ditfast.evaluation.images import evenly_spaced, npz_errors, read_batches, read_header
 from ditfast.evaluation.metrics import Moments
 from ditfast.optional import import_optional
 
+KEYS = ("mu", "sigma", "mu_s", "sigma_s", "count", "extractor")
+LARGEST = 1 << 30  # bytes of an array: sigma of 11,585 dimensions
 KEPT = 10_000  # images of a reference for precision and recall, as many as ADM's reference files hold
 
 
@@ -70,8 +74,9 @@ def _on_cpu(sums: Moments):
 
 def load_statistics(option: str, path, extractor: Extractor) -> Summary:
     """The Gaussians of an npz, if its features are those of ``extractor`` as far as it says."""
-    with npz_errors(f"{option} {path}"), np.load(path, allow_pickle=False) as held:
-        found = {key: held[key] for key in held.files if key != "arr_0"}
+    with npz_errors(f"{option} {path}"), zipfile.ZipFile(path) as archive:
+        keys = [key for key in KEYS if f"{key}.npy" in archive.namelist()]
+        found = {key: _read_array(f"{option} {path}", archive, key) for key in keys}
     made_of = str(found.get("extractor", extractor.identity))
     if made_of != extractor.identity:
         raise EvaluationError(
@@ -79,7 +84,21 @@ def load_statistics(option: str, path, extractor: Extractor) -> Summary:
         )
     gaussian = _gaussian(f"{option} {path}", found, "mu", "sigma")
     spatial = _gaussian(f"{option} {path}", found, "mu_s", "sigma_s") if "mu_s" in found else None
-    return Summary(int(found["count"]) if "count" in found else None, gaussian, spatial)
+    count = found.get("count")
+    if count is not None and (count.shape or count.dtype.kind not in "iu" or count < 2):
+        raise EvaluationError(
+            f"{option} {path}: count must be a whole number of at least 2, got {short(count.tolist())}"
+        )
+    return Summary(None if count is None else int(count), gaussian, spatial)
+
+
+def _read_array(where, archive, key):
+    """An array of an npz, of which the header is believed only if it is small."""
+    (shape, _, dtype), _ = read_header(archive, key)
+    if math.prod(shape) * dtype.itemsize > LARGEST:
+        raise EvaluationError(f"{where}: {key} must have at most {LARGEST} bytes, got {dtype} {shape}")
+    with archive.open(f"{key}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _gaussian(where, found, mean, cov):
@@ -90,7 +109,14 @@ def _gaussian(where, found, mean, cov):
         raise EvaluationError(
             f"{where}: {mean} and {cov} must be (D,) and (D, D), got {found[mean].shape} and {found[cov].shape}"
         )
-    return torch.from_numpy(found[mean]), torch.from_numpy(found[cov])
+    for name in (mean, cov):
+        if found[name].dtype.kind not in "fiu" or not np.isfinite(found[name]).all():
+            raise EvaluationError(f"{where}: {name} must hold finite numbers, got {_describe(found[name])}")
+    return tuple(torch.from_numpy(found[name].astype(np.float64)) for name in (mean, cov))
+
+
+def _describe(array):
+    return f"{array.dtype} with {np.isnan(array).sum()} NaN" if array.dtype.kind == "f" else str(array.dtype)
 
 
 def check_new_file(option: str, path) -> None:

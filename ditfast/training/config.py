@@ -4,11 +4,13 @@ import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from reprlib import repr as short
 from typing import Literal, NamedTuple
 
 from ditfast.data.sources import BUILT_IN
 from ditfast.models.presets import SIZES, DiT_models
 from ditfast.optional import import_optional
+from ditfast.small_files import read_text
 from ditfast.suggest import did_you_mean
 from ditfast.training import TrainError
 
@@ -112,8 +114,10 @@ def flags_from_yaml(path) -> list[str]:
         TrainError: no such file, no mapping, an unknown name.
     """
     try:
-        yaml, text = import_optional("yaml"), Path(path).read_text(encoding="utf-8")
-        found = yaml.load(text, yaml.BaseLoader) or {}  # all as text: on is no bool, 007 no 7
+        yaml = import_optional("yaml")
+        found = yaml.load(read_text(path), yaml.BaseLoader) or {}  # all as text: on is no bool, 007 no 7
+    except RecursionError as error:
+        raise TrainError(f"--config {path} cannot be read: it is nested too deep") from error
     except (OSError, ValueError, import_optional("yaml").YAMLError) as error:
         raise TrainError(f"--config {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict):
@@ -122,9 +126,11 @@ def flags_from_yaml(path) -> list[str]:
     for name, value in found.items():
         if name not in known:
             raise TrainError(f"--config {path}: unknown name {name!r}{did_you_mean(name, known)}")
+        if not isinstance(value, str):
+            raise TrainError(f"--config {path}: {name} must be one value, got {short(value)}")
         if value in NULL:  # the default
             continue
-        flag, value = name.replace("_", "-"), str(value)
+        flag = name.replace("_", "-")
         if known[name] is not bool:
             flags += [f"--{flag}", os.path.expanduser(value)]
         elif value.lower() in (*YES, *NO):

@@ -81,7 +81,7 @@ def test_metrics_that_need_a_reference(refusal, data):
             r"mu and sigma must be \(D,\) and \(D, D\), got \(4,\) and \(3, 3\)",
         ),
         ({"mu": np.zeros(4), "sigma": np.diag([1, 1, 1, -1.0])}, "cov2 must be a covariance, got the eigenvalue -1"),
-        ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "mean2 must be finite"),
+        ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "mu must hold finite numbers, got float64 with 4 NaN"),
         ({"mu": np.zeros(4), "sigma": np.eye(4), "extractor": "sha256 0"}, "statistics of other features, sha256 0"),
         ({"mu": np.array([{}]), "sigma": np.eye(1)}, "allow_pickle=False"),
     ],

@@ -1,0 +1,54 @@
+"""The index of latents, `shards.INDEX`: what its fields can be. It may have been edited, or be another program's."""
+
+import math
+import re
+from reprlib import repr as short
+
+from ditfast.data.errors import DataError
+from ditfast.data.shards import Shards
+
+
+def check_index(path, about: dict) -> None:
+    """Refuse an index with a field that encode does not write.
+
+    Raises:
+        DataError: naming the file, the field, the rule and the value.
+    """
+    rules = {
+        "shape": (_is_shape, "three whole numbers"),
+        "classes": (lambda v: _is_list(v, str) and v, "names"),
+        "count": (_is_count, "a whole number"),
+        "scale": (lambda v: type(v) in (int, float) and 0 < v < math.inf, "a positive number"),
+        "image_size": (lambda v: _is_count(v) and v > 0, "a positive whole number"),
+        "unreadable": (lambda v: _is_list(v, str), "names"),
+        "shards": (lambda v: isinstance(v, list) and all(map(_is_shard, v)), "files with their counts"),
+        "data": (lambda v: isinstance(v, dict), "a description of the images"),
+    }
+    for name, (fits, what) in rules.items():
+        if not fits(about[name]):
+            raise DataError(f"{path} is damaged: {name} must be {what}, got {short(about[name])}: encode again")
+    held = sum(each["count"] for each in about["shards"])
+    if not 0 < held == about["count"]:
+        raise DataError(
+            f"{path} is damaged: count must be the {held} of its shards, got {about['count']}: encode again"
+        )
+
+
+def _is_count(value):
+    return type(value) is int and 0 <= value < 2**48
+
+
+def _is_shape(value):
+    return _is_list(value, int) and len(value) == 3 and all(0 < each < 2**16 for each in value)
+
+
+def _is_list(value, kind):
+    return isinstance(value, list) and all(type(each) is kind for each in value)
+
+
+def _is_shard(value):
+    """In the folder itself, under a name that encode gives."""
+    named = (
+        isinstance(value, dict) and isinstance(value.get("file"), str) and re.fullmatch(Shards.pattern, value["file"])
+    )
+    return named and _is_count(value.get("count"))
