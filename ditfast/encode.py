@@ -9,6 +9,7 @@ interrupted goes on where it was when the same command is given again.
 """
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -20,11 +21,12 @@ import torch
 from ditfast.command import words
 from ditfast.data import DataError, Unreadable
 from ditfast.data.classes import print_classes
-from ditfast.data.folder import Images
+from ditfast.data.folder import MOST, Images
 from ditfast.data.shards import TENSORS, Shards
-from ditfast.data.stream import load_batches
+from ditfast.data.stream import MOST_WORKERS, load_batches
 from ditfast.fingerprint import fingerprint
 from ditfast.optional import import_optional
+from ditfast.paths import check_paths
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError
@@ -166,14 +168,16 @@ def parse_options(arguments):
     add("--take-over", action="store_true", help="take the folder from a run that is certainly gone")
     add("--overwrite", action="store_true", help="replace latents of other settings")
     o = parser.parse_args(words(arguments))
-    for option, value, least in (
-        ("--image-size", o.image_size, 1),
-        ("--batch", o.batch, 1),
-        ("--shard-size", o.shard_size, 1),
-        ("--workers", o.workers, 0),
+    check_paths(parser, o, "--data", "--out", "--vae")
+    for option, value, least, most in (
+        ("--image-size", o.image_size, 1, MOST),
+        ("--batch", o.batch, 1, math.inf),
+        ("--shard-size", o.shard_size, 1, math.inf),
+        ("--workers", o.workers, 0, MOST_WORKERS),
     ):
-        if value < least:
-            parser.error(f"{option} must be at least {least}, got {value}")
+        if not least <= value <= most:
+            rule = f"at least {least}" if value < least else f"at most {most}"
+            parser.error(f"{option} must be {rule}, got {value}")
     return o
 
 

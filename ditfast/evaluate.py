@@ -10,7 +10,6 @@ already in its folder (--out) are not drawn again.
 
 import argparse
 import json
-import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -33,6 +32,8 @@ from ditfast.evaluation.report import (
     unavailable_metrics,
 )
 from ditfast.evaluation.statistics import KEPT, Summary, check_new_file, load_statistics, save_statistics, summarize
+from ditfast.paths import check_paths
+from ditfast.ranks import world_size
 from ditfast.streams import lasting_streams
 
 
@@ -45,8 +46,10 @@ class Reference(NamedTuple):
 
 def evaluate_samples(o, rest) -> None:
     """Everything that the options ask for."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise EvaluationError("evaluate is one process: sample with torchrun first, then evaluate without it")
+    if (world := world_size()) > 1:
+        raise EvaluationError(
+            f"evaluate is one process: sample with torchrun first, then evaluate without it (WORLD_SIZE is {world})"
+        )
     check_new_file("--save-stats", o.save_stats)
     extractor = load_extractor(o.features, o.inception, o.device, o.trust_torchscript)
     reference = open_reference(o, extractor)
@@ -165,6 +168,7 @@ def parse_options(arguments):
 
 
 def check_options(parser, o, rest) -> None:
+    check_paths(parser, o, "--samples", "--ckpt", "--reference", "--inception", "--features", "--save-stats")
     if rest and o.ckpt is None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if not (o.samples or o.ckpt or (o.reference and o.save_stats)):
@@ -189,7 +193,7 @@ def main(arguments=None) -> None:
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # features to float32's digits, as published
             evaluate_samples(o, rest)
-    except (EvaluationError, ImportError) as error:
+    except (EvaluationError, ImportError, ConnectionError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

@@ -16,6 +16,7 @@ import torch
 from ditfast.checkpoints import load_into, save_pretrained
 from ditfast.command import words
 from ditfast.models import DiT
+from ditfast.paths import check_paths
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.average import youth
@@ -54,6 +55,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged, or the last (ema)")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     o = parser.parse_args(words(arguments))
+    check_paths(parser, o, "checkpoint", "folder")
     try:
         checkpoint = checkpoint_at(o.checkpoint)
         if checkpoint is None:

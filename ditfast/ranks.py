@@ -109,8 +109,9 @@ def _is_joined():
 
 def _place() -> tuple[int, int, str]:
     """This process's rank, how many there are, and its device."""
-    defaults = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    rank, world, local = (_number(name, default) for name, default in defaults)
+    rank, world, local = _number("RANK", 0), world_size(), _number("LOCAL_RANK", 0)
+    if rank >= world:
+        raise ConnectionError(f"RANK must be below WORLD_SIZE={world}, got {rank} in the environment")
     device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     if device != "cpu":
         if local >= (there := torch.cuda.device_count()):
@@ -119,12 +120,23 @@ def _place() -> tuple[int, int, str]:
     return rank, world, device
 
 
-def _number(name, default):
-    value = os.environ.get(name) or default
-    try:
-        return int(value)
-    except ValueError:
-        raise ConnectionError(f"{name} must be a whole number, got {value!r} in the environment") from None
+def world_size() -> int:
+    """How many processes the environment tells of."""
+    return _number("WORLD_SIZE", 1, least=1)
+
+
+def _number(name, default, least=0):
+    """A whole number in the environment, where an empty text is none.
+
+    Raises:
+        ConnectionError: it is no whole number, or too small.
+    """
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or len(text) > 9:
+        raise ConnectionError(f"{name} must be a whole number, got {text!r} in the environment")
+    if int(text) < least:
+        raise ConnectionError(f"{name} must be at least {least}, got {text} in the environment")
+    return int(text)
 
 
 def _check_environment():

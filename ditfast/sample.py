@@ -23,17 +23,20 @@ from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.fingerprint import fingerprint
 from ditfast.models.dit import DiT, default_cfg_channels
 from ditfast.optional import import_optional
+from ditfast.paths import check_paths
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import to_uint8
-from ditfast.sampling.files import SampleFolder, check_target, write_grid, write_npz
+from ditfast.sampling.files import SampleFolder, check_grid, check_target, write_grid, write_npz
 from ditfast.sampling.recorded import read_record, settle_decoder, settle_schedule
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
 from ditfast.streams import lasting_streams
 
 UNTOLD = {"num_heads": "--num-heads N", "input_size": "--image-size HEIGHT WIDTH"}  # options by argument
+MOST_IMAGES = 10**7  # each of them is a file, and a number in memory
+MOST_PIXELS = 2**16  # of a side
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEMO = {  # defaults; the model is examples/digits.py's
     "ckpt": str(Path(__file__).parent / "assets" / "digits"),
@@ -60,10 +63,13 @@ def run_rank(o, ranks) -> None:
     model = load_model(o, decoder).to(ranks.device)
     guidance = make_guidance(o, model)
     sampler = Sampler(o.sampler, o.steps, model.learn_sigma, o.decoder == "pixel", o.noise_schedule)
-    folder = SampleFolder(o.out, sample_settings(o, model, guidance))
+    size = tuple(side * decoder.factor for side in model.x_embedder.img_size)
+    folder = SampleFolder(o.out, sample_settings(o, model, guidance), size)
     folder.check(o.overwrite)
     # where all images are there already, their grid may be too: `write_grid` compares
     check_target("--grid", o.grid, o.overwrite or folder.is_complete(o.count))
+    if o.grid:
+        check_grid(size, o.count, o.grid_columns, o.grid_scale)
     ranks.wait()  # all have checked before one changes anything
     if ranks.is_first:
         folder.start()
@@ -129,7 +135,7 @@ def sample_settings(o, model, guidance) -> dict:
 
 def write_images(o, ranks, folder, model, sampler, guidance, decoder) -> None:
     """This rank's images that are not there yet: every world-th."""
-    missing = [i for i in range(ranks.rank, o.count, ranks.world) if not folder.image(i).exists()]
+    missing = [i for i in range(ranks.rank, o.count, ranks.world) if not folder.is_whole(i)]
     batches = [missing[i : i + o.batch] for i in range(0, len(missing), o.batch)]
     shape, known = (model.in_channels, *model.x_embedder.img_size), model.y_embedder.num_classes
     calls = len(batches) * len(sampler.times)
@@ -222,13 +228,18 @@ def make_parser(demo: bool):
 
 
 def check_options(parser, o) -> None:
+    check_paths(parser, o, "--ckpt", "--vae", "--out", "--grid", "--npz")
     if o.image_size is not None and len(o.image_size) > 2:
         parser.error(f"--image-size must be a side, or height and width, got {len(o.image_size)} numbers")
+    if o.image_size is not None and max(o.image_size) > MOST_PIXELS:
+        parser.error(f"--image-size must be at most {MOST_PIXELS}, got {max(o.image_size)}")
     positive = {"--num-samples": o.count, "--num-heads": o.num_heads, "--batch": o.batch, "--steps": o.steps}
     positive |= {"--grid-columns": o.grid_columns, "--grid-scale": o.grid_scale}
     for option, value in positive.items():
         if value is not None and value < 1:
             parser.error(f"{option} must be at least 1, got {value}")
+    if o.count > MOST_IMAGES:
+        parser.error(f"--num-samples must be at most {MOST_IMAGES}, got {o.count}")
     if o.seeds and len(o.seeds) != o.count:
         parser.error(f"--seeds must be one for each of the {o.count} samples, got {len(o.seeds)}")
     for option, first, last in (("--seed", o.seed, o.seed + o.count - 1), ("--seeds", *extremes(o.seeds))):

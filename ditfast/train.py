@@ -25,7 +25,8 @@ from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
 from ditfast.streams import lasting_streams
 from ditfast.training import TrainError
-from ditfast.training.config import Config, check_config, fill_defaults, flags_from_yaml
+from ditfast.training.backends import check_backend
+from ditfast.training.config import Config, check_config, check_paths, fill_defaults, flags_from_yaml
 from ditfast.training.encoder import Encoder
 from ditfast.training.init import check_init, read_init
 from ditfast.training.loop import Run
@@ -45,6 +46,7 @@ def main(arguments=None) -> None:
                 config = fill_defaults(config, ranks.device, init)
                 check_init(config, init)
                 check_config(config, ranks.world)
+                check_backend(config.backend, ranks.device)
                 if not dry:
                     held.enter_context(run_lock(config.out, ranks, config.take_over))
                 source = open_source(config)
@@ -76,10 +78,11 @@ def parse_config(arguments=None) -> tuple[Config, bool]:
     first.add_argument("--config")
     first.add_argument("--dry-run", action="store_true")
     early, rest = first.parse_known_args(words(arguments))
-    given = flags_from_yaml(early.config) if early.config else []
+    given = flags_from_yaml(early.config) if early.config is not None else []
     config = import_optional("tyro").cli(
         Config, prog="python -m ditfast.train", description=__doc__, args=[*given, *rest]
     )
+    check_paths(config)
     return config, early.dry_run
 
 

@@ -16,6 +16,7 @@ import torch
 
 from ditfast.checkpoints.infer import grid_of
 from ditfast.checkpoints.position import is_sincos, sincos
+from ditfast.models.limits import check_arguments, whole
 
 _BLOCK = {
     "adaLN_modulation.1": "norm1.linear",
@@ -66,12 +67,14 @@ def config_from_diffusers(config: dict) -> dict:
     for name, value in _ONLY.items():
         if config.get(name, value) != value:
             raise ValueError(f"{name} must be {value!r} to convert from diffusers, got {config[name]!r}")
+    for name, most in (("in_channels", 2**16), ("num_attention_heads", 2**17), ("attention_head_dim", 2**17)):
+        whole(name, config.get(name, 1), 1, most)
     channels, depth = config.get("in_channels", 4), config.get("num_layers", 28)
     out_channels = config.get("out_channels") or channels
     if out_channels not in (channels, 2 * channels):
         raise ValueError(f"out_channels must be in_channels={channels} or twice that, got {out_channels}")
     heads = config.get("num_attention_heads", 16)
-    return {
+    ours = {
         "input_size": config.get("sample_size", 32),
         "patch_size": config.get("patch_size", 2),
         "in_channels": channels,
@@ -83,6 +86,8 @@ def config_from_diffusers(config: dict) -> dict:
         "timestep_freq_shift": 1,
         "norm2_eps": config.get("norm_eps", 1e-5),
     }
+    check_arguments(ours)
+    return ours
 
 
 def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:

@@ -58,7 +58,9 @@ def read_file(path: Path) -> Content:
         raise FileNotFoundError(text + suggest_source(path))
     _refuse_text(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-    return Content(_unwrap(_weights(path, content)), _args(content))
+    weights = _weights(path, content)
+    _check_bytes(path, weights)
+    return Content(_unwrap(weights), _args(content))
 
 
 def near_path(path: Path) -> Path | None:
@@ -106,6 +108,16 @@ def _weights(path, content):
         if content and all(isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
             return content
     raise ValueError(f"{path} holds no weights: neither a state dict of tensors nor one under 'ema' or 'model'")
+
+
+def _check_bytes(path, weights):
+    """Refuse tensors that are larger than the file: an expanded one takes up a single number of it."""
+    held = path.stat().st_size
+    if sum(value.numel() * value.element_size() for value in weights.values()) > held:
+        name, value = max(weights.items(), key=lambda each: each[1].numel())
+        raise ValueError(
+            f"{path} claims more numbers than its {held} bytes can hold, the most in {name} {tuple(value.shape)}"
+        )
 
 
 def _unwrap(state):

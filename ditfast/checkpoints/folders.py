@@ -1,6 +1,5 @@
 """Folders of a config and weights, here and on the Hugging Face Hub: this package's and diffusers'."""
 
-import json
 import re
 from pathlib import Path, PurePosixPath
 
@@ -8,6 +7,7 @@ import torch
 
 from ditfast.checkpoints.files import find_model, near_path
 from ditfast.optional import import_optional
+from ditfast.small_files import read_object
 
 WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 ENDINGS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")  # of files, which no repository has
@@ -26,7 +26,7 @@ def read_folder(folder: Path, variant: str = "") -> tuple[dict, dict[str, torch.
 def read_config(folder: Path) -> dict:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no config.json{_suggest_inside(folder)}")
-    return _read_json(folder / "config.json")
+    return read_object(folder / "config.json")
 
 
 def download(repo: str, subfolder: str = "", variant: str = "") -> Path:
@@ -109,7 +109,7 @@ def _suggest_inside(folder):
 
 def _parts(index):
     """The files of weights in parts."""
-    names = _read_json(index).get("weight_map")
+    names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
         raise ValueError(f"{index} must have a weight_map of names of files beside it")
     parts = [index.parent / name for name in dict.fromkeys(names.values())]
@@ -118,13 +118,3 @@ def _parts(index):
             f"{index} lists {missing[0]}, which is not there; {len(missing)} of {len(parts)} miss"
         )
     return parts
-
-
-def _read_json(path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content

@@ -4,6 +4,7 @@ import inspect
 import math
 
 from ditfast.models.dit import DiT
+from ditfast.models.limits import check_arguments
 from ditfast.models.presets import SIZES
 from ditfast.suggest import did_you_mean
 
@@ -77,6 +78,7 @@ def check_model_config(config: dict, cls: type) -> dict:
     for name in config:
         if name not in names:
             raise ValueError(f"unknown config key {name!r} for {cls.__name__}{did_you_mean(name, names)}")
+    check_arguments(config)
     size = config.get("input_size")
     return {**config, "input_size": tuple(size)} if isinstance(size, list) else config
 

@@ -16,6 +16,8 @@ from ditfast.checkpoints.labels import fit_labels
 from ditfast.checkpoints.position import regrid
 from ditfast.checkpoints.sampling import check_sampling
 from ditfast.models.dit import DiT
+from ditfast.models.limits import check_arguments
+from ditfast.ops.checks import FLOATING
 from ditfast.optional import import_optional
 
 HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that are no property of the weights
@@ -53,6 +55,7 @@ def read_model(source, *, subfolder: str = "", variant: str = "", cls: type = Di
     """What `from_pretrained` returns, and a line about rows of labels that the checkpoint does not have, or None."""
     stored, sampling, state = _read(source, subfolder, variant, changes)
     config = check_model_config({**stored, **changes}, cls)
+    check_arguments(stored)  # also what a change replaces: the weights are of its shapes
     with torch.device("meta"):  # neither memory nor time for values that are replaced
         model = cls(**config)
     if "pos_embed" in state:
@@ -180,7 +183,7 @@ def _defaults():
 
 
 def _differs(own, given):
-    return own is None or given is None or own.shape != given.shape or not given.is_floating_point()
+    return own is None or given is None or own.shape != given.shape or given.dtype not in FLOATING
 
 
 def _describe(tensor):

@@ -24,8 +24,23 @@ def read_pickle(path):
     Raises:
         ValueError: as `reading` says.
     """
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        _check_members(path)
     with reading(path):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _check_members(path):
+    """Refuse members that are packed: they may be of any size, and would be mapped as they lie in the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # a broken file can raise anything
+        raise ValueError(f"{path} is truncated or no checkpoint ({type(error).__name__})") from None
+    for each in members:
+        if each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size:
+            raise ValueError(f"{path} is compressed, which torch.save's files are not: {each.filename}")
 
 
 @contextmanager
@@ -44,6 +59,7 @@ def reading(path):
         raise _refusal(path, str(error)) from None
     except Exception as error:  # a broken file can raise anything: RuntimeError, EOFError, KeyError, struct.error, …
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a broken zip gives
+            error.filename = error.filename or str(path)
             raise
         what = "a TorchScript archive" if "TorchScript" in str(error) else "truncated"
         raise ValueError(f"{path} is {what} or no checkpoint ({type(error).__name__})") from None

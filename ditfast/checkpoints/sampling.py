@@ -9,6 +9,7 @@
 The last two are left out where they are not known.
 """
 
+import math
 from numbers import Real
 
 from ditfast.diffusion.schedule import SCHEDULES
@@ -49,7 +50,8 @@ def _check_vae(vae, channels):
         raise ValueError(f"sampling's vae must have {', '.join(VAE)}, got {_short(vae)}")
     for name in VAE[1:]:
         values = vae[name] if isinstance(vae[name], list) else [vae[name]]
-        if not all(isinstance(value, Real) for value in values) or len(values) not in (1, channels):
+        finite = all(isinstance(value, Real) and math.isfinite(value) for value in values)
+        if not finite or len(values) not in (1, channels):
             raise ValueError(f"sampling's vae must have a number as {name}, or {channels}, got {_short(vae[name])}")
 
 

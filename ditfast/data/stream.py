@@ -14,6 +14,7 @@ from ditfast.data.errors import DataError, Unreadable
 from ditfast.seeds import ORDER, SAMPLE, derive_seed
 from ditfast.signals import ENDING
 
+MOST_WORKERS = 512  # processes of a rank
 GIVE_UP = 1000  # unreadable items in a row
 
 

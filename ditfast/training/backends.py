@@ -2,7 +2,24 @@
 
 from ditfast import ops
 from ditfast.ops.backends.availability import why_not
-from ditfast.ops.backends.choice import repeat_choices
+from ditfast.ops.backends.choice import names_in_force, repeat_choices
+from ditfast.training import TrainError
+
+
+def check_backend(name: str | None, device: str) -> None:
+    """Refuse a backend that is none, or that no operation has here.
+
+    Raises:
+        TrainError: with the reason.
+    """
+    try:
+        names_in_force(name)
+    except ValueError as error:
+        raise TrainError(f"--{error}") from error
+    for op in ops.ALL:
+        reason = name in op.backends and why_not(op, name, device.split(":")[0])
+        if reason:
+            raise TrainError(f"--backend {name} cannot run: {reason}")
 
 
 def chosen_backends(ran: dict[str, list[str]]) -> dict[str, str]:

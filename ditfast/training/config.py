@@ -2,14 +2,17 @@
 
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from reprlib import repr as short
 from typing import Literal, NamedTuple
 
 from ditfast.data.sources import BUILT_IN
+from ditfast.data.stream import MOST_WORKERS
+from ditfast.models.limits import check_arguments
 from ditfast.models.presets import SIZES, DiT_models
 from ditfast.optional import import_optional
+from ditfast.paths import why_unusable
 from ditfast.small_files import read_text
 from ditfast.suggest import did_you_mean
 from ditfast.training import TrainError
@@ -182,6 +185,18 @@ def _preset(name):
     return name.removeprefix("DiT-").split("/")
 
 
+def check_paths(config: Config) -> None:
+    """Refuse what the system takes for no path.
+
+    Raises:
+        TrainError: naming the option.
+    """
+    for name in ("data", "vae", "init", "out", "resume"):
+        value = getattr(config, name)
+        if value is not None and (reason := why_unusable(value)):
+            raise TrainError(f"--{name} {reason}")
+
+
 def check_config(config: Config, world: int) -> None:
     """Refuse values that cannot work, before anything is started.
 
@@ -194,6 +209,10 @@ def check_config(config: Config, world: int) -> None:
         value = getattr(config, name)
         if value is not None and value < low:
             raise TrainError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
+    most = {"batch": 2**20, "workers": MOST_WORKERS, "seed": 2**64 - 1}
+    for name, high in most.items():
+        if getattr(config, name) > high:
+            raise TrainError(f"--{name} must be at most {high}, got {getattr(config, name)}")
     for name, high in (("label_drop", 1), ("ema", 1), ("lr", math.inf), ("weight_decay", math.inf)):
         if not 0 <= getattr(config, name) < high:
             raise TrainError(f"--{name.replace('_', '-')} must be in [0, {high}), got {getattr(config, name)}")
@@ -218,7 +237,7 @@ def model_arguments(config: Config, shape, num_classes: int, init: Init = NEW) -
     channels, *size = shape
     if any(side % config.patch_size for side in size):
         raise TrainError(f"--patch-size must divide samples of {size[0]} x {size[1]}, got {config.patch_size}")
-    return {
+    arguments = {
         **init.arguments,
         "input_size": size[0] if size[0] == size[1] else tuple(size),
         "in_channels": channels,
@@ -227,3 +246,13 @@ def model_arguments(config: Config, shape, num_classes: int, init: Init = NEW) -
         **{name: getattr(config, name) for name in ARCHITECTURE},
         **{name: getattr(config, name) for name in ("learn_sigma", "conditioning", "backend", "recompute_mlp")},
     }
+    try:
+        check_arguments(arguments)
+    except ValueError as error:
+        raise TrainError(_as_option(error)) from error
+    return arguments
+
+
+def _as_option(error) -> str:
+    """An error about an argument, as one about the option of that name."""
+    return re.sub(r"^\w+", lambda name: f"--{name[0].replace('_', '-')}", str(error))

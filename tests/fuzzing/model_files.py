@@ -23,7 +23,7 @@ def _load(path, **known):
     from ditfast import DiT
 
     def run():
-        model = DiT.from_pretrained(path, **known)
+        model = DiT.from_pretrained(path, **known).float()
         with torch.no_grad():
             model(torch.zeros(1, 3, 8, 8), torch.tensor([1]), torch.tensor([1]))
 
