@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a process with more threads cannot be forked
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch  # noqa: E402
 from fuzzing import calls, child, command_lines, configs, images, model_files  # noqa: E402

@@ -37,7 +37,7 @@ COMMANDS = {
             "--grid-columns": ("1", HUGE),
             "--grid-scale": ("1", "4"),
             "--npz": ("all.npz",),
-            "--noise-schedule": ("squaredcos_cap_v2",),
+            "--noise-schedule": ("linear",),
             "--image-size": ("8", "16"),
             "--overwrite": (None,),
             "--out": ("deep/out", "ünï", "with space"),
@@ -49,7 +49,7 @@ COMMANDS = {
             "--seed": ("-1", str(2**32), str(2**64), HUGE, "x", "1.5"),
             "--seeds": ("1", "1 2 3", "-1 2", f"1 {2**32}", "x y"),
             "--sampler": ("", "dpm", "x" * 300, "DDIMSchedule", "FlowMatchEulerDiscreteScheduler", "../ddim"),
-            "--noise-schedule": ("cosine", ""),
+            "--noise-schedule": ("cosine", "", "squaredcos_cap_v2"),
             "--cfg": (*NO_NUMBER, "0.99", "inf", "1e999"),
             "--cfg-interval": ("1 0", "-1 1", "0 nan", "0", "x y"),
             "--cfg-channels": (*NO_COUNT, "4", HUGE),
@@ -207,7 +207,7 @@ SAYS = {  # where a refusal names something else
     "x": "x",
     "--verify": "--verify",
     "--patch-size": ("--patch-size", "patch_size"),
-    "--steps": ("--steps", "--accumulate"),
+    "--accumulate": ("--accumulate", "accumulate"),
 }
 
 
@@ -231,8 +231,13 @@ def make_case(rng, kit) -> Case:
         says = ("RANK", "WORLD_SIZE")
     else:
         says = SAYS.get(spoiled, spoiled or "")
+    if spoiled and len(options.get(spoiled) or "") > 4:  # a path says as much
+        says = (*([says] if isinstance(says, str) else says), options[spoiled].split("/")[-1])
+    bad = spoiled is not None
+    if (spoiled == "folder" and "--overwrite" in options) or (spoiled == "--resume" and "--dry-run" in options):
+        bad = None
     what = " ".join([*(f"{k}={v}" for k, v in environment.items()), name, *map(repr, line)])
-    return Case(what, lambda: _run(name, line, environment), spoiled is not None, says, True)
+    return Case(what, lambda: _run(name, line, environment), bad, says, True)
 
 
 def _shuffled(rng, options):

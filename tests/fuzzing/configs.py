@@ -84,7 +84,7 @@ def _diffusers(rng, kit):
             bad = value != 2 if type(value) is int else True
         else:
             bad = type(value) is not int or value != TOLD_BY_WEIGHTS[THEIRS[name]]
-            bad = None if name == "sample_size" and value == [8, 8] else bad
+            bad = None if name == "sample_size" and DIT_TAKES["input_size"](value) else bad
     else:
         value = rng.choice(HOSTILE)
         bad = None if name == "dropout" or value is None else True  # 0, False and 0.0 are the same
@@ -147,6 +147,8 @@ def _yaml(rng, kit):
 
 
 def _may_be(name, value):
+    if value is None:
+        return True
     if name in ("lr", "ema", "clip"):
         return value is None or type(value) in (int, float, str)
     low, high = {"seed": (0, 2**64 - 1), "steps": (1, 10**30), "batch": (1, 10**5)}.get(name, (1, 5))

@@ -24,7 +24,8 @@ class Kit:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
+        quiet = open(os.devnull, "w")  # noqa: SIM115 - loggers that are set up meanwhile keep it
+        with redirect_stdout(quiet), redirect_stderr(quiet):
             self._make()
 
     def copy(self, name: str) -> Path:

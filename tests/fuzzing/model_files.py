@@ -106,6 +106,8 @@ def _pickle(rng, kit):
         torch.save(content, "model.pt")
     except RecursionError:
         Path("model.pt").write_bytes(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")
+    if what.startswith("y_embedder") and what.endswith("shape"):
+        bad = None  # a model of more classes
     load = _load("model.pt", num_heads=2)
 
     def run():
