@@ -55,7 +55,7 @@ DEMO = {  # defaults; the model is examples/digits.py's
 
 def run_rank(o, ranks) -> None:
     """Everything that the options ask for, on one of the ranks."""
-    check_target("--npz", o.npz, o.overwrite)
+    check_target("--npz", o.npz, True)
     check_target("--grid", o.grid, True)
     record = read_record(o.ckpt)
     o.noise_schedule = settle_schedule(o, record)
@@ -66,8 +66,10 @@ def run_rank(o, ranks) -> None:
     size = tuple(side * decoder.factor for side in model.x_embedder.img_size)
     folder = SampleFolder(o.out, sample_settings(o, model, guidance), size)
     folder.check(o.overwrite)
-    # where all images are there already, their grid may be too: `write_grid` compares
-    check_target("--grid", o.grid, o.overwrite or folder.is_complete(o.count))
+    # where all images are there already, what is made of them may be too: it is compared when it is written
+    replaces = o.overwrite or folder.is_complete(o.count)
+    check_target("--grid", o.grid, replaces)
+    check_target("--npz", o.npz, replaces)
     if o.grid:
         check_grid(size, o.count, o.grid_columns, o.grid_scale)
     ranks.wait()  # all have checked before one changes anything
@@ -160,7 +162,7 @@ def write_combined(o, folder) -> None:
     if o.grid:
         write_grid(o.grid, folder, o.count, o.grid_columns, o.grid_scale, o.overwrite)
     if o.npz:
-        write_npz(o.npz, folder, o.count)
+        write_npz(o.npz, folder, o.count, o.overwrite)
     for path in filter(None, (o.grid, o.npz)):
         print(path)
 

@@ -70,17 +70,21 @@ def check_target(option: str, path, overwrite: bool) -> None:
         raise SampleError(f"{option} must be a file in a folder that exists, got {path}")
 
 
-def write_npz(path, folder: SampleFolder, count: int) -> None:
-    """The first images in the format of ADM's evaluator: arr_0, uint8 (n, Hh, Ww, 3); one in memory at a time."""
+def write_npz(path, folder: SampleFolder, count: int, overwrite: bool = True) -> None:
+    """The first images in the format of ADM's evaluator: arr_0, uint8 (n, Hh, Ww, 3); one in memory at a time.
+
+    Raises:
+        SampleError: ``path`` is there, holds something else, and may not be overwritten.
+    """
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *folder.read(0).shape)}
-    with (
-        folder.writing(Path(path)) as part,
-        zipfile.ZipFile(part, "w") as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as array,
-    ):
-        np.lib.format.write_array_header_1_0(array, header)
-        for index in range(count):
-            array.write(folder.read(index).tobytes())
+    path = Path(path)
+    with folder.writing(path) as part:
+        with zipfile.ZipFile(part, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
+            np.lib.format.write_array_header_1_0(array, header)
+            for index in range(count):
+                array.write(folder.read(index).tobytes())
+        if not overwrite and path.exists() and not filecmp.cmp(part, path, shallow=False):
+            raise SampleError(f"--npz {path} exists and holds other images: --overwrite replaces it")
 
 
 def write_grid(

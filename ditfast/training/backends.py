@@ -15,7 +15,8 @@ def check_backend(name: str | None, device: str) -> None:
     try:
         names_in_force(name)
     except ValueError as error:
-        raise TrainError(f"--{error}") from error
+        variable = "" if str(error).startswith("DITFAST") else "--"
+        raise TrainError(f"{variable}{error}") from error
     for op in ops.ALL:
         reason = name in op.backends and why_not(op, name, device.split(":")[0])
         if reason:

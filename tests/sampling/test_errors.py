@@ -47,7 +47,7 @@ ONE = ("--num-samples", 1)
         ((*ONE, "--num-heads", 0), "--num-heads must be at least 1, got 0"),
         ((*ONE, "--num-heads", 5), "num_heads"),
         ((*ONE, "--grid", "/nowhere/at/all.png"), "--grid must be a file in a folder that exists"),
-        ((*ONE, "--npz", "/"), "--npz / exists"),
+        ((*ONE, "--npz", "/"), "--npz must be a file"),
         ((*ONE, "--npz", "/", "--overwrite"), "--npz must be a file"),
         ((*ONE, "--decoder", "none"), "invalid choice: 'none'"),
     ],

@@ -99,13 +99,36 @@ def test_other_settings_are_refused_unless_overwritten(run, refusal, written, tm
 def test_overwriting_the_same_settings_redoes_no_image(run, refusal, written, tmp_path):
     files = ("--grid", tmp_path / "g.png", "--npz", tmp_path / "s.npz")
     run("--num-samples", 2, *files)
-    (tmp_path / "g.png").write_bytes(b"mine")
-    assert "--grid" in refusal("--num-samples", 2, "--grid", tmp_path / "g.png")
-    assert "--npz" in refusal("--num-samples", 2, "--npz", tmp_path / "s.npz")
-    assert (tmp_path / "g.png").read_bytes() == b"mine"
+    for option, path in (("--grid", tmp_path / "g.png"), ("--npz", tmp_path / "s.npz")):
+        path.write_bytes(b"mine")
+        assert f"{option} {path} exists" in refusal("--num-samples", 2, option, path)
+        assert path.read_bytes() == b"mine"
     run("--num-samples", 2, *files, "--overwrite")
     assert Image.open(tmp_path / "g.png").size == (18, 8)
     assert written == [0, 1]
+
+
+def test_a_finished_command_can_be_given_again(run, refusal, written, tmp_path):
+    options = ("--num-samples", 2, "--grid", tmp_path / "g.png", "--npz", tmp_path / "s.npz")
+    run(*options)
+    before = [path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    run(*options)
+    assert [path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()] == before
+    assert written == [0, 1]
+    assert "s.npz exists" in refusal("--num-samples", 3, *options[4:])
+
+
+@pytest.mark.parametrize("broken", ("cut", "empty", "text", "grey", "small"))
+def test_a_broken_image_is_made_again(run, written, tmp_path, broken):
+    before = run("--num-samples", 3)
+    path = tmp_path / "out/000001.png"
+    whole, picture = path.read_bytes(), Image.open(path)
+    if broken in ("grey", "small"):
+        (picture.convert("L") if broken == "grey" else picture.resize((4, 4))).save(path)
+    else:
+        path.write_bytes({"cut": whole[:-20], "empty": b"", "text": b"mine"}[broken])
+    np.testing.assert_allclose(run("--num-samples", 3), before, atol=1)  # a batch of another size rounds otherwise
+    assert written == [0, 1, 2, 1]
 
 
 def test_other_weights_are_another_run(run, refusal, save, tmp_path):

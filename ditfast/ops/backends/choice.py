@@ -24,7 +24,7 @@ def _checked(name, where):
     return name
 
 
-_environment = _checked(os.environ.get("DITFAST_BACKEND", "auto"), "DITFAST_BACKEND")
+_environment = os.environ.get("DITFAST_BACKEND", "auto")  # checked where it is used: importing raises nothing
 _contexts = PerThread("contexts", ())
 _repeated: dict[str, str] = {}  # operation -> what the automatic choice takes, as an earlier run did
 
@@ -46,7 +46,7 @@ def use_backend(name: str):
 def names_in_force(model_backend: str | None = None) -> tuple[str, ...]:
     """The model's name, those of ``use_backend``, the environment's: the first that an operation has wins."""
     model = () if model_backend is None else (_checked(model_backend, "backend"),)
-    return (*model, *in_force(_contexts), _environment)
+    return (*model, *in_force(_contexts), _checked(_environment, "DITFAST_BACKEND"))
 
 
 def repeat_choices(chosen: dict[str, str]) -> None:
