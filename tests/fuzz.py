@@ -3,9 +3,9 @@
     python tests/fuzz.py --minutes 5 --seed 0
     python tests/fuzz.py --seed 0 --only images --case 37
 
-Every case is known to be good, bad, or either. Faults are: a bad one that is accepted, a good one that is refused, a
-refusal that does not name what is wrong, a traceback, a crash, more than 10 s, more than 2 GiB. A case follows from the
-seed, its generator and its number alone. The exit status is 1 if there is a fault.
+Every case is known to be good, bad, or either. Faults are: a bad one that is accepted, a good one that is refused,
+a refusal that does not name what is wrong, a traceback, a crash, more than 10 s, more than 2 GiB. A case follows from
+the seed, its generator and its number alone. The exit status is 1 if there is a fault.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a process with more threads cannot be forked
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nor one that has used a GPU
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch  # noqa: E402

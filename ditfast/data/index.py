@@ -9,7 +9,7 @@ from ditfast.data.shards import Shards
 
 
 def check_index(path, about: dict) -> None:
-    """Refuse an index with a field that encode does not write.
+    """Refuse an index with a field that encode does not write so; which ones there must be is not looked at.
 
     Raises:
         DataError: naming the file, the field, the rule and the value.
@@ -18,14 +18,16 @@ def check_index(path, about: dict) -> None:
         "shape": (_is_shape, "three whole numbers"),
         "classes": (lambda v: _is_list(v, str) and v, "names"),
         "count": (_is_count, "a whole number"),
-        "scale": (lambda v: type(v) in (int, float) and 0 < v < math.inf, "a positive number"),
+        "scale": (lambda v: _are_numbers(v) and v not in (0, [0]), "a number, or one for each channel"),
+        "shift": (_are_numbers, "a number, or one for each channel"),
+        "vae_sha256": (lambda v: isinstance(v, str | None), "a checksum"),
         "image_size": (lambda v: _is_count(v) and v > 0, "a positive whole number"),
         "unreadable": (lambda v: _is_list(v, str), "names"),
         "shards": (lambda v: isinstance(v, list) and all(map(_is_shard, v)), "files with their counts"),
         "data": (lambda v: isinstance(v, dict), "a description of the images"),
     }
     for name, (fits, what) in rules.items():
-        if not fits(about[name]):
+        if name in about and not fits(about[name]):
             raise DataError(f"{path} is damaged: {name} must be {what}, got {short(about[name])}: encode again")
     held = sum(each["count"] for each in about["shards"])
     if not 0 < held == about["count"]:
@@ -36,6 +38,11 @@ def check_index(path, about: dict) -> None:
 
 def _is_count(value):
     return type(value) is int and 0 <= value < 2**48
+
+
+def _are_numbers(value):
+    values = value if isinstance(value, list) and value else [value]
+    return all(type(each) in (int, float) and math.isfinite(each) for each in values)
 
 
 def _is_shape(value):

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -153,3 +154,21 @@ def test_what_a_download_leaves_in_the_place_of_weights(tmp_path, suffix, text, 
     (tmp_path / f"x.{suffix}").write_text(text)
     with pytest.raises(ValueError, match=f"x.{suffix} {said}"):
         find_model(tmp_path / f"x.{suffix}")
+
+
+def test_a_tensor_larger_than_its_file(tmp_path):
+    torch.save({"a": torch.zeros(3), "b": torch.zeros(1).expand(10**9)}, tmp_path / "x.pt")
+    with pytest.raises(
+        ValueError, match=r"claims more numbers than its \d+ bytes can hold, the most in b \(1000000000,\)"
+    ):
+        find_model(tmp_path / "x.pt")
+
+
+def test_a_packed_member(kit, tmp_path):
+    torch.save(kit.tiny().state_dict(), tmp_path / "x.pt")
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(tmp_path / "x.pt") as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match="packed.pt is compressed, which torch.save's files are not: "):
+        find_model(packed)

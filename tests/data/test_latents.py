@@ -110,6 +110,28 @@ def test_open_data_and_identity(tree, folder, other_vae, encode):
         open_data(str(folder), channels=1)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("shape", -1),
+        ("shape", [4, 6, 2**40]),
+        ("classes", {}),
+        ("count", float("inf")),
+        ("count", 12),
+        ("scale", float("nan")),
+        ("shift", ["x"]),
+        ("image_size", []),
+        ("shards", [{"file": "/dev/zero", "count": 11}]),
+        ("shards", [{"file": "latents-00000.safetensors", "count": -1}]),
+        ("unreadable", 4),
+    ],
+)
+def test_a_field_that_encode_does_not_write(folder, name, value):
+    change(folder, **{name: value})
+    with pytest.raises(DataError, match=f"latents.json is damaged: {name} must be "):
+        Latents(folder)
+
+
 def test_a_missing_shard(folder):
     (folder / "latents-00001.safetensors").unlink()
     with pytest.raises(DataError, match=r"latents-00001\.safetensors is missing: encode again"):

@@ -1,5 +1,6 @@
 """Each bad input is one line that names what to change, before any image is seen."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,12 @@ def test_metrics_that_need_a_reference(refusal, data):
         ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "mu must hold finite numbers, got float64 with 4 NaN"),
         ({"mu": np.zeros(4), "sigma": np.eye(4), "extractor": "sha256 0"}, "statistics of other features, sha256 0"),
         ({"mu": np.array([{}]), "sigma": np.eye(1)}, "allow_pickle=False"),
+        ({"mu": np.full(4, "x"), "sigma": np.eye(4)}, "--reference .*mu must hold finite numbers, got <U1"),
+        (
+            {"mu": np.zeros(4), "sigma": np.eye(4) * 1j},
+            "--reference .*sigma must hold finite numbers, got complex128",
+        ),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.array("x")}, "count must be a whole number .*, got 'x'"),
     ],
 )
 def test_statistics(refusal, data, tmp_path, arrays, message):
@@ -92,6 +99,16 @@ def test_statistics(refusal, data, tmp_path, arrays, message):
     found = refusal("--samples", data["fake"], "--reference", path, "--features", data["rich"])
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(found)
+
+
+def test_statistics_that_claim_to_be_large(refusal, data, tmp_path):
+    path, header = tmp_path / "large.npz", {"descr": "<f8", "fortran_order": False, "shape": (2**20, 2**20)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("mu", "sigma"):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array_header_1_0(member, header)
+    found = refusal("--samples", data["fake"], "--reference", path, "--features", data["rich"])
+    assert "mu must have at most 1073741824 bytes, got float64 (1048576, 1048576)" in found
 
 
 def test_metrics_that_statistics_do_not_give(refusal, data, tmp_path):

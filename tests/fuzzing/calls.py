@@ -120,13 +120,16 @@ def _diffusion(rng, kit):
     loop = {"model": _zero, "shape": (2, 3, 4, 4), "device": "cpu"}
     function, arguments, changes = rng.choice([
         (create_diffusion, options, {
-            "timestep_respacing": ("0", "-1", "x", "1001", "ddim7000", "4,x", 0, -1, 2.5, [], [0], {}, True, 10**30, "ddim" + "9" * 5000),
+            "timestep_respacing": ("0", "-1", "x", "1001", "ddim7000", "4,x", 0, -1, 2.5, [], [0], {}, True, 10**30,
+                                   "ddim" + "9" * 5000),
             "noise_schedule": ("x", "", None, 3, []),
             "diffusion_steps": (*NO_WHOLE, 10**9)}),
         (diffusion.q_sample, {"x_start": x, "t": t}, {"x_start": x, "t": t, "noise": x}),
-        (diffusion.training_losses, {"model": _zero, "x_start": x, "t": t}, {"x_start": x, "t": t, "noise": x, "model": (None, 3)}),
+        (diffusion.training_losses, {"model": _zero, "x_start": x, "t": t}, {
+            "x_start": x, "t": t, "noise": x, "model": (None, 3)}),
         (diffusion.p_sample, {"model": _zero, "x": x, "t": t}, {"x": x, "t": t, "generator": (3, "x", [])}),
-        (diffusion.ddim_sample, {"model": _zero, "x": x, "t": t}, {"x": x, "t": t, "eta": (NAN, -1, 2, INF, "x", None)}),
+        (diffusion.ddim_sample, {"model": _zero, "x": x, "t": t}, {
+            "x": x, "t": t, "eta": (NAN, -1, 2, INF, "x", None)}),
         (diffusion.p_sample_loop, loop, {
             "shape": (None, 3, (), (2, -1, 4, 4), "x", (2.5, 3, 4, 4), (10**9, 3, 10**4, 10**4)),
             "noise": x, "device": ("zzz", 3.5), "model": (None, 3)}),
@@ -135,10 +138,8 @@ def _diffusion(rng, kit):
     name = rng.choice([*changes])
     values = changes[name]
     value = _spoil(rng, values) if torch.is_tensor(values) else rng.choice(values)
-    if value is None and name == "noise" or torch.is_tensor(value) and name in ("x", "x_start"):
-        bad = None
-    else:
-        bad = True
+    unclear = value is None if name == "noise" else torch.is_tensor(value) and name in ("x", "x_start")
+    bad = None if unclear else True
     return _call(
         getattr(function, "__name__", "?"),
         function,
@@ -156,7 +157,8 @@ def _metric(rng, kit):
     mean, cov, many = torch.zeros(3), torch.eye(3), _tensor(9, 3)
     function, arguments, changes = rng.choice([
         (metrics.frechet_distance, {"mean1": mean, "cov1": cov, "mean2": mean, "cov2": cov}, {
-            "mean1": (mean[:2], mean * NAN, None, "x", cov, ["a"]), "cov2": (mean, cov[:2], cov * NAN, None, cov * 1j, -cov)}),
+            "mean1": (mean[:2], mean * NAN, None, "x", cov, ["a"]),
+            "cov2": (mean, cov[:2], cov * NAN, None, cov * 1j, -cov)}),
         (metrics.inception_score, {"probabilities": torch.full((4, 2), 0.5)}, {
             "probabilities": (None, "x", torch.ones(4, 2), torch.zeros(0, 2), mean), "part": NO_WHOLE[:-1]}),
         (metrics.precision_recall, {"real": many, "fake": many, "k": 3}, {

@@ -73,8 +73,8 @@ def _run_child(make_case, folder, out, result):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # strict, as where LANG names an encoding
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    streams = ((1, "strict"), (2, "backslashreplace"))  # as Python has them where LANG names an encoding
+    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", errors=errors, closefd=False) for n, errors in streams)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     spent = int(time.process_time()) + CPU_SECONDS

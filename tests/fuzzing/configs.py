@@ -7,9 +7,10 @@ from fuzzing.case import Case
 from fuzzing.kit import MODEL, RUN
 from fuzzing.values import DIT_TAKES, HOSTILE, pick, short
 
-BROKEN_JSON = (b"", b"{", b"[]", b"4", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000)
+BROKEN_JSON = (b"", b"{", b"[]", b"4", b"null", b'"x"', b"\xff\xfe", b"[" * 10**5, b'{"a":' * 10**5, b"9" * 5000)
 BROKEN_YAML = (
-    b"\xff\xfe\x00", b"- 4", b"4", b"steps: [", b"steps: !!python/object/apply:os.getcwd []", b"[" * 2000, b"{" * 2000,
+    b"\xff\xfe\x00", b"- 4", b"4", b"steps: [", b"steps: !!python/object/apply:os.getcwd []",
+    b"[" * 2000, b"{" * 2000,
     b"a: &a [x]\nsteps: *b", b"stepz: 3", b"steps: 1\n---\nsteps: 2", b"3: 4", b"? [a]\n: 1", b"null: 1",
 )  # fmt: skip
 # names of diffusers' config, and ours

@@ -49,7 +49,8 @@ class Kit:
         config = DiT.from_pretrained(here("model")).config
         _save_diffusers(self.folder / "diffusers", *to_diffusers(config, state))
         _save_images(self.folder)
-        sample.main(f"--ckpt {here('model')} --decoder pixel --num-samples 4 --steps 1 --cfg 1 --out {here('samples')} "
+        sample.main(f"--ckpt {here('model')} --decoder pixel --num-samples 4 --steps 1 --cfg 1 "
+                    f"--out {here('samples')} "
                     f"--npz {here('samples.npz')} --grid {here('grid.png')}".split())  # fmt: skip
         evaluate.main(f"--samples {here('pictures')} --features fuzzing.kit:features --reference {here('samples')} "
                       f"--save-stats {here('statistics.npz')}".split())  # fmt: skip

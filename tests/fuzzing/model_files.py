@@ -74,7 +74,8 @@ def _safetensors(rng, kit):
     name = rng.choice([each for each in header if each != "__metadata__"])
     field, value = rng.choice([
         ("shape", [10**9, 10**9]), ("shape", [2**63, 2]), ("shape", [-1, 4]), ("shape", "x"), ("dtype", "F1000"),
-        ("dtype", "I64"), ("data_offsets", [0, 10**12]), ("data_offsets", [10, 0]), ("data_offsets", []), ("shape", None),
+        ("dtype", "I64"), ("data_offsets", [0, 10**12]), ("data_offsets", [10, 0]), ("data_offsets", []),
+        ("shape", None),
     ])  # fmt: skip
     header[name][field] = value
     text = json.dumps(header).encode()
@@ -100,7 +101,8 @@ def _pickle(rng, kit):
         deep = []
         for _ in range(5000):
             deep = [deep]
-        content = rng.choice([None, 4, [], {}, [state], {"ema": 3}, {4: state}, "x", torch.zeros(3), {"state_dict": state},
+        content = rng.choice([None, 4, [], {}, [state], {"ema": 3}, {4: state}, "x", torch.zeros(3), 
+                              {"state_dict": state},
                               {"ema": {}}, {"ema": {"a": 1}}, deep, _Call(), {"ema": _Call()}])  # fmt: skip
     try:
         torch.save(content, "model.pt")

@@ -16,6 +16,22 @@ SMALL = dict(input_size=8, hidden_size=32, depth=1, num_heads=2)
         ({"num_heads": 5}, "num_heads must divide hidden_size=32, got 5"),
         ({"hidden_size": 30}, "hidden_size must be a multiple of 4, got 30"),
         ({"backend": "cudnn"}, "backend must be one of .*, got 'cudnn'"),
+        ({"backend": 3}, "backend must be a name, got 3"),
+        ({"conditioning": []}, r"conditioning must be a name, got \[\]"),
+        ({"depth": 10**9}, r"depth must be a whole number in \[0, 1024\], got 1000000000"),
+        ({"depth": True}, "depth must be a whole number .*, got True"),
+        ({"num_heads": -2}, "num_heads must be a whole number .*, got -2"),
+        ({"patch_size": 0}, "patch_size must be a whole number .*, got 0"),
+        ({"input_size": (8, 8, 8)}, r"input_size must be one whole number, or two, got \(8, 8, 8\)"),
+        ({"input_size": 2**16, "patch_size": 1}, "input_size=65536 .* makes 4294967296 tokens of hidden_size=32"),
+        ({"hidden_size": "32"}, "hidden_size must be a whole number .*, got '32'"),
+        ({"num_classes": 1e3}, "num_classes must be a whole number .*, got 1000.0"),
+        ({"mlp_ratio": 0}, r"mlp_ratio must be a number in \(0, 1024\], got 0"),
+        ({"mlp_ratio": 1 / 64}, "mlp_ratio must give the MLP a width"),
+        ({"norm2_eps": float("nan")}, "norm2_eps must be a number .*, got nan"),
+        ({"class_dropout_prob": 2}, "class_dropout_prob must be a number .*, got 2"),
+        ({"timestep_freq_shift": 128}, "timestep_freq_shift must be a number .*, got 128"),
+        ({"learn_sigma": 3}, "learn_sigma must be true or false, got 3"),
     ],
 )
 def test_constructor(changes, message):
@@ -39,6 +55,11 @@ X, T, Y = (3, 4, 8, 8), torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
 @pytest.mark.parametrize(
     "change, error, message",
     [
+        ({"x": None}, TypeError, "x must be a tensor, got NoneType"),
+        ({"t": [1, 2, 3]}, TypeError, "t must be a tensor, got list"),
+        ({"y": 4}, TypeError, "y must be a tensor, got int"),
+        ({"return_hidden": 0}, TypeError, "return_hidden must be a list of blocks, got int"),
+        ({"return_hidden": ["0"]}, ValueError, r"return_hidden must hold blocks in \[0, 0\], got '0'"),
         ({"x": torch.zeros(3, 4, 64)}, ValueError, r"x must have shape .* = \(B, 4, 8, 8\), got \(3, 4, 64\)"),
         ({"x": torch.zeros(3, 3, 8, 8)}, ValueError, r"x must have shape .*, got \(3, 3, 8, 8\)"),
         ({"x": torch.zeros(3, 4, 16, 16)}, ValueError, r"x must have shape .*, got \(3, 4, 16, 16\)"),
@@ -79,6 +100,18 @@ def test_guidance():
         model.forward_with_cfg(torch.zeros(X), T, Y, 4.0)
     with pytest.raises(ValueError, match=r"cfg_channels must be in \[0, 8\], got 9"):
         model.forward_with_cfg(torch.zeros(2, 4, 8, 8), T[:2], Y[:2], 4.0, cfg_channels=9)
+
+
+@pytest.mark.parametrize("name, value", [("cfg_scale", None), ("cfg_scale", float("nan")), ("cfg_channels", 2.5)])
+def test_guidance_that_is_no_number(name, value):
+    arguments = {"x": torch.zeros(2, 4, 8, 8), "t": T[:2], "y": Y[:2], "cfg_scale": 2.0, name: value}
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
+        DiT(**SMALL).forward_with_cfg(**arguments)
+
+
+def test_the_meta_device_computes_no_position():
+    with torch.device("meta"):
+        assert DiT(**{**SMALL, "input_size": 2048, "depth": 0}).pos_embed.shape == (1, 1024**2, 32)
 
 
 def test_unpatchify_needs_a_square():

@@ -90,7 +90,9 @@ def test_order():
 
 def test_unknown_name_in_the_environment():
     assert in_process("import ditfast.ops; print(1)", DITFAST_BACKEND="cudnn") == 1
-    error = in_process("from ditfast.ops.backends.choice import names_in_force; names_in_force()", DITFAST_BACKEND="cudnn")
+    error = in_process(
+        "from ditfast.ops.backends.choice import names_in_force; names_in_force()", DITFAST_BACKEND="cudnn"
+    )
     assert "ValueError: DITFAST_BACKEND must be one of auto, " in error and "got 'cudnn'" in error
 
 

@@ -18,6 +18,14 @@ ONE = ("--num-samples", 1)
         (("--classes", 1, "--num-samples", 1), "not allowed with argument"),
         ((), "one of the arguments --classes --num-samples is required"),
         (("--num-samples", 0), "--num-samples must be at least 1, got 0"),
+        (("--num-samples", 4 * 10**9), "--num-samples must be at most 10000000, got 4000000000"),
+        (
+            (*ONE, "--grid", "g.png", "--grid-scale", 10**6),
+            "--grid-scale 1000000 makes a picture of 8000000 x 8000000",
+        ),
+        ((*ONE, "--image-size", 10**9), "--image-size must be at most 65536, got 1000000000"),
+        ((*ONE, "--npz", "x" * 300), "--npz cannot be xxx"),
+        ((*ONE, "--grid", ""), "--grid must be a path, got ''"),
         ((*ONE, "--batch", 0), "--batch must be at least 1, got 0"),
         ((*ONE, "--steps", 0), "--steps must be at least 1, got 0"),
         ((*ONE, "--steps", 1001), "--steps 1001: timestep_respacing must keep at most the 1000 steps"),
@@ -68,6 +76,23 @@ def test_no_such_checkpoint(refusal, tmp_path):
     assert "--ckpt" in refusal(*ONE, model=tmp_path / "none.pt")
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
     assert "cut.pt" in refusal(*ONE, model=tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"WORLD_SIZE": "x"}, "the variable WORLD_SIZE must be a whole number of at least 1, got 'x'"),
+        ({"WORLD_SIZE": "0"}, "the variable WORLD_SIZE must be a whole number of at least 1, got '0'"),
+        ({"LOCAL_RANK": "-1"}, "the variable LOCAL_RANK must be a whole number of at least 0, got '-1'"),
+        ({"RANK": "1"}, "RANK must be below WORLD_SIZE=1, got 1"),
+        ({"WORLD_SIZE": "2"}, "MASTER_ADDR must be given for WORLD_SIZE=2"),
+    ],
+)
+def test_an_environment_that_torchrun_does_not_make(refusal, monkeypatch, tmp_path, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert message in refusal(*ONE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_out_is_a_file(refusal, tmp_path):
