@@ -73,8 +73,8 @@ def _run_child(make_case, folder, out, result):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    streams = ((1, "strict"), (2, "backslashreplace"))  # as Python has them where LANG names an encoding
-    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", errors=errors, closefd=False) for n, errors in streams)
+    for number, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):  # as Python has them
+        setattr(sys, name, open(number, "w", encoding="utf-8", errors=errors, closefd=False))  # noqa: SIM115
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     spent = int(time.process_time()) + CPU_SECONDS

@@ -101,7 +101,7 @@ def _pickle(rng, kit):
         deep = []
         for _ in range(5000):
             deep = [deep]
-        content = rng.choice([None, 4, [], {}, [state], {"ema": 3}, {4: state}, "x", torch.zeros(3), 
+        content = rng.choice([None, 4, [], {}, [state], {"ema": 3}, {4: state}, "x", torch.zeros(3),
                               {"state_dict": state},
                               {"ema": {}}, {"ema": {"a": 1}}, deep, _Call(), {"ema": _Call()}])  # fmt: skip
     try:
