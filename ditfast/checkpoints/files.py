@@ -97,6 +97,8 @@ def _read_safetensors(path):
     load, broken = import_optional("safetensors.torch").load_file, import_optional("safetensors").SafetensorError
     try:
         return load(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error}") from error
     except broken as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
 

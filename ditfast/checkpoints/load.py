@@ -175,7 +175,11 @@ def _locate(source, subfolder="", variant=""):
 
 def _take_sampling(config):
     """``sampling``, taken out of a config: it is no argument of the model."""
-    return check_sampling(config.pop("sampling"), {**_defaults(), **config}) if "sampling" in config else {}
+    if "sampling" not in config:
+        return {}
+    sampling = config.pop("sampling")
+    check_arguments(config)
+    return check_sampling(sampling, {**_defaults(), **config})
 
 
 def _defaults():

@@ -1,11 +1,13 @@
 """The index of latents, `shards.INDEX`: what its fields can be. It may have been edited, or be another program's."""
 
-import math
 import re
 from reprlib import repr as short
 
 from ditfast.data.errors import DataError
 from ditfast.data.shards import Shards
+
+
+LARGE = 1e6  # more than any scale or shift of latents
 
 
 def check_index(path, about: dict) -> None:
@@ -18,8 +20,8 @@ def check_index(path, about: dict) -> None:
         "shape": (_is_shape, "three whole numbers"),
         "classes": (lambda v: _is_list(v, str) and v, "names"),
         "count": (_is_count, "a whole number"),
-        "scale": (lambda v: _are_numbers(v) and v not in (0, [0]), "a number, or one for each channel"),
-        "shift": (_are_numbers, "a number, or one for each channel"),
+        "scale": (lambda v: _are_numbers(v, about["shape"][0]) and v != 0, "a number, or one for each channel"),
+        "shift": (lambda v: _are_numbers(v, about["shape"][0]), "a number, or one for each channel"),
         "vae_sha256": (lambda v: isinstance(v, str | None), "a checksum"),
         "image_size": (lambda v: _is_count(v) and v > 0, "a positive whole number"),
         "unreadable": (lambda v: _is_list(v, str), "names"),
@@ -40,9 +42,9 @@ def _is_count(value):
     return type(value) is int and 0 <= value < 2**48
 
 
-def _are_numbers(value):
-    values = value if isinstance(value, list) and value else [value]
-    return all(type(each) in (int, float) and math.isfinite(each) for each in values)
+def _are_numbers(value, channels):
+    values = value if isinstance(value, list) else [value] * channels
+    return len(values) == channels and all(type(each) in (int, float) and abs(each) < LARGE for each in values)
 
 
 def _is_shape(value):

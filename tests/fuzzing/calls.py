@@ -97,7 +97,7 @@ def _op(rng, kit):
     elif name in shapes:
         value = _spoil(rng, arguments[name])
         alone = name in ("h", "tokens", "qkv") or (name == "x" and "patch" in op)  # any batch will do
-        unclear = name == "pos_embed" or (torch.is_tensor(value) and alone and value.dim())
+        unclear = name in ("pos_embed", "w2") or (torch.is_tensor(value) and alone and value.dim())
         bad = None if unclear or (value is None and name == "bias") else True
     else:
         value = rng.choice({"eps": NO_REAL, "scale": ("x", [], NAN, INF)}.get(name, NO_WHOLE))

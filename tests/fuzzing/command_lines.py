@@ -202,7 +202,7 @@ SAYS = {  # where a refusal names something else
     "--inception": ("--inception", "--features"),
     "--nothing": "--nothing",
     "--hidden-size": ("--hidden-size", "--num-heads", "hidden_size"),
-    "--data": ("--data", "data"),
+    "--data": ("--data", "data", "image_size"),
     "--image-size": ("--image-size", "image_size"),
     "x": "x",
     "--verify": "--verify",
@@ -226,7 +226,6 @@ def make_case(rng, kit) -> Case:
         if spoiled == "--grid-scale":
             options.setdefault("--grid", "grid.png")
     environment = {each: options.pop(each) for each in RANKS if each in options}
-    line = [word for option, value in _shuffled(rng, options) for word in _words(option, value, kit)]
     if spoiled in environment and environment[spoiled] == "1":
         says = ("RANK", "WORLD_SIZE")
     else:
@@ -234,8 +233,11 @@ def make_case(rng, kit) -> Case:
     if spoiled and len(options.get(spoiled) or "") > 4:  # a path says as much
         says = (*([says] if isinstance(says, str) else says), options[spoiled].split("/")[-1])
     bad = spoiled is not None
-    if (spoiled == "folder" and "--overwrite" in options) or (spoiled == "--resume" and "--dry-run" in options):
+    if spoiled == "--resume" and "--dry-run" in options:
         bad = None
+    if spoiled == "folder":
+        options.pop("--overwrite", None)  # the kit is not to be overwritten
+    line = [word for option, value in _shuffled(rng, options) for word in _words(option, value, kit)]
     what = " ".join([*(f"{k}={v}" for k, v in environment.items()), name, *map(repr, line)])
     return Case(what, lambda: _run(name, line, environment), bad, says, True)
 
