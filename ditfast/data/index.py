@@ -6,7 +6,6 @@ from reprlib import repr as short
 from ditfast.data.errors import DataError
 from ditfast.data.shards import Shards
 
-
 LARGE = 1e6  # more than any scale or shift of latents
 
 

@@ -37,7 +37,7 @@ def space_timesteps(num_timesteps: int, section_counts: str | int | Iterable[int
 
 
 def _strided(num_timesteps, spec):
-    count = int(spec[4:]) if spec[4:].isdecimal() else 0
+    count = int(spec[4:]) if spec[4:].isdecimal() and len(spec) < 20 else 0
     if not 1 <= count <= num_timesteps:
         raise ValueError(f"timestep_respacing must be 'ddimN', N from 1 to {num_timesteps}, got {spec!r}")
     if count == 1:
@@ -49,7 +49,7 @@ def _strided(num_timesteps, spec):
 
 def _parse(section_counts):
     counts = section_counts.split(",") if isinstance(section_counts, str) else section_counts
-    counts = [counts] if isinstance(counts, int | np.integer) else list(counts)
+    counts = list(counts) if isinstance(counts, Iterable) else [counts]
     try:
         # through text, so that 2.5 and True are refused
         counts = [int(str(count)) for count in counts]

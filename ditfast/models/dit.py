@@ -192,7 +192,7 @@ class DiT(nn.Module):
 
         Source: Peebles & Xie, section 3.1, "Classifier-free guidance".
         """
-        check_tensors(x=x, t=t, y=y)
+        check_tensors(x=x)
         if x.dim() == 0 or x.shape[0] % 2:
             raise ValueError(f"x must have an even batch for guidance, got shape {tuple(x.shape)}")
         if cfg_channels is None:
