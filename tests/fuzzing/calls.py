@@ -66,7 +66,7 @@ def _guided(rng, kit):
     name = rng.choice(("x", "t", "y", "cfg_scale", "cfg_channels"))
     value, bad = {
         "cfg_scale": lambda: (rng.choice((None, "x", [], {})), True),
-        "cfg_channels": lambda: (rng.choice((None, "2", -1, 7, 2.5, 10**30, [])), True),
+        "cfg_channels": lambda: (rng.choice(("2", -1, 7, 2.5, 10**30, [])), True),
     }.get(name, lambda: (_spoil(rng, inputs[name]), True))()
     return _call("forward_with_cfg", _model().forward_with_cfg, inputs, name, value, bad, (name, "x must", "t must"))
 

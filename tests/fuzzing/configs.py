@@ -65,9 +65,9 @@ def _config_json(rng, kit):
     if name in TOLD_BY_WEIGHTS and not bad:
         same = value == TOLD_BY_WEIGHTS[name] or value in ([8, 8], (8, 8))
         bad = None if same and bad is None else not same
-    if name == "mlp_ratio" and not bad:
-        bad = int(32 * value) != 128 if value < 1e6 else True
-    if name == "class_dropout_prob" and not bad:
+    if name == "mlp_ratio" and bad is False:
+        bad = int(32 * value) != 128
+    if name == "class_dropout_prob" and bad is False:
         bad = value == 0
     _change(folder / "config.json", name, value)
     says = (*_names(name), "weights do not fit", "config.json")
