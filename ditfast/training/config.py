@@ -160,7 +160,8 @@ NEW = Init({}, {})  # of a run that starts from new weights
 
 def fill_defaults(config: Config, device: str, init: Init = NEW) -> Config:
     """The config with every None that depends on the data, the machine or the model to start from replaced."""
-    name = config.model or (None if init.arguments or config.data in BUILT_IN else "DiT-XL/2")
+    default = None if init.arguments or config.data in BUILT_IN else "DiT-XL/2"
+    name = default if config.model is None else config.model
     defaults = init.arguments or SMALL
     if name is not None:
         size, patch = _preset(name)

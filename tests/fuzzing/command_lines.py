@@ -203,7 +203,7 @@ SAYS = {  # where a refusal names something else
     "--nothing": "--nothing",
     "--hidden-size": ("--hidden-size", "--num-heads", "hidden_size"),
     "--data": ("--data", "data", "image_size"),
-    "--image-size": ("--image-size", "image_size"),
+    "--image-size": ("--image-size", "image_size", "input_size"),
     "x": "x",
     "--verify": "--verify",
     "--patch-size": ("--patch-size", "patch_size"),

@@ -14,6 +14,7 @@ import pytest
         (("--hidden-size", 26), "--hidden-size must be a multiple of 4 and of --num-heads 3, got 26"),
         (("--patch-size", 3), "--patch-size must divide samples of 8 x 8, got 3"),
         (("--model", "DiT-B/3"), "did you mean 'DiT-B/"),
+        (("--model", ""), "--model must be one of "),
         (("--data", "digts"), "did you mean 'digits'?"),
         (("--data", "/no/such/folder"), "/no/such/folder"),
         (("--sample-every", 2, "--sample-steps", 1001), "--sample-steps 1001"),
