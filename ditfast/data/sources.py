@@ -9,6 +9,7 @@ from ditfast.data.folder import Images
 from ditfast.data.glyphs import Glyphs
 from ditfast.data.latents import Latents
 from ditfast.data.shards import INDEX, STARTED
+from ditfast.paths import why_unusable
 from ditfast.suggest import did_you_mean
 
 BUILT_IN = {"digits": Digits, "glyphs": Glyphs}
@@ -32,9 +33,11 @@ def open_data(name: str, image_size: int | None = None, **options):
         options["image_size"] = image_size
     if name in BUILT_IN:
         return _make_source(BUILT_IN[name], options, name)
-    if name and any(Path(name, file).is_file() for file in (INDEX, STARTED)):
+    if reason := why_unusable(name):
+        raise DataError(f"data {reason}")
+    if any(Path(name, file).is_file() for file in (INDEX, STARTED)):
         return _make_source(Latents, options, f"a folder of latents, {name},", folder=name)
-    if name and Path(name).is_dir():  # "" would be the current folder
+    if Path(name).is_dir():
         return _make_source(Images, options, f"a folder of images, {name},", folder=name)
     hint = did_you_mean(name.lower(), BUILT_IN, cutoff=0.6)
     raise DataError(f"data must be {', '.join(BUILT_IN)} or a folder of images or latents, got {name!r}{hint}")

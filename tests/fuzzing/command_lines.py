@@ -231,7 +231,7 @@ def make_case(rng, kit) -> Case:
     else:
         says = SAYS.get(spoiled, spoiled or "")
     if spoiled and len(options.get(spoiled) or "") > 4:  # a path says as much
-        says = (*([says] if isinstance(says, str) else says), options[spoiled].split("/")[-1])
+        says = (*([says] if isinstance(says, str) else says), options[spoiled].strip("{}").split("/")[-1])
     bad = spoiled is not None
     if spoiled in ("--resume", "--parallel") and "--dry-run" in options:
         bad = None
