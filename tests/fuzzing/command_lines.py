@@ -20,7 +20,7 @@ class Command(NamedTuple):
     bad: dict[str, tuple]  # values that are wrong
 
 
-RANKS = {"WORLD_SIZE": ("x", "", "0", "-1", "1.5"), "RANK": ("x", "-1", "1"), "LOCAL_RANK": ("x", "-1")}
+RANKS = {"WORLD_SIZE": ("x", "0", "-1", "1.5"), "RANK": ("x", "-1", "1"), "LOCAL_RANK": ("x", "-1")}
 
 COMMANDS = {
     "sample": Command(
@@ -168,7 +168,7 @@ COMMANDS = {
             "--samples": ("{samples.npz}",),
         },
         {
-            "--samples": (*NO_FOLDER, "{vae}", "{model.pt}", "{statistics.npz}/x", "{formats}"),
+            "--samples": (*NO_FOLDER, "{vae}", "{model.pt}", "{statistics.npz}/x"),
             "--reference": (*NO_FOLDER, "{vae}", "{model.pt}", "{model}"),
             "--features": ("nowhere:fn", "os:nothing", "a:b:c", "{model.pt}", "{model}", "os:sep", LONG, "x" * 5000),
             "--metrics": ("fod", "is", "sfid", ""),
@@ -179,7 +179,7 @@ COMMANDS = {
             "--inception": ("nowhere", "{model.pt}"),
             "--ckpt": ("{model}",),
             "--nothing": ("1",),
-            "WORLD_SIZE": ("x", "2", ""),
+            "WORLD_SIZE": ("x", "2"),
         },
     ),
     "export": Command(

@@ -148,7 +148,7 @@ def _yaml(rng, kit):
 
 
 def _may_be(name, value):
-    if value is None:
+    if value is None or value == "":  # the default
         return True
     if name in ("lr", "ema", "clip"):
         return value is None or type(value) in (int, float, str)
