@@ -56,8 +56,13 @@ def read_file(path: Path) -> Content:
     if not path.is_file():
         text = f"no file {str(path)!r}; names that are downloaded: {', '.join(RELEASED)}"
         raise FileNotFoundError(text + suggest_source(path))
-    _refuse_text(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    try:
+        _refuse_text(path)
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    except OSError as error:
+        if str(path) in str(error):
+            raise
+        raise OSError(f"{path} cannot be read: {error}") from error
     weights = _weights(path, content)
     _check_bytes(path, weights)
     return Content(_unwrap(weights), _args(content))
@@ -97,8 +102,6 @@ def _read_safetensors(path):
     load, broken = import_optional("safetensors.torch").load_file, import_optional("safetensors").SafetensorError
     try:
         return load(path)
-    except OSError as error:
-        raise OSError(f"{path} cannot be read: {error}") from error
     except broken as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
 

@@ -59,7 +59,6 @@ def reading(path):
         raise _refusal(path, str(error)) from None
     except Exception as error:  # a broken file can raise anything: RuntimeError, EOFError, KeyError, struct.error, …
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a broken zip gives
-            error.filename = error.filename or str(path)
             raise
         what = "a TorchScript archive" if "TorchScript" in str(error) else "truncated"
         raise ValueError(f"{path} is {what} or no checkpoint ({type(error).__name__})") from None
