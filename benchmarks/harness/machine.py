@@ -27,6 +27,7 @@ def header(device: str) -> dict:
     return {
         "machine": machine(device),
         "cpu": f"{cpu_model()}, {os.cpu_count()} cores",
+        "isa": attempt(isa)[0],
         "gpu_state": state,
         "versions": {
             "ditfast": ditfast.__version__,
@@ -38,6 +39,13 @@ def header(device: str) -> dict:
         "commit": attempt(commit)[0],
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def isa() -> str:
+    """The instruction set of the CPU kernels."""
+    from ditfast import _C
+
+    return _C.isa()
 
 
 def cpu_model() -> str:

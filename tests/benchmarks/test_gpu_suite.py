@@ -315,6 +315,29 @@ def test_a_rehearsal_verifies_nothing(generated):
         assert "verified: " not in text
 
 
-def test_the_committed_document_is_up_to_date():
-    text = documents.verification(documents.load(ROOT / "benchmarks" / "results"))
-    assert (ROOT / "docs" / "verification.md").read_text() == text
+def test_blocks_on_a_cpu(tmp_path):
+    folder = tmp_path / "X-Y"
+    folder.mkdir()
+    head = {
+        "machine": {"cpu": "X Y", "threads": 2},
+        "isa": "x86_64_v4",
+        "commit": "abcdef1234",
+        "date": "2026-01-02T",
+    }
+    head |= {"versions": {"torch": "2.13.0"}}
+    case = {"variant": "ditfast", "mode": "fwd", "ms": {"median": 2.5}, "tflops": 0.5, "gemm_share": 0.9}
+    case |= {"speedup": {"eager": 1.25, "compile": 1.5}, "error": None, "parity": {"reason": None}}
+    work = {"blocks": 1, "model": "DiT-S/2", "batch": 8, "tokens": 256, "dtype": "bf16"}
+    (folder / "block-s2.json").write_text(json.dumps({"header": head, "workload": work, "cases": [case]}))
+    (folder / "other.json").write_text("{}")
+    text = documents.performance([], documents.on_cpus(tmp_path), tmp_path)
+    assert "## X Y, 2 threads, x86_64_v4, abcdef1234, 2026-01-02, torch 2.13.0\n" in text
+    assert "### 1 block of DiT-S/2, B=8, N=256, bf16" in text
+    assert row(text, "| ditfast | fwd")[2:] == ["2.500", "0.5", "90%", "1.25x", "1.50x"]
+
+
+def test_the_committed_documents_are_up_to_date():
+    results, docs = ROOT / "benchmarks" / "results", ROOT / "docs"
+    runs, blocks = documents.load(results), documents.on_cpus(results)
+    assert (docs / "verification.md").read_text() == documents.verification(runs)
+    assert (docs / "performance.md").read_text() == documents.performance(runs, blocks, docs / "img")

@@ -1,4 +1,4 @@
-"""docs/verification.md and docs/performance.md from the results of gpu_suite.py.
+"""docs/verification.md and docs/performance.md from the results of gpu_suite.py, and of bench_block.py on CPUs.
 
 The first depends on nothing but the results, so that anyone can generate it again and compare.
 """
@@ -27,7 +27,7 @@ def generate(results: Path, docs: Path) -> None:
     runs = load(results)
     docs.mkdir(exist_ok=True)
     (docs / "verification.md").write_text(verification(runs))
-    (docs / "performance.md").write_text(performance(runs, docs / "img"))
+    (docs / "performance.md").write_text(performance(runs, on_cpus(results), docs / "img"))
 
 
 def load(results: Path) -> list[dict]:
@@ -35,6 +35,12 @@ def load(results: Path) -> list[dict]:
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*/*.json"))]
     found = [run for run in found if run.get("benchmark") == "gpu_suite" and not run["interpreted"]]
     return sorted((run for run in found if _gpu(run)), key=lambda run: run["header"]["date"])
+
+
+def on_cpus(results: Path) -> list[dict]:
+    """What bench_block.py measured on CPUs, by file."""
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*/block-*.json"))]
+    return [run for run in found if "cpu" in run["header"]["machine"]]
 
 
 def _gpu(run):
@@ -99,7 +105,7 @@ def table(header, rows) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def performance(runs, pictures: Path) -> str:
+def performance(runs, blocks, pictures: Path) -> str:
     text = [NOTE, "# Performance", ""]
     if not runs:
         text += [
@@ -114,7 +120,16 @@ def performance(runs, pictures: Path) -> str:
             if stage["result"] and stage["name"] in SECTIONS:
                 text += [*SECTIONS[stage["name"]](stage["result"]), ""]
                 text += _picture(stage, gpu, pictures)
+    for run in blocks:
+        text += ["", f"## {_cpu(run)}", "", *_block(run)]
     return "\n".join(text).rstrip() + "\n"
+
+
+def _cpu(run):
+    """The machine and the circumstances of a measurement on a CPU."""
+    head = run["header"]
+    parts = [head["machine"]["cpu"], f"{head['machine']['threads']} threads", head.get("isa"), head["commit"]]
+    return ", ".join(filter(None, [*parts, head["date"][:10], f"torch {head['versions']['torch']}"]))
 
 
 def _picture(stage, gpu, folder):
@@ -160,12 +175,13 @@ def _block(result):
     rows = []
     for case in result["cases"]:
         if case["ms"]:
-            rate = f"{case['tflops']:.0f}", f"{case['gemm_share']:.0%}"
+            rate = f"{case['tflops']:.3g}", f"{case['gemm_share']:.0%}"
             rows.append(
                 [_variant(case), case["mode"], f"{case['ms']['median']:.3f}", *rate, *_faster(case["speedup"])]
             )
     w = result["workload"]
-    yield from (f"### {w['blocks']} blocks of {w['model']}, B={w['batch']}, N={w['tokens']}, {w['dtype']}", "")
+    count = "1 block" if w["blocks"] == 1 else f"{w['blocks']} blocks"
+    yield from (f"### {count} of {w['model']}, B={w['batch']}, N={w['tokens']}, {w['dtype']}", "")
     yield from table(("variant", "pass", "ms", "TFLOP/s", "of GEMM", "vs eager", "vs compile"), rows)
 
 
