@@ -233,7 +233,7 @@ def make_case(rng, kit) -> Case:
     if spoiled and len(options.get(spoiled) or "") > 4:  # a path says as much
         says = (*([says] if isinstance(says, str) else says), options[spoiled].strip("{}").split("/")[-1])
     bad = spoiled is not None
-    if spoiled in ("--resume", "--parallel") and "--dry-run" in options:
+    if spoiled in ("--out", "--parallel", "--resume") and "--dry-run" in options:
         bad = None
     if spoiled == "folder":
         options.pop("--overwrite", None)  # the kit is not to be overwritten
