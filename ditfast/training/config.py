@@ -210,10 +210,10 @@ def check_config(config: Config, world: int) -> None:
         value = getattr(config, name)
         if value is not None and value < low:
             raise TrainError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
-    most = {"batch": 2**20, "workers": MOST_WORKERS, "seed": 2**64 - 1}
+    most = {"batch": 2**20, "workers": MOST_WORKERS, "seed": 2**64 - 1, "sample_steps": 1000}
     for name, high in most.items():
         if getattr(config, name) > high:
-            raise TrainError(f"--{name} must be at most {high}, got {getattr(config, name)}")
+            raise TrainError(f"--{name.replace('_', '-')} must be at most {high}, got {getattr(config, name)}")
     for name, high in (("label_drop", 1), ("ema", 1), ("lr", math.inf), ("weight_decay", math.inf)):
         if not 0 <= getattr(config, name) < high:
             raise TrainError(f"--{name.replace('_', '-')} must be in [0, {high}), got {getattr(config, name)}")

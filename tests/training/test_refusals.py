@@ -17,7 +17,7 @@ import pytest
         (("--model", ""), "--model must be one of "),
         (("--data", "digts"), "did you mean 'digits'?"),
         (("--data", "/no/such/folder"), "/no/such/folder"),
-        (("--sample-every", 2, "--sample-steps", 1001), "--sample-steps 1001"),
+        (("--sample-steps", 1001, "--dry-run"), "--sample-steps must be at most 1000, got 1001"),
         (("--sample-every", 2, "--label-drop", 0), "--cfg 4 needs a null label"),
         (("--resume", "nowhere"), "--resume must be auto, a checkpoint or the folder of a run, got nowhere"),
         (("--config", "nowhere.yaml"), "--config nowhere.yaml cannot be read"),
