@@ -158,7 +158,7 @@ def _meet(backend, timeout):
     from torch.distributed.rendezvous import rendezvous  # not in every build of torch
 
     restarts, shared = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "USE_AGENT_STORE"))
-    wait = timedelta(seconds=float(os.environ.get(MEET, 120)))
+    wait = timedelta(seconds=_number(MEET, 120, least=1))
     try:
         store, rank, world = next(rendezvous("env://", timeout=wait))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
