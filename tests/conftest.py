@@ -17,6 +17,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
+@pytest.fixture(autouse=True)
+def own_choice_of_backends():
+    """A run that goes on leaves its checkpoint's choices to the process; the next test makes its own."""
+    yield
+    from ditfast.ops.backends.choice import repeat_choices
+
+    repeat_choices({})
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Problems as small as most here lose more to a second thread than they gain."""

@@ -42,7 +42,7 @@ def started(pid):
 def test_a_lock_says_whose_it_is_and_goes(folder):
     with run_lock(folder, Ranks()):
         found = json.loads((folder / LOCK).read_text())
-        assert found["pid"] == os.getpid() and "pytest" in found["command"]
+        assert found["pid"] == os.getpid() and "python" in found["command"]
     assert not folder.parent.exists()  # nor are folders left that hold nothing
 
 

@@ -9,7 +9,6 @@ from threading import Thread
 
 import pytest
 
-from ditfast.ops.backends.choice import repeat_choices
 from ditfast.training import loop
 from ditfast.training.manifest import ABOUT, read_about, write_about
 
@@ -44,13 +43,7 @@ def newest_about(run):
     return max((run / "checkpoints").glob("step-*")) / ABOUT
 
 
-@pytest.fixture
-def own_choice():
-    yield
-    repeat_choices({})
-
-
-def test_a_run_goes_on_with_its_backends(kit, own_choice, capsys):
+def test_a_run_goes_on_with_its_backends(kit, capsys):
     """Those of its checkpoint, not what this process would choose by itself; where they are missing it says so."""
     pytest.importorskip("ditfast._C")
     run = kit.train("run", "--steps", 2)
