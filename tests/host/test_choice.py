@@ -111,3 +111,11 @@ def test_forward_mode_stays_with_pytorch():
         assert moved.shape == out.shape
 
     assert ran(run) == {"reference"}
+
+
+def test_a_trace_holds_operations_of_pytorch():
+    x, row = torch.randn(2, 25, 40).bfloat16(), torch.randn(2, 40).bfloat16()
+    assert ran(ops.layer_norm_modulate, x, row, row) == {"host"}
+    traced = torch.jit.trace(ops.layer_norm_modulate, (x, row, row))
+    assert "ditfast::" not in str(traced.graph)
+    torch.testing.assert_close(traced(x, row, row), ops.layer_norm_modulate(x, row, row, backend="reference"))
