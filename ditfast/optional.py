@@ -1,6 +1,8 @@
-"""Packages that only some commands need: the extra ``train``."""
+"""Packages that only some commands need."""
 
 from importlib import import_module
+
+_SAMPLE = ("PIL", "diffusers", "huggingface_hub", "tqdm")  # the extra ``sample``; ``train`` has these and all others
 
 
 def import_optional(module: str):
@@ -12,4 +14,5 @@ def import_optional(module: str):
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is not installed: pip install 'ditfast[train]'") from error
+        extra = "sample" if module.split(".")[0] in _SAMPLE else "train"
+        raise ImportError(f"{module} is not installed: pip install 'ditfast[{extra}]'") from error

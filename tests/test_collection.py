@@ -36,7 +36,7 @@ def collected(tmp_path_factory):
 
 
 def test_the_extras_are_known():
-    assert {"diffusers", "safetensors", "sklearn", "tyro"} & modules_of_extras()
+    assert {"diffusers", "sklearn", "tyro"} & modules_of_extras()
 
 
 def test_every_module_is_collected_without_extras(collected):

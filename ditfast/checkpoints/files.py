@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from ditfast.checkpoints.pickles import read_pickle, reading
-from ditfast.optional import import_optional
 from ditfast.suggest import did_you_mean
 
 RELEASED = ("DiT-XL-2-256x256.pt", "DiT-XL-2-512x512.pt")
@@ -99,10 +100,9 @@ def _refuse_text(path):
 
 
 def _read_safetensors(path):
-    load, broken = import_optional("safetensors.torch").load_file, import_optional("safetensors").SafetensorError
     try:
-        return load(path)
-    except broken as error:
+        return load_file(path)
+    except SafetensorError as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
 
 

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from ditfast.atomic import atomic_write
 from ditfast.checkpoints.convert import config_from_diffusers, from_diffusers, is_diffusers
@@ -18,7 +19,6 @@ from ditfast.checkpoints.sampling import check_sampling
 from ditfast.models.dit import DiT
 from ditfast.models.limits import check_arguments
 from ditfast.ops.checks import FLOATING
-from ditfast.optional import import_optional
 
 HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that are no property of the weights
 
@@ -128,9 +128,7 @@ def save_pretrained(model: DiT, folder, *, overwrite: bool = False) -> None:
     Raises:
         ValueError: ``model.sampling`` says what cannot be.
         FileExistsError: one of the files exists, and ``overwrite`` is false.
-        ImportError: the package safetensors is not installed.
     """
-    save = import_optional("safetensors.torch").save_file
     sampling = check_sampling(model.sampling, model.config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +141,7 @@ def save_pretrained(model: DiT, folder, *, overwrite: bool = False) -> None:
         atomic_write(config_file, concurrent=True) as config_part,
         atomic_write(weights_file, concurrent=True) as part,
     ):
-        save({k: v.contiguous() for k, v in model.state_dict().items()}, part, metadata={"format": "pt"})
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part, metadata={"format": "pt"})
         config_part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

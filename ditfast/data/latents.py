@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ditfast.data.errors import DataError, Unreadable
 from ditfast.data.index import check_index
 from ditfast.data.shards import CHECKSUMS, FORMAT, INDEX, TENSORS, checksum, unfinished
-from ditfast.optional import import_optional
 from ditfast.sampling.autoencoder import Scaling
 from ditfast.small_files import read_object
 
@@ -87,7 +87,7 @@ class Latents:
             with torch.device("cpu"):  # safetensors would take the default device
                 found = [self._slice(shard, name)[place] for name in ("mean" + flipped, "std" + flipped, "labels")]
                 known = self._slice(shard, CHECKSUMS)[place] if shard in self._summed else None
-        except (OSError, import_optional("safetensors").SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise Unreadable(f"{path} cannot be read: {error}") from error
         if known is not None and known[int(flipped != "")] != checksum(*found):
             raise Unreadable(f"image {place} in {path} is not what encode wrote: delete the file, and encode again")
@@ -98,7 +98,7 @@ class Latents:
 
     def _open(self, shard):
         if shard not in self._opened:
-            self._opened[shard] = import_optional("safetensors").safe_open(self.folder / self._files[shard], "pt")
+            self._opened[shard] = safe_open(self.folder / self._files[shard], "pt")
         return self._opened[shard]
 
     def _slice(self, shard, name):
@@ -116,7 +116,7 @@ class Latents:
             found = {name: self._slice(shard, name).get_shape() for name in names}
         except FileNotFoundError as error:
             raise DataError(f"{path} is missing: encode again, which redoes what is missing") from error
-        except (OSError, import_optional("safetensors").SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise DataError(f"{path} is damaged: delete it, and encode again ({error})") from error
         if found != expected:
             raise DataError(f"{path} is damaged: delete it, and encode again (it holds {found})")

@@ -18,9 +18,10 @@ import zlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from ditfast.data.errors import DataError
-from ditfast.optional import import_optional
 from ditfast.resumable import ResumableFolder, read_json, write_json
 
 FORMAT = 1
@@ -83,7 +84,7 @@ class Shards(ResumableFolder):
 
     def write(self, shard: int, tensors: dict, unreadable: list[str]) -> None:
         tensors = {**tensors, CHECKSUMS: _checksums(tensors)}
-        content = import_optional("safetensors.torch").save(tensors, {"unreadable": json.dumps(unreadable)})
+        content = save(tensors, {"unreadable": json.dumps(unreadable)})
         with self.writing(self.file(shard)) as part:
             part.write_bytes(content)
 
@@ -106,9 +107,8 @@ class Shards(ResumableFolder):
 
     def _contents(self, path):
         """How many images are in a shard, and the names of those left out."""
-        package = import_optional("safetensors")
         try:
-            file = package.safe_open(path, "pt")
+            file = safe_open(path, "pt")
             return file.get_slice("labels").get_shape()[0], json.loads(file.metadata()["unreadable"])
-        except (OSError, package.SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise DataError(f"{path} is damaged: delete it, and encode again ({error})") from error

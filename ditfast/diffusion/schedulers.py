@@ -77,7 +77,7 @@ def _find_scheduler(class_name):
     try:
         import diffusers
     except ImportError:
-        raise ImportError("make_scheduler needs diffusers: pip install 'ditfast[train]'") from None
+        raise ImportError("make_scheduler needs diffusers: pip install 'ditfast[sample]'") from None
     if class_name.endswith(("Scheduler", "Discrete")) and hasattr(diffusers, class_name):
         found = getattr(diffusers, class_name)
         if needs := getattr(found, "_backends", None):  # diffusers' stand-in for a class whose packages are missing

@@ -3,7 +3,6 @@
 import argparse
 import os
 import pickle
-import sys
 import zipfile
 
 import pytest
@@ -130,16 +129,6 @@ def test_released_name_that_is_a_file_here_is_read(kit, monkeypatch, tmp_path):
 def test_missing_file():
     with pytest.raises(FileNotFoundError, match="no file 'gone.pt'; names that are downloaded: DiT-XL-2-256x256.pt"):
         find_model("gone.pt")
-
-
-def test_without_safetensors_the_extra_is_named(kit, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    (tmp_path / "x.safetensors").touch()
-    with pytest.raises(ImportError, match=r"safetensors.torch is not installed: pip install 'ditfast\[train\]'"):
-        find_model(tmp_path / "x.safetensors")
-    with pytest.raises(ImportError, match="ditfast"):
-        kit.tiny().save_pretrained(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

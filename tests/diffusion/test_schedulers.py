@@ -221,7 +221,7 @@ def test_bad_input(kit, options, message):
 
 def test_without_diffusers(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match=r"make_scheduler needs diffusers: pip install 'ditfast\[train\]'"):
+    with pytest.raises(ImportError, match=r"make_scheduler needs diffusers: pip install 'ditfast\[sample\]'"):
         make_scheduler("ddim", create_diffusion(""))
 
 
