@@ -7,7 +7,7 @@ _HOME = {
         ["DiT", "DiTBlock", "FinalLayer", "TimestepEmbedder", "LabelEmbedder", "PatchEmbed"], "ditfast.models"
     ),
     **dict.fromkeys(["AdaLNBlock", "CrossAttentionBlock", "InContextBlock"], "ditfast.models"),
-    **dict.fromkeys(["DiT_models", "modulate", "get_2d_sincos_pos_embed"], "ditfast.models"),
+    **dict.fromkeys(["DiT_models", "modulate", "get_2d_sincos_pos_embed", "packed_weights"], "ditfast.models"),
     **{f"DiT_{size}_{patch}": "ditfast.models" for size in ("XL", "L", "B", "S") for patch in (2, 4, 8)},
     "create_diffusion": "ditfast.diffusion",
     "find_model": "ditfast.checkpoints",

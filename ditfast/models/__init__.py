@@ -12,6 +12,7 @@ from ditfast.models.embed import (
     get_2d_sincos_pos_embed,
     get_2d_sincos_pos_embed_from_grid,
 )
+from ditfast.models.packed import packed_weights
 from ditfast.models.presets import (
     DiT_B_2,
     DiT_B_4,
@@ -56,4 +57,5 @@ __all__ = [
     "get_2d_sincos_pos_embed",
     "get_2d_sincos_pos_embed_from_grid",
     "modulate",
+    "packed_weights",
 ]

@@ -2,12 +2,20 @@
 
 import torch.distributed as dist
 import torch.nn as nn
-import torch.nn.functional as F
 
 from ditfast import ops
 from ditfast.models.carry import Carry, add_pending, junction, modulation_rows, set_pending, start_carry
-from ditfast.models.plain import has_original_forward, is_plain, parameter, reject_symbolic, remember_forward
+from ditfast.models.plain import (
+    are_plain,
+    has_original_forward,
+    is_plain,
+    parameter,
+    reject_symbolic,
+    remember_forward,
+)
+from ditfast.models.unfused import forward_unfused, is_large
 from ditfast.ops.backends.choice import names_in_force
+from ditfast.ops.gemm import linear_for_inference
 from ditfast.ops.sdpa import sdpa
 
 
@@ -68,7 +76,8 @@ class Attention(nn.Module):
         drops = not is_plain(drop, nn.Dropout) or (drop.training and drop.p > 0)
         if drops or not is_plain(proj, nn.Linear):
             return self.forward(x, backends), None
-        return F.linear(self._attend(x, backends), parameter(proj, "weight")), parameter(proj, "bias")
+        out = linear_for_inference(self._attend(x, backends), parameter(proj, "weight"), None, backends)
+        return out, parameter(proj, "bias")
 
     def _attend(self, x, backends):
         parts = self._modules  # several times faster than attributes of a module
@@ -152,6 +161,15 @@ def call_without_bias(module: nn.Module, h, backends):
     return call_branch(module, h, backends), None
 
 
+_PARTS = {  # of a `DiTBlock`
+    "norm1": nn.LayerNorm,
+    "attn": Attention,
+    "norm2": nn.LayerNorm,
+    "mlp": Mlp,
+    "adaLN_modulation": nn.Sequential,
+}
+
+
 @remember_forward
 class DiTBlock(nn.Module):
     """A transformer block with adaptive LayerNorm whose gates start at zero (adaLN-Zero).
@@ -201,7 +219,11 @@ class DiTBlock(nn.Module):
 
     def _forward_carry(self, carry, c):
         parts = self._modules
-        rows = modulation_rows(parts["adaLN_modulation"], c, carry.silu_c, 6, carry.x)
+        if not is_large(carry) and are_plain(parts, _PARTS):
+            done = forward_unfused(parts, carry)
+            if done is not None:
+                return done
+        rows = modulation_rows(parts["adaLN_modulation"], c, carry, 6)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows  # (B, D) each
         x, h = junction(carry, parts["norm1"], shift_msa, scale_msa)  # (B, N, D) each
         y, bias = call_without_bias(parts["attn"], h, carry.backends)
@@ -239,6 +261,6 @@ class FinalLayer(nn.Module):
     def forward(self, x, c, backends=None):
         reject_symbolic(x)
         carry = x if isinstance(x, Carry) else start_carry(x, c, backends or names_in_force())
-        shift, scale = modulation_rows(self.adaLN_modulation, c, carry.silu_c, 2, carry.x)  # (B, D) each
+        shift, scale = modulation_rows(self.adaLN_modulation, c, carry, 2)  # (B, D) each
         _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
         return self.linear(h)  # (B, N, p*p*C)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ditfast import ops
 from ditfast.models.plain import is_plain, parameter
+from ditfast.ops.gemm import linear_for_inference
 
 
 class Carry(NamedTuple):
@@ -50,23 +51,23 @@ def as_tokens(state):
     return state.x if isinstance(state, Carry) else state
 
 
-def modulation_rows(adaln: nn.Module, c, silu_c, parts: int, x):
-    """The rows of shifts, scales and gates that ``adaln`` makes of the conditioning of x, each (B, D)."""
-    return split_rows(_modulation(adaln, c, silu_c), parts, x)
+def modulation_rows(adaln: nn.Module, c, carry: Carry, parts: int):
+    """The rows of shifts, scales and gates that ``adaln`` makes of the conditioning c, each (B, D)."""
+    return split_rows(_modulation(adaln, c, carry), parts, carry.x)
 
 
-def _modulation(adaln, c, silu_c):
+def _modulation(adaln, c, carry):
     if is_plain(adaln, nn.Sequential):
         layers = tuple(adaln._modules.values())
         if len(layers) == 2 and is_plain(layers[0], nn.SiLU):
-            return _call_linear(layers[1], silu_c)
+            return _call_linear(layers[1], carry.silu_c, carry.backends)
     return adaln(c)
 
 
-def _call_linear(layer: nn.Module, x):
+def _call_linear(layer: nn.Module, x, backends):
     if not is_plain(layer, nn.Linear):
         return layer(x)
-    return F.linear(x, parameter(layer, "weight"), parameter(layer, "bias"))
+    return linear_for_inference(x, parameter(layer, "weight"), parameter(layer, "bias"), backends)
 
 
 def split_rows(rows, parts: int, x):
@@ -97,6 +98,10 @@ def _modulate_in_force():
     return modulate if modulate is not _modulate else sys.modules[__package__].modulate
 
 
+def modulates_as_usual() -> bool:
+    return _modulate_in_force() is _modulate
+
+
 def norm_modulate(norm: nn.Module, x, shift, scale, backends):
     """The norm of x, modulated: (B, N, D)."""
     if _is_fusible(norm):
@@ -115,7 +120,7 @@ def junction(carry: Carry, norm: nn.Module, shift, scale):
 
 def _is_fusible(norm):
     """Whether ``norm`` is a LayerNorm over D without parameters, which the fused operations compute and modulate."""
-    if _modulate_in_force() is not _modulate:
+    if not modulates_as_usual():
         return False
     return (
         is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None and len(norm.normalized_shape) == 1

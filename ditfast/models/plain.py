@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 from torch.nn.modules.module import _has_any_global_hook
 
-_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+ORDINARY = (torch.Tensor, torch.nn.Parameter)  # types of tensors that are just memory
 _FUSED = (nn.Linear, nn.LayerNorm, nn.GELU, nn.Identity, nn.Dropout, nn.Sequential, nn.SiLU, nn.Conv2d)
 # class -> its own forward, for which fusions stand; None where it was replaced before this was imported
 _ORIGINAL = {
@@ -33,7 +33,22 @@ def is_plain(module: torch.nn.Module, cls: type) -> bool:
     if _has_any_global_hook():
         return False
     for p in module._parameters.values():
-        if p is not None and type(p) not in _ORDINARY:
+        if p is not None and type(p) not in ORDINARY:
+            return False
+    return True
+
+
+def are_plain(modules: dict[str, torch.nn.Module], kinds: dict[str, type]) -> bool:
+    """Whether ``modules`` have these names and classes, and each `is_plain` but for its parameters."""
+    if tuple(modules) != tuple(kinds) or _has_any_global_hook():
+        return False
+    for module, cls in zip(modules.values(), kinds.values(), strict=True):
+        if type(module) is not cls or cls.forward is not _ORIGINAL[cls]:
+            return False
+        own = module.__dict__
+        if "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+            return False
+        if own["_backward_hooks"] or own["_backward_pre_hooks"]:
             return False
     return True
 

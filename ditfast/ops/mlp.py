@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ditfast.ops import checks, host, reference
+from ditfast.ops import checks, gemm, host, reference
 from ditfast.ops.autocast import autocasts, cast_for_inference, linear_dtype
 from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.availability import device_type, why_not_dtype
@@ -94,14 +94,12 @@ def _unsupported(h, *weights):
 
 def _inference(h, w1, b1, w2, b2, backend):
     name = resolve(OP, backend, h, h, w1.shape[0])
-    rows = h.reshape(-1, h.shape[-1])
+    rows, linear = h.reshape(-1, h.shape[-1]), gemm.linear_on_packed if name == "host" else F.linear
     if h.is_cuda:  # GELU in the GEMM's epilogue; this function's CPU version is the erf form
         act = torch._addmm_activation(b1, rows, w1.t(), use_gelu=True)
-    elif name == "host":
-        act = host.gelu_(F.linear(rows, w1, b1))
     else:
-        act = F.gelu(F.linear(rows, w1, b1), approximate="tanh")
-    return F.linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
+        act = host.gelu_(linear(rows, w1, b1)) if name == "host" else F.gelu(linear(rows, w1, b1), approximate="tanh")
+    return linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
 
 
 def _inference_fake(h, w1, b1, w2, b2, backend):
@@ -110,9 +108,10 @@ def _inference_fake(h, w1, b1, w2, b2, backend):
 
 def _forward(h, w1, b1, w2, b2, recompute, backend):
     name = resolve(OP, backend, h, h, w1.shape[0])
-    pre = F.linear(h.reshape(-1, h.shape[-1]), w1, b1)  # (B*N, F)
+    linear = gemm.linear if name == "host" else F.linear
+    pre = linear(h.reshape(-1, h.shape[-1]), w1, b1)  # (B*N, F)
     act = host.gelu(pre) if name == "host" else F.gelu(pre, approximate="tanh")
-    y = F.linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
+    y = linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
     return y, pre, pre.new_empty(0) if recompute else act
 
 
@@ -124,11 +123,12 @@ def _forward_fake(h, w1, b1, w2, b2, recompute, backend):
 def _backward(dy, h, w1, w2, pre, act, needs, backend):
     dy, rows = dy.reshape(-1, w2.shape[0]), h.reshape(-1, h.shape[-1])
     recompute = act.dim() == 1  # what was not kept is an empty vector in its place
-    dact = dy @ w2  # (B*N, F)
-    dpre, db1, recomputed = gelu_backward(dact, pre, recompute, resolve(OP, backend, h, h, w1.shape[0]))
+    name = resolve(OP, backend, h, h, w1.shape[0])
+    gradient = gemm.input_gradient if name == "host" else torch.matmul
+    dpre, db1, recomputed = gelu_backward(gradient(dy, w2), pre, recompute, name)  # (B*N, F)
     act = recomputed if recompute else act
     return (
-        (dpre @ w1).view_as(h) if needs[0] else dy.new_empty(0),
+        gradient(dpre, w1).view_as(h) if needs[0] else dy.new_empty(0),
         dpre.t() @ rows if needs[1] else dy.new_empty(0),
         db1,
         dy.t() @ act if needs[3] else dy.new_empty(0),

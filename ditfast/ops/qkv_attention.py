@@ -5,7 +5,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from ditfast.ops import checks
+from ditfast.ops import checks, gemm
 from ditfast.ops.attention import OP as ATTENTION
 from ditfast.ops.attention import attend, attention_flops, choose_attention, heads_of, run_backward, run_forward
 from ditfast.ops.autocast import autocasts, linear_dtype
@@ -43,7 +43,7 @@ def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *
     dtype = linear_dtype(h)
     name = choose_attention(OP, h, dtype, head_dim, scale, is_tracked((h, weight, bias)), backend)
     if name not in OP.kernels or bias is None or not is_tracked((bias,)):
-        return attend(F.linear(h, weight, bias), num_heads, scale, name)
+        return attend(gemm.linear_for_inference(h, weight, bias, (name,)), num_heads, scale, name)
     # cast here as autocast would, where autograd sees it; the bias's gradient is rounded once, to its own dtype
     return _call(h.to(dtype), weight.to(dtype), bias, num_heads, scale, name)[0]
 
@@ -67,7 +67,8 @@ def _check(h, weight, bias, num_heads):
 
 def _forward(h, weight, bias, num_heads, scale, backend):
     note(OP.name, backend)
-    qkv = F.linear(h.contiguous(), weight, bias.to(h.dtype))  # (B, N, 3*H*d)
+    linear = gemm.linear if backend == "host" else F.linear
+    qkv = linear(h.reshape(-1, h.shape[-1]), weight, bias.to(h.dtype)).view(*h.shape[:2], -1)  # (B, N, 3*H*d)
     out, lse = run_forward(qkv, num_heads, scale, backend)
     return out, qkv, lse
 
@@ -83,8 +84,9 @@ def _backward(dout, h, weight, qkv, out, lse, needs, bias_dtype, scale, backend)
     note(OP.name, backend)
     dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, bias_dtype)
     rows = dqkv.view(-1, weight.shape[0])  # (B*N, 3*H*d)
+    gradient = gemm.input_gradient if backend == "host" else torch.matmul
     return (
-        (rows @ weight).view(h.shape) if needs[0] else rows.new_empty(0),
+        gradient(rows, weight).view(h.shape) if needs[0] else rows.new_empty(0),
         rows.t() @ h.reshape(-1, h.shape[-1]) if needs[1] else rows.new_empty(0),
         dbias,
     )

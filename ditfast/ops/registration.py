@@ -67,7 +67,8 @@ def call_below_autograd(op, *args):
     if torch.compiler.is_compiling():
         return _call_traced(op, args)
     with torch._C._AutoDispatchBelowAutograd():
-        return _call_traced(op, args) if _is_seen(args) else _implementations[op](*args)
+        is_seen = torch.autograd._profiler_enabled() or is_intercepted(args)
+        return _call_traced(op, args) if is_seen else _implementations[op](*args)
 
 
 def _call_traced(op, args):
@@ -77,13 +78,11 @@ def _call_traced(op, args):
     return op(*args)
 
 
-def _is_seen(args) -> bool:
-    """Whether the dispatcher has more to do than to run it: modes, transforms, tracing, a profiler, other tensors."""
+def is_intercepted(args) -> bool:
+    """Whether others than a kernel may want the call: modes, transforms, tracing, subclasses."""
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return True
-    if torch._C._get_tracing_state() is not None:
-        return True
-    if torch.autograd._profiler_enabled() or not (args[0].is_cuda or args[0].is_cpu):
+    if torch._C._get_tracing_state() is not None or not (args[0].is_cuda or args[0].is_cpu):
         return True
     return not _ORDINARY.issuperset(map(type, args))
 

@@ -55,6 +55,11 @@ def repeat_choices(chosen: dict[str, str]) -> None:
     _repeated.update(chosen)
 
 
+def is_automatic(names: tuple[str, ...]) -> bool:
+    """Whether these `names_in_force` leave all to the automatic choice, and it repeats no earlier run's."""
+    return names[:1] == ("auto",) and not _repeated
+
+
 def repeated_choice(op: Op) -> str | None:
     """The kernel that the automatic choice tries first, if an earlier run took one."""
     name = _repeated.get(op.name)

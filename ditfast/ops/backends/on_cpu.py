@@ -30,6 +30,9 @@ FASTER_FROM = {  # instruction set -> operation -> precision -> elements
     "x86_64_v4": _ROWS | _ATTENTION,
     "x86_64_v4_bf16": _ROWS | _ATTENTION | _REST,
 }
+ONEDNN_FROM = {  # instruction set -> precision -> size of a Linear, see `takes_onednn`
+    "x86_64_v4_bf16": {"bf16": 0, "fp32": 2**21},
+}
 _records: dict[str, Op] = {}  # by name, which torch.compile can take for a constant
 
 
@@ -54,6 +57,25 @@ def takes_host(op: Op, stream: torch.dtype, branch: torch.dtype, width: int, ele
     if smallest is None or elements < smallest or forward_ad._current_level >= 0 or _is_traced():
         return False
     return is_able() and _is_right(op.name, stream, branch, width)
+
+
+def is_below(dtype: torch.dtype, elements: dict[str, int]) -> bool:
+    """Whether these operations, named with their elements, are all too small for `takes_host`, in one dtype."""
+    table, precision = FASTER_FROM.get(_isa(), {}), SHORT.get(dtype)
+    for name, size in elements.items():
+        smallest = table.get(name, {}).get(precision)
+        if smallest is not None and size >= smallest:
+            return False
+    return True
+
+
+def takes_onednn(dtype: torch.dtype, rows: int, elements: int) -> bool:
+    """Whether oneDNN computes a Linear faster than `F.linear`, for so many rows and a weight of so many elements.
+
+    Its size is that of the weight for each 64 rows: fewer take as long as it takes to read the weight.
+    """
+    smallest = ONEDNN_FROM.get(_isa(), {}).get(SHORT.get(dtype))
+    return smallest is not None and max(1, rows // 64) * elements >= smallest
 
 
 def _is_traced():

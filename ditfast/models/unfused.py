@@ -1,0 +1,135 @@
+"""An adaLN-Zero block in PyTorch's own operations: on the CPU, where no kernel would be taken.
+
+There the fused operations, each of which checks its arguments and chooses a backend, cost more than they compute. So
+all that is asked once for the whole block. Whatever is not as usual is left to them: their checks explain it, their
+choice honours it.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ditfast.models.carry import Carry, modulates_as_usual, set_pending
+from ditfast.models.plain import ORDINARY, are_plain
+from ditfast.ops import ATTENTION, JUNCTION, LAYER_NORM_MODULATE, MLP, checks
+from ditfast.ops.backends import on_cpu
+from ditfast.ops.backends.choice import is_automatic
+from ditfast.ops.backends.log import current_log, note
+from ditfast.ops.sdpa import sdpa
+
+_ATTENTION = {
+    "qkv": nn.Linear,
+    "q_norm": nn.Identity,
+    "k_norm": nn.Identity,
+    "attn_drop": nn.Dropout,
+    "proj": nn.Linear,
+    "proj_drop": nn.Dropout,
+}
+_MLP = {"fc1": nn.Linear, "act": nn.GELU, "fc2": nn.Linear}
+_ADALN = {"0": nn.SiLU, "1": nn.Linear}
+
+
+def is_large(carry: Carry) -> bool:
+    """Whether the tokens of ``carry`` are for the fused operations, by what costs next to nothing to ask."""
+    x = carry.x
+    if type(x) is not torch.Tensor or not x.is_cpu or torch.compiler.is_compiling():
+        return True
+    if not is_automatic(carry.backends) or torch.is_autocast_enabled("cpu"):
+        return True
+    return not on_cpu.is_below(x.dtype, {JUNCTION.name: x.numel()}) or torch._C._get_tracing_state() is not None
+
+
+def forward_unfused(parts: dict[str, nn.Module], carry: Carry) -> Carry | None:
+    """What a block of these parts makes of ``carry``, or None: ask the fused operations.
+
+    Args:
+        parts: the submodules of a `DiTBlock`, all of which are plain.
+    """
+    attn, mlp = parts["attn"], parts["mlp"]
+    linears, weights = _linears(attn._modules, mlp._modules, parts["adaLN_modulation"]._modules), []
+    for linear in linears:
+        own = linear._parameters
+        weights += (own.get("weight", linear), own.get("bias", linear))  # what is no parameter does not fit
+    norms, heads = (parts["norm1"], parts["norm2"]), attn.num_heads
+    if not (weights and _are_usual(attn, mlp, norms) and _fit(weights, carry) and carry.x.shape[2] % heads == 0):
+        return None
+    (b, n, d), width = carry.x.shape, weights[6].shape[0]
+    if not on_cpu.is_below(carry.x.dtype, {ATTENTION.name: b * n * d // heads, MLP.name: b * n * width}):
+        return None
+    for norm in norms:
+        checks.epsilon(norm.eps)
+    checks.factor("scale", attn.scale)
+    _note(carry)
+    return _forward(carry, weights, heads, attn.scale, norms[0].eps, norms[1].eps)
+
+
+def _linears(attn, mlp, adaln):
+    """Of the modulation, of qkv, the projection, the two of the MLP; none if a module is not plain."""
+    if not (are_plain(attn, _ATTENTION) and are_plain(mlp, _MLP) and are_plain(adaln, _ADALN)):
+        return ()
+    return adaln["1"], attn["qkv"], attn["proj"], mlp["fc1"], mlp["fc2"]
+
+
+def _are_usual(attn, mlp, norms) -> bool:
+    """Whether these modules have the settings for which `_forward` stands."""
+    if not modulates_as_usual() or not attn.fused_attn or mlp.recompute or mlp._modules["act"].approximate != "tanh":
+        return False
+    for norm in norms:
+        own = norm._parameters
+        has_weights = own.get("weight", norm) is not None or own.get("bias", norm) is not None
+        if has_weights or len(norm.normalized_shape) != 1:
+            return False
+    for name in ("attn_drop", "proj_drop"):
+        drop = attn._modules[name]
+        if drop.p > 0 and (attn.training or drop.training):
+            return False
+    return True
+
+
+def _fit(weights, carry) -> bool:
+    """Whether all tensors have the shapes of a block, and the device and dtype of the tokens."""
+    x, y, gate, bias, silu_c, _ = carry
+    shape, dtype, w1 = x.shape, x.dtype, weights[6]
+    if len(shape) != 3 or x.numel() == 0 or dtype not in checks.FLOATING or type(w1) not in ORDINARY:
+        return False
+    row, d, width = (shape[0], shape[2]), shape[2], w1.shape[0]
+    shapes = ((6 * d, d), (6 * d,), (3 * d, d), (3 * d,), (d, d), (d,), (width, d), (width,), (d, width), (d,), row)
+    tensors = (*weights, silu_c)
+    if y is not None:
+        shapes, tensors = (*shapes, shape, row, (d,)), (*tensors, y, gate, bias)
+    for t, expected in zip(tensors, shapes, strict=True):
+        if t is None and len(expected) == 1:  # a bias
+            continue
+        if type(t) not in ORDINARY or t.shape != expected or t.dtype is not dtype or not t.is_cpu:
+            return False
+    return True
+
+
+def _forward(carry, weights, heads, scale, eps1, eps2):
+    w_rows, b_rows, w_qkv, b_qkv, w_proj, b_proj, w1, b1, w2, b2 = weights
+    b, n, d = carry.x.shape
+    rows = F.linear(carry.silu_c, w_rows, b_rows).view(b, 6, 1, d)
+    shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows.unbind(1)  # (B, 1, D) each
+    x, y, gate, bias, *_ = carry
+    if y is not None:
+        x = torch.addcmul(x, gate.unsqueeze(1), y if bias is None else y + bias)
+    h = _norm_modulate(x, shift_msa, scale_msa, eps1)
+    q, k, v = F.linear(h, w_qkv, b_qkv).view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)  # (B, H, N, d) each
+    out = sdpa(q, k, v, scale).transpose(1, 2).reshape(b, n, d)
+    x = torch.addcmul(x, gate_msa, F.linear(out, w_proj, b_proj))
+    h = _norm_modulate(x, shift_mlp, scale_mlp, eps2)
+    y = F.linear(F.gelu(F.linear(h, w1, b1), approximate="tanh"), w2, b2)
+    return set_pending(carry, x, y, gate_mlp.squeeze(1), None)
+
+
+def _norm_modulate(x, shift, scale, eps):
+    return torch.addcmul(shift, F.layer_norm(x, (x.shape[2],), eps=eps), 1 + scale)
+
+
+def _note(carry):
+    """Tell `record` which operations these were."""
+    if current_log() is not None:
+        note(LAYER_NORM_MODULATE.name if carry.y is None else JUNCTION.name, "reference")
+        note(ATTENTION.name, "sdpa")
+        note(JUNCTION.name, "reference")
+        note(MLP.name, "reference")
