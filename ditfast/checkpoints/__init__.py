@@ -1,6 +1,6 @@
 """Weights on disk: the original's files, this package's folders, diffusers' format. Nothing in a file is executed."""
 
-from ditfast.checkpoints.convert import from_diffusers, patch_diffusers, to_diffusers
+from ditfast.checkpoints.convert import from_diffusers, match_original, patch_diffusers, to_diffusers
 from ditfast.checkpoints.files import find_model
 from ditfast.checkpoints.infer import infer_config
 from ditfast.checkpoints.load import from_pretrained, load_into, read_sampling, save_pretrained
@@ -11,6 +11,7 @@ __all__ = [
     "from_pretrained",
     "infer_config",
     "load_into",
+    "match_original",
     "patch_diffusers",
     "read_sampling",
     "save_pretrained",

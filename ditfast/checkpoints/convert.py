@@ -9,7 +9,7 @@ diffusers' model is not the function of the original:
 - there always is a null label, behind the others.
 
 `DiT` takes both numbers as arguments, so that conversion from diffusers is exact. In the other direction all but the
-frequencies is: give the new model to `patch_diffusers`.
+frequencies is: give the new model to `match_original`.
 """
 
 import torch
@@ -93,7 +93,7 @@ def config_from_diffusers(config: dict) -> dict:
 def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
     """The config and the weights of diffusers' DiTTransformer2DModel, from ``model.config, model.state_dict()``.
 
-    The embedders' copies share their memory. Without ``timestep_freq_shift=1`` in the config, `patch_diffusers` must
+    The embedders' copies share their memory. Without ``timestep_freq_shift=1`` in the config, `match_original` must
     follow. A row of zeros stands for the null label of a model that has none.
 
     Raises:
@@ -131,7 +131,7 @@ def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
     return theirs, _state_to(state, config["depth"])
 
 
-def patch_diffusers(model, timestep_freq_shift: float = 0, norm2_eps: float = 1e-6) -> None:
+def match_original(model, timestep_freq_shift: float = 0, norm2_eps: float = 1e-6) -> None:
     """Make diffusers' model, in place, the function of the original, or of a `DiT` with these two arguments.
 
     diffusers stores neither change: repeat this after its ``from_pretrained``.
@@ -139,6 +139,9 @@ def patch_diffusers(model, timestep_freq_shift: float = 0, norm2_eps: float = 1e
     for block in model.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = timestep_freq_shift
         block.norm3.eps = norm2_eps
+
+
+patch_diffusers = match_original  # its former name
 
 
 def _names(depth):

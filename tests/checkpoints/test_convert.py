@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ditfast.checkpoints import from_diffusers, load_into, patch_diffusers, to_diffusers
+from ditfast.checkpoints import from_diffusers, load_into, match_original, patch_diffusers, to_diffusers
 from ditfast.models import DiT
 
 DiTTransformer2DModel = pytest.importorskip("diffusers").DiTTransformer2DModel
@@ -70,18 +70,19 @@ def test_the_differences_are_real(kit):
 
 
 @pytest.mark.parametrize("changes", [{}, {"learn_sigma": False, "depth": 1, "mlp_ratio": 4}, {"input_size": (8, 8)}])
-def test_to_diffusers_computes_the_same_once_patched(kit, changes):
+def test_to_diffusers_computes_the_same_once_matched(kit, changes):
     ours = kit.tiny(**changes)
     theirs = theirs_from(ours)
     assert error(ours, theirs, kit.batch())[1:].min() > 1e-4  # diffusers' own frequencies
-    patch_diffusers(theirs)
+    match_original(theirs)
     assert error(ours, theirs, kit.batch()).max() < 1e-5
 
 
-def test_patch_sets_both_numbers(kit):
+def test_matching_sets_both_numbers(kit):
+    assert patch_diffusers is match_original  # its former name
     ours = kit.tiny(norm2_eps=1e-2)
     theirs = theirs_from(kit.tiny())
-    patch_diffusers(theirs, norm2_eps=1e-2)
+    match_original(theirs, norm2_eps=1e-2)
     assert error(ours, theirs, kit.batch()).max() < 1e-5
 
 
@@ -91,7 +92,7 @@ def test_there_and_back_is_bit_equal(kit):
     again = theirs_from(ours)
     kit.same(again, theirs)
     assert public(again.config) == public(theirs.config)
-    assert error(ours, again, kit.batch()).max() < 1e-5  # no patch: it has diffusers' frequencies
+    assert error(ours, again, kit.batch()).max() < 1e-5  # not matched: it has diffusers' frequencies
     back = ours_from(again)
     kit.same(back, ours)
     assert back.config == ours.config
@@ -100,7 +101,7 @@ def test_there_and_back_is_bit_equal(kit):
 def test_null_label(kit):
     ours = kit.tiny(class_dropout_prob=0.0)
     theirs = theirs_from(ours)
-    patch_diffusers(theirs)
+    match_original(theirs)
     x, t, _ = kit.batch()
     assert error(ours, theirs, (x, t, torch.tensor([4, 0, 1, 2]))).max() < 1e-5
     assert ours_from(theirs_like(kit)).y_embedder.embedding_table.weight.shape == (6, 32)  # label 5 is in kit.batch
@@ -112,7 +113,7 @@ def test_from_pretrained_reads_a_folder_of_diffusers(kit, tmp_path):
     ours = DiT.from_pretrained(tmp_path / "pipe", subfolder="transformer")
     assert error(ours, theirs, kit.batch()).max() < 1e-5
     official = DiT.from_pretrained(tmp_path / "pipe" / "transformer", timestep_freq_shift=0, norm2_eps=1e-6)
-    patch_diffusers(theirs)
+    match_original(theirs)
     assert error(official, theirs, kit.batch()).max() < 1e-5
 
 
