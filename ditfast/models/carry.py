@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ditfast import ops
-from ditfast.models.plain import is_plain, parameter
+from ditfast.models.plain import is_bare_layer_norm, is_plain, parameter
 from ditfast.ops.gemm import linear_for_inference
 
 
@@ -120,8 +120,4 @@ def junction(carry: Carry, norm: nn.Module, shift, scale):
 
 def _is_fusible(norm):
     """Whether ``norm`` is a LayerNorm over D without parameters, which the fused operations compute and modulate."""
-    if not modulates_as_usual():
-        return False
-    return (
-        is_plain(norm, nn.LayerNorm) and norm.weight is None and norm.bias is None and len(norm.normalized_shape) == 1
-    )
+    return modulates_as_usual() and is_bare_layer_norm(norm)

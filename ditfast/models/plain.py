@@ -19,6 +19,16 @@ def remember_forward(cls: type) -> type:
     return cls
 
 
+def forget_forward(cls: type) -> None:
+    """From now on `is_plain` and `has_original_forward` know the class, and say no."""
+    _ORIGINAL[cls] = None
+
+
+def is_original(cls: type) -> bool:
+    """Whether ``cls`` still has the forward that was remembered."""
+    return cls.forward is _ORIGINAL[cls]
+
+
 def is_plain(module: torch.nn.Module, cls: type) -> bool:
     """Whether calling ``module`` does exactly what the forward of ``cls`` does, and nobody watches the call.
 
@@ -51,6 +61,16 @@ def are_plain(modules: dict[str, torch.nn.Module], kinds: dict[str, type]) -> bo
         if own["_backward_hooks"] or own["_backward_pre_hooks"]:
             return False
     return True
+
+
+def is_bare_layer_norm(module: torch.nn.Module) -> bool:
+    """Whether ``module`` is a plain LayerNorm over the last dimension without parameters, as adaLN modulates it."""
+    return (
+        is_plain(module, nn.LayerNorm)
+        and module.weight is None
+        and module.bias is None
+        and len(module.normalized_shape) == 1
+    )
 
 
 def has_original_forward(module: torch.nn.Module, cls: type) -> bool:
