@@ -1,7 +1,7 @@
 """Builds ditfast._C with CMake and maps kernels/ to ditfast.kernels; the rest is in pyproject.toml.
 
-DITFAST_SKIP_CUDA=1 builds the host part alone, DITFAST_CUDA_ARCHS="80;90" chooses the device code,
-MAX_JOBS limits how many compilers run at once.
+DITFAST_PURE=1 leaves the extension out (Triton and the reference remain), DITFAST_SKIP_CUDA=1 builds its host part
+alone, DITFAST_CUDA_ARCHS="80;90" chooses the device code, MAX_JOBS limits how many compilers run at once.
 """
 
 import hashlib
@@ -19,6 +19,10 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 # the scripts of a virtual environment count even when it is not activated
 SEARCH_PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+
+
+def is_on(variable: str) -> bool:
+    return os.environ.get(variable, "0").lower() in ("1", "on", "true", "yes")
 
 
 def need(tool: str) -> str:
@@ -51,7 +55,6 @@ class CMakeBuild(build_ext):
 
         need_compiler()
         build, cmake = build_dir(), need("cmake")
-        skip_cuda = os.environ.get("DITFAST_SKIP_CUDA", "0").lower() in ("1", "on", "true", "yes")
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": need("ninja"),
@@ -59,7 +62,7 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "DITFAST_VERSION": self.distribution.get_version(),
-            "DITFAST_SKIP_CUDA": "ON" if skip_cuda else "OFF",
+            "DITFAST_SKIP_CUDA": "ON" if is_on("DITFAST_SKIP_CUDA") else "OFF",
         }
         archs = os.environ.get("DITFAST_CUDA_ARCHS")
         choices = [f"-D{name}={value}" for name, value in options.items()]
@@ -88,6 +91,6 @@ setup(
         *(f"ditfast.kernels.{name}" for name in find_packages(str(ROOT / "kernels"))),
     ],
     package_dir={"ditfast.kernels": "kernels"},
-    ext_modules=[CMakeExtension("ditfast._C")],
+    ext_modules=[] if is_on("DITFAST_PURE") else [CMakeExtension("ditfast._C")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -17,6 +17,7 @@ from importlib import import_module
 
 import ditfast
 from ditfast.command import words
+from ditfast.load_extension import load_extension
 
 
 def attempt(probe, *args) -> tuple:
@@ -74,8 +75,8 @@ def gpus() -> dict:
 
 
 def extension() -> dict:
-    config, why = attempt(lambda: dict(import_module("ditfast._C").build_config()))
-    probe, failed = attempt(lambda: import_module("ditfast._C").cuda_probe(0))
+    config, why = attempt(lambda: dict(load_extension().build_config()))
+    probe, failed = attempt(lambda: load_extension().cuda_probe(0))
     return {"build_config": config, "why_not": why, "gpu_code": why or failed or probe or "runs on GPU 0"}
 
 

@@ -43,9 +43,9 @@ def header(device: str) -> dict:
 
 def isa() -> str:
     """The instruction set of the CPU kernels."""
-    from ditfast import _C
+    from ditfast.load_extension import load_extension
 
-    return _C.isa()
+    return load_extension().isa()
 
 
 def cpu_model() -> str:

@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from ditfast.load_extension import load_extension
 from ditfast.ops.op import Op
 
 BACKENDS = ("cuda", "host", "reference", "sdpa", "triton")
@@ -68,10 +69,10 @@ def why_not_loaded() -> str | None:
     if not _installed["ditfast._C"]:
         return "the extension ditfast._C is not built"
     try:
-        import ditfast._C as _C
+        extension = load_extension()
     except ImportError as error:
         return f"the extension ditfast._C does not load: {error}"
-    return _why_not_current(_C)
+    return _why_not_current(extension)
 
 
 @cache

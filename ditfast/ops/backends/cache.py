@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from ditfast.load_extension import load_extension
+
 
 def folder() -> Path:
     base = os.environ.get("DITFAST_CACHE_DIR")
@@ -52,10 +54,9 @@ def _sources() -> list[Path]:
 def _isa() -> str:
     """Whose CPU kernels the answers are about."""
     try:
-        from ditfast import _C
+        return load_extension().isa()
     except ImportError:
         return "none"
-    return _C.isa()
 
 
 def _triton_version() -> str:
