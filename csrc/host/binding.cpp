@@ -54,6 +54,10 @@ void gelu_backward_(int type, std::int64_t rows, std::int64_t width, Address pre
     kernels().gelu_backward(call, threads);
 }
 
+void gelu_jvp_(int type, std::int64_t elements, Address pre, Address pre_t, Address act, Address act_t, int threads) {
+    kernels().gelu_jvp({dtype(type), elements, pointer(pre), pointer(pre_t), pointer(act), pointer(act_t)}, threads);
+}
+
 void rows_forward_(int stream, int branch, std::tuple<std::int64_t, std::int64_t, std::int64_t> shape, float eps,
                    const TokensArgument& x, const TokensArgument& y, const VectorsArgument& gate,
                    const VectorsArgument& bias, const VectorsArgument& shift, const VectorsArgument& scale,
@@ -74,6 +78,40 @@ void rows_forward_(int stream, int branch, std::tuple<std::int64_t, std::int64_t
         static_cast<float*>(pointer(rstd)),
     };
     kernels().rows_forward(call, threads);
+}
+
+void rows_jvp_(int stream, int branch, std::tuple<std::int64_t, std::int64_t, std::int64_t> shape, float eps,
+               const TokensArgument& x, const TokensArgument& y, const VectorsArgument& gate,
+               const VectorsArgument& bias, const VectorsArgument& shift, const VectorsArgument& scale,
+               const TokensArgument& x_new, const TokensArgument& h, Address mean, Address rstd,
+               const TokensArgument& x_t, const TokensArgument& y_t, const VectorsArgument& gate_t,
+               const VectorsArgument& bias_t, const VectorsArgument& shift_t, const VectorsArgument& scale_t,
+               const TokensArgument& x_new_t, const TokensArgument& h_t, int threads) {
+    const RowsJvp call{
+        {
+            rows_problem(stream, branch, shape),
+            eps,
+            tokens(x),
+            tokens(y),
+            vectors(gate),
+            vectors(bias),
+            vectors(shift),
+            vectors(scale),
+            tokens(x_new),
+            tokens(h),
+            static_cast<float*>(pointer(mean)),
+            static_cast<float*>(pointer(rstd)),
+        },
+        tokens(x_t),
+        tokens(y_t),
+        vectors(gate_t),
+        vectors(bias_t),
+        vectors(shift_t),
+        vectors(scale_t),
+        tokens(x_new_t),
+        tokens(h_t),
+    };
+    kernels().rows_jvp(call, threads);
 }
 
 void rows_backward_(int stream, int branch, std::tuple<std::int64_t, std::int64_t, std::int64_t> shape,
@@ -140,12 +178,16 @@ void bind(py::module_& m) {
     m.def("thread_runtime", &thread_runtime, "What runs the CPU kernels' threads: 'openmp', torch's, or 'pool'.");
     m.def("gelu_forward", without_gil(gelu_forward_), "dtype, M, F, pre, act, threads");
     m.def("gelu_backward", without_gil(gelu_backward_), "dtype, M, F, pre, act or 0, dact, dbias, threads");
+    m.def("gelu_jvp", without_gil(gelu_jvp_), "dtype, M * F, pre, pre_t, act, act_t, threads");
     const char* const patch_arguments =
         "bytes of an element, (B, C, gh, gw, p), channels_last, image, its strides, tokens, (stride_b, stride_n), threads";
     m.def("patchify", without_gil(patchify_), patch_arguments);
     m.def("unpatchify", without_gil(unpatchify_), patch_arguments);
     m.def("rows_forward", without_gil(rows_forward_),
           "stream, branch, (B, N, D), eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd, threads");
+    m.def("rows_jvp", without_gil(rows_jvp_),
+          "stream, branch, (B, N, D), eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd, the tangents x_t, y_t, "
+          "gate_t, bias_t, shift_t, scale_t, x_new_t, h_t, threads");
     m.def("rows_backward", without_gil(rows_backward_),
           "stream, branch, (B, N, D), dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, dgate, dshift, "
           "dscale, dbias, threads");

@@ -41,6 +41,14 @@ struct RowsForward {
     float* rstd;
 };
 
+// All that, and the tangents of what it writes. A null tangent of an input is zero.
+struct RowsJvp {
+    RowsForward forward;
+    Tokens x_t, y_t;
+    Vectors gate_t, bias_t, shift_t, scale_t;
+    Tokens x_new_t, h_t;
+};
+
 // The gradients of all that, where there is dh those of the norm, where there is y those of the residual.
 struct RowsBackward {
     RowsProblem problem;
@@ -60,6 +68,15 @@ struct Gelu {
     void* act;        // null where a backward is not asked for it
     void* dact;       // backward: becomes the gradient of pre
     void* dbias;      // (width,): the sum of that over the rows
+};
+
+struct GeluJvp {
+    DType dtype;
+    std::int64_t elements;
+    const void* pre;  // contiguous, as all of these
+    const void* pre_t;
+    void* act;
+    void* act_t;
 };
 
 }  // namespace ditfast::host

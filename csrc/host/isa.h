@@ -13,8 +13,10 @@ struct Kernels {
     void (*attention_backward)(const AttentionBackward& call, int threads);
     void (*gelu_forward)(const Gelu& call, int threads);
     void (*gelu_backward)(const Gelu& call, int threads);
+    void (*gelu_jvp)(const GeluJvp& call, int threads);
     void (*rows_forward)(const RowsForward& call, int threads);
     void (*rows_backward)(const RowsBackward& call, int threads);
+    void (*rows_jvp)(const RowsJvp& call, int threads);
 };
 
 // Instruction sets of this build that run on this CPU, the best last.

@@ -32,6 +32,15 @@ def _gelu_into(act, pre):
     return act
 
 
+def gelu_jvp(pre, pre_t):
+    """GELU (tanh) of pre (M, F), and its tangent. None of them need be contiguous."""
+    pre, pre_t = pre.contiguous(), pre_t.contiguous()
+    act, act_t = pre.new_empty(pre.shape), pre.new_empty(pre.shape)
+    pointers = (t.data_ptr() for t in (pre, pre_t, act, act_t))
+    _extension().gelu_jvp(CODES[pre.dtype], pre.numel(), *pointers, torch.get_num_threads())
+    return act, act_t
+
+
 def gelu_backward_(dact, pre, keep_act: bool):
     """Overwrite dact (M, F) with the gradient before GELU; also act (M, F), if kept, and dbias (F,)."""
     act = pre.new_empty(pre.shape) if keep_act else None
@@ -49,6 +58,15 @@ def layer_norm_modulate(x, shift, scale, eps, out_dtype):
     return h, mean, rstd
 
 
+def layer_norm_modulate_jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t):
+    """h (B, N, D), mean and rstd of the rows of x (B, N), and the tangent of h. A tangent that is None is zero."""
+    h, h_t = (x.new_empty(x.shape, dtype=out_dtype) for _ in range(2))
+    mean, rstd = _statistics(x)
+    tangents = x_t, None, None, None, shift_t, scale_t, None, h_t
+    _jvp(eps, (x, None, None, None, shift, scale, None, h), mean, rstd, tangents)
+    return h, mean, rstd, h_t
+
+
 def layer_norm_modulate_backward(dh, x, scale, mean, rstd):
     """dx (B, N, D), and (2, B, D): dshift, dscale."""
     dx, modulation = x.new_empty(x.shape), scale.new_empty(2, *scale.shape)
@@ -62,6 +80,14 @@ def gated_residual(x, y, gate, bias):
     x_new = x.new_empty(x.shape)
     _forward(0.0, x, y, gate, bias, None, None, x_new, None, None, None)
     return x_new
+
+
+def gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t):
+    """x + gate * (y + bias), (B, N, D), and its tangent. A tangent that is None is zero."""
+    x_new, x_new_t = x.new_empty(x.shape), x.new_empty(x.shape)
+    tangents = x_t, y_t, gate_t, bias_t, None, None, x_new_t, None
+    _jvp(0.0, (x, y, gate, bias, None, None, x_new, None), None, None, tangents)
+    return x_new, x_new_t
 
 
 def gated_residual_backward(dout, y, gate, bias):
@@ -78,6 +104,18 @@ def junction(x, y, gate, shift, scale, eps, bias, out_dtype):
     mean, rstd = _statistics(x)
     _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd)
     return x_new, h, mean, rstd
+
+
+def junction_jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_t, shift_t, scale_t, bias_t):
+    """x_new, h (B, N, D), mean and rstd of the rows of x_new (B, N), and the tangents of x_new and h.
+
+    A tangent that is None is zero.
+    """
+    (x_new, x_new_t), (h, h_t) = ([x.new_empty(x.shape, dtype=t) for _ in range(2)] for t in (x.dtype, out_dtype))
+    mean, rstd = _statistics(x)
+    tangents = x_t, y_t, gate_t, bias_t, shift_t, scale_t, x_new_t, h_t
+    _jvp(eps, (x, y, gate, bias, shift, scale, x_new, h), mean, rstd, tangents)
+    return x_new, h, mean, rstd, x_new_t, h_t
 
 
 def junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
@@ -123,16 +161,36 @@ def _dbias(gate, bias):
 
 def _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd):
     branch = _branch_dtype(y, h)
-    h_out = _buffer_for(h, branch)
-    x, y = _dense(x, x.dtype), _dense(y, branch)
-    gate, bias, shift, scale = (_dense(v) for v in (gate, bias, shift, scale))
+    rows = _readable((x, y, gate, bias, shift, scale, x_new, h), x.dtype, branch)
     _extension().rows_forward(
-        *(CODES[x.dtype], CODES[branch], tuple(x.shape), eps, _tokens(x), _tokens(y)),
-        *(_vectors(gate), _vectors(bias), _vectors(shift), _vectors(scale), _tokens(x_new), _tokens(h_out)),
+        *(CODES[x.dtype], CODES[branch], tuple(x.shape), eps, *_rows(rows)),
         *(_pointer(mean), _pointer(rstd), torch.get_num_threads()),
     )
-    if h_out is not h:
-        h.copy_(h_out)
+    _deliver(rows[-1], h)
+
+
+def _jvp(eps, primals, mean, rstd, tangents):
+    """Both are x, y, gate, bias, shift, scale and, to be written, x_new and h; None where the call has none."""
+    (x, y, *_, h), h_t = primals, tangents[-1]
+    branch = _branch_dtype(y, h)
+    primals, tangents = (_readable(rows, x.dtype, branch) for rows in (primals, tangents))
+    _extension().rows_jvp(
+        *(CODES[x.dtype], CODES[branch], tuple(x.shape), eps, *_rows(primals), _pointer(mean), _pointer(rstd)),
+        *(*_rows(tangents), torch.get_num_threads()),
+    )
+    _deliver(primals[-1], h)
+    _deliver(tangents[-1], h_t)
+
+
+def _readable(rows, stream, branch):
+    """x, y, gate, bias, shift, scale, x_new and h as the kernels take them."""
+    x, y, *vectors, x_new, h = rows
+    return _dense(x, stream), _dense(y, branch), *map(_dense, vectors), x_new, _buffer_for(h, branch)
+
+
+def _rows(rows):
+    x, y, *vectors, x_new, h = rows
+    return _tokens(x), _tokens(y), *map(_vectors, vectors), _tokens(x_new), _tokens(h)
 
 
 def _backward(dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, sums):
@@ -146,8 +204,7 @@ def _backward(dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, sums)
         *(_vectors(gate), _vectors(bias), _vectors(scale), _pointer(mean), _pointer(rstd)),
         *(_tokens(dx), _tokens(dy_out), *(_vectors(v) for v in sums), torch.get_num_threads()),
     )
-    if dy_out is not dy:
-        dy.copy_(dy_out)
+    _deliver(dy_out, dy)
 
 
 def _branch_dtype(*tensors):
@@ -159,6 +216,11 @@ def _branch_dtype(*tensors):
 def _buffer_for(out, dtype):
     """Where a kernel that writes ``dtype`` writes ``out``."""
     return out if out is None or out.dtype == dtype else out.new_empty(out.shape, dtype=dtype)
+
+
+def _deliver(written, out):
+    if written is not out:
+        out.copy_(written)
 
 
 def _dense(t, dtype=None):

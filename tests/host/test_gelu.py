@@ -126,3 +126,38 @@ def test_compiles_fullgraph():
     compiled = torch.compile(lambda *a: ops.mlp(*a, backend="host"), fullgraph=True, backend="aot_eager")
     args = inputs("bf16", 2, 5, 16, 64, "cpu")
     assert torch.equal(compiled(*args), ops.mlp(*args, backend="host"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows, width", ((1, 9), (0, 7), (700, 24), (65, 40)))
+@pytest.mark.parametrize("spread", (0.01, 3.0, 30.0))
+def test_jvp(rows, width, spread, dtype, isa, poisoned):
+    """Against float64; the primal is that of the forward. The tangent of a bias alone is expanded over the rows."""
+    pre, full = problem(dtype, rows, width, spread)
+    low, exact = reference(pre, full), reference(pre.double(), full.double())
+    act, act_t = host.gelu_jvp(pre, full)
+    assert torch.equal(act, host.gelu(pre))
+    # dpre of dact is, element by element, what act_t is of pre_t
+    assert_contract("act_t", act_t, low[1], exact[1], per_sample=False)
+    row = full[:1].expand(rows, width)
+    assert torch.equal(host.gelu_jvp(pre, row)[1], host.gelu_jvp(pre, row.contiguous())[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_jvp_is_bit_equal_for_any_number_of_threads(dtype, with_threads):
+    """Several tasks and a rest."""
+    pre, pre_t = problem(dtype, 700, 72)
+    first, *others = (with_threads(n, host.gelu_jvp, pre, pre_t) for n in (1, 2, 7))
+    for other in others:
+        assert all(map(torch.equal, first, other))
+
+
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
+def test_jvp_lets_out_what_is_not_finite(value, isa):
+    for dtype in DTYPES:
+        pre, pre_t = problem(dtype, 3, 40)
+        pre_t[1, 39] = value
+        act, act_t = host.gelu_jvp(pre, pre_t)
+        bad = torch.zeros(3, 40, dtype=torch.bool)
+        bad[1, 39] = True
+        assert act.isfinite().all() and torch.equal(~act_t.isfinite(), bad)

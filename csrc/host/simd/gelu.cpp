@@ -41,6 +41,25 @@ void forward(const Gelu& call, int threads) {
     });
 }
 
+template <class T>
+void jvp(const GeluJvp& call, int threads) {
+    parallel((call.elements + kElements - 1) / kElements, threads, 0, [&](std::int64_t task, float*) {
+        const std::int64_t first = task * kElements;
+        const T* pre = static_cast<const T*>(call.pre) + first;
+        const T* pre_t = static_cast<const T*>(call.pre_t) + first;
+        T* act = static_cast<T*>(call.act) + first;
+        T* act_t = static_cast<T*>(call.act_t) + first;
+        for_each_vector(smaller(kElements, call.elements - first), [&](std::int64_t i, auto extent) {
+            const Vec x = load(pre + i, extent), square = x * x;
+            const Sigmoid sigmoid = sigmoid_of<T>(x, square);
+            const Vec value = x * sigmoid.value;
+            const Vec slope = square * (3 * kCubic * kSlopeAtZero) + kSlopeAtZero;  // dz/dx
+            store(act + i, value, extent);
+            store(act_t + i, load(pre_t + i, extent) * (sigmoid.rest * (value * slope) + sigmoid.value), extent);
+        });
+    });
+}
+
 template <class T, bool kKeepAct>
 void backward_row(const T* pre, T* dact, T* act, float* sums, std::int64_t width) {
     for_each_vector(width, [&](std::int64_t i, auto extent) {
@@ -89,6 +108,10 @@ void gelu_backward(const Gelu& call, int threads) {
         if (call.act) return backward<decltype(zero), true>(call, threads);
         backward<decltype(zero), false>(call, threads);
     });
+}
+
+void gelu_jvp(const GeluJvp& call, int threads) {
+    with_type(call.dtype, [&](auto zero) { jvp<decltype(zero)>(call, threads); });
 }
 
 }  // namespace ditfast::host::DITFAST_ISA

@@ -10,7 +10,9 @@ void attention_forward(const AttentionForward& call, int threads);
 void attention_backward(const AttentionBackward& call, int threads);
 void gelu_forward(const Gelu& call, int threads);
 void gelu_backward(const Gelu& call, int threads);
+void gelu_jvp(const GeluJvp& call, int threads);
 void rows_forward(const RowsForward& call, int threads);
 void rows_backward(const RowsBackward& call, int threads);
+void rows_jvp(const RowsJvp& call, int threads);
 
 }  // namespace ditfast::host::DITFAST_ISA
