@@ -43,6 +43,27 @@ void forward_host(Address qkv, Address out, Address lse, const std::string& dtyp
     host::kernels().attention_forward(call, threads);
 }
 
+void jvp_host(Address qkv, Address qkv_t, Address out, Address lse, Address out_t, const std::string& dtype,
+              std::int64_t batch, std::int64_t tokens, std::int64_t heads, std::int64_t head_dim,
+              std::int64_t stride_b, std::int64_t stride_n, std::int64_t qkv_t_stride_b,
+              std::int64_t qkv_t_stride_n, float scale, int threads) {
+    const AttentionJvp call{
+        {
+            {parse_dtype(dtype), batch, tokens, heads, head_dim, stride_b, stride_n, scale},
+            pointer<void>(qkv),
+            pointer<void>(out),
+            pointer<float>(lse),
+        },
+        pointer<void>(qkv_t),
+        pointer<void>(out_t),
+        qkv_t_stride_b,
+        qkv_t_stride_n,
+    };
+    check(call);
+    check_threads(threads);
+    host::kernels().attention_jvp(call, threads);
+}
+
 void backward_host(Address dout, Address qkv, Address out, Address lse, Address dqkv,
                    Address dbias, const std::string& dtype, std::int64_t batch, std::int64_t tokens,
                    std::int64_t heads, std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
@@ -124,6 +145,10 @@ PYBIND11_MODULE(_C, m) {
     m.def("attention_forward_host", without_gil(ditfast::forward_host), py::kw_only(), "qkv"_a, "out"_a,
           "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a,
           "scale"_a, "threads"_a, "qkv (B, N, 3, H, d) -> out (B, N, H * d), lse (B, H, N).");
+    m.def("attention_jvp_host", without_gil(ditfast::jvp_host), py::kw_only(), "qkv"_a, "qkv_t"_a, "out"_a,
+          "lse"_a, "out_t"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a,
+          "stride_n"_a, "qkv_t_stride_b"_a, "qkv_t_stride_n"_a, "scale"_a, "threads"_a,
+          "As attention_forward_host; also, from the tangent of qkv, that of out (B, N, H * d).");
     m.def("attention_backward_host", without_gil(ditfast::backward_host), py::kw_only(), "dout"_a, "qkv"_a,
           "out"_a, "lse"_a, "dqkv"_a, "dbias"_a = ditfast::Address{0}, "dtype"_a, "batch"_a, "tokens"_a,
           "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a,

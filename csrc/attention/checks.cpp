@@ -89,6 +89,14 @@ void check(const AttentionForward& call) {
     check_pointer("lse", call.lse, call.problem);
 }
 
+void check(const AttentionJvp& call) {
+    check(call.forward);
+    check_at_least("qkv_t_stride_b", call.qkv_t_stride_b, 0);
+    check_at_least("qkv_t_stride_n", call.qkv_t_stride_n, 0);
+    check_pointer("qkv_t", call.qkv_t, call.forward.problem);
+    check_pointer("out_t", call.out_t, call.forward.problem);
+}
+
 void check(const AttentionBackward& call) {
     check_problem(call.problem);
     check_at_least("dout_stride_b", call.dout_stride_b, 0);

@@ -9,6 +9,7 @@ namespace ditfast {
 // Each throws std::invalid_argument with the name of the argument, the rule and the value.
 DType parse_dtype(const std::string& name);
 void check(const AttentionForward& call);
+void check(const AttentionJvp& call);
 void check(const AttentionBackward& call);
 void check_threads(int threads);
 

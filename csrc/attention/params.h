@@ -28,6 +28,14 @@ struct AttentionForward {
     float* lse;       // (B, H, N), contiguous: log of the sum over keys of exp(scale * q.k)
 };
 
+struct AttentionJvp {
+    AttentionForward forward;
+    const void* qkv_t;  // the tangent of qkv, with strides of its own
+    void* out_t;        // (B, N, H, d), contiguous: that of out
+    std::int64_t qkv_t_stride_b;
+    std::int64_t qkv_t_stride_n;
+};
+
 struct AttentionBackward {
     AttentionProblem problem;
     const void* dout;  // (B, N, H * d), any strides: those of an expanded gradient are zero

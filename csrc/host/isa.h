@@ -11,6 +11,7 @@ namespace ditfast::host {
 struct Kernels {
     void (*attention_forward)(const AttentionForward& call, int threads);
     void (*attention_backward)(const AttentionBackward& call, int threads);
+    void (*attention_jvp)(const AttentionJvp& call, int threads);
     void (*gelu_forward)(const Gelu& call, int threads);
     void (*gelu_backward)(const Gelu& call, int threads);
     void (*gelu_jvp)(const GeluJvp& call, int threads);

@@ -21,6 +21,20 @@ def host_forward(qkv, num_heads, scale):
     return out, lse
 
 
+def host_jvp(qkv, qkv_t, num_heads, scale):
+    """out, lse, and the tangent of out."""
+    from ditfast import _C
+
+    qkv, qkv_t = unit_stride(qkv), unit_stride(qkv_t)
+    out, lse = empty_outputs(qkv, num_heads)
+    out_t = out.new_empty(out.shape)
+    pointers = _pointers(qkv=qkv, qkv_t=qkv_t, out=out, lse=lse, out_t=out_t)
+    strides = {"qkv_t_stride_b": qkv_t.stride(0), "qkv_t_stride_n": qkv_t.stride(1)}
+    geometry = _geometry(qkv, num_heads)
+    _C.attention_jvp_host(**pointers, **geometry, **strides, scale=scale, threads=torch.get_num_threads())
+    return out, lse, out_t
+
+
 def host_backward(dout, qkv, out, lse, scale, bias_dtype=None):
     from ditfast import _C
 

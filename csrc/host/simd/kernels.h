@@ -8,6 +8,7 @@ namespace ditfast::host::DITFAST_ISA {
 
 void attention_forward(const AttentionForward& call, int threads);
 void attention_backward(const AttentionBackward& call, int threads);
+void attention_jvp(const AttentionJvp& call, int threads);
 void gelu_forward(const Gelu& call, int threads);
 void gelu_backward(const Gelu& call, int threads);
 void gelu_jvp(const GeluJvp& call, int threads);

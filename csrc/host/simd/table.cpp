@@ -5,8 +5,8 @@ namespace ditfast::host::DITFAST_ISA {
 
 extern const Kernels kernel_table;  // declared, or it would be this file's own
 const Kernels kernel_table = {
-    attention_forward, attention_backward,            //
-    gelu_forward,      gelu_backward,      gelu_jvp,  //
+    attention_forward, attention_backward, attention_jvp,  //
+    gelu_forward,      gelu_backward,      gelu_jvp,       //
     rows_forward,      rows_backward,      rows_jvp,
 };
 
