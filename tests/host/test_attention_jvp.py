@@ -12,6 +12,7 @@ from ditfast.ops import extension, reference
 
 _C = pytest.importorskip("ditfast._C")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
     (2, 1, 3, 64),
@@ -21,7 +22,7 @@ SHAPES = [
     (2, 64, 2, 64),
     (1, 65, 1, 1),
     (1, 9, 1, 256),
-    (1, 600, 1, 24),  # several blocks of keys
+    (1, 520, 1, 24),  # several blocks of keys
 ]
 INF = float("inf")
 
@@ -62,34 +63,32 @@ def test_tangent_of_one_part(part, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", (5, 600))
-def test_tangents_of_logits_that_nearly_cancel(n, dtype, isa):
+@pytest.mark.parametrize("n", (5, 300))
+def test_tangents_of_logits_that_nearly_cancel(n, dtype):
     """All tangents of a query's logits have a large part in common, which is worth nothing."""
-    qkv, qkv_t = problem(2, n, 2, 16, dtype=dtype)
-    parts(qkv, 2)[1][..., 0] = 16.0
-    parts(qkv_t, 2)[0][..., 0] = 16.0
-    assert_right(qkv, qkv_t, heads=2)
+    qkv, qkv_t = problem(2, n, 1, 16, dtype=dtype)
+    parts(qkv, 1)[1][..., 0] = 16.0
+    parts(qkv_t, 1)[0][..., 0] = 16.0
+    assert_right(qkv, qkv_t, heads=1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", (65, 600))
-def test_one_key_has_all_the_weight(n, dtype, isa):
-    """A key at the end: its weights alone move the mean, which then cancels what was there."""
-    qkv, qkv_t = problem(2, n, 2, 16, dtype=dtype)
-    q, k, _ = parts(qkv, 2)
-    q[..., 0], k[..., 0] = 16.0, 0.0
-    k[:, -3, :, 0] = 16.0
-    assert_right(qkv, qkv_t, heads=2)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", (300, 900))
-def test_weights_that_grow_from_block_to_block(n, dtype, isa):
+@pytest.mark.parametrize("n", (65, 300))
+def test_one_key_has_all_the_weight(n, dtype):
+    """A key at the end: its weight alone moves the mean, and cancels what was there."""
     qkv, qkv_t = problem(2, n, 1, 16, dtype=dtype)
     q, k, _ = parts(qkv, 1)
-    q[..., 0], k[..., 0] = 8.0, torch.linspace(-2, 2, n).view(1, n, 1).to(dtype)
+    q[..., 0], k[..., 0] = 16.0, 0.0
+    k[:, -3, :, 0] = 16.0
     assert_right(qkv, qkv_t, heads=1)
-    assert_right(qkv.flip(1), qkv_t, heads=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_that_grow_from_block_to_block(dtype, isa):
+    qkv, qkv_t = problem(1, 520, 1, 8, dtype=dtype)
+    q, k, _ = parts(qkv, 1)
+    q[..., 0], k[..., 0] = 8.0, torch.linspace(-2, 2, 520).view(1, 520, 1).to(dtype)
+    assert_right(qkv, qkv_t, heads=1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

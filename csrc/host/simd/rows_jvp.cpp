@@ -54,8 +54,8 @@ struct Sums {
     Vec of_row, of_row_t;
 };
 
-// x_new and its tangent, and both in float32 in the scratch; the norm is that of what is stored.
-template <class Stream, class Branch, bool kResidual>
+// x_new and its tangent, and for the norm, which is that of what is stored, both in float32 in the scratch.
+template <class Stream, class Branch, bool kResidual, bool kNorm>
 Sums residual(const RowsJvp& call, Scratch s, std::int64_t b, std::int64_t n) {
     const RowsForward& f = call.forward;
     const Stream* x = row_of<Stream>(f.x, b, n);
@@ -77,10 +77,12 @@ Sums residual(const RowsJvp& call, Scratch s, std::int64_t b, std::int64_t n) {
             value = keep(widen(x_new, stored), extent);
             tangent = keep(widen(x_new_t, stored_t), extent);
         }
-        store(s.row + i, value);
-        store(s.row_t + i, tangent);
-        sums.of_row += value;
-        sums.of_row_t += tangent;
+        if constexpr (kNorm) {
+            store(s.row + i, value);
+            store(s.row_t + i, tangent);
+            sums.of_row += value;
+            sums.of_row_t += tangent;
+        }
     });
     return sums;
 }
@@ -121,7 +123,7 @@ void jvp(const RowsJvp& call, int threads) {
         const Scratch scratch(memory, p.dim);
         fill<kResidual, kNorm>(scratch, call, b);
         for (std::int64_t n = first; n < smaller(p.tokens, first + kRows); ++n) {
-            const Sums sums = residual<Stream, Branch, kResidual>(call, scratch, b, n);
+            const Sums sums = residual<Stream, Branch, kResidual, kNorm>(call, scratch, b, n);
             if constexpr (kNorm) norm<Branch>(call, scratch, sums, b, n);
         }
     });
