@@ -23,12 +23,12 @@ struct Head {
     std::int64_t tokens, dim, inner, stride_v;  // inner: words along d
     float factor;                               // of the logits
     float scale;
-    float *k;                  // [key][k, k_t], words along d
-    float *query;              // [q_t, q][query], words along d
-    float *values;             // of each block of keys [v, v_t][c], words along keys
-    float *weights, *logits_t;  // [key][query]
-    float *operands;           // [weight * (logit_t - mean), weight][query], words along keys
-    float *out, *out_t;        // [c][query]
+    float* k;                   // [key][k, k_t], words along d
+    float* query;               // [q_t, q][query], words along d
+    float* values;              // of each block of keys [v_t, v][c], words along keys
+    float* operands;            // [weight, weight * (logit_t - mean)][query], words along keys
+    float *weights, *logits_t;  // [key][query]; where a word is one number, the weights are operands as they are
+    float *out, *out_t;         // [c][query]
 
     Head(const AttentionProblem& p, Scratch& scratch)
         : tokens(p.tokens),
@@ -41,9 +41,9 @@ struct Head {
         k = scratch.take(2 * tokens * inner);
         query = scratch.take(2 * inner * kPanel);
         values = scratch.take(2 * words(tokens, W::kNumbers) * stride_v);
-        weights = scratch.take(keys * kPanel);
-        logits_t = scratch.take(keys * kPanel);
         operands = scratch.take(2 * words(keys, W::kNumbers) * kPanel);
+        weights = W::kNumbers == 1 ? operands : scratch.take(keys * kPanel);
+        logits_t = scratch.take(keys * kPanel);
         out = scratch.take(dim * kPanel);
         out_t = scratch.take(dim * kPanel);
     }
@@ -88,8 +88,8 @@ void pack_values(const Head<T>& head, const Rows<T>& v, const Rows<T>& v_t) {
     for (std::int64_t first = 0; first < head.tokens; first += kKeys) {
         const std::int64_t keys = smaller(kKeys, head.tokens - first);
         float* const to = head.values_of(first);
-        pack_columns<W>(Rows<T>{v[first], v.stride}, keys, head.dim, to, head.stride_v);
-        pack_columns<W>(Rows<T>{v_t[first], v_t.stride}, keys, head.dim,
+        pack_columns<W>(Rows<T>{v_t[first], v_t.stride}, keys, head.dim, to, head.stride_v);
+        pack_columns<W>(Rows<T>{v[first], v.stride}, keys, head.dim,
                         to + words(keys, W::kNumbers) * head.stride_v, head.stride_v);
     }
 }
@@ -158,8 +158,9 @@ Vec operands_of(const float* weight, const float* logit_t, std::int64_t keys, Ve
         const bool has_second = W::kNumbers == 2 && key + 1 < keys;
         const Vec first = load(weight + key * kPanel);
         const Vec second = has_second ? load(weight + (key + 1) * kPanel) : Vec{};
-        store(to, W::join(times_tangent(key, first), has_second ? times_tangent(key + 1, second) : Vec{}));
-        store(to + second_half, W::join(first, second));
+        if (W::kNumbers == 2) store(to, W::join(first, second));
+        store(to + second_half,
+              W::join(times_tangent(key, first), has_second ? times_tangent(key + 1, second) : Vec{}));
     }
     return rest;
 }
@@ -191,9 +192,9 @@ Update soften(const Head<T>& head, std::int64_t keys, const Softmax& before, Sof
 template <class T>
 void accumulate(const Head<T>& head, std::int64_t first, std::int64_t keys, const Update& update) {
     using W = typename WordsOf<T>::type;
-    const Words v{head.values_of(first), 1, head.stride_v};
     const std::int64_t inner = words(keys, W::kNumbers);
-    multiply_rows<W, 6, kColumns>(v, head.operands, kPanel, head.dim, 2 * inner, [&](std::int64_t row, auto& c) {
+    const Words v_t{head.values_of(first), 1, head.stride_v}, v{v_t.data + inner * head.stride_v, 1, head.stride_v};
+    multiply_rows<W, 6, kColumns>(v_t, head.operands, kPanel, head.dim, 2 * inner, [&](std::int64_t row, auto& c) {
         for (auto& line : c) {
             for (int j = 0; j < kColumns; ++j) {
                 const std::int64_t at = row * kPanel + j * kLanes;
@@ -206,8 +207,7 @@ void accumulate(const Head<T>& head, std::int64_t first, std::int64_t keys, cons
             ++row;
         }
     });
-    multiply_rows<W, 6, kColumns>(v, head.operands + inner * kPanel, kPanel, head.dim, inner,
-                                  [&](std::int64_t row, auto& c) {
+    multiply_rows<W, 6, kColumns>(v, head.operands, kPanel, head.dim, inner, [&](std::int64_t row, auto& c) {
         for (auto& line : c) {
             for (int j = 0; j < kColumns; ++j) {
                 float* to = head.out + row * kPanel + j * kLanes;
