@@ -11,14 +11,17 @@ from ditfast.kernels.rows import (
     backward_options,
     centre,
     forward_options,
+    jvp_options,
     layer_norm_grad,
+    layer_norm_tangent,
+    load_optional_row,
     load_row,
     locate,
     normalize,
     store_row,
     zero_row,
 )
-from ditfast.kernels.strides import unit_stride
+from ditfast.kernels.strides import leading_strides, unit_stride
 from ditfast.kernels.sums import sum_partials
 
 
@@ -68,6 +71,35 @@ def backward_kernel(
     store_row(partial + tl.num_programs(0).to(tl.int64) * D, dscale0, dscale1, D, MAIN, TAIL)
 
 
+@triton.jit(do_not_specialize=["chunk"])
+def jvp_kernel(
+    x, shift, scale, x_t, shift_t, scale_t, h, mean, rstd, h_t, N, chunk, eps,
+    x_b, x_n, shift_b, scale_b, x_t_b, x_t_n, shift_t_b, scale_t_b,
+    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """A tangent is None where it is zero."""
+    _, b, first = locate(N, chunk)
+    shift0, shift1 = load_row(shift + b * shift_b, D, MAIN, TAIL)
+    scale0, scale1 = load_row(scale + b * scale_b, D, MAIN, TAIL)
+    scale0, scale1 = 1.0 + scale0, 1.0 + scale1
+    shift_t0, shift_t1 = load_optional_row(shift_t, b * shift_t_b, D, MAIN, TAIL)
+    scale_t0, scale_t1 = load_optional_row(scale_t, b * scale_t_b, D, MAIN, TAIL)
+    for n in tl.range(first, tl.minimum(first + chunk, N), num_stages=STAGES):
+        x0, x1 = load_row(x + b * x_b + n * x_n, D, MAIN, TAIL)
+        mu, r, x0, x1 = normalize(x0, x1, eps, D, MAIN, TAIL)
+        x0, x1 = x0 * r, x1 * r
+        row = b * N + n
+        store_row(h + row * D, x0 * scale0 + shift0, x1 * scale1 + shift1, D, MAIN, TAIL)
+        tl.store(mean + row, mu)
+        tl.store(rstd + row, r)
+        h_t0, h_t1 = x0 * scale_t0 + shift_t0, x1 * scale_t1 + shift_t1
+        if x_t is not None:
+            x_t0, x_t1 = load_row(x_t + b * x_t_b + n * x_t_n, D, MAIN, TAIL)
+            x_t0, x_t1 = layer_norm_tangent(x_t0, x_t1, x0, x1, r, D, TAIL)
+            h_t0, h_t1 = h_t0 + x_t0 * scale0, h_t1 + x_t1 * scale1
+        store_row(h_t + row * D, h_t0, h_t1, D, MAIN, TAIL)
+
+
 def forward(x, shift, scale, eps, out_dtype):
     """h (B, N, D), mean and rstd (B, N) float32."""
     b, n, d = x.shape
@@ -99,3 +131,23 @@ def backward(dh, x, scale, mean, rstd):
             **options,
         )  # fmt: skip
     return dx, sum_partials(partial, scale.dtype, None)[0]
+
+
+def jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t):
+    """h (B, N, D), mean and rstd (B, N) float32, and h_t, the tangent of h.
+
+    x_t, shift_t and scale_t are the tangents of x, shift and scale, None for zero.
+    """
+    b, n, d = x.shape
+    x, shift, scale, x_t, shift_t, scale_t = (unit_stride(t) for t in (x, shift, scale, x_t, shift_t, scale_t))
+    h, h_t = (x.new_empty(x.shape, dtype=out_dtype) for _ in range(2))
+    mean, rstd = (x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
+    if x.numel():
+        chunk, options = jvp_options(b, n, d, loads=1 if x_t is None else 2)
+        jvp_kernel[(b * triton.cdiv(n, chunk),)](
+            x, shift, scale, x_t, shift_t, scale_t, h, mean, rstd, h_t, n, chunk, eps,
+            *x.stride()[:2], shift.stride(0), scale.stride(0),
+            *leading_strides(x_t, 2), *leading_strides(shift_t, 1), *leading_strides(scale_t, 1),
+            **options,
+        )  # fmt: skip
+    return h, mean, rstd, h_t

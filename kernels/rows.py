@@ -41,6 +41,12 @@ def backward_options(batch: int, tokens: int, d: int, loads: int) -> tuple[int, 
     return _chunk_size(batch * tokens, programs, most=32), _options(d, form, loads, ahead=3)
 
 
+def jvp_options(batch: int, tokens: int, d: int, loads: int) -> tuple[int, dict]:
+    """As `forward_options`, but in the forms of backward: as many rows are held in registers."""
+    form = FORMS[d][1] if d in FORMS else _masked(d, per_thread=8)
+    return _chunk_size(batch * tokens, programs=1024, most=4), _options(d, form, loads, ahead=2)
+
+
 def _masked(d, per_thread):
     """One power of two, masked to D, so that accesses are as wide as can be; lanes beyond D idle."""
     block = max(32, triton.next_power_of_2(d))
@@ -90,6 +96,16 @@ def load_piece(at, FIRST: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr):
 def load_row(at, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
     """The row at ``at``, in two pieces."""
     return load_piece(at, 0, MAIN, D), load_piece(at, MAIN, TAIL, D)
+
+
+@triton.jit
+def load_optional_row(base, offset, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
+    """The row at ``base + offset``; zeros where base is None."""
+    if base is None:
+        row0, row1 = zero_row(MAIN, TAIL)
+    else:
+        row0, row1 = load_row(base + offset, D, MAIN, TAIL)
+    return row0, row1
 
 
 @triton.jit
@@ -153,3 +169,15 @@ def layer_norm_grad(dh0, dh1, xhat0, xhat1, scale0, scale1, rstd, D: tl.constexp
     c1 = total(g0, g1, TAIL) / D
     c2 = total(g0 * xhat0, g1 * xhat1, TAIL) / D
     return rstd * (g0 - c1 - xhat0 * c2), rstd * (g1 - c1 - xhat1 * c2)
+
+
+@triton.jit
+def layer_norm_tangent(x_t0, x_t1, xhat0, xhat1, rstd, D: tl.constexpr, TAIL: tl.constexpr):
+    """Tangent of xhat = LN(x), where x_t is that of x. All rows are zero beyond D, but not the result.
+
+    The mean of x_t is taken out before the second sum: the sum of xhat, which would multiply it, is zero to rounding.
+    """
+    c1 = total(x_t0, x_t1, TAIL) / D
+    x_t0, x_t1 = x_t0 - c1, x_t1 - c1
+    c2 = total(x_t0 * xhat0, x_t1 * xhat1, TAIL) / D
+    return rstd * (x_t0 - xhat0 * c2), rstd * (x_t1 - xhat1 * c2)

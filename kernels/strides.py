@@ -7,6 +7,7 @@ A stride is counted in elements and named after its tensor and the dimension alo
     x_c        from one channel of an image to the next
     x_h, x_w   from one pixel of an image to the one below it, to its right
     x_j        from one element of a patch to the next
+    x_m        from one row of a matrix to the next
 
 A dimension without such an argument is dense: the last one of token tensors has stride 1 (`unit_stride`), and
 outputs, which the launchers allocate, are contiguous.
@@ -15,6 +16,11 @@ outputs, which the launchers allocate, are contiguous.
 import torch
 
 
-def unit_stride(t: torch.Tensor) -> torch.Tensor:
-    """``t`` with unit stride in its last dimension; a copy only where it has another."""
-    return t if t.stride(-1) == 1 else t.contiguous()
+def unit_stride(t: torch.Tensor | None) -> torch.Tensor | None:
+    """``t`` with unit stride in its last dimension; a copy only where it has another. None stays None."""
+    return t if t is None or t.stride(-1) == 1 else t.contiguous()
+
+
+def leading_strides(t: torch.Tensor | None, count: int) -> tuple[int, ...]:
+    """Of the first ``count`` dimensions; zeros for None, of which a kernel reads nothing."""
+    return (0,) * count if t is None else t.stride()[:count]

@@ -1,0 +1,65 @@
+"""Plant an error in a copy of the kernels, which then takes their place."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ditfast import kernels
+
+FOLDER = Path(kernels.__file__).parent
+CAUGHT = "max error|relative L2 error|not finite"  # how the numerical contract says so
+
+
+@dataclass
+class Planted:
+    op: str
+    file: str  # in kernels/
+    where: str  # the function
+    right: str
+    wrong: str
+    what: str
+    case: dict  # changes of the inputs
+
+    def __str__(self):
+        return f"{self.op}-{self.where}-{self.what}".replace(" ", "_")
+
+
+def unchanged(planted):
+    """One of each operation and inputs: with the right text in place, what its test sees is the error alone."""
+    return {(p.op, *p.case.items()): p for p in planted}.values()
+
+
+def plant_in(files, planted, wrong, folder, monkeypatch):
+    """Until the test ends, ``files`` of kernels/ are copies in ``folder``, one of them with the text ``wrong``.
+
+    Rows are in chunks of 4 tokens; those of 48 columns have a tail, which backward and tangents mask.
+    """
+    for name in files:
+        source = (FOLDER / f"{name}.py").read_text()
+        if name == planted.file:
+            source = changed(source, planted.where, planted.right, wrong)
+        module = load(name, source, folder, monkeypatch)
+        if name == "rows":
+            monkeypatch.setattr(module, "_chunk_size", lambda *_, **__: 4)
+            monkeypatch.setitem(module.FORMS, 48, ((32, 16, 1), (32, 32, 1)))
+
+
+def changed(source, where, right, wrong):
+    """``source`` with one text replaced in one function, where it must occur once."""
+    head, start, rest = source.partition(f"\ndef {where}(")
+    body, end, tail = rest.partition("\n\n\n")
+    assert start and body.count(right) == 1, f"{right!r} does not occur once in {where}"
+    return head + start + body.replace(right, wrong) + end + tail
+
+
+def load(name, source, folder, monkeypatch):
+    """Let ``ditfast.kernels.<name>`` be this source until the test ends."""
+    path, full = folder / f"{name}.py", f"ditfast.kernels.{name}"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(full, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, full, module)
+    monkeypatch.setattr(kernels, name, module, raising=False)
+    spec.loader.exec_module(module)
+    return module
