@@ -1,4 +1,4 @@
-"""Backward of GELU (tanh) between the two GEMMs of the MLP; contract: ditfast/ops/mlp.py.
+"""Backward and tangent of GELU (tanh) between the two GEMMs of the MLP; contract: ditfast/ops/mlp.py.
 
 gelu(x) = x * sigmoid(z) with z = 2 * sqrt(2/pi) * (x + CUBIC * x^3), which does not cancel for negative x as
 1 + tanh does.
@@ -9,12 +9,23 @@ import triton
 import triton.language as tl
 
 from ditfast.kernels.rows import FUSE
+from ditfast.kernels.strides import unit_stride
 from ditfast.kernels.sums import sum_partials
 
 SLOPE_AT_ZERO = tl.constexpr(1.5957691216057308)  # dz/dx there: 2 * sqrt(2/pi)
 CUBIC = tl.constexpr(0.044715)
 CUBIC_OF_SLOPE = tl.constexpr(0.134145)  # 3 * CUBIC
 LARGE = tl.constexpr(1e37)  # where exp(-z) is cut: infinity times a sigmoid of zero would be NaN
+
+
+@triton.jit
+def sigmoid_and_derivative(x):
+    """sigmoid(z), by which x becomes gelu(x), and gelu's derivative."""
+    e = tl.minimum(tl.exp(x * (1.0 + x * x * CUBIC) * -SLOPE_AT_ZERO), LARGE)  # exp(-z)
+    sigmoid = 1.0 / (1.0 + e)
+    rest = e * sigmoid  # 1 - sigmoid, without cancellation
+    slope = (1.0 + x * x * CUBIC_OF_SLOPE) * SLOPE_AT_ZERO  # dz/dx
+    return sigmoid, sigmoid * (1.0 + rest * (x * slope))
 
 
 @triton.jit
@@ -34,16 +45,28 @@ def backward_kernel(
         at = rows.to(tl.int64)[:, None] * F + cols[None, :]
         x = tl.load(pre + at, mask=mask, other=0.0).to(tl.float32)  # (ROWS, COLS)
         dgelu = tl.load(dact + at, mask=mask, other=0.0).to(tl.float32)
-        e = tl.minimum(tl.exp(x * (1.0 + x * x * CUBIC) * -SLOPE_AT_ZERO), LARGE)  # exp(-z)
-        sigmoid = 1.0 / (1.0 + e)
-        rest = e * sigmoid  # 1 - sigmoid, without cancellation
-        slope = (1.0 + x * x * CUBIC_OF_SLOPE) * SLOPE_AT_ZERO  # dz/dx
-        dpre = dgelu * sigmoid * (1.0 + rest * (x * slope))
+        sigmoid, derivative = sigmoid_and_derivative(x)
+        dpre = dgelu * derivative
         tl.store(dact + at, dpre.to(dact.dtype.element_ty), mask=mask)
         if KEEP_ACT:
             tl.store(act + at, (x * sigmoid).to(act.dtype.element_ty), mask=mask)
         total += dpre
     tl.store(partial + program // blocks * F + cols, tl.sum(total, 0), mask=cols < F)
+
+
+@triton.jit
+def jvp_kernel(pre, pre_t, act, act_t, M, pre_m, pre_t_m, F: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    blocks = tl.cdiv(F, COLS)
+    program = tl.program_id(0).to(tl.int64)
+    cols = program % blocks * COLS + tl.arange(0, COLS)
+    rows = program // blocks * ROWS + tl.arange(0, ROWS)
+    mask = (rows < M)[:, None] & (cols < F)[None, :]
+    x = tl.load(pre + rows[:, None] * pre_m + cols[None, :], mask=mask, other=0.0).to(tl.float32)  # (ROWS, COLS)
+    x_t = tl.load(pre_t + rows[:, None] * pre_t_m + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    sigmoid, derivative = sigmoid_and_derivative(x)
+    at = rows[:, None] * F + cols[None, :]
+    tl.store(act + at, (x * sigmoid).to(act.dtype.element_ty), mask=mask)
+    tl.store(act_t + at, (x_t * derivative).to(act_t.dtype.element_ty), mask=mask)
 
 
 def backward_(dact, pre, keep_act: bool, bias_dtype):
@@ -59,3 +82,15 @@ def backward_(dact, pre, keep_act: bool, bias_dtype):
             F=f, ROWS=4, COLS=512, CHUNK=chunk, KEEP_ACT=keep_act, num_warps=4, **FUSE,
         )  # fmt: skip
     return act, sum_partials(partial, torch.float32, bias_dtype)[1]
+
+
+def jvp(pre, pre_t):
+    """act (M, F), gelu of pre, and its tangent act_t, of which pre_t is that of pre."""
+    m, f = pre.shape
+    pre, pre_t = unit_stride(pre), unit_stride(pre_t)
+    act, act_t = pre.new_empty(pre.shape), pre.new_empty(pre.shape)
+    if act.numel():
+        jvp_kernel[(triton.cdiv(m, 4) * triton.cdiv(f, 512),)](
+            pre, pre_t, act, act_t, m, pre.stride(0), pre_t.stride(0), F=f, ROWS=4, COLS=512, num_warps=4, **FUSE
+        )
+    return act, act_t

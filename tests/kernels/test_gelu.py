@@ -1,9 +1,13 @@
-"""GELU's backward where float32 ends before GELU does."""
+"""GELU's derivative where float32 ends before GELU does, and its tangent."""
+
+from functools import partial
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+
+from contract import assert_contract  # noqa: E402
 
 from ditfast.kernels import gelu  # noqa: E402
 
@@ -16,8 +20,42 @@ def test_far_tails(dtype, device):
     """Gradient 0 on the left and 1 on the right, where exp(-z) leaves the range of float32."""
     pre = torch.tensor([[-6e4, -1000, -100, -40, -34.5, 34.5, 40, 100, 1000, 6e4]], dtype=dtype, device=device)
     gradient = torch.full_like(pre, 2.0)
+    act_of_pass, tangent = gelu.jvp(pre, gradient)
     act, dbias = gelu.backward_(gradient, pre, True, torch.float32)
     expected = 2.0 * (pre > 0)
-    torch.testing.assert_close(gradient, expected.to(dtype), atol=1e-20, rtol=0)
-    torch.testing.assert_close(act, pre.clamp(min=0), atol=1e-20, rtol=0)
+    for t in (gradient, tangent):
+        torch.testing.assert_close(t, expected.to(dtype), atol=1e-20, rtol=0)
+    for t in (act, act_of_pass):
+        torch.testing.assert_close(t, pre.clamp(min=0), atol=1e-20, rtol=0)
     torch.testing.assert_close(dbias, expected[0].float(), atol=1e-20, rtol=0)
+
+
+def contiguous(t):
+    return t
+
+
+def strided(t):
+    """The same values in rows that are 8 elements longer."""
+    return torch.nn.functional.pad(t, (0, 8))[:, : t.shape[1]]
+
+
+def expanded(t):
+    """All rows are the first: what a tangent of the bias alone makes."""
+    return t[:1].expand(t.shape)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("layout", (contiguous, strided, expanded))
+def test_jvp(layout, dtype, device, poisoned):
+    """Two blocks of rows and two of columns, neither of which is full."""
+    g = torch.Generator().manual_seed(3)
+    pre, pre_t = (torch.randn(7, 520, generator=g).mul(k).to(device, dtype) for k in (3, 1))
+    pre_t = layout(pre_t)
+
+    def plain(dtype):
+        gelu_tanh = partial(torch.nn.functional.gelu, approximate="tanh")
+        return torch.func.jvp(gelu_tanh, (pre.to(dtype),), (pre_t.to(dtype),))
+
+    found = gelu.jvp(pre, pre_t), plain(dtype), plain(torch.float64)
+    for name, got, low, ref in zip(("act", "act_t"), *found, strict=True):
+        assert_contract(name, got, low, ref)
