@@ -225,10 +225,21 @@ TILES = {
         "forward": ((128, 64, 8, 3), (64, 64, 4, 3)),
         "dkdv": ((64, 64, 4, 1),),
         "dq": ((128, 64, 8, 2), (64, 64, 4, 2)),
+        "jvp": ((128, 64, 8, 2), (64, 64, 4, 2)),
     },
-    (8, 0): {"forward": ((64, 32, 4, 3),), "dkdv": ((32, 64, 4, 1),), "dq": ((64, 32, 4, 2),)},
+    (8, 0): {
+        "forward": ((64, 32, 4, 3),),
+        "dkdv": ((32, 64, 4, 1),),
+        "dq": ((64, 32, 4, 2),),
+        "jvp": ((64, 32, 4, 2),),
+    },
 }
-FLOAT32_TILES = {"forward": ((32, 32, 4, 1),), "dkdv": ((32, 32, 8, 1),), "dq": ((16, 16, 8, 1),)}  # no tensor cores
+FLOAT32_TILES = {  # no tensor cores
+    "forward": ((32, 32, 4, 1),),
+    "dkdv": ((32, 32, 8, 1),),
+    "dq": ((16, 16, 8, 1),),
+    "jvp": ((32, 16, 8, 1),),
+}
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -236,13 +247,13 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 def tiles(qkv, kernel: str, choice: int = 0) -> dict:
-    """Launch parameters of "forward", "dkdv" or "dq": Hopper's, or those that fit every GPU since Ampere."""
+    """Launch parameters of "forward", "dkdv", "dq" or "jvp": Hopper's, or those that fit every GPU since Ampere."""
     table = FLOAT32_TILES if qkv.dtype == torch.float32 else TILES.get(capability(qkv.device), TILES[8, 0])
     m, n, warps, stages = table[kernel][min(choice, len(table[kernel]) - 1)]
     return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, **FUSE}
 
 
-def _options(qkv, head_dim):
+def head_options(qkv, head_dim):
     upcast = os.environ.get("TRITON_INTERPRET") == "1" and qkv.dtype == torch.bfloat16
     return {"D": head_dim, "MAIN": 64, "TAIL": 0 if head_dim == 64 else 16, "UPCAST": upcast}
 
@@ -256,7 +267,7 @@ def forward(qkv, num_heads, scale):
         options = tiles(qkv, "forward")
         forward_kernel[(b * num_heads * triton.cdiv(n, options["BLOCK_M"]),)](
             qkv, out, lse, n, num_heads, *qkv.stride()[:2], scale,
-            **_options(qkv, width // 3 // num_heads), **options,
+            **head_options(qkv, width // 3 // num_heads), **options,
         )  # fmt: skip
     return out, lse
 
@@ -268,7 +279,7 @@ def backward(dout, qkv, out, lse, scale, bias_dtype: torch.dtype | None = None):
     """
     (b, n, width), num_heads = qkv.shape, lse.shape[1]
     keys, queries = tiles(qkv, "dkdv"), tiles(qkv, "dq")
-    options = _options(qkv, width // 3 // num_heads)
+    options = head_options(qkv, width // 3 // num_heads)
     parts = triton.cdiv(n, queries["BLOCK_M"])
     dqkv, bias = qkv.new_empty(qkv.shape), bias_dtype is not None
     partial = qkv.new_empty(1, b, parts, width, dtype=torch.float32) if bias else None
