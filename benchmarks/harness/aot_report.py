@@ -54,9 +54,9 @@ def measure(op: str, dtype: str, d: int) -> list[dict]:
 
 def _bytes(case, report):
     """Of a row, in bytes: what is loaded and stored, and what a program leaves, spread over its tokens."""
-    forward, d = report["kernel"] == "forward_kernel", case["shape"][2]
-    moved = {name: size * d for name, size in row_bytes(case, forward).items()}
-    return moved | {"sums": 0.0 if forward else 4 * SUMS[case["op"]] * d / report["chunk"]}
+    kernel, d = report["kernel"], case["shape"][2]
+    moved = {name: size * d for name, size in row_bytes(case, kernel).items()}
+    return moved | {"sums": 0.0 if kernel == "forward_kernel" else 4 * SUMS[case["op"]] * d / report["chunk"]}
 
 
 def predict(r: dict, gpu: str) -> dict:

@@ -20,6 +20,7 @@ from harness.aot.gpus import GPUS  # noqa: E402
 from harness.aot.sass import issue_slots  # noqa: E402
 
 ROWS = ("layer_norm_modulate", "gated_residual", "gated_residual_layer_norm_modulate")
+ROW_JVPS = tuple(f"{op}_jvp" for op in ROWS)
 DTYPES = {
     "fp32": {"dtype": "float32"},
     "fp16": {"dtype": "float16"},
@@ -31,6 +32,7 @@ KERNELS = {
     "mlp": {"backward_kernel", "sum_partials_kernel"},
     "attention": {"forward_kernel", "backward_dkdv_kernel", "backward_dq_kernel", "sum_partials_kernel"},
     "patches": {"embed_kernel", "patchify_kernel", "unpatchify_kernel"},
+    **dict.fromkeys((*ROW_JVPS, "mlp_jvp", "attention_jvp"), {"jvp_kernel"}),
 }
 # the first sums over chunks and writes (B, D), a fraction 1/N of what the rows are; a patch is p elements wide
 MAY_BE_NARROW = {"sum_partials_kernel", *KERNELS["patches"]}
@@ -43,9 +45,19 @@ REGISTERS = {
     "gated_residual_layer_norm_modulate": {"forward_kernel": 255, "backward_kernel": 255},
     "mlp": {"backward_kernel": 128},
     "attention": {"forward_kernel": 255, "backward_dkdv_kernel": 255, "backward_dq_kernel": 184},
+    "layer_norm_modulate_jvp": {"jvp_kernel": 168},
+    "gated_residual_jvp": {"jvp_kernel": 184},
+    "gated_residual_layer_norm_modulate_jvp": {"jvp_kernel": 255},
+    "mlp_jvp": {"jvp_kernel": 128},
+    "attention_jvp": {"jvp_kernel": 255},
 }
-# ptxas keeps two words in local memory rather than let a program less run
-STACK = {("gated_residual_layer_norm_modulate-fp32", 2048, 120): 8, ("attention-fp32", 1152, 120): 8}
+# ptxas keeps two or four words in local memory rather than let a program less run
+STACK = {
+    ("gated_residual_layer_norm_modulate-fp32", 2048, 120): 8,
+    ("attention-fp32", 1152, 120): 8,
+    ("gated_residual_layer_norm_modulate_jvp-fp32", 1152, 120): 16,
+    ("attention_jvp-bf16", 1152, 120): 16,
+}
 SHARED_LIMIT = {80: 163, 90: 227, 120: 99}  # KB per block; 120 has what 86 and 89 have
 LARGE, SMALL = (64, 256), (1, 64)  # B, N: the launchers choose other chunks for each
 
@@ -70,23 +82,35 @@ THIN = [
     case("attention", "bf16", 1152, archs=(90,)) | {"choice": 1},
     case("attention", "fp32", 1152, archs=(90,)),
     case("patches", "bf16", 1152, archs=(90,)),
+    *(case(op, dtype, 1152, archs=(80, 90)) for op in ROW_JVPS for dtype in ("bf16", "mixed")),
+    *(case(op, "bf16", d, archs=(90,)) for op in ROW_JVPS for d in FORMS if d != 1152),
+    *(case(op, "fp32", 1152, archs=(90,)) for op in (*ROW_JVPS, "attention_jvp")),
+    case("mlp_jvp", "bf16", 1152, archs=(80, 90)),
+    case("attention_jvp", "bf16", 1152, archs=(80, 90)),
+    case("attention_jvp", "bf16", 1152, archs=(90,)) | {"choice": 1},
 ]
 FULL = [
     *(
         case(op, dtype, d, tokens=tokens)
-        for op in (*ROWS, "mlp")
+        for op in (*ROWS, "mlp", *ROW_JVPS, "mlp_jvp")
         for d in (96, *FORMS, 1536, 4096)
         for dtype in DTYPES
         for tokens in (LARGE, SMALL)
     ),
     *(case("patches", dtype, d) for d in (384, 1152) for dtype in DTYPES),
     *(
-        case("attention", dtype, d, tokens=tokens)
+        case(op, dtype, d, tokens=tokens)
+        for op in ("attention", "attention_jvp")
         for d in (384, 1152)  # head dims 64 and 72
         for dtype in ("fp32", "fp16", "bf16")
         for tokens in (LARGE, SMALL)
     ),
-    *(case("attention", dtype, d, archs=(90,)) | {"choice": 1} for d in (384, 1152) for dtype in ("fp16", "bf16")),
+    *(
+        case(op, dtype, d, archs=(90,)) | {"choice": 1}
+        for op in ("attention", "attention_jvp")
+        for d in (384, 1152)
+        for dtype in ("fp16", "bf16")
+    ),
 ]
 
 
@@ -128,11 +152,12 @@ def assert_lean(reports, c):
         assert r["shared"] <= SHARED_LIMIT[r["arch"]] * 1024, r
         assert r["widths"], f"no access to global memory found: {r}"
         assert not r["wgmma_advice"], r
-        if c["op"] == "attention" and r["kernel"] != "sum_partials_kernel":
+        is_attention = c["op"] in ("attention", "attention_jvp")
+        if is_attention and r["kernel"] != "sum_partials_kernel":
             assert (r["tensor_core"] > 0) == (c["dtype"] != "float32"), r
         if r["kernel"] not in MAY_BE_NARROW:
             statistics = 2 * (1 + r.get("rows_ahead", 2))  # of each row in flight
-            one_each = c["op"] == "attention" and c["dtype"] == "float32"  # elements of a tail, for so many threads
+            one_each = is_attention and c["dtype"] == "float32"  # elements of a tail, for so many threads
             assert r["narrow"] == 0, r
             assert r["words"] <= WORDS.get(r["kernel"], statistics) or one_each, r
 
@@ -154,10 +179,10 @@ def assert_memory_bound(reports, c):
     What a program does outside of its loop over tokens is spread over the tokens of a full chunk.
     """
     rows = [r for r in reports if r["arch"] == 90 and "slots" in r]
-    assert {r["kernel"] for r in rows} == {"forward_kernel", "backward_kernel"}
+    assert {r["kernel"] for r in rows} == KERNELS[c["op"]] - {"sum_partials_kernel"}
     for r in rows:
         columns = c["shape"][2]
-        moved = sum(cases.row_bytes(c, r["kernel"] == "forward_kernel").values()) * columns
+        moved = sum(cases.row_bytes(c, r["kernel"]).values()) * columns
         slots = r["slots"] + r["outside"] / r["chunk"]
         assert slots <= GPUS["H200"].memory_clocks(moved), r
 
@@ -171,7 +196,7 @@ def test_registers(c, thin):
 
 
 def has_form(c):
-    return c["op"] in ROWS and c["shape"][2] in FORMS and c["shape"][:2] == list(LARGE)
+    return c["op"] in (*ROWS, *ROW_JVPS) and c["shape"][2] in FORMS and c["shape"][:2] == list(LARGE)
 
 
 @pytest.mark.parametrize("c", [*filter(has_form, THIN)], ids=label)

@@ -39,7 +39,7 @@ def captured(launches):
 
 
 def launches(case, arch):
-    """(kernel, args, kwargs) of every launch of ``case["op"]``, forward and backward."""
+    """(kernel, args, kwargs) of every launch of ``case["op"]``."""
     found = []
     with captured(found):
         launch(case, arch)
@@ -89,9 +89,8 @@ def build_all(case, arch):
         report = build(kernel, args, kwargs, arch)
         sass = report.pop("sass")
         if "MAIN" in kwargs and "STAGES" in kwargs:
-            forward = kernel.__name__ == "forward_kernel"
             lanes = kwargs["MAIN"] + kwargs["TAIL"]
-            stored = row_bytes(case, forward)["stored"]
+            stored = row_bytes(case, kernel.__name__)["stored"]
             report |= issue_slots(sass, kwargs["num_warps"], stored, kwargs["D"], lanes)
             report |= {"form": [kwargs["MAIN"], kwargs["TAIL"]], "rows_ahead": kwargs["STAGES"] - 1}
             report["chunk"] = args[kernel.arg_names.index("chunk")]
