@@ -2,6 +2,8 @@
 
 gelu(x) = x * sigmoid(z) with z = 2 * sqrt(2/pi) * (x + CUBIC * x^3), which does not cancel for negative x as
 1 + tanh does.
+
+Names of strides (pre_m): kernels/strides.py.
 """
 
 import torch

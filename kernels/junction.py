@@ -120,7 +120,7 @@ def jvp_kernel(
         y_t0, y_t1 = load_optional_row(y_t, b * y_t_b + n * y_t_n, D, MAIN, TAIL)
         y0, y1, y_t0, y_t1 = y0 + bias0, y1 + bias1, y_t0 + bias_t0, y_t1 + bias_t1
         x_t0, x_t1 = x_t0 + gate0 * y_t0 + gate_t0 * y0, x_t1 + gate1 * y_t1 + gate_t1 * y1
-        store_row(x_new_t + row * D, x_t0, x_t1, D, MAIN, TAIL)
+        store_row(x_new_t + row * D, x_t0, x_t1, D, MAIN, TAIL)  # to LN it goes as it is, before rounding
         x0, x1 = x0 + gate0 * y0, x1 + gate1 * y1
         # LN reads what the next kernel will read: x_new as stored
         x0, x1 = x0.to(x_new.dtype.element_ty).to(tl.float32), x1.to(x_new.dtype.element_ty).to(tl.float32)
