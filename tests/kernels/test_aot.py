@@ -57,6 +57,7 @@ STACK = {
     ("attention-fp32", 1152, 120): 8,
     ("gated_residual_layer_norm_modulate_jvp-fp32", 1152, 120): 16,
     ("attention_jvp-bf16", 1152, 120): 16,
+    ("attention_jvp-fp16", 1152, 120): 16,
 }
 SHARED_LIMIT = {80: 163, 90: 227, 120: 99}  # KB per block; 120 has what 86 and 89 have
 LARGE, SMALL = (64, 256), (1, 64)  # B, N: the launchers choose other chunks for each
