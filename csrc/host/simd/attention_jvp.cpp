@@ -14,41 +14,44 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-// One head, and what of it a task keeps as words. Both products of a tangent are one product over a sum of twice the
-// length, for which their operands lie next to each other.
+// One head, and what of it a task keeps as words.
 template <class T>
 struct Head {
     using W = typename WordsOf<T>::type;
 
     std::int64_t tokens, dim, inner, stride_v;  // inner: words along d
-    float factor;                               // of the logits
     float scale;
-    float* k;                   // [key][k, k_t], words along d
-    float* query;               // [q_t, q][query], words along d
-    float* values;              // of each block of keys [v_t, v][c], words along keys
-    float* operands;            // [weight, weight * (logit_t - mean)][query], words along keys
-    float *weights, *logits_t;  // [key][query]; where a word is one number, the weights are operands as they are
-    float *out, *out_t;         // [c][query]
+    Words k, k_t;
+    float *copied_k, *copied_k_t;
+    float *query, *query_t;      // [d][query], words along d
+    float *values, *values_t;    // [key][c], words along keys
+    float *operand, *operand_t;  // [key][query]: weight, weight * (logit_t - mean), words along keys
+    float* weights;              // [key][query]; where a word is one number, the operand as it is
+    float* logits_t;             // [key][query]
+    float *out, *out_t;          // [c][query]
 
     Head(const AttentionProblem& p, Scratch& scratch)
         : tokens(p.tokens),
           dim(p.head_dim),
           inner(words(p.head_dim, W::kNumbers)),
           stride_v(padded(p.head_dim)),
-          factor(p.scale * kLogit<T>),
-          scale(p.scale) {
+          scale(p.scale),
+          k{},
+          k_t{} {
         const std::int64_t keys = smaller(kKeys, tokens);
-        k = scratch.take(2 * tokens * inner);
-        query = scratch.take(2 * inner * kPanel);
-        values = scratch.take(2 * words(tokens, W::kNumbers) * stride_v);
-        operands = scratch.take(2 * words(keys, W::kNumbers) * kPanel);
-        weights = W::kNumbers == 1 ? operands : scratch.take(keys * kPanel);
+        copied_k = scratch.take(left_words_size(tokens, dim));
+        copied_k_t = scratch.take(left_words_size(tokens, dim));
+        query = scratch.take(inner * kPanel);
+        query_t = scratch.take(inner * kPanel);
+        values = scratch.take(words(tokens, W::kNumbers) * stride_v);
+        values_t = scratch.take(words(tokens, W::kNumbers) * stride_v);
+        operand = scratch.take(words(keys, W::kNumbers) * kPanel);
+        operand_t = scratch.take(words(keys, W::kNumbers) * kPanel);
+        weights = W::kNumbers == 1 ? operand : scratch.take(keys * kPanel);
         logits_t = scratch.take(keys * kPanel);
         out = scratch.take(dim * kPanel);
         out_t = scratch.take(dim * kPanel);
     }
-
-    float* values_of(std::int64_t first) const { return values + 2 * first / W::kNumbers * stride_v; }
 };
 
 // The softmax of a panel of queries over the keys seen so far.
@@ -70,62 +73,42 @@ struct Update {
     Vec correction[kColumns], step[kColumns];
 };
 
-template <class T>
-void pack_keys(const Head<T>& head, const Rows<T>& k, const Rows<T>& k_t) {
-    using W = typename WordsOf<T>::type;
-    for (std::int64_t n = 0; n < head.tokens; ++n) {
-        float* const row = head.k + n * 2 * head.inner;
-        for_each_vector(head.inner, [&](std::int64_t i, auto extent) {
-            store(row + i, row_words<W>(k[n], head.dim, i, extent), extent);
-            store(row + head.inner + i, row_words<W>(k_t[n], head.dim, i, extent), extent);
-        });
-    }
-}
-
-template <class T>
-void pack_values(const Head<T>& head, const Rows<T>& v, const Rows<T>& v_t) {
-    using W = typename WordsOf<T>::type;
-    for (std::int64_t first = 0; first < head.tokens; first += kKeys) {
-        const std::int64_t keys = smaller(kKeys, head.tokens - first);
-        float* const to = head.values_of(first);
-        pack_columns<W>(Rows<T>{v_t[first], v_t.stride}, keys, head.dim, to, head.stride_v);
-        pack_columns<W>(Rows<T>{v[first], v.stride}, keys, head.dim,
-                        to + words(keys, W::kNumbers) * head.stride_v, head.stride_v);
-    }
-}
-
-// Logits, in the place of the weights, with their maxima, and the logits' tangents.
-template <class T>
-void logits_of(const Head<T>& head, std::int64_t first, std::int64_t keys, Softmax& softmax) {
-    using W = typename WordsOf<T>::type;
-    const Words k{head.k + first * 2 * head.inner, 2 * head.inner, 1};
-    float* const logits = head.weights;
-    const float factor = head.factor;
-    multiply_rows<W, 6, kColumns>(k, head.query + head.inner * kPanel, kPanel, keys, head.inner,
-                                  [&](std::int64_t row, auto& c) {
+// finish(place, column, x) for each vector x of a b, at its place in a panel.
+template <class W, class Finish>
+void multiply_panel(Words a, const float* b, std::int64_t rows, std::int64_t inner, const Finish& finish) {
+    multiply_rows<W, 6, kColumns>(a, b, kPanel, rows, inner, [&](std::int64_t row, auto& c) {
         for (auto& line : c) {
-            for (int j = 0; j < kColumns; ++j) {
-                const Vec logit = line[j] * factor;
-                softmax.maximum[j] = at_least(logit, softmax.maximum[j]);
-                store(logits + row * kPanel + j * kLanes, logit);
-            }
+            for (int j = 0; j < kColumns; ++j) finish(row * kPanel + j * kLanes, j, line[j]);
             ++row;
         }
     });
-    float* const logits_t = head.logits_t;
-    const float scale = head.scale;
-    multiply_rows<W, 6, kColumns>(k, head.query, kPanel, keys, 2 * head.inner, [&](std::int64_t row, auto& c) {
-        for (auto& line : c) {
-            for (int j = 0; j < kColumns; ++j) store(logits_t + row * kPanel + j * kLanes, line[j] * scale);
-            ++row;
-        }
+}
+
+// Logits, in the place of the weights, with their maxima, and the logits' tangents. Sums of products are not joined
+// to one, which would round the terms of the smaller to the larger.
+template <class T>
+void logits_of(const Head<T>& head, std::int64_t first, std::int64_t keys, Softmax& softmax) {
+    using W = typename WordsOf<T>::type;
+    const auto from = [&](const Words& k) { return Words{k.data + first * k.stride_row, k.stride_row, 1}; };
+    float *const logits = head.weights, *const logits_t = head.logits_t;
+    const float factor = head.scale * kLogit<T>, scale = head.scale;
+    multiply_panel<W>(from(head.k), head.query, keys, head.inner, [&](std::int64_t at, int j, Vec x) {
+        const Vec logit = x * factor;
+        softmax.maximum[j] = at_least(logit, softmax.maximum[j]);
+        store(logits + at, logit);
+    });
+    multiply_panel<W>(from(head.k), head.query_t, keys, head.inner,
+                      [&](std::int64_t at, int, Vec x) { store(logits_t + at, x); });
+    multiply_panel<W>(from(head.k_t), head.query, keys, head.inner, [&](std::int64_t at, int, Vec x) {
+        store(logits_t + at, (load(logits_t + at) + x) * scale);
     });
 }
 
 // Weights exp(logit - maximum) in the place of the logits. Returns the sum of weight * (tangent - mean).
 template <class T>
-Vec weights_of(float* logit, const float* logit_t, std::int64_t keys, Vec maximum, Vec mean, Vec& sum) {
+Vec weights_of(const Head<T>& head, std::int64_t column, std::int64_t keys, Vec maximum, Vec mean, Vec& sum) {
     using W = typename WordsOf<T>::type;
+    float *logit = head.weights + column, *logit_t = head.logits_t + column;
     // where every logit is -inf, subtracting it would give inf - inf
     const Vec origin = (maximum == -kInfinity) ? Vec{} : maximum;
     Vec moment{};
@@ -143,24 +126,24 @@ Vec weights_of(float* logit, const float* logit_t, std::int64_t keys, Vec maximu
     return moment;
 }
 
-// The operands of the second products. Returns the sum of weight * (tangent - mean).
+// The operands of the second products, in a column of their panels. Returns the sum of weight * (tangent - mean).
 template <class T>
-Vec operands_of(const float* weight, const float* logit_t, std::int64_t keys, Vec mean, float* to) {
+Vec operands_of(const Head<T>& head, std::int64_t column, std::int64_t keys, Vec mean) {
     using W = typename WordsOf<T>::type;
-    const std::int64_t second_half = words(keys, W::kNumbers) * kPanel;
+    const float *weight = head.weights + column, *logit_t = head.logits_t + column;
     Vec rest{};
     const auto times_tangent = [&](std::int64_t key, Vec w) {
         const Vec product = w * (load(logit_t + key * kPanel) - mean);
         rest += product;
         return product;
     };
-    for (std::int64_t key = 0; key < keys; key += W::kNumbers, to += kPanel) {
+    for (std::int64_t key = 0; key < keys; key += W::kNumbers, column += kPanel) {
         const bool has_second = W::kNumbers == 2 && key + 1 < keys;
         const Vec first = load(weight + key * kPanel);
         const Vec second = has_second ? load(weight + (key + 1) * kPanel) : Vec{};
-        if (W::kNumbers == 2) store(to, W::join(first, second));
-        store(to + second_half,
-              W::join(times_tangent(key, first), has_second ? times_tangent(key + 1, second) : Vec{}));
+        if (W::kNumbers == 2) store(head.operand + column, W::join(first, second));
+        const Vec first_t = times_tangent(key, first);
+        store(head.operand_t + column, W::join(first_t, has_second ? times_tangent(key + 1, second) : Vec{}));
     }
     return rest;
 }
@@ -171,14 +154,12 @@ Update soften(const Head<T>& head, std::int64_t keys, const Softmax& before, Sof
     for (int j = 0; j < kColumns; ++j) {
         const Vec shift = before.maximum[j] - softmax.maximum[j];
         const Vec correction = weight_of<T>(before.maximum[j] == -kInfinity ? before.maximum[j] : shift);
-        float* const weight = head.weights + j * kLanes;
-        const float* const logit_t = head.logits_t + j * kLanes;
         const Vec sum_before = before.sum[j] * correction;
         Vec sum = sum_before;
-        const Vec moment = weights_of<T>(weight, logit_t, keys, softmax.maximum[j], before.mean[j], sum);
+        const Vec moment = weights_of(head, j * kLanes, keys, softmax.maximum[j], before.mean[j], sum);
         const Vec step = sum > 0.0f ? moment / sum : Vec{};
         const Vec mean = before.mean[j] + step;
-        const Vec rest = operands_of<T>(weight, logit_t, keys, mean, head.operands + j * kLanes);
+        const Vec rest = operands_of(head, j * kLanes, keys, mean);
         softmax.sum[j] = sum;
         softmax.mean[j] = mean;
         softmax.rest[j] = before.rest[j] * correction - step * sum_before + rest;
@@ -188,33 +169,21 @@ Update soften(const Head<T>& head, std::int64_t keys, const Softmax& before, Sof
     return update;
 }
 
-// out_t, then out, of which out_t needs what was there before.
+// Adds a block of keys to out_t, which needs of out what was there before, and to out.
 template <class T>
 void accumulate(const Head<T>& head, std::int64_t first, std::int64_t keys, const Update& update) {
     using W = typename WordsOf<T>::type;
-    const std::int64_t inner = words(keys, W::kNumbers);
-    const Words v_t{head.values_of(first), 1, head.stride_v}, v{v_t.data + inner * head.stride_v, 1, head.stride_v};
-    multiply_rows<W, 6, kColumns>(v_t, head.operands, kPanel, head.dim, 2 * inner, [&](std::int64_t row, auto& c) {
-        for (auto& line : c) {
-            for (int j = 0; j < kColumns; ++j) {
-                const std::int64_t at = row * kPanel + j * kLanes;
-                if (first > 0) {
-                    const Vec moved = load(head.out_t + at) - update.step[j] * load(head.out + at);
-                    line[j] = moved * update.correction[j] + line[j];
-                }
-                store(head.out_t + at, line[j]);
-            }
-            ++row;
-        }
+    const std::int64_t offset = first / W::kNumbers * head.stride_v, inner = words(keys, W::kNumbers);
+    const Words v{head.values + offset, 1, head.stride_v}, v_t{head.values_t + offset, 1, head.stride_v};
+    float *const out = head.out, *const out_t = head.out_t;
+    multiply_panel<W>(v_t, head.operand, head.dim, inner, [&](std::int64_t at, int j, Vec x) {
+        if (first > 0) x = (load(out_t + at) - update.step[j] * load(out + at)) * update.correction[j] + x;
+        store(out_t + at, x);
     });
-    multiply_rows<W, 6, kColumns>(v, head.operands, kPanel, head.dim, inner, [&](std::int64_t row, auto& c) {
-        for (auto& line : c) {
-            for (int j = 0; j < kColumns; ++j) {
-                float* to = head.out + row * kPanel + j * kLanes;
-                store(to, first == 0 ? line[j] : load(to) * update.correction[j] + line[j]);
-            }
-            ++row;
-        }
+    multiply_panel<W>(v, head.operand_t, head.dim, inner,
+                      [&](std::int64_t at, int, Vec x) { store(out_t + at, load(out_t + at) + x); });
+    multiply_panel<W>(v, head.operand, head.dim, inner, [&](std::int64_t at, int j, Vec x) {
+        store(out + at, first == 0 ? x : load(out + at) * update.correction[j] + x);
     });
 }
 
@@ -252,12 +221,14 @@ void jvp_head(const AttentionJvp& call, std::int64_t b, std::int64_t h, float* m
     const auto primal = [&](int part) { return head_of<T>(p, call.forward.qkv, part, b, h); };
     const auto tangent = [&](int part) { return head_of<T>(of_tangent, call.qkv_t, part, b, h); };
     Scratch scratch(memory);
-    const Head<T> head(p, scratch);
-    pack_keys(head, primal(1), tangent(1));
-    pack_values(head, primal(2), tangent(2));
+    Head<T> head(p, scratch);
+    head.k = left_words<W>(primal(1), p.tokens, p.head_dim, head.copied_k);
+    head.k_t = left_words<W>(tangent(1), p.tokens, p.head_dim, head.copied_k_t);
+    pack_columns<W>(primal(2), p.tokens, p.head_dim, head.values, head.stride_v);
+    pack_columns<W>(tangent(2), p.tokens, p.head_dim, head.values_t, head.stride_v);
     for (std::int64_t panel = 0; panel < p.tokens; panel += kPanel) {
-        pack_panel<W>(tangent(0), panel, p.tokens, p.head_dim, head.query);
-        pack_panel<W>(primal(0), panel, p.tokens, p.head_dim, head.query + head.inner * kPanel);
+        pack_panel<W>(primal(0), panel, p.tokens, p.head_dim, head.query);
+        pack_panel<W>(tangent(0), panel, p.tokens, p.head_dim, head.query_t);
         Softmax softmax;
         for (std::int64_t first = 0; first < p.tokens; first += kKeys) {
             const std::int64_t keys = smaller(kKeys, p.tokens - first);
