@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
-NAME = "ditfast._C"
+NAME = f"{__package__}._C"
 
 
 def load_extension():

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from ditfast.ops.op import Op
+from ditfast.ops.registration import NAMESPACE
 
 _COUNTER = "torch.utils.flop_counter"
 
@@ -26,7 +27,7 @@ def install(ops: tuple[Op, ...]) -> None:
 def _register(ops, counter):
     for op in ops:
         for name, formula in op.flops.items():
-            counter.register_flop_formula(getattr(torch.ops.ditfast, name))(formula)
+            counter.register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(formula)
 
 
 class _WhenImported(MetaPathFinder):

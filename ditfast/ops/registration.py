@@ -15,7 +15,8 @@ from ditfast.ops.backends.log import current_log, record_in
 from ditfast.ops.sizes import Sizes
 from ditfast.ops.vmap import vmap_rule
 
-_library = torch.library.Library("ditfast", "DEF")
+NAMESPACE = __package__.partition(".")[0]  # "ditfast", or the name under which a copy was loaded
+_library = torch.library.Library(NAMESPACE, "DEF")
 _implementations = {}  # operation -> the Python function that it runs on a CPU or a GPU
 _calls = {}  # operation -> the function that calls it with its autograd
 # types that arguments of operations have: of all tensors, those that are just memory
@@ -35,8 +36,8 @@ def register_op(schema: str, implementation, fake, rules: dict[str, str], *, sam
     _library.define(schema)
     for device, function in (("CPU", implementation), ("CUDA", guarded)):
         _library.impl(name, _with_checks(sizes, function), device)
-    torch.library.register_fake(f"ditfast::{name}", fake, lib=_library)
-    op = getattr(torch.ops.ditfast, name).default
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
     torch.library.register_vmap(op, vmap_rule(op, sample_dims, shared), lib=_library)
     _implementations[op] = guarded
     return op

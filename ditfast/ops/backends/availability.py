@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from ditfast.load_extension import NAME as EXTENSION
 from ditfast.load_extension import load_extension
 from ditfast.ops.op import Op
 
@@ -25,7 +26,7 @@ CALLED = (  # functions of the extension
     "rows_backward",
     "rows_forward",
 )
-_installed = {name: importlib.util.find_spec(name) is not None for name in ("triton", "ditfast._C")}
+_installed = {name: importlib.util.find_spec(name) is not None for name in ("triton", EXTENSION)}
 _on_gpu: dict[int, str | None] = {}  # device index -> why the extension's device code cannot run there
 
 
@@ -66,7 +67,7 @@ def _why_not_extension(name, device_type):
 
 def why_not_loaded() -> str | None:
     """Why the extension cannot be called; None if it can."""
-    if not _installed["ditfast._C"]:
+    if not _installed[EXTENSION]:
         return "the extension ditfast._C is not built"
     try:
         extension = load_extension()

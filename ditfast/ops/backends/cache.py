@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ditfast.load_extension import NAME as EXTENSION
 from ditfast.load_extension import load_extension
 
 
@@ -42,7 +43,7 @@ def _sources() -> list[Path]:
     """The kernels, the extension, and what launches and checks them."""
     from ditfast import kernels
 
-    extension = find_spec("ditfast._C")
+    extension = find_spec(EXTENSION)
     binary = [Path(extension.origin)] if extension else []
     return [
         *sorted(Path(kernels.__path__[0]).glob("*.py")),

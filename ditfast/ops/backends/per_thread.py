@@ -24,7 +24,7 @@ class PerThread(threading.local):
     """One value per thread; torch.compile guards on `own`, which it could not with a ContextVar."""
 
     def __init__(self, name: str, default=None):
-        self.key, self.default = f"ditfast.{name}", default
+        self.key, self.default = f"{__name__}.{name}", default
         self.own = default
         self.handed_on = None  # made when first set
 
