@@ -9,7 +9,7 @@ import pytest
 
 from ditfast.command import words
 
-COMMANDS = ["doctor", "encode", "evaluate", "export", "flops", "sample", "train"]
+COMMANDS = ["doctor", "encode", "evaluate", "export", "flops", "integrations/hub/__main__", "sample", "train"]
 
 
 def test_the_home_folder(monkeypatch):

@@ -91,6 +91,41 @@ def test_one_sample_and_odd_sizes(kit):
     torch.testing.assert_close(model(**arguments).sample, expected, rtol=1e-12, atol=1e-12)
 
 
+class WithAdapter(nn.Module):
+    """Attention of a Flux block with the third output that an IP adapter adds."""
+
+    def __init__(self, attn):
+        super().__init__()
+        self.attn = attn
+
+    def forward(self, ip_scale, **arguments):
+        y, context = self.attn(**arguments)
+        return y, context, ip_scale * y
+
+
+def test_flux_with_an_ip_adapter(kit):
+    model = kit.make("flux", torch.float64, num_layers=1)
+    block = model.transformer_blocks[0]
+    block.attn = WithAdapter(block.attn)
+    rows = torch.randn(3, 16, dtype=torch.float64)
+    x, text = torch.randn(3, 7, 16).double(), torch.randn(3, 5, 16).double()
+    expected = block(x, text, rows, None, {"ip_scale": 0.5})
+    patch(model, backend="reference")
+    for got, want in zip(block(x, text, rows, None, {"ip_scale": 0.5}), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_flux_in_float16_stays_finite(kit):
+    """Its blocks clip what float16 cannot hold."""
+    model = kit.make("flux", torch.float16)
+    with torch.no_grad():
+        model.single_transformer_blocks[0].proj_out.weight *= 3e4
+        expected = model(**kit.inputs("flux", torch.float16)).sample
+        assert expected.isfinite().all()
+        patch(model, backend="reference")
+        assert model(**kit.inputs("flux", torch.float16)).sample.isfinite().all()
+
+
 def test_sd3_block_of_one_stream(kit):
     """As in its ControlNet for SD3.5."""
     config = dict(num_layers=2, sample_size=8, in_channels=4, attention_head_dim=8, num_attention_heads=2)
