@@ -1,4 +1,4 @@
-# make bench | test | lint | install | clean
+# make bench | test | lint | sanitize | install | clean
 # Each but the last installs what it needs into $(VENV) first. With `VENV=` the active environment is used as it is, and
 # only the package itself is installed into it, offline. Another torch: make test TORCH=torch==2.12.0 CONSTRAINTS=
 PYTHON      ?= python3
@@ -27,8 +27,9 @@ CHOICES   := $(CURDIR) $(PYTHON) $(CONSTRAINTS) $(TORCH) $(EXTRAS) $(PIP_ARGS) $
 INSTALLED := $(VENV)/.ditfast-$(firstword $(shell echo '$(CHOICES)' | cksum))
 endif
 PIP := $(PY) -m pip --disable-pip-version-check
+sanitize: export PATH := $(if $(VENV),$(abspath $(VENV))/bin:)$(PATH)
 
-.PHONY: bench test lint install install-package compiler clean
+.PHONY: bench test lint sanitize install install-package compiler clean
 
 bench: $(INSTALLED)
 	$(PY) benchmarks/bench_block.py $(BENCH_ARGS)
@@ -41,6 +42,14 @@ lint: $(INSTALLED)
 	$(PY) -m ruff format --check .
 	@if command -v clang-format >/dev/null; then find csrc -name '*.[ch]*' -o -name '*.cu*' | xargs clang-format --dry-run -Werror; \
 	else echo "clang-format is not installed: csrc/ was not checked"; fi
+
+# every CPU kernel, in every instruction set of this CPU
+sanitize: $(INSTALLED)
+	@for kinds in address,undefined thread; do \
+	    build=build/$${kinds%%,*}; \
+	    cmake -S tests/every_kernel -B $$build -G Ninja -DDITFAST_SANITIZE=$$kinds && cmake --build $$build && \
+	    ctest --test-dir $$build --output-on-failure || exit; \
+	done
 
 install: $(INSTALLED)
 

@@ -192,21 +192,17 @@ void add_product(const Head<T>& head, const float* left, const float* columns, s
             constexpr int kCols = decltype(cols)::value;
             add_rows<W, kCols>(left, right, head.stride, keys, queries, first_query == 0, to + done * kLanes);
         };
-        switch (smaller(width, vectors - done)) {
-            case 1:
-                run(Count<1>{});
-                break;
-            case 2:
-                run(Count<2>{});
-                break;
-            case 3:
-                run(Count<smaller_of(3, kMostColumns)>{});
-                break;
-            case 4:
-                run(Count<smaller_of(4, kMostColumns)>{});
-                break;
-            default:
-                run(Count<kMostColumns>{});
+        const std::int64_t cols = smaller(width, vectors - done);
+        if (cols == 1) {
+            run(Count<1>{});
+        } else if (cols == 2) {
+            run(Count<2>{});
+        } else if (cols == 3) {
+            run(Count<smaller_of(3, kMostColumns)>{});
+        } else if (cols == 4) {
+            run(Count<smaller_of(4, kMostColumns)>{});
+        } else {
+            run(Count<kMostColumns>{});
         }
     }
 }
@@ -281,10 +277,17 @@ void backward_head(const AttentionBackward& call, std::int64_t b, std::int64_t h
     }
 }
 
+void clear_sums_over_nothing(const AttentionBackward& call) {
+    const AttentionProblem& p = call.problem;
+    if (p.tokens > 0 || !call.dbias) return;
+    for (std::int64_t i = 0; i < p.batch * 3 * p.heads * p.head_dim; ++i) call.dbias[i] = 0.0f;
+}
+
 template <class T>
 void backward(const AttentionBackward& call, int threads) {
     Scratch measure(nullptr);
     const Head<T> sizes(call.problem, measure);
+    clear_sums_over_nothing(call);
     for_each_head(call.problem, threads, measure.used(), [&](std::int64_t b, std::int64_t h, float* memory) {
         backward_head<T>(call, b, h, memory);
     });

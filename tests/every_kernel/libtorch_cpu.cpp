@@ -1,0 +1,7 @@
+// What csrc/host/openmp.cpp looks for: a library of this name that is linked with an OpenMP runtime.
+int threads_of_a_region() {
+    int threads = 0;
+#pragma omp parallel reduction(+ : threads)
+    threads += 1;
+    return threads;
+}
