@@ -174,6 +174,7 @@ void bind(py::module_& m) {
     isa();  // an instruction set that the environment asks for in vain fails the import
     m.def("isa", &isa, "The instruction set whose CPU kernels are in use.");
     m.def("isas", &isas, "The instruction sets of this build that run on this CPU, the best last.");
+    m.def("has_amx", &has_amx, "Whether the CPU has AMX for bfloat16, which these kernels do not use.");
     m.def("use_isa", &use_isa, "name"_a, "Use the CPU kernels of another instruction set from now on.");
     m.def("thread_runtime", &thread_runtime, "What runs the CPU kernels' threads: 'openmp', torch's, or 'pool'.");
     m.def("gelu_forward", without_gil(gelu_forward_), "dtype, M, F, pre, act, threads");

@@ -92,6 +92,16 @@ std::string isa() {
     return variant ? variant->name : "none";
 }
 
+bool has_amx() {
+#if defined(__x86_64__)
+    unsigned eax, ebx, ecx, edx;
+    constexpr unsigned kNumbers = 1u << 22, kTiles = 1u << 24;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kNumbers) && (edx & kTiles);
+#else
+    return false;
+#endif
+}
+
 void use_isa(const std::string& name) { in_use() = find(name); }
 
 const Kernels& kernels() {

@@ -26,6 +26,9 @@ std::vector<std::string> isas();
 // The one in use: the best, unless the environment variable DITFAST_ISA or use_isa names another.
 std::string isa();
 
+// Whether the CPU has AMX for bfloat16, which no kernel here uses, but GEMMs of others do.
+bool has_amx();
+
 // Throws std::invalid_argument if it is none of isas().
 void use_isa(const std::string& name);
 

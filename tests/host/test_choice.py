@@ -55,6 +55,14 @@ def test_another_instruction_set_has_a_table_of_its_own(isa):
     assert gated_residual("bf16", 100) == ({"host"} if isa in on_cpu.FASTER_FROM else {"reference"})
 
 
+def test_products_in_bfloat16_stay_with_pytorch_where_it_has_amx(monkeypatch):
+    x, w = torch.randn(2, 25, 40).bfloat16(), torch.randn(80, 40).bfloat16()
+    for has_amx, expected in ((False, {"host"}), (True, {"reference", "sdpa"})):
+        monkeypatch.setattr(_C, "has_amx", lambda has_amx=has_amx: has_amx)
+        assert ran(ops.mlp, x, w, w[:, 0], w.T, None) | ran(ops.attention, x.repeat(1, 1, 3), 1) == expected
+        assert gated_residual("bf16", 25) == {"host"}
+
+
 def test_a_wrong_kernel_is_not_taken(monkeypatch):
     from ditfast.ops import host
 

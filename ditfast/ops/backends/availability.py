@@ -22,6 +22,7 @@ CALLED = (  # functions of the extension
     "cuda_attention_supported",
     "gelu_backward",
     "gelu_forward",
+    "has_amx",
     "isa",
     "rows_backward",
     "rows_forward",

@@ -33,6 +33,9 @@ FASTER_FROM = {  # instruction set -> operation -> precision -> elements
 ONEDNN_FROM = {  # instruction set -> precision -> size of a Linear, see `takes_onednn`
     "x86_64_v4_bf16": {"bf16": 0, "fp32": 2**21},
 }
+# In bfloat16 PyTorch multiplies on AMX, where the CPU has it, which these kernels do not and which no measurement has
+# seen yet: what is made of products stays PyTorch's there.
+_OF_PRODUCTS = ("attention", "mlp", "patch_embed")
 _records: dict[str, Op] = {}  # by name, which torch.compile can take for a constant
 
 
@@ -61,7 +64,7 @@ def takes_host(op: Op, stream: torch.dtype, branch: torch.dtype, width: int, ele
 
 def is_below(dtype: torch.dtype, elements: dict[str, int]) -> bool:
     """Whether these operations, named with their elements, are all too small for `takes_host`, in one dtype."""
-    table, precision = FASTER_FROM.get(_isa(), {}), SHORT.get(dtype)
+    table, precision = FASTER_FROM.get(isa(), {}), SHORT.get(dtype)
     for name, size in elements.items():
         smallest = table.get(name, {}).get(precision)
         if smallest is not None and size >= smallest:
@@ -74,7 +77,7 @@ def takes_onednn(dtype: torch.dtype, rows: int, elements: int) -> bool:
 
     Its size is that of the weight for each 64 rows: fewer take as long as it takes to read the weight.
     """
-    smallest = ONEDNN_FROM.get(_isa(), {}).get(SHORT.get(dtype))
+    smallest = ONEDNN_FROM.get(isa(), {}).get(SHORT.get(dtype))
     return smallest is not None and max(1, rows // 64) * elements >= smallest
 
 
@@ -85,10 +88,13 @@ def _is_traced():
 def _faster_from(name, stream, branch):
     """Elements from which an operation is faster; None for never."""
     precision = SHORT.get(branch) if stream == branch else "autocast" if stream == torch.float32 else None
-    return FASTER_FROM.get(_isa(), {}).get(name, {}).get(precision)
+    if name in _OF_PRODUCTS and precision in ("bf16", "autocast") and _has_amx():
+        return None
+    return FASTER_FROM.get(isa(), {}).get(name, {}).get(precision)
 
 
-def _isa():
+def isa() -> str | None:
+    """The instruction set whose kernels are in use; None without the extension."""
     if why_not_loaded() is not None:
         return None
     from ditfast import _C
@@ -96,9 +102,18 @@ def _isa():
     return _C.isa()
 
 
+def _has_amx():
+    if why_not_loaded() is not None:
+        return False
+    from ditfast import _C
+
+    return _C.has_amx()
+
+
 def _is_right(name, stream, branch, width):
     return is_right(_records[name], "host", stream, branch, width, torch.device("cpu"))
 
 
 # what torch.compiler.assume_constant_result does, without importing the compiler: the extension cannot be traced
-_isa._dynamo_marked_constant = _is_right._dynamo_marked_constant = True
+for _function in (isa, _has_amx, _is_right):
+    _function._dynamo_marked_constant = True
