@@ -155,11 +155,12 @@ def test_keys_of_logit_minus_infinity_have_no_weight(n, without, isa):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bit_equal_for_any_number_of_threads(dtype):
-    qkv, dout = sample(3, 77, 3, 40, dtype)
-    first = run(qkv, dout, 3, threads=1)
+@pytest.mark.parametrize("shape", ((3, 77, 3, 40), (1, 300, 1, 24)), ids=str)  # heads for all threads; a single one
+def test_bit_equal_for_any_number_of_threads(shape, dtype):
+    qkv, dout = sample(*shape, dtype)
+    first = run(qkv, dout, shape[2], threads=1)
     for threads in [1, 2, 5, 64]:
-        for got, expected in zip(run(qkv, dout, 3, threads=threads), first, strict=True):
+        for got, expected in zip(run(qkv, dout, shape[2], threads=threads), first, strict=True):
             assert torch.equal(got, expected)
 
 

@@ -134,17 +134,22 @@ template <class T>
 void forward(const AttentionForward& call, int threads) {
     using W = typename WordsOf<T>::type;
     const AttentionProblem& p = call.problem;
+    const std::int64_t panels = (p.tokens + kPanel - 1) / kPanel, heads = p.batch * p.heads;
+    if (panels == 0 || heads == 0) return;
+    // the queries of a head are shared out where threads outnumber heads; who computes a panel changes nothing in it
+    const std::int64_t parts = smaller(panels, larger(1, threads / heads));
     Scratch measure(nullptr);
     Head<T> sizes(p, measure);
-    for_each_head(p, threads, measure.used(), [&](std::int64_t b, std::int64_t h, float* memory) {
+    parallel(heads * parts, threads, measure.used(), [&](std::int64_t task, float* memory) {
+        const std::int64_t b = task / parts / p.heads, h = task / parts % p.heads, part = task % parts;
         Scratch scratch(memory);
         Head<T> head(p, scratch);
         const Rows<T> q = head_of<T>(p, call.qkv, 0, b, h);
         head.k = left_words<W>(head_of<T>(p, call.qkv, 1, b, h), p.tokens, p.head_dim, head.copied_k);
         pack_columns<W>(head_of<T>(p, call.qkv, 2, b, h), p.tokens, p.head_dim, head.values, head.stride_v);
-        for (std::int64_t panel = 0; panel < p.tokens; panel += kPanel) {
-            pack_panel<W>(q, panel, p.tokens, p.head_dim, head.query);
-            forward_panel(head, call, panel, b, h);
+        for (std::int64_t i = panels * part / parts; i < panels * (part + 1) / parts; ++i) {
+            pack_panel<W>(q, i * kPanel, p.tokens, p.head_dim, head.query);
+            forward_panel(head, call, i * kPanel, b, h);
         }
     });
 }
