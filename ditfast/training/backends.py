@@ -1,6 +1,9 @@
 """The backends of a run: a run that goes on takes those that it began with, where this machine has them."""
 
+import torch
+
 from ditfast import ops
+from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.availability import why_not
 from ditfast.ops.backends.choice import names_in_force, repeat_choices
 from ditfast.training import TrainError
@@ -43,3 +46,24 @@ def repeat_backends(then: dict[str, str], device_type: str) -> list[str]:
             usable[op.name] = name
     repeat_choices(usable)
     return missing
+
+
+def describe_cpu(device: str) -> dict | None:
+    """What else decides the bits of a run on the CPU: the kernels' instruction set, and the threads."""
+    return {"isa": on_cpu.isa(), "threads": torch.get_num_threads()} if device == "cpu" else None
+
+
+def compare_cpu(then: dict | None, now: dict | None) -> list[str]:
+    """In a line each, what is no more as it was when a checkpoint was written; nothing if it does not say."""
+    if not then or not now:
+        return []
+    isas, threads = ((then[name], now[name]) for name in ("isa", "threads"))
+    lines = []
+    if isas[0] != isas[1]:
+        lines.append(f"the CPU's kernels were those of {isas[0]}, are those of {isas[1]}: sums are rounded otherwise")
+    if threads[0] != threads[1]:
+        lines.append(
+            f"threads were {threads[0]}, are {threads[1]}: ditfast's kernels give the same bits, PyTorch's matrix "
+            "products need not"
+        )
+    return lines

@@ -17,7 +17,7 @@ from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.average import decay_at, wants_warmup, youth
-from ditfast.training.backends import chosen_backends, repeat_backends
+from ditfast.training.backends import chosen_backends, compare_cpu, describe_cpu, repeat_backends
 from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
 from ditfast.training.config import NEW, Config, Init, model_arguments, to_yaml
 from ditfast.training.init import make_model
@@ -62,6 +62,7 @@ class Run:
         self.model = parallelize(model, config, ranks)
         self.weights = Weights(unwrap(self.model), config.lr, config.weight_decay, masters)
         self.about = {"model": unwrap(model).config, "data": source.identity, "seed": config.seed, "backends": {}}
+        self.about["cpu"] = describe_cpu(ranks.device)
         self.about["sampling"] = describe_sampling(config, source, encoder)
         self.about["ema_warmup"] = wants_warmup(config.ema_warmup, config.ema, config.steps)
         self.step = self.seen = self.skipped = self.unreadable = 0
@@ -81,8 +82,9 @@ class Run:
         self.step, self.seen, self.saved = found["step"], found["samples"], path
         self.skipped, self.unreadable = found["nonfinite"], found["unreadable"]
         missing = repeat_backends(found.get("backends", {}), self.ranks.device.split(":")[0])
+        changed = compare_cpu(found.get("cpu"), self.about["cpu"])
         if self.ranks.is_first:
-            print("\n".join([f"goes on after step {self.step} of {path}", *missing]))
+            print("\n".join([f"goes on after step {self.step} of {path}", *missing, *changed]))
 
     def train(self) -> None:
         """Run to the last step, or until a signal or an error; then a checkpoint is written too."""

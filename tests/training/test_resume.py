@@ -8,8 +8,11 @@ import sys
 from threading import Thread
 
 import pytest
+import torch
 
+from ditfast.ops.backends import on_cpu
 from ditfast.training import loop
+from ditfast.training.backends import compare_cpu, describe_cpu
 from ditfast.training.manifest import ABOUT, read_about, write_about
 
 PATCH = """
@@ -49,13 +52,27 @@ def test_a_run_goes_on_with_its_backends(kit, capsys):
     run = kit.train("run", "--steps", 2)
     about = read_about(newest_about(run).parent)
     assert about["backends"]["qkv_attention"] == "sdpa" and about["backends"]["mlp"] == "reference"
+    assert about["cpu"] == {"isa": on_cpu.isa(), "threads": torch.get_num_threads()}
+    about["cpu"] = {"isa": "mmx", "threads": 99}
     about["backends"] |= {"attention": "host", "qkv_attention": "host", "mlp": "triton", "patch_embed": "cudnn"}
     write_about(newest_about(run).parent, about)
     capsys.readouterr()
     kit.train("run", "--resume", "auto", "--steps", 4)
     backends = json.loads(newest_about(run).read_text())["backends"]
     assert backends["qkv_attention"] == "host"
-    assert "patch_embed ran on cudnn before, which cannot run here: patch_embed has no" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    for said in (
+        "patch_embed ran on cudnn before, which cannot run here: patch_embed has no",
+        f"the CPU's kernels were those of mmx, are those of {on_cpu.isa()}: ",
+        f"threads were 99, are {torch.get_num_threads()}: ditfast's kernels give the same bits, ",
+    ):
+        assert sum(line.startswith(said) for line in lines) == 1
+
+
+def test_nothing_is_said_of_a_cpu_that_is_the_same_or_not_known():
+    now = describe_cpu("cpu")
+    assert compare_cpu(now, now) == compare_cpu(None, now) == compare_cpu(now, None) == []
+    assert describe_cpu("cuda:0") is None
 
 
 def test_torchrun_restarts_a_run_whose_rank_died(kit):
