@@ -7,6 +7,7 @@ from functools import cached_property, partial
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from ditfast import ops
 from ditfast.ops import contract
@@ -122,6 +123,26 @@ class Problem:
         sizes = {name: t.nbytes for name, t in self._fakes.items() if name in self.input_names}
         sizes |= {name: t.nbytes for name, t in zip(self.op.outputs, outputs, strict=True)}
         return sum(sizes[name if name in sizes else name.removeprefix("d")] for name in self.op.moved[mode])
+
+    def flops(self, mode: str) -> int:
+        """Of the matrix products of a pass, two per multiply-add."""
+        leaves, (counts, backward) = self.inputs(), (FlopCounterMode(display=False) for _ in range(2))
+        with counts:
+            outputs = self.call(*leaves, backend="reference")
+        if mode == "fwd":
+            return counts.get_total_flops()
+        with backward:
+            torch.autograd.grad(outputs, [t for t in leaves if t.requires_grad], self.grads(outputs))
+        return backward.get_total_flops()
+
+    def gemm(self):
+        """A large matrix product of such a model by the library, and its FLOPs."""
+        rows, kind = self.batch * self.tokens, PRECISIONS[self.dtype][1]
+        a, b = (
+            torch.randn(shape, device=self.device).to(kind) for shape in ((rows, self.dim), (4 * self.dim, self.dim))
+        )
+        out = a.new_empty(rows, 4 * self.dim)
+        return partial(torch.mm, a, b.t(), out=out), 8 * rows * self.dim**2
 
     def grads(self, outputs) -> list[torch.Tensor]:
         """Random gradients of the outputs, and the same for every backend."""

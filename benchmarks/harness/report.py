@@ -33,7 +33,8 @@ def show(result: dict, tables, foot) -> None:
 
 def _header_lines(header):
     machine, versions, state = header["machine"], header["versions"], header["gpu_state"]
-    name = machine["gpu"] if "gpu" in machine else f"{header['cpu']}, {machine['threads']} threads"
+    on_cpu = f"{header['cpu']}, {machine.get('threads')} threads, kernels for {header['isa'] or 'none'}"
+    name = machine.get("gpu") or on_cpu
     if state:
         name += f" · SM {state['clocks.sm']} of {state['clocks.max.sm']} · memory {state['clocks.mem']}"
         name += f" · limit {state['power.limit']} · driver {state['driver_version']}"

@@ -1,5 +1,6 @@
 """Times of several functions in turn, so that a change of clock or load meets all of them alike."""
 
+import resource
 import time
 
 import numpy as np
@@ -14,9 +15,10 @@ CYCLES_PER_SECOND = 2e9  # of the fastest clock: a slower one makes the lead lon
 
 
 def measure(functions: dict, repeats: int, device: str, warmup: int = 1, prepare=None, errors=None) -> dict:
-    """{name: function} -> {name: {"median", "p10", "p90", "repeats"}} in ms.
+    """{name: function} -> {name: {"median", "p10", "p90", "repeats"}} in ms, on a CPU also "faults".
 
-    On a GPU each run is enqueued while the GPU is still busy, so that only the GPU's own time counts.
+    On a GPU each run is enqueued while the GPU is still busy, so that only the GPU's own time counts. Faults are the
+    pages that a run was the first to touch, each of which the system had to clear.
 
     Args:
         prepare: called before each run, outside of its time.
@@ -25,8 +27,7 @@ def measure(functions: dict, repeats: int, device: str, warmup: int = 1, prepare
     turns = Turns(functions, prepare or (lambda: None), errors)
     for _ in range(warmup):
         turns.run(lambda function: function())
-    found = _on_gpu(turns, repeats) if device == "cuda" else _on_cpu(turns, repeats)
-    return {name: _summary(found[name]) for name in turns.functions}
+    return _on_gpu(turns, repeats) if device == "cuda" else _on_cpu(turns, repeats)
 
 
 class Turns:
@@ -56,7 +57,19 @@ class Turns:
 
 
 def _on_cpu(turns, repeats):
-    return turns.repeat(_host_ms, repeats)
+    def run(function):
+        before = _page_faults()
+        return _host_ms(function), _page_faults() - before
+
+    summaries = {}
+    for name, runs in turns.repeat(run, repeats).items():
+        times, faults = zip(*runs, strict=True)
+        summaries[name] = _summary(times) | {"faults": float(np.median(faults))}
+    return summaries
+
+
+def _page_faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _host_ms(function):
@@ -80,7 +93,7 @@ def _on_gpu(turns, repeats):
 
     events = turns.repeat(record, repeats)
     torch.cuda.synchronize()
-    return {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in events.items()}
+    return {name: _summary([start.elapsed_time(end) for start, end in pairs]) for name, pairs in events.items()}
 
 
 def _lead_cycles(turns) -> int:

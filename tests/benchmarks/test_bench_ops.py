@@ -97,14 +97,16 @@ def test_quick_run(capsys, tmp_path):
     assert bench_ops.main([*SMALL, "--json", f"{tmp_path}/o.json", "--plot", f"{tmp_path}/o.png"]) == 0
     result = json.loads((tmp_path / "o.json").read_text())
     assert result["schema"] == 1 and result["benchmark"] == "ops" and result["header"]["versions"]["torch"]
-    assert {c["op"] for c in result["cases"]} == set(bench_ops.OPS)
-    assert result["compiling"]["kernels"] >= len(bench_ops.OPS)
+    names = set(bench_ops.OPS) - set(bench_ops.PRODUCTS)
+    assert {c["op"] for c in result["cases"]} == names
+    assert result["compiling"]["kernels"] >= len(names)
     for case in result["cases"]:
         assert case["error"] is None and case["parity"]["reason"] is None and case["parity"]["used"] <= 1
         if case["interpreted"]:
             assert case["ms"] is None and "gb_per_s" not in case
             continue
-        numbers = case["gb_per_s"], case["copy_gb_per_s"], case["copy_share"], *case["ms"].values()
+        times = [value for name, value in case["ms"].items() if name != "faults"]
+        numbers = case["gb_per_s"], case["copy_gb_per_s"], case["copy_share"], *times
         assert all(math.isfinite(v) and v > 0 for v in numbers)
         assert case["gb_per_s"] == pytest.approx(case["bytes"] / case["ms"]["median"] / 1e6)
     assert (tmp_path / "o.png").read_bytes().startswith(b"\x89PNG")
@@ -112,6 +114,32 @@ def test_quick_run(capsys, tmp_path):
     assert "of copy" in printed
     if not torch.cuda.is_available():
         assert "proven in Triton's interpreter, and not timed" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU other kernels are timed")
+def test_the_kernels_of_the_cpu_are_timed(capsys, tmp_path):
+    pytest.importorskip("ditfast._C")
+    names = ["gated_residual", "gelu", "mlp", "attention", "qkv_attention"]
+    sizes = [*SMALL[1:-4], "--dtypes", "bf16", "--repeats", "2", "--variants", "eager", "ditfast", "--ops", *names]
+    assert bench_ops.main([*sizes, "--json", f"{tmp_path}/o.json"]) == 0
+    cases = json.loads((tmp_path / "o.json").read_text())["cases"]
+    assert {(c["op"], c["mode"]) for c in cases} == {(n, m) for n in names for m in ("fwd", "bwd")} - {
+        ("gelu", "fwd")
+    }
+    for case in cases:
+        assert case["backend"] == (None if case["variant"] == "eager" else "host")
+        assert case["ms"]["faults"] >= 0 and case["speedup"]["eager"] > 0
+        share = case["gemm_share"] if case["op"] in bench_ops.PRODUCTS else case["copy_share"]
+        assert math.isfinite(share) and share > 0
+    printed = capsys.readouterr().out
+    assert "of GEMM: rate" in printed and "interpreter" not in printed
+
+
+def test_flops_of_products():
+    b, n, d = 2, 4, 72
+    mlp, attention = (problems.Problem(name, b, n, d, "fp32", "cpu") for name in ("mlp", "attention"))
+    assert (mlp.flops("fwd"), mlp.flops("bwd")) == (16 * b * n * d * d, 32 * b * n * d * d)
+    assert (attention.flops("fwd"), attention.flops("bwd")) == (4 * b * n * n * d, 8 * b * n * n * d)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used where there is no GPU")
@@ -137,7 +165,7 @@ def test_a_wrong_operation_gets_no_speed(monkeypatch, capsys, tmp_path, mode, sc
 
     changed = dataclasses.replace(ops.GATED_RESIDUAL, function=wrong)
     monkeypatch.setitem(problems.PROBLEMS, "gated_residual", changed)
-    monkeypatch.setattr(bench_ops, "is_timed", lambda variant: True)  # so that only parity keeps a speed back
+    monkeypatch.setattr(bench_ops, "is_timed", lambda *_: True)  # so that only parity keeps a speed back
     assert bench_ops.main([*SMALL, "--ops", "gated_residual", "--json", f"{tmp_path}/o.json"]) == 1
     assert capsys.readouterr().out.count("parity FAILED") == 1
     for case in json.loads((tmp_path / "o.json").read_text())["cases"]:

@@ -16,6 +16,7 @@ COLUMNS = (
     "peak\nGB",
     "kept\nMB",
     "U per\nblock",
+    "page\nfaults",
     "vs\neager",
     "vs\ncompile",
     PARITY,
@@ -27,7 +28,8 @@ def show(result: dict) -> None:
     """Print header, table, footnotes and the backends that ran."""
     w = result["workload"]
     title = f"{w['model']} {w['image_size']}² · {_size(w)} H={w['heads']} · {w['dtype']}"
-    columns = [c for c in COLUMNS if c != "peak\nGB" or _has_peak(result)]
+    left_out = "page\nfaults" if _has_peak(result) else "peak\nGB"  # a GPU has the one, a CPU the other
+    columns = [c for c in COLUMNS if c != left_out]
     report.show(result, [report.table(title, columns, _rows(result), TEXTS, no_wrap=True)], _foot(result))
 
 
@@ -70,6 +72,7 @@ def _cells(case):
         "peak\nGB": "" if peak is None else f"{peak / 1e9:.2f}",
         "kept\nMB": "" if kept is None else f"{kept / 1e6:.1f}",
         "U per\nblock": "" if kept is None else f"{case['kept_units']:.2f}",
+        "page\nfaults": f"{case['ms']['faults']:.0f}" if "faults" in case["ms"] else "",
         **{f"vs\n{base}": f"{ratio:.2f}x" for base, ratio in case["speedup"].items()},
     }
 

@@ -1,4 +1,4 @@
-"""Measure the operations, each against a copy of the same bytes: see bench_ops.py."""
+"""Measure the operations, each against a copy of the same bytes or the rate of GEMMs: see bench_ops.py."""
 
 import time
 from functools import partial
@@ -20,12 +20,13 @@ from harness.report import busy
 from harness.verdicts import may_be_timed, passes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# attention has a benchmark of its own; of the MLP it is the passes that count
-OPS = tuple(name for name, op in PROBLEMS.items() if op.moved and op not in (ops.ATTENTION, ops.MLP))
+PRODUCTS = tuple(op.name for op in (ops.MLP, ops.ATTENTION, ops.QKV_ATTENTION))  # bound by the GEMMs' rate
+# on a GPU attention has a benchmark of its own, and of the MLP it is the passes that count
+OPS = tuple(name for name, op in PROBLEMS.items() if (op.moved and name not in PRODUCTS) or DEVICE == "cpu")
 DEFAULTS = {  # (device, quick): batches, tokens, hidden sizes, dtypes, variants, repeats; what matters most first
     ("cuda", False): ([64, 32, 256], 256, [1152, 1024], list(PRECISIONS), ["eager", "compile", "ditfast"], 30),
     ("cuda", True): ([4], 64, [384], list(PRECISIONS), ["eager", "ditfast"], 3),
-    ("cpu", False): ([2], 16, [72], ["fp32", "fp16"], ["eager", "ditfast"], 3),
+    ("cpu", False): ([4], 256, [1152], ["bf16"], ["eager", "compile", "ditfast"], 11),
     ("cpu", True): ([2], 16, [72], ["fp32", "fp16"], ["eager", "ditfast"], 3),
 }
 
@@ -46,6 +47,9 @@ def parse(argv):
     add("--json", type=Path, metavar="FILE", help="write everything that was measured, case by case")
     add("--plot", type=Path, metavar="FILE", help="draw GB/s of each operation under the line of a copy")
     options = parser.parse_args(argv)
+    options.backend = "triton" if DEVICE == "cuda" or options.quick else "host"
+    if options.backend == "triton" and options.ops is OPS:
+        options.ops = [name for name in OPS if name not in PRODUCTS]
     names = ("batch", "tokens", "dim", "dtypes", "variants", "repeats")
     for name, default in zip(names, DEFAULTS[DEVICE, options.quick], strict=True):
         setattr(options, name, getattr(options, name) or default)
@@ -59,27 +63,27 @@ def parse(argv):
 def problems(options) -> list[Problem]:
     found = []
     for dtype, batch, dim, op in product(options.dtypes, options.batch, options.dim, options.ops):
-        if dtype in PROBLEMS[op].backends["triton"]:
+        if dtype in PROBLEMS[op].backends.get(options.backend, ()):
             found.append(Problem(op, batch, options.tokens, dim, dtype, DEVICE))
     return found
 
 
-def is_timed(variant: str) -> bool:
+def is_timed(variant: str, backend: str) -> bool:
     """What the interpreter takes says nothing of a kernel."""
-    return variant != "ditfast" or DEVICE == "cuda"
+    return variant != "ditfast" or DEVICE == "cuda" or backend == "host"
 
 
 class Bench:
-    """One problem: its variants held to the contract, then timed in turns with a copy."""
+    """One problem: its variants held to the contract, then timed in turns with a copy or a GEMM."""
 
     def __init__(self, problem, options):
         torch.compiler.reset()
-        self.problem, self.options = problem, options
-        plain = partial(problem.call, backend="reference")
+        self.problem, self.options, self.is_product = problem, options, problem.name in PRODUCTS
+        plain = partial(problem.call, backend=problem.op.fallback)
         made = {
             "eager": lambda: plain,
             "compile": lambda: torch.compile(plain, fullgraph=True, dynamic=False),
-            "ditfast": lambda: partial(problem.call, backend="triton"),
+            "ditfast": lambda: partial(problem.call, backend=options.backend),
         }
         self.functions = {name: made[name]() for name in options.variants}
 
@@ -87,10 +91,11 @@ class Bench:
         verdicts = self._verdicts()
         found = []
         for mode in self.options.modes:
-            if mode not in self.problem.op.moved:
+            if mode not in self.problem.op.moved and not self.is_product:
                 continue
             cases = {name: self._case(name, mode, verdicts[name]) for name in self.functions}
-            timed = [name for name, case in cases.items() if may_be_timed(case) and is_timed(name)]
+            backend = self.options.backend
+            timed = [name for name, case in cases.items() if may_be_timed(case) and is_timed(name, backend)]
             try:
                 self._time(mode, {name: cases[name] for name in timed})
             except Exception as error:  # one problem that does not fit must not lose the others
@@ -118,9 +123,9 @@ class Bench:
             "dtype": p.dtype,
             "shape": p.shape,
             "variant": variant,
-            "backend": "triton" if variant == "ditfast" else None,
-            "interpreted": not is_timed(variant),
-            "bytes": p.bytes_moved(mode),
+            "backend": self.options.backend if variant == "ditfast" else None,
+            "interpreted": not is_timed(variant, self.options.backend),
+            "bytes": None if self.is_product else p.bytes_moved(mode),
             "error": verdict if failed else None,
             "parity": None if failed else verdict[mode],
             "ms": None,
@@ -129,23 +134,32 @@ class Bench:
     def _time(self, mode, cases):
         if not cases:
             return
-        size = self.problem.bytes_moved(mode)
-        source = torch.randint(127, (size // 2,), dtype=torch.int8, device=DEVICE)
         leaves = self.problem.inputs()
         passes = {name: self._pass(mode, self.functions[name], leaves) for name in cases}
-        passes["copy"] = partial(torch.empty_like(source).copy_, source)
+        passes[""], rates = self._bound(mode)
         prepare = self._prepare(leaves)
         times = timing.measure(passes, self.options.repeats, DEVICE, warmup=3, prepare=prepare)
-        copy = times["copy"]["median"]
         for name, case in cases.items():
-            ms = times[name]
-            case |= {
-                "ms": ms,
-                "gb_per_s": size / ms["median"] / 1e6,
-                "copy_gb_per_s": size / copy / 1e6,
-                "copy_share": copy / ms["median"],
-                "speedup": {b: times[b]["median"] / ms["median"] for b in ("eager", "compile") if b in cases},
+            speedup = {b: times[b]["median"] / times[name]["median"] for b in ("eager", "compile") if b in cases}
+            case |= {"ms": times[name], "speedup": speedup} | rates(times[name]["median"], times[""]["median"])
+
+    def _bound(self, mode):
+        """What a pass is measured against, and (ms of the pass, ms of that) -> their rates and the pass's share."""
+        p = self.problem
+        if self.is_product:
+            flops, (gemm, gemm_flops) = p.flops(mode), p.gemm()
+            return gemm, lambda ms, bound: {
+                "tflops": flops / ms / 1e9,
+                "gemm_tflops": gemm_flops / bound / 1e9,
+                "gemm_share": flops / ms / (gemm_flops / bound),
             }
+        size = p.bytes_moved(mode)
+        source = torch.randint(127, (size // 2,), dtype=torch.int8, device=DEVICE)
+        return partial(torch.empty_like(source).copy_, source), lambda ms, bound: {
+            "gb_per_s": size / ms / 1e6,
+            "copy_gb_per_s": size / bound / 1e6,
+            "copy_share": bound / ms,
+        }
 
     def _pass(self, mode, function, leaves):
         if mode == "fwd" or not self.problem.is_whole_op:
@@ -166,7 +180,7 @@ def run(options) -> dict:
     end, watch = time.monotonic() + (options.deadline or float("inf")), compiling.Watch()
     result = {"schema": 1, "benchmark": "ops", "header": header(DEVICE), "repeats": options.repeats}
     result |= {"cases": [], "notes": []}
-    if DEVICE == "cpu":
+    if options.backend == "triton" and DEVICE == "cpu":
         result["notes"].append("no GPU: kernels were proven in Triton's interpreter, and not timed")
     todo = problems(options)
     for done, problem in enumerate(todo):
@@ -187,7 +201,7 @@ def run(options) -> dict:
 
 def main(argv=None) -> int:
     options = parse(argv)
-    if DEVICE == "cpu":
+    if DEVICE == "cpu" and options.quick:
         torch.set_num_threads(1)  # extra threads slow tiny tensors down
     result = run(options)
     jsonfile.write(options.json, result)

@@ -3,7 +3,19 @@
 from harness import report
 from harness.report import OURS, THEIRS, digits, ms_text
 
-COLUMNS = ("op", "variant", "ms", "GB/s", "of copy", "vs eager", "vs compile", "parity / budget")
+COLUMNS = (
+    "op",
+    "variant",
+    "ms",
+    "GB/s",
+    "of copy",
+    "TFLOP/s",
+    "of GEMM",
+    "vs eager",
+    "vs compile",
+    "parity / budget",
+)
+PRODUCTS = ("TFLOP/s", "of GEMM")
 TEXTS = ("op", "variant", "parity / budget")
 TITLES = {"fwd": "forward", "bwd": "backward"}
 COLORS = {"eager": THEIRS, "compile": "#2b2d42", "ditfast": OURS}
@@ -14,8 +26,11 @@ def show(result: dict) -> None:
     tables = []
     for (dtype, (b, n, d), mode), cases in report.groups(result["cases"], "dtype", "shape", "mode").items():
         title = f"{TITLES[mode]} · B={b} N={n} D={d} · {dtype}"
-        tables.append(report.table(title, COLUMNS, [(_cells(c), report.style(c)) for c in cases], TEXTS))
+        columns = [c for c in COLUMNS if c not in PRODUCTS or any("tflops" in case for case in cases)]
+        tables.append(report.table(title, columns, [(_cells(c), report.style(c)) for c in cases], TEXTS))
     foot = ["of copy: time of copying the fewest bytes that the pass must move, over its time."]
+    if any("tflops" in case for case in result["cases"]):
+        foot.append("of GEMM: rate of the pass's matrix products over that of a large one by the library.")
     report.show(result, tables, foot + report.failures(result["cases"], _what))
 
 
@@ -30,13 +45,16 @@ def _cells(case):
     if case["ms"] is None:
         return found
     faster = {f"vs {base}": f"{ratio:.2f}x" for base, ratio in case["speedup"].items()}
-    rate = {"GB/s": digits(case["gb_per_s"]), "of copy": f"{case['copy_share']:.1%}"}
+    if "tflops" in case:
+        rate = {"TFLOP/s": digits(case["tflops"]), "of GEMM": f"{case['gemm_share']:.1%}"}
+    else:
+        rate = {"GB/s": digits(case["gb_per_s"]), "of copy": f"{case['copy_share']:.1%}"}
     return found | {"ms": ms_text(case["ms"]["median"])} | rate | faster
 
 
 def plot(result: dict, path) -> None:
     """GB/s of every case over the bytes that it must move; a copy of as many bytes is the line above."""
-    cases = [case for case in result["cases"] if case["ms"]]
+    cases = [case for case in result["cases"] if case["ms"] and case["bytes"]]
     figure, ((axis,),) = report.subplots(figsize=(8, 4.5))
     for (variant, mode), chosen in report.groups(cases, "variant", "mode").items():
         points = [c["bytes"] / 1e6 for c in chosen], [c["gb_per_s"] for c in chosen]
