@@ -1,0 +1,72 @@
+"""The extension built again from sources with one change, for one instruction set, in place of ditfast._C."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
+
+import pytest
+
+import ditfast
+
+ROOT = Path(ditfast.__file__).resolve().parents[1]
+pybind11 = pytest.importorskip("pybind11")
+CMAKE, NINJA = (
+    shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name) for name in ("cmake", "ninja")
+)
+
+
+class Build:
+    """A copy of the sources and what is built of them; after a change only what depends on it is compiled again."""
+
+    def __init__(self, folder: Path, isa: str):
+        self.folder, self.isa, self.made = folder, isa, 0
+        shutil.copytree(ROOT / "csrc", folder / "csrc")
+        shutil.copy(ROOT / "CMakeLists.txt", folder)
+        options = {
+            "DITFAST_SKIP_CUDA": "ON",
+            "DITFAST_ISA": isa,
+            "CMAKE_CXX_FLAGS_RELEASE": "-O1",
+            "CMAKE_COMPILE_WARNING_AS_ERROR": "OFF",  # a change may leave something unused
+            "CMAKE_MAKE_PROGRAM": NINJA,
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
+        places = "-S", folder, "-B", folder / "build", "-G", "Ninja"
+        self._cmake(*places, *(f"-D{k}={v}" for k, v in options.items()))
+        self.extension()
+
+    def extension(self):
+        """The extension as the sources are now, imported beside others."""
+        self._cmake("--build", self.folder / "build")
+        (built,) = (self.folder / "build").glob("_C.*")
+        path = self.folder / str(self.made) / built.name
+        self.made += 1
+        path.parent.mkdir()
+        shutil.copy(built, path)
+        name = f"{self.isa}_{self.made}._C"  # of a name that it knows, pybind11 gives back the module that it has
+        spec = importlib.util.spec_from_loader(name, ExtensionFileLoader(name, str(path)))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.isa() == self.isa
+        return module
+
+    def mutant(self, file: str, right: str, wrong: str):
+        """The extension with one text replaced in a file of csrc/host, where it must occur once."""
+        source = self.folder / "csrc" / "host" / file
+        text = source.read_text()
+        assert text.count(right) == 1, f"{right!r} occurs {text.count(right)} times in {file}"
+        source.write_text(text.replace(right, wrong))
+        try:
+            return self.extension()
+        finally:
+            source.write_text(text)
+
+    @staticmethod
+    def _cmake(*arguments):
+        done = subprocess.run([CMAKE, *map(str, arguments)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stdout[-3000:] + done.stderr[-3000:])

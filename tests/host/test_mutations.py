@@ -1,0 +1,322 @@
+"""Errors planted in the CPU kernels, each of which the numerical contract, a NaN or a second thread must show."""
+
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import pytest
+import torch
+from attention_cases import NAN, assert_right, padded, sample
+from contract import assert_contract, compare, run
+from host import attention_calls, mutants, test_attention, test_gelu, test_rows
+from ops.row_ops import Case
+
+import ditfast
+from ditfast import ops
+from ditfast.ops import extension, host
+
+_C = pytest.importorskip("ditfast._C")
+BEST = _C.isas()[-1]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (mutants.CMAKE and mutants.NINJA), reason="needs cmake and ninja"),
+]
+
+
+def check_rows(*names):
+    """Two chunks of rows, the last not full, and columns that fill no vector; on one thread and on two."""
+    for name in names:
+        for dtype in ("mixed", "fp32"):
+            case = Case(name, dtype, b=3, n=45, d=40, layout="strided")
+            call = partial(case.call, backend="host")
+            compare(case.call, case.inputs, names=case.names(), weights=case.weights(), backend="host")
+        results = run(call, case.inputs(), case.weights())
+        assert_same_on_two_threads(lambda: run(call, case.inputs(), case.weights()), results)  # noqa: B023
+
+
+def assert_same_on_two_threads(function, results):
+    torch.set_num_threads(2)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(function(), results, strict=True)), "depends on the threads"
+    finally:
+        torch.set_num_threads(1)
+
+
+def check_norm():
+    check_rows("layer_norm_modulate")
+    x = torch.randn(1, 3, 43, generator=torch.Generator().manual_seed(1)) * 1e-3  # eps counts
+    row = torch.zeros(1, 43)
+    exact = torch.nn.functional.layer_norm(x.double(), (43,), eps=1e-6)
+    torch.testing.assert_close(host.layer_norm_modulate(x, row, row, 1e-6, x.dtype)[0].double(), exact)
+
+
+check_residual = partial(check_rows, "gated_residual")
+check_junction = partial(check_rows, "gated_residual_layer_norm_modulate")
+
+
+def check_gelu():
+    """More than a task of the forward, two chunks of the backward, and both of GELU's tails."""
+    for dtype, spread in ((torch.float32, 3.0), (torch.bfloat16, 30.0)):
+        pre, dact = test_gelu.problem(dtype, 400, 43, spread)
+        low, exact = test_gelu.reference(pre, dact), test_gelu.reference(pre.double(), dact.double())
+        results = gelu(pre, dact)
+        for name, *tensors in zip(("act", "dpre", "dbias"), results, low, exact, strict=True):
+            assert_contract(name, *tensors, per_sample=False)
+        assert_same_on_two_threads(lambda: gelu(pre, dact), results)  # noqa: B023
+
+
+def gelu(pre, dact):
+    act, dpre = host.gelu(pre), dact.clone()
+    recomputed, dbias = host.gelu_backward_(dpre, pre, True)
+    assert torch.equal(act, recomputed), "activation is another in backward"
+    return act, dpre, dbias
+
+
+def check_attention():
+    """Head dims that fill no vector; two blocks of keys and queries, of growing logits; a single key; NaN."""
+    for b, n, heads, d, dtype in ((2, 45, 3, 23, torch.bfloat16), (2, 301, 2, 8, torch.float32), (2, 1, 2, 8, None)):
+        qkv, dout = sample(b, n, heads, d, dtype or torch.float32)
+        qkv *= torch.linspace(0.2, 1.5, n).view(1, n, 1)
+        assert_right(results := attention(qkv, dout, heads), qkv, dout, heads, scale=0.7)
+        assert_same_on_two_threads(lambda: attention(qkv, dout, heads), results)  # noqa: B023
+    assert not results[2][..., : 2 * heads * d].any(), "gradients of q and k of a single key"
+    for part in range(3):
+        test_attention.test_what_is_not_finite_stays_so(part, NAN, 70, None)
+
+
+def attention(qkv, dout, heads):
+    qkv, dout = padded(qkv), padded(dout)
+    out, lse = extension.host_forward(qkv, heads, 0.7)
+    dqkv, dbias = extension.host_backward(dout, qkv, out, lse, 0.7, torch.float32)
+    return out, lse, dqkv, dbias.view(1, 1, -1)
+
+
+def check_patches():
+    """Images (2, 3, 12, 20) in patches of 4 pixels, in both orders."""
+    image = torch.randn(2, 3, 12, 20)
+    for channels_last in (False, True):
+        tokens = host.patchify(image, 4, channels_last)
+        assert torch.equal(tokens, ops.patchify(image, 4, channels_last=channels_last, backend="reference"))
+        assert torch.equal(host.unpatchify(tokens, 4, 3, 5, channels_last), image)
+
+
+def check_numbers():
+    """Every number of 16 bits, what rounds to them, and a NaN that carries if it is rounded as a number."""
+    for dtype in (torch.bfloat16, torch.float16):
+        test_rows.test_every_value_is_read_and_written(dtype, None)
+        test_rows.test_rounds_to_nearest_even(dtype, None)
+        nan = torch.tensor([[0x7FFFFFFF]], dtype=torch.int32).view(torch.float32)
+        h, _, _ = host.layer_norm_modulate(torch.zeros(1, 1, 1), nan, torch.zeros(1, 1), 1e-6, dtype)
+        assert h.isnan().all()
+
+
+class Planted(NamedTuple):
+    what: str
+    file: str
+    right: str
+    wrong: str
+    check: Callable
+    isa: str = BEST
+
+    def __str__(self):
+        return self.what.replace(" ", "_")
+
+
+def plant(file, check, *changes, isa=BEST):
+    return [Planted(what, f"simd/{file}", right, wrong, check, isa) for what, right, wrong in changes]
+
+
+PLANTED = [
+    *plant(
+        "rows_forward.cpp",
+        check_residual,
+        ("gate swapped with bias", "load(s.gate + i) * biased", "load(s.bias + i) * biased"),
+        ("gate of sample 0", "widen_sample(call.gate, b", "widen_sample(call.gate, 0"),
+        ("bias dropped", "load(y + i, extent) + load(s.bias + i)", "load(y + i, extent)"),
+        (
+            "bias after the gate",
+            "load(s.gate + i) * biased",
+            "load(s.gate + i) * load(y + i, extent) + load(s.bias + i)",
+        ),
+        ("last row of a task missed", "smaller(p.tokens, first + kRows)", "smaller(p.tokens, first + kRows - 1)"),
+    ),
+    *plant(
+        "rows_forward.cpp",
+        check_norm,
+        ("shift of sample 0", "widen_sample(call.shift, b", "widen_sample(call.shift, 0"),
+        ("scale of sample 0", "widen_sample(call.scale, b", "widen_sample(call.scale, 0"),
+        ("one plus dropped", "1.0f + load(s.scale1 + i)", "load(s.scale1 + i)"),
+        ("padding in the variance", "keep(load(row + i) - mean, extent)", "load(row + i) - mean"),
+        ("variance of a sample", "/ static_cast<float>(dim) + eps", "/ static_cast<float>(dim - 1) + eps"),
+        ("eps dropped", "static_cast<float>(dim) + eps)", "static_cast<float>(dim) + 0 * eps)"),
+        ("mean of another row", "call.mean[b * call.problem.tokens + n] = ", "call.mean[n] = "),
+    ),
+    *plant(
+        "rows_forward.cpp",
+        check_junction,
+        ("norm of x", "value = keep(widen(x_new, stored), extent)", "value = load(x + i, extent)"),
+    ),
+    *plant(
+        "rows_backward.cpp",
+        check_norm,
+        ("scale of sample 0", "widen_sample(call.scale, b", "widen_sample(call.scale, 0"),
+        ("dshift not summed", "add_to(sums + kShift * stride + i, d);", ""),
+        ("dscale of x", "add_to(sums + kScale * stride + i, d * normal);", "add_to(sums + kScale * stride + i, d);"),
+        ("mean of the gradient kept", "load(s.weighted + i) - means.of_weighted", "load(s.weighted + i)"),
+        ("normal part kept", "g - load(s.normal + i) * means.of_weighted_normal", "g"),
+        ("sums not cleared", "std::memset(sums, 0, static_cast<std::size_t>(kSums * stride) * sizeof(float));", ""),
+        ("partials of sample 0", "partial + b * chunks * row", "partial"),
+        ("last row of a chunk missed", "smaller(p.tokens, first + chunk)", "smaller(p.tokens, first + chunk - 1)"),
+        ("chunks by threads", "chunk_rows(p.tokens, 16)", "chunk_rows(p.tokens, threads) - 13 * (threads - 1)"),
+    ),
+    *plant(
+        "rows_backward.cpp",
+        check_junction,
+        ("dx_new not added", "if constexpr (kResidual) d = load(dx_new + i, extent);", ""),
+        ("dh ignored", "d += rstd * keep(", "d += 0 * keep("),
+        ("dy without the gate", "store(dy + i, d * load(s.gate + i), extent)", "store(dy + i, d, extent)"),
+        ("gate of sample 0", "widen_sample(call.gate, b", "widen_sample(call.gate, 0"),
+        ("dgate without the bias", "(load(y + i, extent) + load(s.bias + i))", "load(y + i, extent)"),
+        ("dbias not summed", "if (has_bias) add_to(sums + kStream", "if (false) add_to(sums + kStream"),
+        ("dbias without the gate", "load(gate + i, extent) * sum(kStream)", "sum(kStream)"),
+        ("dbias of the last sample", "dbias += load(gate", "dbias = load(gate"),
+    ),
+    *plant("parallel.h", check_residual, ("last chunk not summed", "r < rows;", "r + 1 < rows;")),
+    *plant(
+        "rows.h",
+        check_residual,
+        ("sample 0 read", "b * t.stride_b + n * t.stride_n", "n * t.stride_n"),
+        ("vector of sample 0", "b * v.stride_b * size_of", "0 * v.stride_b * size_of"),
+    ),
+    *plant(
+        "gelu.cpp",
+        check_gelu,
+        ("slope without its cubic term", "square * (3 * kCubic", "square * (kCubic"),
+        ("slope dropped", "sigmoid.rest * (value * slope) + sigmoid.value", "sigmoid.value"),
+        ("exponent not bounded", "z = at_most(at_least(z, splat(-126.0f)), splat(126.0f));", ""),
+        (
+            "last element of a task missed",
+            "smaller(kElements, size - first),",
+            "smaller(kElements, size - first) - 1,",
+        ),
+        ("first task everywhere", "static_cast<T*>(call.act) + first", "static_cast<T*>(call.act)"),
+        ("dbias after GELU", "load(sums + i) + dpre", "load(sums + i) + value"),
+        (
+            "last row of a chunk missed",
+            "smaller(call.rows, (task + 1) * chunk)",
+            "smaller(call.rows, (task + 1) * chunk - 1)",
+        ),
+        ("sums of the call before", "std::memset(sums, 0, static_cast<std::size_t>(stride) * sizeof(float));", ""),
+        ("chunks by threads", "chunk_rows(call.rows, 64)", "chunk_rows(call.rows, threads)"),
+        ("later columns missed", "width - first), [", "smaller(width - first, 32)), ["),
+    ),
+    *plant(
+        "attention.h",
+        check_attention,
+        ("sample 0 read", "data + b * p.stride_b", "data"),
+        ("heads before parts", "(part * p.heads + h)", "(h * 3 + part)"),
+        (
+            "NaN without weight",
+            "at_least(difference * kExponent<T>, splat(kZeroExponent))",
+            "at_least(splat(kZeroExponent), difference * kExponent<T>)",
+        ),
+    ),
+    *plant(
+        "attention_forward.cpp",
+        check_attention,
+        ("scale dropped", "factor(p.scale * kLogit<T>)", "factor(kLogit<T>)"),
+        ("old output not brought in line", "load(to) * correction[j] + line[j]", "load(to) + line[j]"),
+        ("old sum not brought in line", "softmax.sum[j] *= correction[j];", ""),
+        ("last key missed", "smaller(kKeys, head.tokens - first);", "smaller(kKeys, head.tokens - first - 1);"),
+        ("weight of a key that is none", "key + 1 < keys ? weight(key + 1) : Vec{}", "weight(key + 1)"),
+        ("values are keys", "(p, call.qkv, 2, b, h)", "(p, call.qkv, 1, b, h)"),
+        ("lse to the wrong base", "/ kExponent<T>) / kLogit<T>", "/ kExponent<T>)"),
+        ("head 0 written", "(b * p.tokens * p.heads + h) * p.head_dim", "(b * p.tokens * p.heads) * p.head_dim"),
+    ),
+    *plant(
+        "attention_backward.cpp",
+        check_attention,
+        ("delta dropped", "(c[i][j] - delta)", "c[i][j]"),
+        ("scale dropped", "weight[i][j] * scale * (", "weight[i][j] * (scale / scale) * ("),
+        ("gradient of a single key", "head.tokens == 1 ? 0.0f : head.scale", "head.scale"),
+        ("dq of the last block", "store(to, first == 0 ? line[j] : load(to) + line[j])", "store(to, line[j])"),
+        ("dk and dv of the last block", "is_first ? line[j] : load(at) + line[j]", "line[j]"),
+        (
+            "dk without queries",
+            "add_product(head, head.dlogits, head.q_columns",
+            "add_product(head, head.dlogits, head.k_columns",
+        ),
+        ("dbias of dout", "row[c] = head.dq_sums[c]", "row[c] = head.dout_sums[c]"),
+        ("dbias of sample 0", "(b * 3 * p.heads + h) * p.head_dim", "h * p.head_dim"),
+        ("lse of sample 0", "call.lse + (b * p.heads + h)", "call.lse + h"),
+        ("stride of dout ignored", "return {from, call.dout_stride_n}", "return {from, p.heads * p.head_dim}"),
+    ),
+    *plant(
+        "pack.h", check_attention, ("odd last number dropped", "if (numbers % 2 == 0) return pairs;", "return pairs;")
+    ),
+    *plant(
+        "vec.h",
+        check_numbers,
+        ("NaN rounded", "truncate((x != x) ? nan : rounded)", "truncate(rounded + 0 * nan)"),
+        ("ties up", "0x7fffu + ((bits >> 16) & 1u)", "0x8000u"),
+        isa="x86_64_v2",
+    ),
+    *plant(
+        "vec.h",
+        check_numbers,
+        ("float16 ties down", "0x0fffu + ((magnitude >> 13) & 1u)", "0x0fffu"),
+        ("float16 without infinity", "magnitude >= 0x47800000u ? splat_bits(0x7c00u) : rounded", "rounded"),
+        isa="x86_64_v2",
+    ),
+    *plant(
+        "vec.h",
+        check_gelu,
+        (
+            "last element of a row not stored",
+            "static_cast<std::size_t>(part.lanes) * sizeof(T));\n}\n#endif",
+            "static_cast<std::size_t>(part.lanes - 1) * sizeof(T));\n}\n#endif",
+        ),
+        isa="x86_64_v2",
+    ),
+    Planted("sample 0 of patches", "patches.cpp", "b * call.tokens_b", "0 * call.tokens_b", check_patches),
+    Planted("patch upside down", "patches.cpp", "(c * p + ph) * p;", "(c * p + p - 1 - ph) * p;", check_patches),
+    Planted("task left out", "threads.cpp", "< job.count;", "< job.count - (job.count > 1);", check_junction),
+]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """The build of an instruction set, made when it is first asked for."""
+    return cache(lambda isa: mutants.Build(tmp_path_factory.mktemp(isa), isa))
+
+
+@pytest.fixture
+def use(monkeypatch, poisoned):
+    """Let an extension be the one of the package and of the tests; one thread but where a check says otherwise."""
+
+    def use(extension):
+        monkeypatch.setitem(sys.modules, "ditfast._C", extension)
+        for where in (ditfast, attention_calls):
+            monkeypatch.setattr(where, "_C", extension)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield use
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("isa", sorted({p.isa for p in PLANTED}))
+def test_right_kernels_pass(isa, build, use):
+    use(build(isa).extension())
+    for check in {p.check: None for p in PLANTED}:
+        check()
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=str)
+def test_planted_error_is_caught(planted, build, use):
+    if planted.isa not in _C.isas():
+        pytest.skip(f"this CPU has no {planted.isa}")
+    use(build(planted.isa).mutant(planted.file, planted.right, planted.wrong))
+    with pytest.raises(AssertionError):
+        planted.check()
