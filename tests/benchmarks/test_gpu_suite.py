@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.problems import gpu_kernels
-from harness.suite import command, documents
+from harness.suite import command, documents, readme
 from harness.suite.stages import BENCHMARKS, ROOT, STAGES, Stage, read_benchmark, read_tests
 
 SLEEP = """
@@ -287,7 +287,7 @@ def test_documents_of_a_run(generated, tmp_path):
     assert cells[4] == "**WRONG**: NVIDIA X, 2026-01-02, abcdef1234: 2x2x2 dh: 2 > 1"
     assert verification.count("unverified") == 2 * (len(gpu_kernels()) - 1)
     speed = row(performance, "| gated_residual_layer_norm_modulate | fwd")[3:]
-    assert speed == ["bf16", "500.0", "200", "80%", "2.50x", "1.25x"]
+    assert speed == ["bf16", "500.0", "200 GB/s", "80%", "2.50x", "1.25x"]
     assert "![ops on NVIDIA X](img/NVIDIA-X-ops.png)" in performance
     assert (tmp_path / "docs" / "img" / "NVIDIA-X-ops.png").read_bytes().startswith(b"\x89PNG")
 
@@ -330,14 +330,42 @@ def test_blocks_on_a_cpu(tmp_path):
     work = {"blocks": 1, "model": "DiT-S/2", "batch": 8, "tokens": 256, "dtype": "bf16"}
     (folder / "block-s2.json").write_text(json.dumps({"header": head, "workload": work, "cases": [case]}))
     (folder / "other.json").write_text("{}")
-    text = documents.performance([], documents.on_cpus(tmp_path), tmp_path)
+    share = {"gb_per_s": 12.3, "copy_share": 0.5, "op": "gelu", "shape": [1, 2, 8], "dtype": "bf16"}
+    timed = {name: case[name] for name in ("variant", "mode", "ms", "speedup")}
+    cases = [timed | share, timed | share | {"op": "mlp", "tflops": 0.25, "gemm_share": 0.75}]
+    (folder / "ops-s2.json").write_text(json.dumps({"header": head, "cases": cases}))
+    text = documents.performance([], documents.on_cpus(tmp_path), documents.on_cpus(tmp_path, "ops"), tmp_path)
     assert "## X Y, 2 threads, x86_64_v4, abcdef1234, 2026-01-02, torch 2.13.0\n" in text
     assert "### 1 block of DiT-S/2, B=8, N=256, bf16" in text
+    assert row(text, "| gelu | fwd")[4:] == ["2500.0", "12.3 GB/s", "50%", "1.25x", "1.50x"]
+    assert row(text, "| mlp | fwd")[5:7] == ["0.25 TFLOP/s", "75%"]
     assert row(text, "| ditfast | fwd")[2:] == ["2.500", "0.5", "90%", "1.25x", "1.50x"]
 
 
 def test_the_committed_documents_are_up_to_date():
     results, docs = ROOT / "benchmarks" / "results", ROOT / "docs"
-    runs, blocks = documents.load(results), documents.on_cpus(results)
+    runs, blocks, operations = documents.load(results), documents.on_cpus(results), documents.on_cpus(results, "ops")
     assert (docs / "verification.md").read_text() == documents.verification(runs)
-    assert (docs / "performance.md").read_text() == documents.performance(runs, blocks, docs / "img")
+    assert (docs / "performance.md").read_text() == documents.performance(runs, blocks, operations, docs / "img")
+    assert (ROOT / "README.md").read_text() == readme.updated((ROOT / "README.md").read_text(), blocks)
+
+
+def test_the_table_of_readme():
+    def case(variant, ms):
+        return {"variant": variant, "mode": "fwd_bwd", "ms": {"median": ms}, "gemm_share": 0.805}
+
+    def block(model, dtype, *cases):
+        return {"workload": {"model": model, "batch": 8, "dtype": dtype}, "cases": cases}
+
+    small = block("DiT-S/2", "autocast", case("eager", 2.0), case("compile", 1.0), case("ditfast", 0.5))
+    large = block("DiT-B/2", "fp32", case("eager", 4.0), case("ditfast", 8.0))
+    failed = block("DiT-L/2", "bf16", case("eager", 9.0) | {"ms": None})
+    text = f"A\n{readme.START}old\n{readme.END}Z\n"
+    lines = readme.updated(text, [small, failed, large]).splitlines()
+    assert lines[0] == "A" and lines[-1] == "Z"
+    assert lines[5:7] == [
+        "| DiT-B/2, B = 8, fp32 | **4.0 ms** | | 8.0 ms | | 80% |",
+        "| DiT-S/2, B = 8, fp32 weights, bf16 autocast | 2.0 ms | 1.0 ms | **0.5 ms** | | 80% |",
+    ]
+    with pytest.raises(ValueError, match="README must have a line <!-- generated"):
+        readme.updated("A\n", [small])

@@ -11,7 +11,7 @@ import torch
 from harness import jsonfile
 from harness.arguments import Parser, count, one_of
 from harness.machine import header
-from harness.suite import documents, record
+from harness.suite import documents, readme, record
 from harness.suite.execute import run_stage
 from harness.suite.stages import BENCHMARKS, ROOT, STAGES
 
@@ -26,7 +26,11 @@ def parse(argv):
     add("--out", type=Path, metavar="DIR", help="folder of the JSON (default benchmarks/results/<GPU>)")
     add("--merge", nargs="+", type=Path, metavar="FILE", help="write the newest result of every stage, and stop")
     add("--interpret", action="store_true", help="rehearse without a GPU: tiny sizes, kernels in the interpreter")
-    add("--docs", action="store_true", help="generate docs/verification.md and docs/performance.md, and stop")
+    add(
+        "--docs",
+        action="store_true",
+        help="generate docs/verification.md, docs/performance.md and README's first table, and stop",
+    )
     options = parser.parse_args(argv)
     if not (options.docs or options.merge or options.interpret or torch.cuda.is_available()):
         parser.error("argument --interpret: must be given where there is no CUDA GPU")
@@ -85,6 +89,7 @@ def main(argv=None) -> int:
     options = parse(argv)
     if options.docs:
         documents.generate(BENCHMARKS / "results", ROOT / "docs")
+        readme.update(ROOT / "README.md", documents.on_cpus(BENCHMARKS / "results"))
         return 0
     if options.merge:
         path = record.result_path(options.out, options.merged["header"])

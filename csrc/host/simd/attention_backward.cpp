@@ -13,8 +13,6 @@ struct Count {
     static constexpr int value = kCount;
 };
 
-constexpr int smaller_of(int a, int b) { return a < b ? a : b; }
-
 // One head, and what of it a task keeps: words as the five products read them, and gradients in float32.
 template <class T>
 struct Head {
@@ -198,9 +196,9 @@ void add_product(const Head<T>& head, const float* left, const float* columns, s
         } else if (cols == 2) {
             run(Count<2>{});
         } else if (cols == 3) {
-            run(Count<smaller_of(3, kMostColumns)>{});
+            run(Count<(kMostColumns < 3 ? kMostColumns : 3)>{});
         } else if (cols == 4) {
-            run(Count<smaller_of(4, kMostColumns)>{});
+            run(Count<(kMostColumns < 4 ? kMostColumns : 4)>{});
         } else {
             run(Count<kMostColumns>{});
         }
