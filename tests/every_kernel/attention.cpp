@@ -36,6 +36,13 @@ void check_shape(const Shape& s, DType dtype, Place place) {
     check_call("attention_forward", {&out, &lse}, [&](int threads) {
         host::kernels().attention_forward({problem, qkv.data(), out.data(), lse.floats()}, threads);
     });
+    Tensor qkv_t(place, dtype, s.batch, s.tokens, 3 * width), out_t(dense, dtype, s.batch, s.tokens, width);
+    qkv_t.fill(4);
+    check_call("attention_jvp", {&out, &lse, &out_t}, [&](int threads) {
+        const AttentionForward call{problem, qkv.data(), out.data(), lse.floats()};
+        host::kernels().attention_jvp({call, qkv_t.data(), out_t.data(), qkv_t.stride_b(), qkv_t.stride_n()},
+                                      threads);
+    });
     for (Layout layout : {Layout::kRows, Layout::kColumns, Layout::kExpanded}) {
         AttentionBackward call{problem,     nullptr, qkv.data(), out.data(), lse.floats(),
                                dqkv.data(), nullptr, 0,          0,          0};

@@ -17,6 +17,12 @@ void check_gelu() {
                     host::kernels().gelu_forward(
                         {dtype, rows, width, pre.data(), act.data(), nullptr, nullptr}, threads);
                 });
+                Tensor pre_t(place, dtype, 1, rows, width), act_t(place, dtype, 1, rows, width);
+                pre_t.fill(3);
+                check_call("gelu_jvp", {&act, &act_t}, [&](int threads) {
+                    host::kernels().gelu_jvp(
+                        {dtype, rows * width, pre.data(), pre_t.data(), act.data(), act_t.data()}, threads);
+                });
                 const auto backward = [&](void* kept) {
                     return [&, kept](int threads) {
                         dpre.fill(2);

@@ -97,6 +97,21 @@ void check_case(const Case& c) {
     };
     check_call("rows_forward", chosen({{residual, &t.x_new}, {norm, &t.h}, {norm, &t.mean}, {norm, &t.rstd}}),
                [&](int threads) { host::kernels().rows_forward(forward, threads); });
+    Tensors tangents(c);  // of inputs as large as the inputs
+    const host::RowsJvp jvp{
+        forward,
+        tangents.x.tokens(),
+        tokens_if(residual, tangents.y),
+        vectors_if(residual, tangents.gate),
+        shared_if(bias, tangents.bias),
+        vectors_if(norm, tangents.shift),
+        kNoVectors,
+        tokens_if(residual, tangents.x_new),
+        tokens_if(norm, tangents.h),
+    };
+    check_call("rows_jvp",
+               chosen({{residual, &t.x_new}, {norm, &t.h}, {residual, &tangents.x_new}, {norm, &tangents.h}}),
+               [&](int threads) { host::kernels().rows_jvp(jvp, threads); });
     const host::RowsBackward backward{
         problem(c),
         tokens_if(residual, t.dx_new),
