@@ -5,7 +5,8 @@ namespace ditfast::every_kernel {
 
 void check_gelu() {
     constexpr std::int64_t kShapes[][2] = {{0, 8}, {1, 1}, {5, 7}, {130, 40}, {1, 16500}};  // rows, width
-    for (const auto& [rows, width] : kShapes) {
+    for (const auto& shape : kShapes) {
+        const std::int64_t rows = shape[0], width = shape[1];
         for (DType dtype : kDTypes) {
             for (bool at_end : {false, true}) {
                 const Place place{at_end, 0};

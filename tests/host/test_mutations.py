@@ -192,15 +192,27 @@ PLANTED = [
     *plant(
         "gelu.cpp",
         check_gelu,
-        ("slope without its cubic term", "square * (3 * kCubic", "square * (kCubic"),
-        ("slope dropped", "sigmoid.rest * (value * slope) + sigmoid.value", "sigmoid.value"),
+        (
+            "slope without its cubic term",
+            "(3 * kCubic * kSlopeAtZero) + kSlopeAtZero;  // dz/dx\n        const Vec dpre",
+            "kSlopeAtZero;\n        const Vec dpre",
+        ),
+        (
+            "slope dropped",
+            "dpre = load(dact + i, extent) * (sigmoid.rest * (value * slope) +",
+            "dpre = load(dact + i, extent) * (0 * slope +",
+        ),
         ("exponent not bounded", "z = at_most(at_least(z, splat(-126.0f)), splat(126.0f));", ""),
         (
             "last element of a task missed",
             "smaller(kElements, size - first),",
             "smaller(kElements, size - first) - 1,",
         ),
-        ("first task everywhere", "static_cast<T*>(call.act) + first", "static_cast<T*>(call.act)"),
+        (
+            "first task everywhere",
+            "static_cast<T*>(call.act) + first;\n        for_each",
+            "static_cast<T*>(call.act);\n        for_each",
+        ),
         ("dbias after GELU", "load(sums + i) + dpre", "load(sums + i) + value"),
         (
             "last row of a chunk missed",
