@@ -10,11 +10,12 @@ _HOME = {
     **dict.fromkeys(["DiT_models", "modulate", "get_2d_sincos_pos_embed", "packed_weights"], "ditfast.models"),
     **{f"DiT_{size}_{patch}": "ditfast.models" for size in ("XL", "L", "B", "S") for patch in (2, 4, 8)},
     "create_diffusion": "ditfast.diffusion",
+    "create_transport": "ditfast.flow",
     "find_model": "ditfast.checkpoints",
     "use_backend": "ditfast.ops",
     "verify": "ditfast.ops.verify",
 }
-_SUBMODULES = ("checkpoints", "diffusion", "kernels", "models", "ops")
+_SUBMODULES = ("checkpoints", "diffusion", "flow", "kernels", "models", "ops")
 
 __all__ = ["__version__", *_HOME, *_SUBMODULES]
 
