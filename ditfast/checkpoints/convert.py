@@ -105,6 +105,7 @@ def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
     expressible = {
         "conditioning": ("adaln_zero",),
         "mlp_ratio": (4,),
+        "second_time": (False,),
         "input_size": (size, (size, size)),
         "depth": range(1, 1 + config["depth"]),  # the embedders are in the blocks
     }

@@ -50,6 +50,7 @@ def infer_config(state: dict, **known) -> dict:
         "num_classes": labels - (known.get("class_dropout_prob", 0.1) > 0),
         "learn_sigma": width == 2 * channels * patch**2,
         "conditioning": _conditioning(state),
+        **({"second_time": True} if "r_embedder.mlp.0.weight" in state else {}),
         **{name: value for name, value in known.items() if name == "class_dropout_prob"},
     }
 

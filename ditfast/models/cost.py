@@ -12,10 +12,10 @@ ROWS = {"adaln_zero": 6, "adaln": 4, "cross_attention": 0, "in_context": 0}  # s
 def macs(model: DiT) -> dict[str, int]:
     """Multiply-adds of one sample's forward, by operator."""
     n, m, d, depth, width = _sizes(model)
-    table = model.conditioning in ("adaln_zero", "adaln")
+    table, times = model.conditioning in ("adaln_zero", "adaln"), 1 + (model.r_embedder is not None)
     patch = model.patch_size**2
     return {
-        "embedders": n * model.in_channels * patch * d + 256 * d + d * d,
+        "embedders": n * model.in_channels * patch * d + times * (256 * d + d * d),
         "adaLN": depth * ROWS[model.conditioning] * d * d,
         "qkv": depth * 3 * m * d * d,
         "attention": depth * 2 * m * m * d,
@@ -42,7 +42,9 @@ def kept_bytes(model: DiT, batch: int = 1, dtype: str = "bf16") -> dict[str, int
     casts = stream != branch  # autocast casts the conditioning anew for each Linear that reads it
     silus = 1 if zero and not casts else depth + 1
     return {
-        "embedders": n * model.patch_size**2 * model.in_channels * branch + (256 + 2 * d) * branch + batch * 8,
+        "embedders": n * model.patch_size**2 * model.in_channels * branch
+        + (1 + (model.r_embedder is not None)) * (256 + 2 * d) * branch
+        + batch * 8,
         "adaLN": adaptive * (d * stream + silus * d * branch + depth * ROWS[model.conditioning] * d * branch),
         "qkv": depth * unit * branch,
         "attention": depth * (4 * unit * branch + lse),

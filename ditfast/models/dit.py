@@ -44,6 +44,8 @@ class DiT(nn.Module):
         conditioning: how timestep and class enter: "adaln_zero", "adaln" (no gates), "cross_attention" (to both,
             after the self-attention) or "in_context" (two more tokens, removed after the last block).
         timestep_freq_shift, norm2_eps: 1 and 1e-5 make the function of diffusers' DiT, which differs so.
+        second_time: the model is of averages over a stretch of time, as those of `ditfast.flow.MeanFlow`: forward
+            takes its other end, r.
 
     Attributes:
         config: the arguments by name.
@@ -73,6 +75,7 @@ class DiT(nn.Module):
         conditioning="adaln_zero",
         timestep_freq_shift=0,
         norm2_eps=1e-6,
+        second_time=False,
     ):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(config)
@@ -91,6 +94,7 @@ class DiT(nn.Module):
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size, freq_shift=timestep_freq_shift)
+        self.r_embedder = TimestepEmbedder(hidden_size, freq_shift=timestep_freq_shift) if second_time else None
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         pos_embed = torch.zeros(1, self.x_embedder.num_patches, hidden_size)  # (1, N, D)
         self.pos_embed = nn.Parameter(pos_embed, requires_grad=False)
@@ -117,8 +121,9 @@ class DiT(nn.Module):
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.data.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        for embedder in filter(None, (self.t_embedder, self.r_embedder)):
+            nn.init.normal_(embedder.mlp[0].weight, std=0.02)
+            nn.init.normal_(embedder.mlp[2].weight, std=0.02)
         if self.conditioning == "adaln_zero":
             for layer in (*self.blocks, self.final_layer):
                 nn.init.zeros_(layer.adaLN_modulation[-1].weight)
@@ -138,14 +143,15 @@ class DiT(nn.Module):
         grid = None if rows == columns else (rows, columns)
         return ops.unpatchify(x, self.patch_size, grid, backend=names_in_force(self.backend))
 
-    def forward(self, x, t, y, return_hidden=None):
-        """Predict the noise (and variance) in a noisy latent.
+    def forward(self, x, t, y, return_hidden=None, *, r=None):
+        """Predict the noise (and variance) in a noisy latent, or a velocity: what the model was trained for.
 
         Args:
             x: (B, C, S, S) noisy latents.
             t: (B,) timesteps, whole or fractional; or (1,) for all samples.
             y: (B,) integer labels, K for the null label; or (1,).
             return_hidden: indices of blocks whose output tokens are wanted too.
+            r: (B,) the other end of the stretch of time from t, with ``second_time``; or (1,). None for t itself.
 
         Returns:
             (B, C_out, S, S); with ``return_hidden`` also a list of (B, N, D) tokens, one per index, in order.
@@ -157,11 +163,10 @@ class DiT(nn.Module):
         """
         reject_symbolic(x)
         wanted = self._wanted_blocks(return_hidden)
-        self._check_input(x, t, y)
+        self._check_input(x, t, y, r)
         backends = names_in_force(self.backend)
         tokens = self._embed(x, backends)  # (B, N, D); first, since what draws at random draws in this order
-        takes_dtype = has_original_forward(self.t_embedder, TimestepEmbedder)
-        t = self.t_embedder(t, dtype=x.dtype) if takes_dtype else self.t_embedder(t)  # (B or 1, D)
+        t = self._embed_times(t, r, x.dtype)  # (B or 1, D)
         y = self.y_embedder(y, self.training)  # (B or 1, D)
         x, c = CONDITIONINGS[self.conditioning].combine(tokens, t, y)
         hidden = {}
@@ -230,6 +235,13 @@ class DiT(nn.Module):
         proj = embedder.proj
         return ops.patch_embed(x, proj.weight, proj.bias, self.pos_embed, self.patch_size, backend=backends)
 
+    def _embed_times(self, t, r, dtype):
+        """t as a vector (B or 1, D), to which that of r - t is added in a model with a second time."""
+        if self.r_embedder is None:
+            return _embed_time(self.t_embedder, t, dtype)
+        stretch = torch.zeros_like(t) if r is None else r - t
+        return _embed_time(self.t_embedder, t, dtype) + _embed_time(self.r_embedder, stretch, dtype)
+
     def _call(self, layer, x, c, backends):
         """What a block or final layer makes of x, tokens or a `Carry`."""
         if not is_native(layer):  # maybe one of ours in a wrapper, which passes no backends on
@@ -243,12 +255,16 @@ class DiT(nn.Module):
         """x without the two tokens that came in context."""
         return x[:, :-2] if self.conditioning == "in_context" else x
 
-    def _check_input(self, x, t, y):
+    def _check_input(self, x, t, y, r):
         """Check what goes to the model's own embedders; what others take is not known."""
         if is_plain(self.x_embedder, PatchEmbed):
             check_latents(self.x_embedder, x)
         if is_plain(self.t_embedder, TimestepEmbedder):
             check_timesteps(t, x)
+        if r is not None and self.r_embedder is None:
+            raise ValueError("r must be None for a model with second_time=False")
+        if r is not None and is_plain(self.r_embedder, TimestepEmbedder):
+            check_timesteps(r, x, "r")
         if is_plain(self.y_embedder, LabelEmbedder) and isinstance(self.y_embedder.embedding_table, nn.Embedding):
             check_labels(y, x)
 
@@ -266,6 +282,10 @@ class DiT(nn.Module):
 def default_cfg_channels(in_channels: int) -> int:
     """How many channels guidance acts on: 3 of 4, as the released samples were made; else all."""
     return 3 if in_channels == 4 else in_channels
+
+
+def _embed_time(embedder, t, dtype):
+    return embedder(t, dtype=dtype) if has_original_forward(embedder, TimestepEmbedder) else embedder(t)
 
 
 def _init_linear(module):

@@ -151,11 +151,11 @@ def check_latents(embedder: PatchEmbed, x) -> None:
         raise TypeError(f"x must have the model's dtype {proj.weight.dtype} outside of autocast, got {x.dtype}")
 
 
-def check_timesteps(t, x) -> None:
-    """Raise if t is not one number per sample of x, or one for all."""
-    _check_per_sample("t", t, x)
+def check_timesteps(t, x, name="t") -> None:
+    """Raise if t, called ``name``, is not one number per sample of x, or one for all."""
+    _check_per_sample(name, t, x)
     if t.dtype == torch.bool or t.is_complex():
-        raise TypeError(f"t must be floating-point or integer, got {t.dtype}")
+        raise TypeError(f"{name} must be floating-point or integer, got {t.dtype}")
 
 
 def check_labels(y, x) -> None:

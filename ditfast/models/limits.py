@@ -23,7 +23,7 @@ _REAL = {
 }
 _POSITIVE = ("mlp_ratio", "norm2_eps")
 _SIZE = (1, 2**16)  # of a side of the latent
-_SWITCHES = ("learn_sigma", "recompute_mlp")
+_SWITCHES = ("learn_sigma", "recompute_mlp", "second_time")
 
 
 def check_arguments(config: dict) -> None:

@@ -39,6 +39,7 @@ DIT_TAKES = {
     "conditioning": lambda v: v in CONDITIONINGS,
     "timestep_freq_shift": lambda v: is_number(v, -1000, 100),
     "norm2_eps": lambda v: is_number(v, 1e-12, 1),
+    "second_time": lambda v: isinstance(v, bool),
 }
 GOOD = {
     "input_size": (8, 16, (8, 12)),
@@ -56,6 +57,7 @@ GOOD = {
     "conditioning": CONDITIONINGS,
     "timestep_freq_shift": (0, 1),
     "norm2_eps": (1e-5, 1e-6),
+    "second_time": (True, False),
 }
 UNCLEAR = {  # neither has to be taken nor refused
     "mlp_ratio": (True, 1e308, 10**9),
@@ -64,6 +66,7 @@ UNCLEAR = {  # neither has to be taken nor refused
     "timestep_freq_shift": (True, False, 1e308, 10**9, 2**63, 10**30, -(10**9)),
     "learn_sigma": (0, 1),
     "recompute_mlp": (0, 1),
+    "second_time": (0, 1),
 }
 
 
