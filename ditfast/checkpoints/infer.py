@@ -9,6 +9,7 @@ from ditfast.models.presets import SIZES
 from ditfast.suggest import did_you_mean
 
 TABLE = "y_embedder.embedding_table.weight"
+SECOND_TIME = "r_embedder.mlp.0.weight"  # only of models with one
 HEADS = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
 
 
@@ -50,7 +51,7 @@ def infer_config(state: dict, **known) -> dict:
         "num_classes": labels - (known.get("class_dropout_prob", 0.1) > 0),
         "learn_sigma": width == 2 * channels * patch**2,
         "conditioning": _conditioning(state),
-        **({"second_time": True} if "r_embedder.mlp.0.weight" in state else {}),
+        **({"second_time": True} if SECOND_TIME in state else {}),
         **{name: value for name, value in known.items() if name == "class_dropout_prob"},
     }
 

@@ -12,10 +12,10 @@ from ditfast.atomic import atomic_write
 from ditfast.checkpoints.convert import config_from_diffusers, from_diffusers, is_diffusers
 from ditfast.checkpoints.files import is_released, read_file, suggest_source
 from ditfast.checkpoints.folders import download, is_hub_name, read_config, read_folder
-from ditfast.checkpoints.infer import TABLE, argument, check_model_config, grid_of, infer_file
+from ditfast.checkpoints.infer import SECOND_TIME, TABLE, argument, check_model_config, grid_of, infer_file
 from ditfast.checkpoints.labels import fit_labels
 from ditfast.checkpoints.position import regrid
-from ditfast.checkpoints.sampling import check_sampling
+from ditfast.checkpoints.sampling import check_sampling, recorded_by_sit, settle_objective
 from ditfast.models.dit import DiT
 from ditfast.models.limits import check_arguments
 from ditfast.ops.checks import FLOATING
@@ -23,7 +23,7 @@ from ditfast.ops.checks import FLOATING
 HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that are no property of the weights
 
 
-def from_pretrained(source, *, subfolder: str = "", variant: str = "", cls: type = DiT, **changes):
+def from_pretrained(source, *, subfolder="", variant="", objective=None, cls: type = DiT, **changes):
     """A model from its weights, in evaluation mode, in the dtype of the weights, on the CPU.
 
     Args:
@@ -32,6 +32,8 @@ def from_pretrained(source, *, subfolder: str = "", variant: str = "", cls: type
             from its weights (`infer_config`) and from the ``args`` that a training checkpoint keeps.
         subfolder: where in the folder or repository the model is; "transformer" in a pipeline of diffusers.
         variant: of the files of weights, as "fp16" in model.fp16.safetensors. One that is alone need not be named.
+        objective: what the model was trained for, "diffusion", "flow" or "meanflow", where the checkpoint does not
+            say so: the files of SiT have the weights of a DiT by name. None: what it says, or else diffusion.
         cls: `DiT` or a subclass.
         changes: arguments of ``cls`` that replace those of the config. With another ``input_size`` the position
             embedding is computed anew. With another ``num_classes`` the labels' rows are new, drawn by torch's
@@ -39,19 +41,20 @@ def from_pretrained(source, *, subfolder: str = "", variant: str = "", cls: type
 
     Raises:
         FileNotFoundError: there is no such file, folder or repository.
-        ValueError: a file is broken, unsafe or of another model; an unknown argument.
+        ValueError: a file is broken, unsafe, of another model or of another objective; an unknown argument.
         ImportError: a package of the extra ``train`` is needed.
 
     diffusers' DiT is another function than the original (see `from_diffusers`). Official weights that were stored in
     its format become the original's again with ``timestep_freq_shift=0, norm2_eps=1e-6``.
     """
-    model, said = read_model(source, subfolder=subfolder, variant=variant, cls=cls, **changes)
+    where = {"subfolder": subfolder, "variant": variant}
+    model, said = read_model(source, **where, objective=objective, cls=cls, **changes)
     if said:
         warnings.warn(said, stacklevel=3)
     return model
 
 
-def read_model(source, *, subfolder: str = "", variant: str = "", cls: type = DiT, **changes):
+def read_model(source, *, subfolder="", variant="", objective=None, cls: type = DiT, **changes):
     """What `from_pretrained` returns, and a line about rows of labels that the checkpoint does not have, or None."""
     stored, sampling, state = _read(source, subfolder, variant, changes)
     config = check_model_config({**stored, **changes}, cls)
@@ -64,9 +67,10 @@ def read_model(source, *, subfolder: str = "", variant: str = "", cls: type = Di
     if TABLE in state:
         state[TABLE], said = fit_labels(state[TABLE], stored, config)
     load_into(model, state)
-    model.sampling |= sampling
+    model.sampling = settle_objective(sampling, objective, model.sampling)
     if argument(stored, "num_classes") != argument(config, "num_classes"):
         model.sampling.pop("classes", None)
+    check_sampling(model.sampling, model.config)
     return model.eval(), said
 
 
@@ -78,7 +82,8 @@ def read_source(source, **known) -> tuple[dict, dict]:
     """
     path = _locate(source)
     if path.is_file() or is_released(path):
-        config, sampling = infer_file(*read_file(path), known), {}
+        weights, args = read_file(path)
+        config, sampling = infer_file(weights, args, known), _sampling_of(weights, args)
     else:
         config = read_config(path)
         sampling = _take_sampling(config)
@@ -87,14 +92,16 @@ def read_source(source, **known) -> tuple[dict, dict]:
 
 
 def read_sampling(source, *, subfolder: str = "") -> dict:
-    """What the config behind a source of `from_pretrained` says as ``sampling``; {} if it does not, or there is none.
+    """What a source of `from_pretrained` says as ``sampling``, {} if it says nothing: a config, or what a file tells.
 
     Raises:
         FileNotFoundError, ValueError: as `from_pretrained`.
     """
     path = _locate(source, subfolder)
-    if path.is_file() or is_released(path):
+    if is_released(path):
         return {}
+    if path.is_file():
+        return _sampling_of(*read_file(path))
     return _take_sampling(read_config(path))
 
 
@@ -150,8 +157,8 @@ def _read(source, subfolder, variant, changes):
     path = _locate(source, subfolder, variant)
     if path.is_file() or is_released(path):
         weights, args = read_file(path)
-        config = infer_file(weights, args, changes)
-        return config, {}, {name: value.clone() for name, value in weights.items()}  # not the file's
+        config, sampling = infer_file(weights, args, changes), _sampling_of(weights, args)
+        return config, sampling, {name: value.clone() for name, value in weights.items()}  # not the file's
     config, state = read_folder(path, variant)
     if is_diffusers(config):
         config, state = from_diffusers(config, state)
@@ -169,6 +176,11 @@ def _locate(source, subfolder="", variant=""):
             raise FileNotFoundError(text + suggest_source(path))
         path = download(source, subfolder, variant)
     return path / subfolder
+
+
+def _sampling_of(weights, args):
+    """What a file tells, which has no config."""
+    return {"objective": "meanflow"} if SECOND_TIME in weights else recorded_by_sit(args)
 
 
 def _take_sampling(config):

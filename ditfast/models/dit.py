@@ -81,7 +81,8 @@ class DiT(nn.Module):
         check_arguments(config)
         super().__init__()
         self.config = config
-        self.sampling = {"objective": "diffusion", "noise_schedule": "linear"}
+        diffusion = {"objective": "diffusion", "noise_schedule": "linear"}
+        self.sampling = {"objective": "meanflow"} if second_time else diffusion
         names_in_force(backend)  # rejects an unknown name now, not at the first forward
         check_conditioning(conditioning)
         self.learn_sigma = learn_sigma
@@ -179,7 +180,7 @@ class DiT(nn.Module):
         x = self.unpatchify(x)  # (B, C_out, S, S)
         return x if return_hidden is None else (x, [hidden[i] for i in wanted])
 
-    def forward_with_cfg(self, x, t, y, cfg_scale, cfg_channels=None):
+    def forward_with_cfg(self, x, t, y, cfg_scale, cfg_channels=None, *, r=None):
         """Predict with classifier-free guidance, for a batch whose halves have the same latents.
 
         Args:
@@ -188,6 +189,7 @@ class DiT(nn.Module):
             y: (2B,) labels, then null labels.
             cfg_scale: 1 for no guidance.
             cfg_channels: how many leading channels are guided; see `default_cfg_channels`.
+            r: (2B,) with ``second_time``, see `forward`.
 
         Returns:
             (2B, C_out, S, S) with equal guided channels in both halves.
@@ -207,7 +209,7 @@ class DiT(nn.Module):
         if not isinstance(cfg_channels, int) or not 0 <= cfg_channels <= self.out_channels:
             raise ValueError(f"cfg_channels must be in [0, {self.out_channels}], got {cfg_channels!r}")
         half = x[: x.shape[0] // 2]
-        out = self(torch.cat([half, half]), t, y)
+        out = self(torch.cat([half, half]), t, y, **({} if r is None else {"r": r}))
         guided, rest = out[:, :cfg_channels], out[:, cfg_channels:]
         cond, uncond = guided.chunk(2)
         guided = uncond + cfg_scale * (cond - uncond)  # (B, cfg_channels, S, S)

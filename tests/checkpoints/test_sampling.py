@@ -1,9 +1,11 @@
 """`sampling` of config.json: what it may say, who writes it, who reads it."""
 
+import argparse
 import copy
 import json
 
 import pytest
+import torch
 
 from ditfast import DiT
 from ditfast.checkpoints import read_sampling
@@ -16,6 +18,7 @@ WHOLE = {
     "classes": ["ant", "bee", "cat", "d", "e"],
 }
 OLD = {"objective": "diffusion", "noise_schedule": "linear"}
+FLOW = {"objective": "flow", "path_type": "GVP", "prediction": "noise"}
 
 
 def config_of(folder) -> dict:
@@ -24,7 +27,13 @@ def config_of(folder) -> dict:
 
 @pytest.mark.parametrize(
     "sampling",
-    [WHOLE, OLD, {**OLD, "vae": None}, {**OLD, "vae": {"sha256": None, "scale": [1, 2, 3, 4.5], "shift": [0.0] * 4}}],
+    [
+        WHOLE,
+        OLD,
+        FLOW,
+        {**OLD, "vae": None},
+        {**OLD, "vae": {"sha256": None, "scale": [1, 2, 3, 4.5], "shift": [0.0] * 4}},
+    ],
 )
 def test_round_trip(kit, tmp_path, sampling):
     model = kit.tiny()
@@ -55,6 +64,9 @@ def test_models_do_not_share_it(kit):
     [
         ({"noise_schedul": "linear"}, "unknown field 'noise_schedul' of sampling; did you mean 'noise_schedule'"),
         ({"noise_schedule": "cosine"}, "sampling's noise_schedule must be one of linear, .*, got 'cosine'"),
+        ({"path_type": "GVP"}, "sampling's path_type is nothing of the objective 'diffusion', got 'GVP'"),
+        ({"objective": "flow"}, "sampling's noise_schedule is nothing of the objective 'flow', got 'squared"),
+        ({"objective": "meanflow"}, "second_time must be true for sampling's objective 'meanflow', got False"),
         ({"objective": None}, "sampling's objective must be a string, got None"),
         ({"vae": "ema"}, "sampling's vae must have sha256, scale, shift, got 'ema'"),
         ({"vae": {"scale": 1, "shift": 0}}, "sampling's vae must have sha256, scale, shift, got"),
@@ -93,3 +105,44 @@ def test_a_class_that_takes_fewer_arguments_takes_it(kit, tmp_path):
 
     kit.tiny().save_pretrained(tmp_path)
     assert Mine.from_pretrained(tmp_path).sampling == OLD
+
+
+def test_objectives(kit, tmp_path):
+    model = kit.tiny()
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    model.save_pretrained(tmp_path / "diffusion")
+    model.sampling = FLOW
+    model.save_pretrained(tmp_path / "flow")
+    assert DiT.from_pretrained(tmp_path / "flow", objective="flow").sampling == FLOW
+    bare = {"num_heads": 4}
+    assert DiT.from_pretrained(tmp_path / "bare.pt", **bare).sampling == OLD
+    told = DiT.from_pretrained(tmp_path / "bare.pt", objective="flow", **bare).sampling
+    assert told == {"objective": "flow", "path_type": "Linear", "prediction": "velocity"}
+    for folder, objective, rule in (
+        ("flow", "diffusion", "objective must be 'flow', for which the model was trained, got 'diffusion'"),
+        ("diffusion", "flow", "objective must be 'diffusion', for which the model was trained, got 'flow'"),
+        ("bare.pt", "meanflow", "second_time must be true for sampling's objective 'meanflow', got False"),
+        ("bare.pt", "flows", "objective must be one of diffusion, flow, meanflow, got 'flows'; did you mean 'flow'"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            DiT.from_pretrained(tmp_path / folder, objective=objective, **(bare if folder == "bare.pt" else {}))
+
+
+def test_a_model_with_a_second_time_is_of_mean_flow(kit, tmp_path):
+    model = kit.tiny(second_time=True)
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    loaded = DiT.from_pretrained(tmp_path), DiT.from_pretrained(tmp_path / "bare.pt", num_heads=4)
+    assert [each.sampling for each in (model, *loaded)] == [{"objective": "meanflow"}] * 3
+    assert read_sampling(tmp_path / "bare.pt") == {"objective": "meanflow"}
+
+
+def test_the_checkpoints_of_sits_training(kit, tmp_path):
+    """They keep the arguments of the script, which tell the flow; a bare state dict does not."""
+    state, path = kit.tiny().state_dict(), tmp_path / "0000100.pt"
+    args = argparse.Namespace(path_type="GVP", prediction="score", loss_weight=None, model="SiT-XL/2")
+    torch.save({"model": state, "ema": state, "args": args}, path)
+    expected = {"objective": "flow", "path_type": "GVP", "prediction": "score"}
+    assert DiT.from_pretrained(path, num_heads=4).sampling == read_sampling(path) == expected
+    with pytest.raises(ValueError, match="objective must be 'flow', for which the model was trained"):
+        DiT.from_pretrained(path, num_heads=4, objective="diffusion")
