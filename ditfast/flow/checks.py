@@ -7,10 +7,12 @@ import torch
 
 from ditfast.suggest import did_you_mean
 
+MOST = 10**6  # steps, of which each is a call of the model
+
 
 def choice(name: str, value, known) -> None:
     """``value`` is one of ``known``, which may have None among them."""
-    if value not in known:
+    if value not in [*known]:
         names = ", ".join(map(str, known))
         raise ValueError(f"{name} must be one of {names}, got {value!r}{did_you_mean(value, [*filter(None, known)])}")
 
@@ -24,9 +26,9 @@ def number(name: str, value, low: float, high: float = math.inf) -> None:
 
 
 def whole(name: str, value, low: int) -> None:
-    """``value`` is a whole number, at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    """``value`` is a whole number in [low, MOST]."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= MOST:
+        raise ValueError(f"{name} must be a whole number in [{low}, {MOST}], got {value!r}")
 
 
 def times(name: str, t, x: torch.Tensor) -> None:

@@ -1,6 +1,7 @@
 """Samples from a model of a flow, by its ODE or an SDE of the same marginals; and likelihoods."""
 
 import math
+from collections import deque
 
 import torch
 
@@ -31,6 +32,7 @@ class Sampler:
         rtol=1e-3,
         reverse=False,
         time_shift=1.0,
+        last_only=False,
     ):
         """The probability flow: a function that returns all of its points, (num_steps, B, C, …), samples last.
 
@@ -40,6 +42,7 @@ class Sampler:
             atol, rtol: tolerances of an adaptive method.
             reverse: from data to noise.
             time_shift: more steps near noise, see `shift_times`.
+            last_only: return the last point alone, as (1, B, C, …).
 
         Raises:
             ValueError: naming the argument.
@@ -54,7 +57,9 @@ class Sampler:
             x = _start(init)
             velocity = self._velocity(model, init.dtype, model_kwargs)
             if sampling_method in ode.OWN:
-                points = torch.stack(list(ode.steps(sampling_method, velocity, x, times)))
+                points = torch.stack(_kept(ode.steps(sampling_method, velocity, x, times), last_only))
+            elif last_only:
+                points = ode.solve(sampling_method, velocity, x, [times[0], times[-1]], atol, rtol)[-1:]
             else:
                 points = ode.solve(sampling_method, velocity, x, times, atol, rtol)
             return points.to(init.dtype)
@@ -80,6 +85,7 @@ class Sampler:
         last_step_size=0.04,
         num_steps=250,
         generator=None,
+        last_only=False,
     ):
         """An SDE: a function that returns a list of x after each of num_steps steps, samples last.
 
@@ -91,6 +97,7 @@ class Sampler:
             last_step_size: its length in time; the steps before end there.
             num_steps: all of them, the last one too.
             generator: of the noise; one, or one for each sample.
+            last_only: return the last x alone, in a list.
 
         Raises:
             ValueError: naming the argument.
@@ -103,8 +110,9 @@ class Sampler:
         def sample(init, model, **model_kwargs):
             x, call = _start(init), self._call(model, init.dtype, model_kwargs)
             drift = sde.Drift(self.transport, diffusion_form, diffusion_norm, call)
-            points = [each.to(init.dtype) for each in sde.steps(sampling_method, drift, x, times, generator)]
-            return [*points, sde.last_step(last_step, drift, points[-1].to(x.dtype), *size).to(init.dtype)]
+            points = _kept(sde.steps(sampling_method, drift, x, times, generator), last_only)
+            last = sde.last_step(last_step, drift, points[-1], *size)
+            return [each.to(init.dtype) for each in ([last] if last_only else [*points, last])]
 
         return sample
 
@@ -187,6 +195,11 @@ def _start(init):
     """Where a solver starts, in float32 or better."""
     floating("init", init)
     return init.to(torch.promote_types(init.dtype, torch.float32))
+
+
+def _kept(points, last_only):
+    """The points, or the last of them alone, as a list."""
+    return list(deque(points, maxlen=1 if last_only else None))
 
 
 def _check_tolerances(atol, rtol):

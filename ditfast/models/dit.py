@@ -15,12 +15,14 @@ from ditfast.models.embed import (
     TimestepEmbedder,
     check_labels,
     check_latents,
+    check_stretch,
     check_timesteps,
+    embed_times,
     get_2d_sincos_pos_embed,
     is_patch_projection,
 )
 from ditfast.models.limits import check_arguments, check_number, check_tensors
-from ditfast.models.plain import has_original_forward, is_plain, reject_symbolic
+from ditfast.models.plain import is_plain, reject_symbolic
 from ditfast.models.wrappers import accepts_carry, is_native
 from ditfast.ops.backends.choice import names_in_force, use_backend
 
@@ -167,7 +169,7 @@ class DiT(nn.Module):
         self._check_input(x, t, y, r)
         backends = names_in_force(self.backend)
         tokens = self._embed(x, backends)  # (B, N, D); first, since what draws at random draws in this order
-        t = self._embed_times(t, r, x.dtype)  # (B or 1, D)
+        t = embed_times(self.t_embedder, self.r_embedder, t, r, x.dtype)  # (B or 1, D)
         y = self.y_embedder(y, self.training)  # (B or 1, D)
         x, c = CONDITIONINGS[self.conditioning].combine(tokens, t, y)
         hidden = {}
@@ -237,13 +239,6 @@ class DiT(nn.Module):
         proj = embedder.proj
         return ops.patch_embed(x, proj.weight, proj.bias, self.pos_embed, self.patch_size, backend=backends)
 
-    def _embed_times(self, t, r, dtype):
-        """t as a vector (B or 1, D), to which that of r - t is added in a model with a second time."""
-        if self.r_embedder is None:
-            return _embed_time(self.t_embedder, t, dtype)
-        stretch = torch.zeros_like(t) if r is None else r - t
-        return _embed_time(self.t_embedder, t, dtype) + _embed_time(self.r_embedder, stretch, dtype)
-
     def _call(self, layer, x, c, backends):
         """What a block or final layer makes of x, tokens or a `Carry`."""
         if not is_native(layer):  # maybe one of ours in a wrapper, which passes no backends on
@@ -263,10 +258,7 @@ class DiT(nn.Module):
             check_latents(self.x_embedder, x)
         if is_plain(self.t_embedder, TimestepEmbedder):
             check_timesteps(t, x)
-        if r is not None and self.r_embedder is None:
-            raise ValueError("r must be None for a model with second_time=False")
-        if r is not None and is_plain(self.r_embedder, TimestepEmbedder):
-            check_timesteps(r, x, "r")
+        check_stretch(self.r_embedder, r, x)
         if is_plain(self.y_embedder, LabelEmbedder) and isinstance(self.y_embedder.embedding_table, nn.Embedding):
             check_labels(y, x)
 
@@ -284,10 +276,6 @@ class DiT(nn.Module):
 def default_cfg_channels(in_channels: int) -> int:
     """How many channels guidance acts on: 3 of 4, as the released samples were made; else all."""
     return 3 if in_channels == 4 else in_channels
-
-
-def _embed_time(embedder, t, dtype):
-    return embedder(t, dtype=dtype) if has_original_forward(embedder, TimestepEmbedder) else embedder(t)
 
 
 def _init_linear(module):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from ditfast.models.plain import is_plain, remember_forward
+from ditfast.models.plain import has_original_forward, is_plain, remember_forward
 
 
 @remember_forward
@@ -89,6 +89,19 @@ class TimestepEmbedder(nn.Module):
         return dtype or next(wide, torch.float32)
 
 
+def embed_times(t_embedder, r_embedder, t, r, dtype):
+    """t as a vector (B or 1, D), plus r - t as one, 0 without r, where there is an embedder for it."""
+    if r_embedder is None:
+        return _embed_time(t_embedder, t, dtype)
+    stretch = torch.zeros_like(t) if r is None else r - t
+    return _embed_time(t_embedder, t, dtype) + _embed_time(r_embedder, stretch, dtype)
+
+
+def _embed_time(embedder, t, dtype):
+    """What an embedder, maybe another's, makes of times."""
+    return embedder(t, dtype=dtype) if has_original_forward(embedder, TimestepEmbedder) else embedder(t)
+
+
 @remember_forward
 class LabelEmbedder(nn.Module):
     """Class labels as vectors, dropped at random for classifier-free guidance: (B,) -> (B, D).
@@ -156,6 +169,14 @@ def check_timesteps(t, x, name="t") -> None:
     _check_per_sample(name, t, x)
     if t.dtype == torch.bool or t.is_complex():
         raise TypeError(f"{name} must be floating-point or integer, got {t.dtype}")
+
+
+def check_stretch(r_embedder, r, x) -> None:
+    """Raise if r is given to a model that has no embedder for it, or is not as t has to be."""
+    if r is not None and r_embedder is None:
+        raise ValueError("r must be None for a model with second_time=False")
+    if r is not None and is_plain(r_embedder, TimestepEmbedder):
+        check_timesteps(r, x, "r")
 
 
 def check_labels(y, x) -> None:
