@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from ditfast.checkpoints.infer import Untold
+from ditfast.checkpoints.sampling import OBJECTIVES
 from ditfast.command import words
 from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.fingerprint import fingerprint
@@ -29,11 +30,14 @@ from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import to_uint8
 from ditfast.sampling.files import SampleFolder, check_grid, check_target, write_grid, write_npz
-from ditfast.sampling.recorded import read_record, settle_decoder, settle_schedule
+from ditfast.sampling.flow import ADAPTIVE, FLOW_SAMPLERS, MEAN_SAMPLERS, FlowSampler
+from ditfast.sampling.recorded import read_record, settle_decoder, settle_sampler, settle_schedule
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
 from ditfast.streams import lasting_streams
 
+SAMPLER_HELP = f"""of diffusion {", ".join(SAMPLERS)}, or a scheduler of diffusers (ddpm); of flows
+{", ".join(FLOW_SAMPLERS)} (euler); of meanflow besides {", ".join(MEAN_SAMPLERS)} (one-step)"""
 UNTOLD = {"num_heads": "--num-heads N", "input_size": "--image-size HEIGHT WIDTH"}  # options by argument
 MOST_IMAGES = 10**7  # each of them is a file, and a number in memory
 MOST_PIXELS = 2**16  # of a side
@@ -57,14 +61,15 @@ def run_rank(o, ranks) -> None:
     """Everything that the options ask for, on one of the ranks."""
     check_target("--npz", o.npz, True)
     check_target("--grid", o.grid, True)
-    record = read_record(o.ckpt)
+    record = read_record(o.ckpt, o.objective)
+    settle_sampler(o, record)
     o.noise_schedule = settle_schedule(o, record)
     decoder = settle_decoder(o, record, ranks.device)
     model = load_model(o, decoder).to(ranks.device)
     guidance = make_guidance(o, model)
-    sampler = Sampler(o.sampler, o.steps, model.learn_sigma, o.decoder == "pixel", o.noise_schedule)
+    sampler = make_sampler(o, record, model)
     size = tuple(side * decoder.factor for side in model.x_embedder.img_size)
-    folder = SampleFolder(o.out, sample_settings(o, model, guidance), size)
+    folder = SampleFolder(o.out, sample_settings(o, record, model, guidance), size)
     folder.check(o.overwrite)
     # where all images are there already, what is made of them may be too: it is compared when it is written
     replaces = o.overwrite or folder.is_complete(o.count)
@@ -92,7 +97,7 @@ def load_model(o, decoder):
         height, width = (side // decoder.factor for side in (o.image_size[0], o.image_size[-1]))
         changes["input_size"] = height if height == width else (height, width)
     try:
-        model = DiT.from_pretrained(o.ckpt, **changes).float().eval()
+        model = DiT.from_pretrained(o.ckpt, objective=o.objective, **changes).float().eval()
     except (ValueError, OSError, ImportError) as error:
         option = f", here {UNTOLD[error.argument]}" if isinstance(error, Untold) else ""
         raise SampleError(f"--ckpt {o.ckpt}: {error}{option}") from error
@@ -104,6 +109,12 @@ def load_model(o, decoder):
         if not 0 <= label < known:
             raise SampleError(f"--classes must be in [0, {known - 1}], got {label}")
     return model
+
+
+def make_sampler(o, record, model):
+    if record["objective"] == "diffusion":
+        return Sampler(o.sampler, o.steps, model.learn_sigma, o.decoder == "pixel", o.noise_schedule)
+    return FlowSampler(o.sampler, o.steps, record, o.time_shift)
 
 
 def make_guidance(o, model) -> Guidance:
@@ -118,9 +129,12 @@ def make_guidance(o, model) -> Guidance:
     return Guidance(o.cfg, *o.cfg_interval, channels)
 
 
-def sample_settings(o, model, guidance) -> dict:
+def sample_settings(o, record, model, guidance) -> dict:
     """What sample i follows from: not how many there are, nor in what batches."""
+    flow = {name: record[name] for name in ("objective", "path_type", "prediction") if name in record}
+    flow |= {"time_shift": o.time_shift}
     return {
+        **({} if record["objective"] == "diffusion" else flow),
         "weights": fingerprint(model),
         "input_size": model.x_embedder.img_size,
         **({} if o.num_heads is None else {"num_heads": o.num_heads}),
@@ -141,7 +155,7 @@ def write_images(o, ranks, folder, model, sampler, guidance, decoder) -> None:
     batches = [missing[i : i + o.batch] for i in range(0, len(missing), o.batch)]
     shape, known = (model.in_channels, *model.x_embedder.img_size), model.y_embedder.num_classes
     calls = len(batches) * len(sampler.times)
-    with import_optional("tqdm").tqdm(total=calls, unit="step", disable=ranks.rank > 0 or not missing) as bar:
+    with import_optional("tqdm").tqdm(total=calls or None, unit="step", disable=ranks.rank > 0 or not missing) as bar:
         for batch in batches:
             seeds = [o.seeds[i] if o.seeds else o.seed + i for i in batch]
             labels = [o.classes[i] if o.classes else None for i in batch]
@@ -200,12 +214,12 @@ def make_parser(demo: bool):
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, default=0, metavar="S", help="sample i has the seed S + i (0)")
     seeds.add_argument("--seeds", type=int, nargs="+", metavar="S", help="one for each sample instead")
-    add("--steps", type=int, default=250, metavar="N", help="of the sampler (250)")
-    add(
-        "--sampler", default="ddpm", metavar="NAME", help=f"{', '.join(SAMPLERS)}, or a scheduler of diffusers (ddpm)"
-    )
+    add("--objective", choices=OBJECTIVES, help="of a model that does not say what it was trained for (diffusion)")
+    add("--steps", type=int, metavar="N", help=f"of the sampler (250; one-step 1; {ADAPTIVE} as many as it needs)")
+    add("--sampler", metavar="NAME", help=SAMPLER_HELP)
+    add("--time-shift", type=float, default=1.0, metavar="S", help="of flows: more steps near noise (1)")
     add("--noise-schedule", choices=SCHEDULES, help="of a model that does not say what it was trained with (linear)")
-    add("--cfg", type=float, default=4.0, metavar="SCALE", help="classifier-free guidance, 1 for none (4)")
+    add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance, 1 for none (4; of meanflow 1)")
     interval = {"type": float, "nargs": 2, "default": (0.0, 1.0), "metavar": ("LO", "HI")}
     add("--cfg-interval", **interval, help="guide only then: 0 is clean, 1 is noise (0 1)")
     add(
@@ -247,7 +261,7 @@ def check_options(parser, o) -> None:
     for option, first, last in (("--seed", o.seed, o.seed + o.count - 1), ("--seeds", *extremes(o.seeds))):
         if not 0 <= first <= last < 2**32:  # PyTorch's generator takes no more bits
             parser.error(f"{option} must be in [0, {2**32 - 1}], got {first} to {last}")
-    if not 1 <= o.cfg < float("inf"):
+    if o.cfg is not None and not 1 <= o.cfg < float("inf"):
         parser.error(f"--cfg must be at least 1, got {o.cfg}")
     low, high = o.cfg_interval
     if not 0 <= low <= high <= 1:

@@ -1,32 +1,62 @@
 """What a checkpoint's ``sampling`` says of how to sample from it, against the options that are given."""
 
 from ditfast.checkpoints import read_sampling
+from ditfast.checkpoints.sampling import OBJECTIVES, settle_objective
 from ditfast.fingerprint import sha256
 from ditfast.sampling import SampleError
 from ditfast.sampling.autoencoder import Scaling, load_vae
 from ditfast.sampling.decode import PIXELS, Decoder, make_decoder
+from ditfast.sampling.flow import ADAPTIVE, FLOW_SAMPLERS, MEAN_SAMPLERS
+from ditfast.sampling.sampler import SAMPLERS
 
-OBJECTIVE, SCHEDULE = "diffusion", "linear"  # of checkpoints without a record, too
+SCHEDULE = "linear"  # of checkpoints without a record
+SAMPLER = {"diffusion": "ddpm", "flow": "euler", "meanflow": "one-step"}  # unless one is given
 
 
-def read_record(ckpt: str) -> dict:
-    """The checkpoint's ``sampling``; {} if it has none.
+def read_record(ckpt: str, objective: str | None = None) -> dict:
+    """The checkpoint's ``sampling``; where it has none, its objective alone: the given one, or diffusion.
 
     Raises:
-        SampleError: there is no such checkpoint, or its objective is another than this package's.
+        SampleError: there is no such checkpoint, or its objective is none of this package's, or not the given one.
     """
     try:
-        record = read_sampling(ckpt)
+        found = read_sampling(ckpt)
+        record = settle_objective(found, objective, {"objective": "diffusion"})
     except (ValueError, OSError, ImportError) as error:
         raise SampleError(f"--ckpt {ckpt}: {error}") from error
-    objective = record.get("objective", OBJECTIVE)
-    if objective != OBJECTIVE:
-        raise SampleError(f"--ckpt {ckpt} was trained for the objective {objective!r}, of which none is sampled here")
-    return record
+    if record["objective"] not in OBJECTIVES:
+        its = record["objective"]
+        raise SampleError(f"--ckpt {ckpt} was trained for the objective {its!r}, of which none is sampled here")
+    return record if found or record["objective"] != "diffusion" else {"objective": "diffusion"}
 
 
-def settle_schedule(o, record: dict) -> str:
-    """The noise schedule: the checkpoint's, which one that is given must not contradict."""
+def settle_sampler(o, record: dict) -> None:
+    """Set ``o.sampler``, ``o.steps`` and ``o.cfg`` where they were not given, to what fits the objective.
+
+    Raises:
+        SampleError: an option of another objective.
+    """
+    objective = record["objective"]
+    o.sampler = o.sampler or SAMPLER[objective]
+    if objective == "diffusion":
+        if o.sampler in {*FLOW_SAMPLERS, *MEAN_SAMPLERS} - {*SAMPLERS}:
+            raise SampleError(f"--sampler {o.sampler} is for flows, and the model is of diffusion (--objective)")
+        if o.time_shift != 1:
+            raise SampleError(f"--time-shift is for flows, and the model is of diffusion, got {o.time_shift:g}")
+    elif o.noise_schedule:
+        raise SampleError(f"--noise-schedule is for diffusion, and the model is of {objective}")
+    if o.steps is None and o.sampler != ADAPTIVE:
+        o.steps = 1 if o.sampler in MEAN_SAMPLERS else 250
+    if o.sampler == ADAPTIVE:
+        o.batch = 1  # its steps depend on all that is solved at once, and a sample must not depend on others
+    if o.cfg is None:
+        o.cfg = 1.0 if objective == "meanflow" else 4.0
+
+
+def settle_schedule(o, record: dict) -> str | None:
+    """The noise schedule: the checkpoint's, which one that is given must not contradict; None of flows."""
+    if record["objective"] != "diffusion":
+        return None
     recorded = record.get("noise_schedule")
     if o.noise_schedule and recorded and o.noise_schedule != recorded:
         _refuse(o, f"--noise-schedule {o.noise_schedule} is not the model's, {recorded}")

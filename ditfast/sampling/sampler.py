@@ -75,6 +75,8 @@ class Guidance(NamedTuple):
 def with_guidance(model, labels, guidance: Guidance, times, tick=lambda: None):
     """The model as samplers call it, ``predict(x, t)``, once for each of ``times``; ``tick`` hears of every call.
 
+    Those of average velocities name r too, the other end of a stretch of time.
+
     Only a call that is guided has twice the batch. Both halves are given the same x, so that samplers see, and draw
     noise for, one half. The time comes from the host: reading t would make each step wait for the device.
     """
@@ -82,12 +84,12 @@ def with_guidance(model, labels, guidance: Guidance, times, tick=lambda: None):
     nulls = torch.full_like(labels, model.y_embedder.num_classes)
     both = torch.cat([labels, nulls])
 
-    def predict(x, t):
+    def predict(x, t, **stretch):
         tick()
         if not guidance.applies_at(next(upcoming)):
-            return model(x, t, labels).float()
-        twice = x.repeat(2, 1, 1, 1), t.repeat(2)
-        return model.forward_with_cfg(*twice, both, guidance.scale, guidance.channels)[: len(x)].float()
+            return model(x, t, labels, **stretch).float()
+        twice, stretch = (x.repeat(2, 1, 1, 1), t.repeat(2)), {name: r.repeat(2) for name, r in stretch.items()}
+        return model.forward_with_cfg(*twice, both, guidance.scale, guidance.channels, **stretch)[: len(x)].float()
 
     return predict
 

@@ -27,7 +27,8 @@ def run(ckpt, tmp_path):
     """Run the command on the model of pixels, and return its images (n, Hh, Ww, 3) by number."""
 
     def command(*options, out="out", model=ckpt, decoder="pixel", steps=4):
-        shared = ("--ckpt", model, "--decoder", decoder, "--steps", steps, "--out", tmp_path / out)
+        shared = ("--ckpt", model, "--decoder", decoder, "--out", tmp_path / out)
+        shared += () if steps is None else ("--steps", steps)
         main([str(each) for each in (*shared, *options)])
         return np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / out).glob("*.png"))])
 

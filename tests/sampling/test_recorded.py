@@ -181,7 +181,7 @@ def test_guidance_is_of_all_channels_but_for_four(channels, guided, tmp_path):
     from ditfast.training.preview import default_cfg_channels
 
     model = DiT.from_pretrained(save_dit(tmp_path / "model", in_channels=channels))
-    assert make_guidance(parse_options(["--ckpt", "x", "--num-samples", "1"]), model).channels == guided
+    assert make_guidance(parse_options(["--ckpt", "x", "--num-samples", "1", "--cfg", "4"]), model).channels == guided
     assert default_cfg_channels(channels) == guided
     x, t, y = torch.randn(2, channels, 8, 8), torch.tensor([5, 5]), torch.tensor([1, 7])
     plain, changed = (model.forward_with_cfg(x, t, y, scale)[0] for scale in (1.0, 4.0))
