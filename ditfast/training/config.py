@@ -16,6 +16,7 @@ from ditfast.paths import why_unusable
 from ditfast.small_files import read_text
 from ditfast.suggest import did_you_mean
 from ditfast.training import TrainError
+from ditfast.training.objective import check_objective, fill_objective
 
 SMALL = {"depth": 4, "hidden_size": 96, "num_heads": 3, "patch_size": 2}  # enough for digits and glyphs
 ARCHITECTURE = tuple(SMALL)
@@ -56,9 +57,35 @@ class Config:
     label_drop: float = 0.1
     """How often the null label takes a label's place, for classifier-free guidance."""
     learn_sigma: bool = True
-    """Predict a variance too."""
+    """Predict a variance too; flows train only the other half of the channels, as SiT does."""
+
+    objective: Literal["diffusion", "flow", "meanflow"] | None = None
+    """What is trained: diffusion, or what --init was trained for."""
     noise_schedule: Literal["linear", "squaredcos_cap_v2"] | None = None
-    """linear, or what --init was trained with."""
+    """Of diffusion: linear, or what --init was trained with."""
+    path_type: Literal["Linear", "GVP", "VP"] | None = None
+    """Of a flow: Linear, or what --init was trained with."""
+    prediction: Literal["velocity", "noise", "score"] | None = None
+    """Of a flow: velocity, or what --init was trained with."""
+    loss_weight: Literal["velocity", "likelihood"] | None = None
+    """Of a flow that predicts noise or score."""
+    time_sampling: Literal["uniform", "logit-normal"] | None = None
+    """Of flows: uniform; for meanflow logit-normal."""
+    time_mean: float | None = None
+    """Of the normal: 0; for meanflow 0.4. Time is 0 at noise and 1 at data."""
+    time_std: float = 1.0
+    time_shift: float = 1.0
+    """Of a flow: train more on noise, as larger images need."""
+    interval_ratio: float = 0.25
+    """Of meanflow: how often it trains on an average and not on the velocity at one time."""
+    adaptive_power: float = 1.0
+    """Of meanflow: p in the weight (error² + c)^-p of a sample's squared error."""
+    target_cfg: float = 1.0
+    """Of meanflow: the guidance that the model learns, so that one call of it is guided."""
+    target_mix: float = 0.0
+    """Of meanflow: how much of that guidance is made of the model's own predictions."""
+    target_from: float = 0.0
+    """Of meanflow: guide only from this time on."""
 
     steps: int = 400_000
     batch: int = 256
@@ -103,9 +130,10 @@ class Config:
     log_every: int = 100
     sample_every: int = 10_000
     """Steps between grids of samples of the average; 0 for none."""
-    sample_steps: int = 50
-    cfg: float = 4.0
-    """Guidance of the grids."""
+    sample_steps: int | None = None
+    """Steps of the grids' sampler: 50; for meanflow 1."""
+    cfg: float | None = None
+    """Guidance of the grids: 4; for meanflow 1, because its models learn it."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a gradient that is not finite does, which never reaches the weights: end the run, or be counted."""
 
@@ -169,7 +197,7 @@ def fill_defaults(config: Config, device: str, init: Init = NEW) -> Config:
     others = {
         "model": name,
         "conditioning": config.conditioning or init.arguments.get("conditioning", "adaln_zero"),
-        "noise_schedule": config.noise_schedule or init.sampling.get("noise_schedule", "linear"),
+        **fill_objective(config, init.sampling),
     }
     chosen = {k: defaults[k] if getattr(config, k) is None else getattr(config, k) for k in ARCHITECTURE}
     workers = config.workers
@@ -217,6 +245,7 @@ def check_config(config: Config, world: int) -> None:
     for name, high in (("label_drop", 1), ("ema", 1), ("lr", math.inf), ("weight_decay", math.inf)):
         if not 0 <= getattr(config, name) < high:
             raise TrainError(f"--{name.replace('_', '-')} must be in [0, {high}), got {getattr(config, name)}")
+    check_objective(config)
     if config.clip is not None and not 0 < config.clip < math.inf:
         raise TrainError(f"--clip must be positive, got {config.clip}")
     if not 1 <= config.cfg < math.inf:
@@ -227,6 +256,8 @@ def check_config(config: Config, world: int) -> None:
         )
     if config.cfg > 1 and config.label_drop == 0 and config.sample_every:
         raise TrainError(f"--cfg {config.cfg:g} needs a null label, which --label-drop 0 leaves out: --cfg 1")
+    if config.label_drop == 0 and (config.target_cfg != 1 or config.target_mix):
+        raise TrainError(f"--target-cfg {config.target_cfg:g} needs a null label, which --label-drop 0 leaves out")
     if config.hidden_size % config.num_heads or config.hidden_size % 4:
         raise TrainError(
             f"--hidden-size must be a multiple of 4 and of --num-heads {config.num_heads}, got {config.hidden_size}"
@@ -246,6 +277,7 @@ def model_arguments(config: Config, shape, num_classes: int, init: Init = NEW) -
         "class_dropout_prob": config.label_drop,
         **{name: getattr(config, name) for name in ARCHITECTURE},
         **{name: getattr(config, name) for name in ("learn_sigma", "conditioning", "backend", "recompute_mlp")},
+        "second_time": config.objective == "meanflow",
     }
     try:
         check_arguments(arguments)

@@ -36,6 +36,9 @@ def check_init(config: Config, init: Init) -> None:
         if its is not None and its != asked:
             option = f"--{name.replace('_', '-')}"
             raise TrainError(f"--init {config.init} has {name} {its}, which {option} must not change, got {asked}")
+    if init.arguments and init.arguments["second_time"] != (config.objective == "meanflow"):
+        has = "a" if init.arguments["second_time"] else "no"
+        raise TrainError(f"--init {config.init} has {has} second time, got --objective {config.objective}")
 
 
 def make_model(config: Config, arguments: dict, vae: dict | None, init: Init) -> tuple[DiT, str]:

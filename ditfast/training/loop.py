@@ -10,7 +10,6 @@ import torch
 
 from ditfast.atomic import atomic_write
 from ditfast.data.stream import stream_batches
-from ditfast.diffusion import create_diffusion
 from ditfast.models import DiT, cost
 from ditfast.ops.backends.log import record
 from ditfast.optional import import_optional
@@ -21,7 +20,9 @@ from ditfast.training.backends import chosen_backends, compare_cpu, describe_cpu
 from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
 from ditfast.training.config import NEW, Config, Init, model_arguments, to_yaml
 from ditfast.training.init import make_model
+from ditfast.training.loss_step import LossStep
 from ditfast.training.monitor import Log, Meter, append_line, matmul_rate, memory_gib
+from ditfast.training.objective import make_objective
 from ditfast.training.parallel import gradient_sync, parallelize, unwrap
 from ditfast.training.preview import Preview
 from ditfast.training.resume import check_same_run, describe_sampling, find_checkpoint
@@ -54,14 +55,15 @@ class Run:
         model, said = (DiT(**arguments), "") if start else make_model(config, arguments, encoder.vae, init)
         model.eval().to(ranks.device)  # only labels are dropped in training, and that is done here
         self.macs = sum(cost.macs(model).values())
-        self.diffusion = create_diffusion("", noise_schedule=config.noise_schedule, learn_sigma=config.learn_sigma)
+        self.objective = make_objective(config, source.num_classes)
         masters = None
         if config.precision == "pure_bf16" and config.parallel == "ddp":
             masters = {name: p.detach().clone() for name, p in model.named_parameters()}
             model.to(torch.bfloat16)
-        self.model = parallelize(model, config, ranks)
-        self.weights = Weights(unwrap(self.model), config.lr, config.weight_decay, masters)
-        self.about = {"model": unwrap(model).config, "data": source.identity, "seed": config.seed, "backends": {}}
+        dtype = torch.bfloat16 if config.precision == "pure_bf16" else None
+        self.loss_step = parallelize(LossStep(model, self.objective, dtype), config, ranks)
+        self.weights = Weights(model, config.lr, config.weight_decay, masters)
+        self.about = {"model": model.config, "data": source.identity, "seed": config.seed, "backends": {}}
         self.about["cpu"] = describe_cpu(ranks.device)
         self.about["sampling"] = describe_sampling(config, source, encoder)
         self.about["ema_warmup"] = wants_warmup(config.ema_warmup, config.ema, config.steps)
@@ -154,7 +156,7 @@ class Run:
         if young and self.ranks.is_first:
             warnings.warn(f"the grid of step {self.step} shows little yet: {young}", stacklevel=2)
         with self.weights.averaged():
-            self.preview.write(unwrap(self.model), self.folder / "samples" / f"{step_name(self.step)}.png")
+            self.preview.write(unwrap(self.loss_step), self.folder / "samples" / f"{step_name(self.step)}.png")
         return time.perf_counter() - begin
 
     def _step(self, batch):
@@ -162,7 +164,7 @@ class Run:
         c, ranks = self.config, self.ranks
         share, device = c.batch // ranks.world, ranks.device
         drawn = draw_step(
-            c.seed, self.step, c.batch, self.encoder.shape, self.diffusion.num_timesteps, c.label_drop, device
+            c.seed, self.step, c.batch, self.encoder.shape, self.objective.draw_times, c.label_drop, device
         )
         drawn = drawn.part(slice(ranks.rank * share, (ranks.rank + 1) * share))
         x, y = batch.x.to(device, non_blocking=True), batch.y.to(device, non_blocking=True)
@@ -171,21 +173,16 @@ class Run:
         size, total = share // c.accumulate, torch.zeros((), device=device)
         for first in range(0, share, size):
             part = slice(first, first + size)
-            with gradient_sync(self.model, last=first + size == share):
-                loss = self._loss(x[part], y[part], drawn.part(part)) / c.accumulate
-                loss.backward()
-            total += loss.detach()
+            with gradient_sync(self.loss_step, last=first + size == share):
+                loss, shown = self._losses(x[part], y[part], drawn.part(part))
+                (loss.mean() / c.accumulate).backward()
+            total += shown.detach().mean() / c.accumulate
         return total, self._apply_gradients()
 
-    def _loss(self, x, y, drawn):
+    def _losses(self, x, y, drawn):
         c, device = self.config, self.ranks.device.split(":")[0]
         with torch.autocast(device, torch.bfloat16, enabled=c.precision == "bf16"):
-            terms = self.diffusion.training_losses(self._predict, x, drawn.t, {"y": y}, drawn.noise)
-        return terms["loss"].mean()
-
-    def _predict(self, x, t, y):
-        dtype = torch.bfloat16 if self.config.precision == "pure_bf16" else x.dtype
-        return self.model(x.to(dtype), t, y).float()
+            return self.loss_step(x, y, drawn.times, drawn.noise)
 
     def _apply_gradients(self):
         """Clip, and step unless a gradient is not finite; the norm that was found. Nothing waits for the device."""
@@ -209,7 +206,7 @@ class Run:
             self._record_nonfinite(first + bad + 1, meter.samples(bad))
         self.unreadable += sum(self.ranks.gather(meter.unreadable))
         images = c.batch * len(meter) / seconds
-        flops = images * 3 * 2 * self.macs / self.ranks.world
+        flops = images * self.objective.forwards * 2 * self.macs / self.ranks.world
         values = {**found, "samples": self.seen, "images_per_second": images, "mfu": flops / self.rate}
         values |= {"gib": memory_gib(self.ranks.device), "nonfinite": self.skipped, "unreadable": self.unreadable}
         if log:

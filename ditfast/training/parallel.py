@@ -9,27 +9,31 @@ import torch.distributed as dist
 
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
+from ditfast.training.loss_step import LossStep
 
 TIMEOUT = timedelta(minutes=30)  # longer than any rank may be behind: a checkpoint, a first compilation
 
 
-def parallelize(model, config, ranks: Ranks):
-    """The model, checkpointed, compiled and parallelized over the ranks as the config says."""
+def parallelize(step: LossStep, config, ranks: Ranks):
+    """The step, its model checkpointed, compiled and parallelized over the ranks as the config says."""
+    model = step.model
     if config.checkpointing == "full":
         from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
         for i, block in enumerate(model.blocks):
             model.blocks[i] = checkpoint_wrapper(block)
-    if config.compile:
+    if config.compile and config.objective == "meanflow":
+        _compile_with_tangents(step, config)
+    elif config.compile:
         _compile(model, whole=ranks.world == 1 and config.parallel == "ddp")
     if config.parallel == "fsdp":
-        return _fsdp(model, config, ranks)
-    if ranks.world == 1:
-        return model
+        _shard(model, config, ranks)
+    if config.parallel == "fsdp" or ranks.world == 1:
+        return step
     from torch.nn.parallel import DistributedDataParallel
 
     devices = None if ranks.device == "cpu" else [torch.device(ranks.device)]
-    return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
+    return DistributedDataParallel(step, devices, gradient_as_bucket_view=True)
 
 
 def _compile(model, whole):
@@ -42,7 +46,15 @@ def _compile(model, whole):
         module.compile()
 
 
-def _fsdp(model, config, ranks):
+def _compile_with_tangents(step, config):
+    """Compile the whole step: tangents do not enter what was compiled before."""
+    if config.parallel == "fsdp":
+        raise TrainError("--compile with --objective meanflow needs --parallel ddp, got fsdp")
+    torch._dynamo.config.optimize_ddp = False  # it would cut the graph
+    step.compile()
+
+
+def _shard(model, config, ranks):
     """FSDP2 by blocks."""
     if not dist.is_initialized():
         raise TrainError("--parallel fsdp needs processes that torchrun starts, also if it is one")
@@ -61,18 +73,17 @@ def _fsdp(model, config, ranks):
     for module in (*model.blocks, model):
         module.unshard()
         module.reshard()
-    return model
 
 
-def unwrap(model):
+def unwrap(step):
     """The DiT itself, whose calls FSDP2 still sees and DDP does not."""
-    return model.module if hasattr(model, "module") else model
+    return (step.module if hasattr(step, "module") else step).model
 
 
-def gradient_sync(model, last: bool):
+def gradient_sync(step, last: bool):
     """The context of one pass of a step: gradients are summed over the ranks in the last."""
-    if hasattr(model, "set_requires_gradient_sync"):
-        model.set_requires_gradient_sync(last)
-    elif not last and hasattr(model, "no_sync"):
-        return model.no_sync()
+    if hasattr(unwrap(step), "set_requires_gradient_sync"):
+        unwrap(step).set_requires_gradient_sync(last)
+    elif not last and hasattr(step, "no_sync"):
+        return step.no_sync()
     return nullcontext()

@@ -5,6 +5,7 @@ import torch
 from ditfast.models import DiT, cost
 from ditfast.ranks import Ranks
 from ditfast.training.config import NEW, Config, Init, model_arguments
+from ditfast.training.objective import make_objective
 
 
 def describe_run(config: Config, source, encoder, ranks: Ranks, init: Init = NEW) -> str:
@@ -19,9 +20,10 @@ def describe_run(config: Config, source, encoder, ranks: Ranks, init: Init = NEW
     shape = " x ".join(map(str, encoder.shape))
     name = config.model or f"DiT {config.depth} x {config.hidden_size}, patch {config.patch_size}"
     start = [f"start    {config.init}, with {init.arguments['num_classes']} classes"] if config.init else []
-    flops = 3 * 2 * macs * samples
+    flops = make_objective(config, source.num_classes).forwards * 2 * macs * samples
     lines = [
         f"model    {name}, {config.conditioning}, {parameters / 1e6:.2f} M parameters, {source.num_classes} classes",
+        f"trained  for {config.objective}",
         *start,
         f"data     {config.data}: samples of {shape}{epochs}",
         f"steps    {config.steps:,} of batch {config.batch} = {ranks.world} ranks x {config.accumulate} passes x "

@@ -12,12 +12,22 @@ from ditfast.ranks import Ranks
 from ditfast.sampling import SampleError
 from ditfast.sampling.decode import to_uint8
 from ditfast.sampling.files import tile_images
+from ditfast.sampling.flow import FlowSampler
 from ditfast.sampling.sampler import Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
 from ditfast.training import TrainError
 from ditfast.training.config import Config
+from ditfast.training.objective import describe_objective
 
 COUNT = 16
+
+
+def _make_sampler(config, encoder):
+    if config.objective == "diffusion":
+        settings = {"clip": encoder.pixels, "noise_schedule": config.noise_schedule}
+        return Sampler("ddim", config.sample_steps, config.learn_sigma, **settings)
+    name = "average" if config.objective == "meanflow" else "euler"
+    return FlowSampler(name, config.sample_steps, describe_objective(config))
 
 
 class Preview:
@@ -30,8 +40,7 @@ class Preview:
     def __init__(self, config: Config, encoder, num_classes: int, ranks: Ranks):
         self._encoder, self._ranks = encoder, ranks
         try:
-            settings = {"clip": encoder.pixels, "noise_schedule": config.noise_schedule}
-            self._sampler = Sampler("ddim", config.sample_steps, config.learn_sigma, **settings)
+            self._sampler = _make_sampler(config, encoder)
         except SampleError as error:
             raise TrainError(f"--sample-steps {config.sample_steps}: {error}") from error
         self._guidance = Guidance(config.cfg, 0.0, 1.0, default_cfg_channels(encoder.shape[0]))

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from ditfast.checkpoints.infer import argument
 from ditfast.checkpoints.load import HOW_IT_RUNS
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.checkpoint import Checkpoints, checkpoint_at
 from ditfast.training.config import Config
+from ditfast.training.objective import describe_objective
 
 
 def find_checkpoint(config: Config, checkpoints: Checkpoints) -> Path | None:
@@ -41,8 +43,7 @@ def _find_here(config, checkpoints):
 
 def describe_sampling(config: Config, source, encoder) -> dict:
     """How to sample from what is trained, for `DiT.sampling`."""
-    about = {"objective": "diffusion", "noise_schedule": config.noise_schedule}
-    return {**about, "vae": encoder.vae, "classes": list(source.classes)}
+    return {**describe_objective(config), "vae": encoder.vae, "classes": list(source.classes)}
 
 
 def recorded_sampling(about: dict) -> dict:
@@ -58,6 +59,7 @@ def check_same_run(path: Path, then: dict, now: dict) -> None:
     """
     sampling = recorded_sampling(then)
     then = {**then, "sampling": sampling if "sampling" in then else {**now["sampling"], **sampling}}
+    then["model"] = {**{name: argument(then["model"], name) for name in now["model"]}, **then["model"]}
     for part in ("model", "data", "sampling", "seed"):
         name, was, is_ = _difference(part, then.get(part), now[part])
         if name:

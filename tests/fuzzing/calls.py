@@ -12,7 +12,9 @@ NO_REAL = (None, "2", NAN, INF, -1.0, [], {})
 
 
 def make_case(rng, kit) -> Case:
-    return rng.choice((_forward, _forward, _guided, _op, _op, _diffusion, _diffusion, _metric, _names))(rng, kit)
+    return rng.choice((_forward, _forward, _guided, _op, _op, _diffusion, _diffusion, _flow, _metric, _names))(
+        rng, kit
+    )
 
 
 def _tensor(*shape):
@@ -149,6 +151,40 @@ def _diffusion(rng, kit):
         bad,
         (name, "x ", "t must", "not callable"),
     )
+
+
+def _flow(rng, kit):
+    """Functions and methods of `ditfast.flow`."""
+    from ditfast.flow import MeanFlow, Sampler, create_transport
+
+    transport, mean_flow = create_transport(), MeanFlow()
+    x, t, numbers = _tensor(2, 3, 4, 4), torch.tensor([0.2, 0.9]), (NAN, -1, INF, "x", [])
+    losses, samples = {"model": _zero, "x1": x, "t": t}, Sampler(transport)
+    function, arguments, changes = rng.choice([
+        (create_transport, {}, {
+            "path_type": ("linear", None, [], {}, 3), "prediction": ("x", None, []), "loss_weight": ("x", [], 3),
+            "train_eps": numbers, "sample_eps": numbers, "time_sampling": ("normal", None), "time_std": numbers,
+            "time_shift": (*numbers, 0)}),
+        (MeanFlow, {}, {
+            "interval_ratio": (*numbers, 2), "adaptive_power": numbers, "adaptive_eps": (*numbers, 0),
+            "guidance": (2,)}),
+        (transport.training_losses, losses, {"x1": x, "t": t, "noise": x, "model": (None, 3)}),
+        (mean_flow.training_losses, losses, {"x1": x, "t": t, "r": t - 0.1, "noise": x, "model": (None, 3)}),
+        (samples.sample_ode, {"sampling_method": "euler"}, {
+            "sampling_method": ("Euler", None, 3, []), "num_steps": (*NO_WHOLE, 1, 10**30), "atol": numbers}),
+        (samples.sample_sde, {}, {
+            "sampling_method": ("euler", []), "diffusion_form": ("x", {}), "diffusion_norm": numbers,
+            "last_step": ("mean", 3), "last_step_size": (*numbers, 0, 1), "num_steps": (*NO_WHOLE, 2)}),
+        (mean_flow.sample, {"model": _zero, "noise": x}, {"noise": x, "steps": NO_WHOLE, "model": (None, 3)}),
+    ])  # fmt: skip
+    name = rng.choice([*changes])
+    value = _spoil(rng, changes[name]) if torch.is_tensor(changes[name]) else rng.choice(changes[name])
+    whole = "x1" if "x1" in arguments else "noise"  # what no other argument is compared with
+    unclear = (
+        torch.is_tensor(value) and name == whole or value is None and name in ("noise", "t", "r") and name != whole
+    )
+    says = (name, "x1 ", "t must", "not callable", "null_label", "noise must")
+    return _call(function.__name__, function, arguments, name, value, None if unclear else True, says)
 
 
 def _metric(rng, kit):

@@ -105,12 +105,12 @@ def test_only_the_newest_stay(kit):
 @pytest.fixture
 def poisoned(monkeypatch):
     """The loss of the third and the fifth step is not a number."""
-    loss = loop.Run._loss
+    losses = loop.Run._losses
 
     def poison(run, *given):
-        return loss(run, *given) * (float("nan") if run.step in (2, 4) else 1)
+        return [each * (float("nan") if run.step in (2, 4) else 1) for each in losses(run, *given)]
 
-    monkeypatch.setattr(loop.Run, "_loss", poison)
+    monkeypatch.setattr(loop.Run, "_losses", poison)
 
 
 def test_a_loss_that_is_not_finite_stops(kit, poisoned, refused):

@@ -28,7 +28,9 @@ def begun(monkeypatch):
 
     def watch(run, batch):
         if not seen or seen[-1][0] is not run:
-            seen.append((run, {name: p.detach().clone() for name, p in loop.unwrap(run.model).named_parameters()}))
+            seen.append(
+                (run, {name: p.detach().clone() for name, p in loop.unwrap(run.loss_step).named_parameters()})
+            )
         return step(run, batch)
 
     monkeypatch.setattr(loop.Run, "_step", watch)

@@ -33,7 +33,7 @@ def failing(error, when):
 reads = iter(range(1000))
 FAULTS = {
     "an image": (Digits, "read", Unreadable("b/3.png cannot be read"), lambda *_: next(reads) == 20),  # of step 4
-    "a step": (loop.Run, "_loss", MemoryError("out of memory"), lambda run, *_: run.step == 3),
+    "a step": (loop.Run, "_losses", MemoryError("out of memory"), lambda run, *_: run.step == 3),
     "a grid": (
         preview.Preview,
         "write",

@@ -8,7 +8,8 @@ import torch
 from ditfast import DiT, train
 from ditfast.export import main as export
 from ditfast.models import cost
-from ditfast.training import loop, monitor
+from ditfast.training import monitor
+from ditfast.training.loss_step import LossStep
 from ditfast.training.weights import Weights
 
 
@@ -115,8 +116,8 @@ def test_glyphs_train(kit):
 
 
 def test_labels_are_dropped_as_often_as_asked(kit, monkeypatch):
-    call, seen = loop.Run._predict, []
-    monkeypatch.setattr(loop.Run, "_predict", lambda run, x, t, y: (seen.append(y), call(run, x, t, y))[1])
+    call, seen = LossStep._predict, []
+    monkeypatch.setattr(LossStep, "_predict", lambda step, x, t, y: (seen.append(y), call(step, x, t, y))[1])
     kit.train("run", "--label-drop", 0.25, "--batch", 128, "--steps", 4)
     dropped = (torch.cat(seen) == 10).float()
     assert dropped.mean() == pytest.approx(0.25, abs=0.06)  # of 512: three standard deviations

@@ -1,0 +1,123 @@
+"""What a run trains its model for: the times that a step draws, and the loss at them."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import NamedTuple
+
+import torch
+
+from ditfast.diffusion import create_diffusion
+from ditfast.flow import MeanFlow, create_transport
+from ditfast.training import TrainError
+
+TIMES = ("time_sampling", "time_mean", "time_std")
+FIELDS = {  # of a config, that only some objectives have
+    "diffusion": ("noise_schedule",),
+    "flow": ("path_type", "prediction", "loss_weight", *TIMES, "time_shift"),
+    "meanflow": (*TIMES, "interval_ratio", "adaptive_power", "target_cfg", "target_mix", "target_from"),
+}
+RECORDED = ("noise_schedule", "path_type", "prediction")  # in a model's ``sampling``
+# what fields are that a config leaves open
+OPEN = {"noise_schedule": "linear", "path_type": "Linear", "prediction": "velocity"}
+OPEN |= {"time_sampling": "uniform", "time_mean": 0.0, "sample_steps": 50, "cfg": 4.0}
+OPEN_MEAN = {**OPEN, "time_sampling": "logit-normal", "time_mean": 0.4, "sample_steps": 1, "cfg": 1.0}
+NAMES = {"guidance": "target_cfg", "guidance_mix": "target_mix", "guidance_interval": "target_from"}  # of arguments
+
+
+class Objective(NamedTuple):
+    draw_times: Callable  # (count, device, generator) -> a tuple of (b,)
+    losses: Callable  # (model, x, y, times, noise) -> a dict of losses of each sample, (b,)
+    shown: str = "loss"  # which of them is logged
+    forwards: int = 3  # what forward and backward cost, in forwards of the model
+
+
+def fill_objective(config, recorded: dict) -> dict:
+    """The values of the config's fields that it leaves open: as in ``recorded``, a ``sampling``, or the defaults."""
+    objective = config.objective or recorded.get("objective", "diffusion")
+    if objective not in FIELDS:
+        raise TrainError(f"--init was trained for the objective {objective!r}: --objective {' or '.join(FIELDS)}")
+    known = {name: recorded[name] for name in RECORDED if name in recorded}
+    values = {**(OPEN_MEAN if objective == "meanflow" else OPEN), **known}
+    names = [name for name in (*FIELDS[objective], "sample_steps", "cfg") if name in values]
+    return {**{name: values[name] for name in names if getattr(config, name) is None}, "objective": objective}
+
+
+def check_objective(config) -> None:
+    """Refuse an option of another objective, or one that does not fit.
+
+    Raises:
+        TrainError: naming it.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    for objective, names in FIELDS.items():
+        for name in names:
+            if name not in FIELDS[config.objective] and getattr(config, name) != defaults[name]:
+                got = f"got --objective {config.objective}"
+                raise TrainError(f"{_option(name)} is for --objective {objective}, {got}")
+    if config.loss_weight and config.prediction == "velocity":
+        raise TrainError(f"--loss-weight {config.loss_weight} is for --prediction noise or score, got velocity")
+    make_objective(config, 1)  # whatever the classes: what cannot be is refused before anything is made
+
+
+def _option(name):
+    return f"--{name.replace('_', '-')}"
+
+
+def make_objective(config, num_classes: int) -> Objective:
+    """The objective that the config names, for so many classes.
+
+    Raises:
+        TrainError: naming the option that does not fit.
+    """
+    try:
+        return {"diffusion": _diffusion, "flow": _flow, "meanflow": _mean_flow}[config.objective](config, num_classes)
+    except ValueError as error:
+        name, rule = str(error).split(" ", 1)
+        raise TrainError(f"{_option(NAMES.get(name, name))} {rule}") from error
+
+
+def _diffusion(config, num_classes):
+    diffusion = create_diffusion("", noise_schedule=config.noise_schedule, learn_sigma=config.learn_sigma)
+
+    def draw_times(count, device, generator):
+        return (torch.randint(diffusion.num_timesteps, (count,), device=device, generator=generator),)
+
+    def losses(model, x, y, times, noise):
+        return diffusion.training_losses(model, x, *times, {"y": y}, noise)
+
+    return Objective(draw_times, losses)
+
+
+def _flow(config, num_classes):
+    names = ("path_type", "prediction", "time_sampling", "time_mean", "time_std", "time_shift")
+    transport = create_transport(**{name: getattr(config, name) for name in names}, loss_weight=config.loss_weight)
+
+    def draw_times(count, device, generator):
+        return (transport.draw_times(count, device, generator),)
+
+    def losses(model, x, y, times, noise):
+        return transport.training_losses(model, x, {"y": y}, t=times[0], noise=noise)
+
+    return Objective(draw_times, losses)
+
+
+def _mean_flow(config, num_classes):
+    names = ("time_sampling", "time_mean", "time_std", "interval_ratio", "adaptive_power")
+    guidance = {"guidance": config.target_cfg, "guidance_mix": config.target_mix, "null_label": num_classes}
+    guidance["guidance_interval"] = config.target_from, 1.0
+    how = {"target_apart": config.checkpointing == "full"}
+    mean_flow = MeanFlow(**{name: getattr(config, name) for name in names}, **guidance, **how)
+
+    def losses(model, x, y, times, noise):
+        t, r = times
+        return mean_flow.training_losses(model, x, {"y": y}, t=t, r=r, noise=noise)
+
+    guided = (config.target_cfg != 1 or config.target_mix > 0) + (config.target_mix > 0)
+    forwards = 4 + guided + how["target_apart"]  # the tangent costs one
+    return Objective(mean_flow.draw_times, losses, "mse", forwards)  # its loss is about 1 for every sample
+
+
+def describe_objective(config) -> dict:
+    """The same as a model's ``sampling`` keeps it."""
+    kept = [name for name in RECORDED if name in FIELDS[config.objective]]
+    return {"objective": config.objective, **{name: getattr(config, name) for name in kept}}
