@@ -16,6 +16,7 @@ import torch
 from ditfast.checkpoints import load_into, save_pretrained
 from ditfast.command import words
 from ditfast.models import DiT
+from ditfast.models.meta import on_meta
 from ditfast.paths import check_paths
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
@@ -36,7 +37,7 @@ def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool
     young = youth(about["step"], about["config"]["ema"], about.get("ema_warmup", False))
     if young and weights == "ema":
         warnings.warn(f"{young}: --weights model exports the last weights", stacklevel=2)
-    with torch.device("meta"):
+    with on_meta():
         model = DiT(**about["model"])
     model.sampling = recorded_sampling(about)
     names = {name: f"{weights if p.requires_grad else 'model'}.{name}" for name, p in model.named_parameters()}

@@ -37,3 +37,9 @@ def test_unknown_name_suggests_the_nearest():
         _ = ditfast.DiT_XL2
     with pytest.raises(AttributeError, match=r"no attribute 'zzzzzz'$"):
         _ = ditfast.zzzzzz
+
+
+def test_a_checkpoint_is_loaded_without_the_compiler():
+    """Inductor's imports take a second; random numbers for tensors without memory would be enough to start them."""
+    code = "from pathlib import Path; import ditfast; digits = Path(ditfast.__file__).parent / 'assets' / 'digits'; "
+    assert "sympy" not in loaded_by(code + "ditfast.DiT.from_pretrained(digits)")

@@ -18,6 +18,7 @@ from ditfast.checkpoints.position import regrid
 from ditfast.checkpoints.sampling import check_sampling, recorded_by_sit, settle_objective
 from ditfast.models.dit import DiT
 from ditfast.models.limits import check_arguments
+from ditfast.models.meta import on_meta
 from ditfast.ops.checks import FLOATING
 
 HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that are no property of the weights
@@ -59,7 +60,7 @@ def read_model(source, *, subfolder="", variant="", objective=None, cls: type = 
     stored, sampling, state = _read(source, subfolder, variant, changes)
     config = check_model_config({**stored, **changes}, cls)
     check_arguments(stored)  # also what a change replaces: the weights are of its shapes
-    with torch.device("meta"):  # neither memory nor time for values that are replaced
+    with on_meta():  # neither memory nor time for values that are replaced
         model = cls(**config)
     if "pos_embed" in state:
         state["pos_embed"] = regrid(state["pos_embed"], grid_of(stored), grid_of(config))

@@ -1,8 +1,7 @@
 """Multiply-adds, parameters and memory of a DiT, by operator, from formulas."""
 
-import torch
-
 from ditfast.models.dit import DiT
+from ditfast.models.meta import on_meta
 from ditfast.models.presets import DiT_models
 
 DTYPES = {"bf16": (2, 2), "fp32": (4, 4), "autocast": (4, 2)}  # bytes in the residual stream, in the branches
@@ -91,5 +90,5 @@ def build_on_meta(name: str, conditioning: str = "adaln_zero", image_size: int =
     """A model of the paper without memory for its parameters; latents have an eighth of the image's size."""
     if image_size % 8:
         raise ValueError(f"image_size must be a multiple of 8, got {image_size}")
-    with torch.device("meta"):
+    with on_meta():
         return DiT_models[name](input_size=image_size // 8, conditioning=conditioning)

@@ -1,8 +1,7 @@
 """What a run would be, without running it."""
 
-import torch
-
 from ditfast.models import DiT, cost
+from ditfast.models.meta import on_meta
 from ditfast.ranks import Ranks
 from ditfast.training.config import NEW, Config, Init, model_arguments
 from ditfast.training.objective import make_objective
@@ -10,7 +9,7 @@ from ditfast.training.objective import make_objective
 
 def describe_run(config: Config, source, encoder, ranks: Ranks, init: Init = NEW) -> str:
     """Model, arithmetic, memory and length of a run, as text."""
-    with torch.device("meta"):
+    with on_meta():
         model = DiT(**model_arguments(config, encoder.shape, source.num_classes, init))
     parameters = sum(p.numel() for p in model.parameters())
     macs, passes = sum(cost.macs(model).values()), ranks.world * config.accumulate
