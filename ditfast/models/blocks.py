@@ -4,7 +4,7 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from ditfast import ops
-from ditfast.models.carry import Carry, add_pending, junction, modulation_rows, set_pending, start_carry
+from ditfast.models.carry import Carry, add_pending, junction, modulation, set_pending, split_rows, start_carry
 from ditfast.models.plain import (
     are_plain,
     has_original_forward,
@@ -217,13 +217,18 @@ class DiTBlock(nn.Module):
         reject_symbolic(x)
         return add_pending(self._forward_carry(start_carry(x, c, backends or names_in_force()), c)).x
 
-    def _forward_carry(self, carry, c):
+    def forward_rows(self, carry, rows):
+        """The block on a `Carry`, where it is known what adaLN makes of the conditioning: rows (B or 1, 6*D)."""
+        return self._forward_carry(carry, None, rows)
+
+    def _forward_carry(self, carry, c, rows=None):
         parts = self._modules
         if not is_large(carry) and are_plain(parts, _PARTS):
-            done = forward_unfused(parts, carry)
+            done = forward_unfused(parts, carry, rows)
             if done is not None:
                 return done
-        rows = modulation_rows(parts["adaLN_modulation"], c, carry, 6)
+        rows = modulation(parts["adaLN_modulation"], c, carry) if rows is None else rows
+        rows = split_rows(rows, 6, carry.x)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows  # (B, D) each
         x, h = junction(carry, parts["norm1"], shift_msa, scale_msa)  # (B, N, D) each
         y, bias = call_without_bias(parts["attn"], h, carry.backends)
@@ -261,6 +266,10 @@ class FinalLayer(nn.Module):
     def forward(self, x, c, backends=None):
         reject_symbolic(x)
         carry = x if isinstance(x, Carry) else start_carry(x, c, backends or names_in_force())
-        shift, scale = modulation_rows(self.adaLN_modulation, c, carry, 2)  # (B, D) each
+        return self.forward_rows(carry, modulation(self.adaLN_modulation, c, carry))
+
+    def forward_rows(self, carry, rows):
+        """The layer on a `Carry`, where it is known what adaLN makes of the conditioning: rows (B or 1, 2*D)."""
+        shift, scale = split_rows(rows, 2, carry.x)  # (B, D) each
         _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
         return self.linear(h)  # (B, N, p*p*C)

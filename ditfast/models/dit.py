@@ -22,11 +22,12 @@ from ditfast.models.embed import (
     is_patch_projection,
 )
 from ditfast.models.limits import check_arguments, check_number, check_tensors
-from ditfast.models.plain import is_plain, reject_symbolic
+from ditfast.models.plain import is_plain, reject_symbolic, remember_forward
 from ditfast.models.wrappers import accepts_carry, is_native
 from ditfast.ops.backends.choice import names_in_force, use_backend
 
 
+@remember_forward
 class DiT(nn.Module):
     """Diffusion Transformer, with adaLN-Zero blocks or one of the paper's other kinds.
 
@@ -166,9 +167,9 @@ class DiT(nn.Module):
         """
         reject_symbolic(x)
         wanted = self._wanted_blocks(return_hidden)
-        self._check_input(x, t, y, r)
+        self.check_input(x, t, y, r)
         backends = names_in_force(self.backend)
-        tokens = self._embed(x, backends)  # (B, N, D); first, since what draws at random draws in this order
+        tokens = self.embed(x, backends)  # (B, N, D); first, since what draws at random draws in this order
         t = embed_times(self.t_embedder, self.r_embedder, t, r, x.dtype)  # (B or 1, D)
         y = self.y_embedder(y, self.training)  # (B or 1, D)
         x, c = CONDITIONINGS[self.conditioning].combine(tokens, t, y)
@@ -201,6 +202,12 @@ class DiT(nn.Module):
 
         Source: Peebles & Xie, section 3.1, "Classifier-free guidance".
         """
+        half, channels = self.check_guidance(x, cfg_scale, cfg_channels)
+        stretch = {} if r is None else {"r": r}
+        return guide(self(torch.cat([half, half]), t, y, **stretch), cfg_scale, channels)
+
+    def check_guidance(self, x, cfg_scale, cfg_channels):
+        """The half of x that `forward_with_cfg` reads, and how many channels it guides; raises as it says."""
         check_tensors(x=x)
         if x.dim() == 0 or x.shape[0] % 2:
             raise ValueError(f"x must have an even batch for guidance, got shape {tuple(x.shape)}")
@@ -210,12 +217,7 @@ class DiT(nn.Module):
             check_number("cfg_scale", cfg_scale)
         if not isinstance(cfg_channels, int) or not 0 <= cfg_channels <= self.out_channels:
             raise ValueError(f"cfg_channels must be in [0, {self.out_channels}], got {cfg_channels!r}")
-        half = x[: x.shape[0] // 2]
-        out = self(torch.cat([half, half]), t, y, **({} if r is None else {"r": r}))
-        guided, rest = out[:, :cfg_channels], out[:, cfg_channels:]
-        cond, uncond = guided.chunk(2)
-        guided = uncond + cfg_scale * (cond - uncond)  # (B, cfg_channels, S, S)
-        return torch.cat([torch.cat([guided, guided]), rest], dim=1)
+        return x[: x.shape[0] // 2], cfg_channels
 
     @classmethod
     def from_pretrained(cls, source, **changes):
@@ -230,7 +232,7 @@ class DiT(nn.Module):
 
         checkpoints.save_pretrained(self, folder, overwrite=overwrite)
 
-    def _embed(self, x, backends):
+    def embed(self, x, backends):
         """Latents (B, C, S, S) to tokens (B, N, D) with their position."""
         embedder = self.x_embedder
         fusible = is_plain(embedder, PatchEmbed) and is_patch_projection(embedder.proj, self.patch_size)
@@ -252,7 +254,7 @@ class DiT(nn.Module):
         """x without the two tokens that came in context."""
         return x[:, :-2] if self.conditioning == "in_context" else x
 
-    def _check_input(self, x, t, y, r):
+    def check_input(self, x, t, y, r=None):
         """Check what goes to the model's own embedders; what others take is not known."""
         if is_plain(self.x_embedder, PatchEmbed):
             check_latents(self.x_embedder, x)
@@ -271,6 +273,14 @@ class DiT(nn.Module):
             if not isinstance(i, int) or not 0 <= i < len(self.blocks):
                 raise ValueError(f"return_hidden must hold blocks in [0, {len(self.blocks) - 1}], got {i!r}")
         return wanted
+
+
+def guide(out, cfg_scale, cfg_channels: int):
+    """Predictions (2B, C_out, S, S), the second half without labels, with their leading channels guided."""
+    guided, rest = out[:, :cfg_channels], out[:, cfg_channels:]
+    cond, uncond = guided.chunk(2)
+    guided = uncond + cfg_scale * (cond - uncond)  # (B, cfg_channels, S, S)
+    return torch.cat([torch.cat([guided, guided]), rest], dim=1)
 
 
 def default_cfg_channels(in_channels: int) -> int:

@@ -5,7 +5,17 @@ import torch.nn as nn
 from torch.nn.modules.module import _has_any_global_hook
 
 ORDINARY = (torch.Tensor, torch.nn.Parameter)  # types of tensors that are just memory
-_FUSED = (nn.Linear, nn.LayerNorm, nn.GELU, nn.Identity, nn.Dropout, nn.Sequential, nn.SiLU, nn.Conv2d)
+_FUSED = (
+    nn.Linear,
+    nn.LayerNorm,
+    nn.GELU,
+    nn.Identity,
+    nn.Dropout,
+    nn.Sequential,
+    nn.SiLU,
+    nn.Conv2d,
+    nn.Embedding,
+)
 # class -> its own forward, for which fusions stand; None where it was replaced before this was imported
 _ORIGINAL = {
     cls: cls.forward if cls.forward.__module__ == cls.__module__ and not hasattr(cls.forward, "__wrapped__") else None
@@ -71,6 +81,11 @@ def is_bare_layer_norm(module: torch.nn.Module) -> bool:
         and module.bias is None
         and len(module.normalized_shape) == 1
     )
+
+
+def is_known(module: torch.nn.Module) -> bool:
+    """Whether `is_plain` holds for the class that ``module`` has."""
+    return type(module) in _ORIGINAL and is_plain(module, type(module))
 
 
 def has_original_forward(module: torch.nn.Module, cls: type) -> bool:

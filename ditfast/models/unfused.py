@@ -39,11 +39,12 @@ def is_large(carry: Carry) -> bool:
     return not on_cpu.is_below(x.dtype, {JUNCTION.name: x.numel()}) or torch._C._get_tracing_state() is not None
 
 
-def forward_unfused(parts: dict[str, nn.Module], carry: Carry) -> Carry | None:
+def forward_unfused(parts: dict[str, nn.Module], carry: Carry, rows=None) -> Carry | None:
     """What a block of these parts makes of ``carry``, or None: ask the fused operations.
 
     Args:
         parts: the submodules of a `DiTBlock`, all of which are plain.
+        rows: (B, 6*D) that its adaLN makes of the conditioning, where that is known.
     """
     attn, mlp = parts["attn"], parts["mlp"]
     linears, weights = _linears(attn._modules, mlp._modules, parts["adaLN_modulation"]._modules), []
@@ -51,7 +52,9 @@ def forward_unfused(parts: dict[str, nn.Module], carry: Carry) -> Carry | None:
         own = linear._parameters
         weights += (own.get("weight", linear), own.get("bias", linear))  # what is no parameter does not fit
     norms, heads = (parts["norm1"], parts["norm2"]), attn.num_heads
-    if not (weights and _are_usual(attn, mlp, norms) and _fit(weights, carry) and carry.x.shape[2] % heads == 0):
+    if not (
+        weights and _are_usual(attn, mlp, norms) and _fit(weights, carry, rows) and carry.x.shape[2] % heads == 0
+    ):
         return None
     (b, n, d), width = carry.x.shape, weights[6].shape[0]
     if not on_cpu.is_below(carry.x.dtype, {ATTENTION.name: b * n * d // heads, MLP.name: b * n * width}):
@@ -60,7 +63,7 @@ def forward_unfused(parts: dict[str, nn.Module], carry: Carry) -> Carry | None:
         checks.epsilon(norm.eps)
     checks.factor("scale", attn.scale)
     _note(carry)
-    return _forward(carry, weights, heads, attn.scale, norms[0].eps, norms[1].eps)
+    return _forward(carry, rows, weights, heads, attn.scale, norms[0].eps, norms[1].eps)
 
 
 def _linears(attn, mlp, adaln):
@@ -86,15 +89,16 @@ def _are_usual(attn, mlp, norms) -> bool:
     return True
 
 
-def _fit(weights, carry) -> bool:
+def _fit(weights, carry, rows) -> bool:
     """Whether all tensors have the shapes of a block, and the device and dtype of the tokens."""
     x, y, gate, bias, silu_c, _ = carry
     shape, dtype, w1 = x.shape, x.dtype, weights[6]
     if len(shape) != 3 or x.numel() == 0 or dtype not in checks.FLOATING or type(w1) not in ORDINARY:
         return False
     row, d, width = (shape[0], shape[2]), shape[2], w1.shape[0]
-    shapes = ((6 * d, d), (6 * d,), (3 * d, d), (3 * d,), (d, d), (d,), (width, d), (width,), (d, width), (d,), row)
-    tensors = (*weights, silu_c)
+    given = row if rows is None else (shape[0], 6 * d)
+    shapes = ((6 * d, d), (6 * d,), (3 * d, d), (3 * d,), (d, d), (d,), (width, d), (width,), (d, width), (d,), given)
+    tensors = (*weights, silu_c if rows is None else rows)
     if y is not None:
         shapes, tensors = (*shapes, shape, row, (d,)), (*tensors, y, gate, bias)
     for t, expected in zip(tensors, shapes, strict=True):
@@ -105,10 +109,11 @@ def _fit(weights, carry) -> bool:
     return True
 
 
-def _forward(carry, weights, heads, scale, eps1, eps2):
+def _forward(carry, rows, weights, heads, scale, eps1, eps2):
     w_rows, b_rows, w_qkv, b_qkv, w_proj, b_proj, w1, b1, w2, b2 = weights
     b, n, d = carry.x.shape
-    rows = F.linear(carry.silu_c, w_rows, b_rows).view(b, 6, 1, d)
+    rows = F.linear(carry.silu_c, w_rows, b_rows) if rows is None else rows
+    rows = rows.unflatten(1, (6, 1, d))
     shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows.unbind(1)  # (B, 1, D) each
     x, y, gate, bias, *_ = carry
     if y is not None:

@@ -8,6 +8,7 @@ from ditfast.diffusion import create_diffusion
 from ditfast.diffusion.schedule import noisiest_step
 from ditfast.diffusion.schedulers import NAMES, make_scheduler, sample_with_scheduler, set_steps
 from ditfast.sampling import SampleError
+from ditfast.sampling.engine import Engine
 
 OWN = {"ddpm": "{}", "ddim": "ddim{}"}  # this package's samplers, with the steps that each keeps
 SAMPLERS = (*OWN, *(name for name in NAMES if name not in OWN))
@@ -24,7 +25,8 @@ class Sampler:
         noise_schedule: that the model was trained with, see `create_diffusion`.
 
     Attributes:
-        times: when the model is called, call by call, as a fraction of the whole process: 0 clean, towards 1 noise.
+        timesteps: what the model is called with, call by call.
+        times: the same as a fraction of the whole process: 0 clean, towards 1 noise.
 
     Raises:
         SampleError: an unknown name, steps that do not fit it, or diffusers is needed and missing.
@@ -42,7 +44,8 @@ class Sampler:
             timesteps = self._timesteps()
         except (ValueError, ImportError) as error:
             raise SampleError(f"--sampler {name} --steps {steps}: {error}") from error
-        self.times = [t / self.diffusion.original_num_steps for t in timesteps]
+        self.timesteps = [float(t) for t in timesteps]
+        self.times = [t / self.diffusion.original_num_steps for t in self.timesteps]
 
     def _timesteps(self):
         if self.scheduler is None:
@@ -95,10 +98,17 @@ def with_guidance(model, labels, guidance: Guidance, times, tick=lambda: None):
 
 
 def sample(model, sampler: Sampler, guidance: Guidance, starts, device, dtype=torch.float32, tick=lambda: None):
-    """Samples (B, C, S, S) in float32, one for each `Start`; the model's branches compute in ``dtype``."""
+    """Samples (B, C, S, S) in float32, one for each `Start`.
+
+    Args:
+        model: a model, whose branches compute in ``dtype``, or an `Engine` for that dtype.
+    """
+    engine = model if isinstance(model, Engine) else Engine(model, dtype)
     noise = torch.stack([each.noise for each in starts]).to(device)
     labels = torch.tensor([each.label for each in starts], device=device)
-    predict = with_guidance(model, labels, guidance, sampler.times, tick)
+    predict = with_guidance(engine, labels, guidance, sampler.times, tick)
+    occurring = [*(each.label for each in starts), engine.y_embedder.num_classes]
     # around the whole loop: autocast keeps its copies of the weights until it ends
-    with torch.no_grad(), torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+    autocast = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
+    with torch.no_grad(), autocast, engine.run(sampler.timesteps, occurring):
         return sampler(predict, noise, [each.generator for each in starts])
