@@ -10,6 +10,9 @@ command is given again; more samples are added by a larger --num-samples.
 
 --demo samples handwritten digits from a small model that comes with the package, on a CPU too, and draws them in
 demo.png, a column for each class. It only sets other defaults: every option can still be given.
+
+For speed: --dtype auto computes in bf16 where the machine does (the demo's default), --compile after some seconds to
+a minute for each shape. What depends on timesteps and classes alone is computed ahead.
 """
 
 import argparse
@@ -27,7 +30,7 @@ from ditfast.optional import import_optional
 from ditfast.paths import check_paths
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
-from ditfast.sampling import SampleError
+from ditfast.sampling import SampleError, speed
 from ditfast.sampling.decode import to_uint8
 from ditfast.sampling.files import SampleFolder, check_grid, check_target, write_grid, write_npz
 from ditfast.sampling.flow import ADAPTIVE, FLOW_SAMPLERS, MEAN_SAMPLERS, FlowSampler
@@ -41,7 +44,6 @@ SAMPLER_HELP = f"""of diffusion {", ".join(SAMPLERS)}, or a scheduler of diffuse
 UNTOLD = {"num_heads": "--num-heads N", "input_size": "--image-size HEIGHT WIDTH"}  # options by argument
 MOST_IMAGES = 10**7  # each of them is a file, and a number in memory
 MOST_PIXELS = 2**16  # of a side
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEMO = {  # defaults; the model is examples/digits.py's
     "ckpt": str(Path(__file__).parent / "assets" / "digits"),
     "decoder": "pixel",
@@ -49,6 +51,7 @@ DEMO = {  # defaults; the model is examples/digits.py's
     "sampler": "ddim",
     "steps": 25,
     "cfg": 1.5,
+    "dtype": "auto",
     "batch": 60,
     "out": "demo",
     "grid": "demo.png",
@@ -64,6 +67,7 @@ def run_rank(o, ranks) -> None:
     record = read_record(o.ckpt, o.objective)
     settle_sampler(o, record)
     o.noise_schedule = settle_schedule(o, record)
+    o.dtype = speed.settle_dtype(o.dtype, ranks.device)
     decoder = settle_decoder(o, record, ranks.device)
     model = load_model(o, decoder).to(ranks.device)
     guidance = make_guidance(o, model)
@@ -81,7 +85,9 @@ def run_rank(o, ranks) -> None:
     if ranks.is_first:
         folder.start()
     ranks.wait()
-    write_images(o, ranks, folder, model, sampler, guidance, decoder)
+    engine = speed.make_engine(o, model)
+    del model  # its weights are in the engine, in the dtype in which they are read
+    write_images(o, ranks, folder, engine, sampler, guidance, decoder)
     ranks.wait()
     if ranks.is_first:
         write_combined(o, folder)
@@ -149,10 +155,11 @@ def sample_settings(o, record, model, guidance) -> dict:
     }
 
 
-def write_images(o, ranks, folder, model, sampler, guidance, decoder) -> None:
+def write_images(o, ranks, folder, engine, sampler, guidance, decoder) -> None:
     """This rank's images that are not there yet: every world-th."""
     missing = [i for i in range(ranks.rank, o.count, ranks.world) if not folder.is_whole(i)]
     batches = [missing[i : i + o.batch] for i in range(0, len(missing), o.batch)]
+    model = engine.model
     shape, known = (model.in_channels, *model.x_embedder.img_size), model.y_embedder.num_classes
     calls = len(batches) * len(sampler.times)
     with import_optional("tqdm").tqdm(total=calls or None, unit="step", disable=ranks.rank > 0 or not missing) as bar:
@@ -160,7 +167,7 @@ def write_images(o, ranks, folder, model, sampler, guidance, decoder) -> None:
             seeds = [o.seeds[i] if o.seeds else o.seed + i for i in batch]
             labels = [o.classes[i] if o.classes else None for i in batch]
             starts = [draw_start(s, shape, known, ranks.device, k) for s, k in zip(seeds, labels, strict=True)]
-            x = sample(model, sampler, guidance, starts, ranks.device, DTYPES[o.dtype], bar.update)
+            x = sample(engine, sampler, guidance, starts, ranks.device, speed.DTYPES[o.dtype], bar.update)
             with torch.no_grad():
                 images = decoder.decode(x)
             if not images.isfinite().all():
@@ -228,7 +235,7 @@ def make_parser(demo: bool):
         metavar="C",
         help="guide only the first (3 of 4, as the released samples; else all)",
     )
-    add("--dtype", choices=DTYPES, default="fp32", help="of the model's branches; weights stay in fp32 (fp32)")
+    speed.add_options(add)
     add("--batch", type=int, default=32, metavar="B", help="images at once (32)")
     add("--vae", default="ema", metavar="NAME", help="ema, mse or the folder of an AutoencoderKL (ema)")
     add("--decoder", choices=("vae", "pixel"), help="of a model that does not say what its samples are (vae)")
@@ -263,6 +270,7 @@ def check_options(parser, o) -> None:
             parser.error(f"{option} must be in [0, {2**32 - 1}], got {first} to {last}")
     if o.cfg is not None and not 1 <= o.cfg < float("inf"):
         parser.error(f"--cfg must be at least 1, got {o.cfg}")
+    speed.check_options(parser, o)
     low, high = o.cfg_interval
     if not 0 <= low <= high <= 1:
         parser.error(f"--cfg-interval must be 0 <= LO <= HI <= 1, got {low} {high}")

@@ -107,7 +107,7 @@ def sample(model, sampler: Sampler, guidance: Guidance, starts, device, dtype=to
     noise = torch.stack([each.noise for each in starts]).to(device)
     labels = torch.tensor([each.label for each in starts], device=device)
     predict = with_guidance(engine, labels, guidance, sampler.times, tick)
-    occurring = [*(each.label for each in starts), engine.y_embedder.num_classes]
+    occurring = [each.label for each in starts] + [engine.y_embedder.num_classes] * (guidance.scale > 1)
     # around the whole loop: autocast keeps its copies of the weights until it ends
     autocast = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), autocast, engine.run(sampler.timesteps, occurring):
