@@ -28,7 +28,7 @@ from ditfast.training.preview import Preview
 from ditfast.training.resume import check_same_run, describe_sampling, find_checkpoint
 from ditfast.training.step_draws import draw_step
 from ditfast.training.stopper import Stopper
-from ditfast.training.weights import Weights
+from ditfast.training.weights import Weights, norm_of
 
 
 class Run:
@@ -186,16 +186,15 @@ class Run:
 
     def _apply_gradients(self):
         """Clip, and step unless a gradient is not finite; the norm that was found. Nothing waits for the device."""
-        c, gradients = self.config, self.weights.take_gradients()
-        squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
-        if c.parallel == "fsdp":
-            self.ranks.sum(squares)  # each rank has its part of each gradient
-        norm = squares.sqrt()
-        if c.clip is not None:
-            torch._foreach_mul_(gradients, (c.clip / norm).clamp(max=1))
+        c, norm = self.config, norm_of(self.weights.take_gradients())
+        if c.parallel == "fsdp":  # each rank has its part of each gradient
+            squares = norm.square()
+            self.ranks.sum(squares)
+            norm = squares.sqrt()
+        scale = None if c.clip is None else (norm / c.clip).clamp(min=1)
         lr = c.lr * min(1, (self.step + 1) / c.warmup) if c.warmup else c.lr
         decay = decay_at(self.step, c.ema, self.about["ema_warmup"])
-        self.weights.update(lr, decay, skip=(~norm.isfinite()).float())
+        self.weights.update(lr, decay, skip=(~norm.isfinite()).float(), scale=scale)
         return norm
 
     def _report(self, meter, log, bar, seconds):

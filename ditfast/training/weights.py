@@ -51,12 +51,17 @@ class Weights:
             p.grad, value.grad = None, gradient
         return found
 
-    def update(self, lr: float, decay: float, skip: torch.Tensor) -> None:
-        """One step of AdamW and of the average. With ``skip``, () on the device, at 1 AdamW leaves all as it is."""
+    def update(self, lr: float, decay: float, skip: torch.Tensor, scale: torch.Tensor | None = None) -> None:
+        """One step of AdamW and of the average.
+
+        Args:
+            skip: () on the device; at 1 AdamW leaves all as it is.
+            scale: () on the device; AdamW divides the gradients by it as it reads them.
+        """
         self.torn = True
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.found_inf = skip  # the fused kernel reads it, so the host need not
+        self.optimizer.found_inf, self.optimizer.grad_scale = skip, scale  # the fused kernel reads them
         self.optimizer.step()
         masters = list(self.masters.values())
         torch._foreach_lerp_(list(self.average.values()), masters, 1 - decay)
@@ -101,6 +106,11 @@ class Weights:
             return value
         shape = {"shape": p.shape, "stride": p.stride()}
         return DTensor.from_local(value, p.device_mesh, p.placements, run_check=False, **shape)
+
+
+def norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of all together, () on the device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

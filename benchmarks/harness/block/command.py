@@ -9,8 +9,8 @@ import torch
 
 from ditfast.ops import contract
 from ditfast.ops.backends.log import record
-from harness import compiling, jsonfile, timing
-from harness.block import compare, interpreter, memory, parity, report, variants
+from harness import compare, compiling, jsonfile, timing
+from harness.block import interpreter, memory, parity, report, variants
 from harness.block import options as command_line
 from harness.block.workload import RUN, forward_backward, make_blocks, make_gemms, make_inputs
 from harness.errors import error_line
@@ -202,5 +202,5 @@ def main(argv=None) -> int:
         report.plot(result, options.plot)
     is_good = passes(result["cases"], options.variants) and (result["kernels"] is None or is_green(result["kernels"]))
     if options.old:
-        is_good &= report.show_ratios(compare.ratios(options.old, result), options.fail_below)
+        is_good &= compare.show_ratios(compare.ratios(options.old, result), options.fail_below)
     return 0 if is_good else 1

@@ -8,8 +8,8 @@ import torch
 from ditfast.models.presets import DiT_models
 from harness.arguments import Parser, count, one_of, ratio, require_writable
 from harness.block import variants
-from harness.block.compare import load
 from harness.block.workload import DTYPES, RUN, Workload
+from harness.compare import load
 
 DEFAULT_NAMES = ("model", "image_size", "batch", "blocks", "dtype", "repeats")
 DEFAULTS = {  # (device, --quick)

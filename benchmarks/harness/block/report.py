@@ -118,25 +118,6 @@ def _grouped(ops):
     return "; ".join(f"{name}: {', '.join(sorted(found[name]))}" for name in sorted(found))
 
 
-def show_ratios(found: list[dict], fail_below: float | None) -> bool:
-    """Print old over new time for each case; whether ditfast is in both, and no case of it is below the limit."""
-    ours = [r for r in found if is_ours(r["variant"])]
-    slower = [r for r in ours if fail_below is not None and r["ratio"] < fail_below]
-    rows = []
-    for r in found:
-        cells = {"variant": r["variant"], "mode": r["mode"], "old / new": f"{r['ratio']:.3f}"}
-        cells |= {"old ms": ms_text(r["old_ms"]), "new ms": ms_text(r["new_ms"])}
-        rows.append((cells, "red" if r in slower else None))
-    columns = ("variant", "mode", "old ms", "new ms", "old / new")
-    out = report.console()
-    out.print(report.table("against the earlier measurement", columns, rows, ("variant", "mode")))
-    if slower:
-        out.print(f"{len(slower)} of {len(ours)} cases of ditfast below {fail_below}", style="red")
-    if fail_below is not None and not ours:
-        out.print("no case of ditfast is in both measurements", style="red")
-    return not slower and (fail_below is None or bool(ours))
-
-
 def plot(result: dict, path) -> None:
     """Bars of TFLOP/s for each variant, the GEMM ceiling as a line; one panel for each mode."""
     modes = result["ceiling"]

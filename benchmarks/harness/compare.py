@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+from harness import report
+from harness.report import ms_text
+from harness.verdicts import is_ours
+
 SCHEMA = 1
 
 
@@ -49,3 +53,22 @@ def ratios(old: dict, new: dict) -> list[dict]:
             then, now = before[key], case["ms"]["median"]
             found.append({"variant": key[0], "mode": key[1], "old_ms": then, "new_ms": now, "ratio": then / now})
     return found
+
+
+def show_ratios(found: list[dict], fail_below: float | None) -> bool:
+    """Print old over new time for each case; whether ditfast is in both, and no case of it is below the limit."""
+    ours = [r for r in found if is_ours(r["variant"])]
+    slower = [r for r in ours if fail_below is not None and r["ratio"] < fail_below]
+    rows = []
+    for r in found:
+        cells = {"variant": r["variant"], "mode": r["mode"], "old / new": f"{r['ratio']:.3f}"}
+        cells |= {"old ms": ms_text(r["old_ms"]), "new ms": ms_text(r["new_ms"])}
+        rows.append((cells, "red" if r in slower else None))
+    columns = ("variant", "mode", "old ms", "new ms", "old / new")
+    out = report.console()
+    out.print(report.table("against the earlier measurement", columns, rows, ("variant", "mode")))
+    if slower:
+        out.print(f"{len(slower)} of {len(ours)} cases of ditfast below {fail_below}", style="red")
+    if fail_below is not None and not ours:
+        out.print("no case of ditfast is in both measurements", style="red")
+    return not slower and (fail_below is None or bool(ours))

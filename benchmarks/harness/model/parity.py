@@ -1,0 +1,50 @@
+"""Whether a variant computes the right thing: predictions, samples, losses, gradients, by the contract."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+
+from ditfast.ops import contract
+from harness.block import parity as blocks
+from harness.model.sampling import make_run
+from harness.model.training import gradients
+from harness.model.variants import build
+
+SAMPLES, STEPS = 2, 2  # as few as show what a batch, and a run, may get wrong: float64 takes long
+
+
+def compute(variant: str, mode: str, model, workload, inputs) -> list[torch.Tensor]:
+    """What the first samples give: the prediction; a sample after guided steps; the losses, and the gradients."""
+    inputs = [each[:SAMPLES] for each in inputs]
+    if mode == "guided":
+        return [make_run(variant, model, workload)(*inputs, steps=STEPS)]
+    built = build(variant, model)
+    if mode == "train":
+        return gradients(built, workload, inputs)
+    with torch.no_grad(), workload.context():
+        return [built(*inputs)]
+
+
+def labels(mode: str, model) -> list[str]:
+    if mode == "train":
+        return ["loss", *(f"grad of {name}" for name, p in model.named_parameters() if p.requires_grad)]
+    return ["sample" if mode == "guided" else "out"]
+
+
+class Truth:
+    """Eager PyTorch, in float64 and in the dtypes of the workload."""
+
+    def __init__(self, mode, model, workload, inputs):
+        self.labels = labels(mode, model)
+        self.low = compute("eager", mode, model, workload, inputs)
+        exact = replace(workload, dtype="fp32")  # without autocast
+        x, t, y = inputs
+        self.ref = compute("eager", mode, deepcopy(model).double(), exact, (x.double(), t, y))
+
+    def judge(self, got, compiled=None) -> tuple[dict, list[dict]]:
+        """The worst verdict on what a variant computed, and all; those of ``compiled`` excuse as far as they go."""
+        rows = zip(self.labels, got, self.low, self.ref, strict=True)
+        found = [contract.verdict(label, *(t.detach() for t in three), label == "out") for label, *three in rows]
+        found = blocks.excused(found, compiled) if compiled else found
+        return contract.worst(found), found

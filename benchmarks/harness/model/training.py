@@ -1,0 +1,72 @@
+"""A training step: forward, backward, clipping, fused AdamW, the average of the weights."""
+
+from copy import deepcopy
+
+import torch
+
+from ditfast.diffusion import create_diffusion
+from ditfast.training.weights import Weights, norm_of
+from harness.model.variants import build
+from harness.verdicts import is_ours
+
+LR, CLIP, DECAY = 1e-4, 1.0, 0.9999
+
+
+def gradients(model, workload, inputs):
+    """The loss of each sample (B,) and the gradients of the mean by the parameters, in their order."""
+    x, t, y = inputs
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x)
+    diffusion = create_diffusion("")
+    with workload.context():
+        terms = diffusion.training_losses(model, x, t, {"y": y}, noise)
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    return [terms["loss"].detach(), *torch.autograd.grad(terms["loss"].mean(), wanted)]
+
+
+def make_step(variant: str, model, workload):
+    """A function that takes a step on weights of its own."""
+    own = deepcopy(model)
+    step = _OursStep if is_ours(variant) else _PlainStep
+    return step(own, build(variant, own), workload)
+
+
+class _Step:
+    def __init__(self, model, call, workload):
+        self.model, self.call, self.workload, self.diffusion = model, call, workload, create_diffusion("")
+        self.start()
+
+    def _backward(self, x, t, y):
+        with self.workload.context():
+            loss = self.diffusion.training_losses(self.call, x, t, {"y": y})["loss"].mean()
+        loss.backward()
+        return loss.detach()
+
+
+class _PlainStep(_Step):
+    """As it is written by hand, with PyTorch's own fused and foreach functions."""
+
+    def start(self):
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.params]
+        self.optimizer = torch.optim.AdamW(self.params, LR, weight_decay=0, fused=True)
+
+    def __call__(self, x, t, y):
+        loss = self._backward(x, t, y)
+        torch.nn.utils.clip_grad_norm_(self.params, CLIP)
+        self.optimizer.step()
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - DECAY)
+        self.optimizer.zero_grad()
+        return loss
+
+
+class _OursStep(_Step):
+    """As `ditfast.train` does it."""
+
+    def start(self):
+        self.weights = Weights(self.model, LR, 0)
+
+    def __call__(self, x, t, y):
+        loss = self._backward(x, t, y)
+        norm = norm_of(self.weights.take_gradients())
+        self.weights.update(LR, DECAY, skip=(~norm.isfinite()).float(), scale=(norm / CLIP).clamp(min=1))
+        return loss

@@ -1,0 +1,116 @@
+"""benchmarks/bench_model.py: what it prints, what it counts, and that it does not let a wrong result pass."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from ditfast import ops
+from ditfast.models.presets import SIZES
+from harness.model import command, usage
+from harness.model.workload import MODES, Workload
+
+QUICK = ["--quick", "--variants", "eager", "ditfast", "--dtype", "fp32"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, one_thread):
+    monkeypatch.setitem(SIZES, "S", {"depth": 2, "hidden_size": 64, "num_heads": 2})
+
+
+def test_every_mode_is_timed_and_compared_with_all_that_is_installed(capsys, tmp_path):
+    pytest.importorskip("diffusers")
+    files = ("--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png"))
+    assert command.main(["--quick", "--variants", "eager", "diffusers", "zentorch", "ditfast", *files]) == 0
+    printed = capsys.readouterr().out
+    assert all(len(line) <= 140 for line in printed.splitlines())
+    for word in ("images/s", "guided step", "training step", "commit", "ditfast ran on", "zentorch is not installed"):
+        assert word in printed
+    result = json.loads((tmp_path / "out.json").read_text())
+    inference = {(v, m) for v in ("eager", "diffusers", "ditfast") for m in ("fwd", "guided")}
+    assert {(c["variant"], c["mode"]) for c in result["cases"]} == inference | {
+        ("eager", "train"),
+        ("ditfast", "train"),
+    }
+    for case in result["cases"]:
+        numbers = [case["tflops"], case["images_per_s"], case["gemm_share"], *case["speedup"].values()]
+        assert all(math.isfinite(value) and value > 0 for value in numbers)
+        assert case["parity"]["used"] <= 1 and case["page_faults"] >= 0
+        assert case["images_per_s"] == pytest.approx(2e3 / case["ms"]["median"])
+    assert all(result["ceiling"][mode]["tflops"] > 0 for mode in MODES)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wrong_operation_gets_no_speed(monkeypatch, capsys, tmp_path, mode):
+    right = ops.gated_residual_layer_norm_modulate
+
+    def wrong(*args, **kwargs):
+        x, h = right(*args, **kwargs)
+        return x, h * 1.01
+
+    monkeypatch.setattr(ops, "gated_residual_layer_norm_modulate", wrong)
+    assert command.main([*QUICK, "--mode", mode, "--json", str(tmp_path / "out.json")]) == 1
+    assert "parity FAILED" in capsys.readouterr().out
+    for case in json.loads((tmp_path / "out.json").read_text())["cases"]:
+        assert (case["ms"] is None) == (case["variant"] == "ditfast")
+
+
+def test_a_gradient_that_is_wrong_alone_is_red(monkeypatch):
+    right = ops.qkv_attention
+
+    def wrong(h, *args, **kwargs):
+        return right(h, *args, **kwargs) + 0.01 * (h - h.detach()).mean()
+
+    monkeypatch.setattr(ops, "qkv_attention", wrong)
+    assert command.main([*QUICK, "--mode", "fwd"]) == 0
+    assert command.main([*QUICK, "--mode", "train"]) == 1
+
+
+def test_compare_judges_ditfast_and_refuses_other_work(tmp_path, capsys):
+    old = tmp_path / "old.json"
+    assert command.main([*QUICK, "--mode", "fwd", "--json", str(old)]) == 0
+    result = json.loads(old.read_text())
+    for factor, status in ((100.0, 0), (0.01, 1)):
+        for case in result["cases"]:
+            case["ms"]["median"] = factor * 1e3
+        old.write_text(json.dumps(result))
+        judged = [*QUICK, "--mode", "fwd", "--compare", str(old), "--fail-below", "0.95"]
+        assert command.main(judged) == (0 if factor > 1 else status)
+    assert command.main([*QUICK, "--batch", "3", "--compare", str(old)]) == 2
+    assert "the workload differs: batch was 2, is 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        (["--image-size", "100"], "--image-size: must be a multiple of 64, got 100"),
+        (["--steps", "51"], "--steps: must be at most 50, got 51"),
+        (["--fail-below", "0.9"], "--fail-below: needs --compare, got 0.9 alone"),
+        (["--variants", "eagre"], "got 'eagre', did you mean eager?"),
+        (["--model", "DiT-M/2"], "got 'DiT-M/2', did you mean"),
+        (["--compare", "none.json"], "--compare: must be a file that --json wrote, got 'none.json'"),
+    ],
+)
+def test_bad_arguments_are_one_line(options, text, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main([*QUICK, *options])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and text in said and len(said.splitlines()) == 1
+
+
+def test_page_faults_and_memory_are_those_of_the_call():
+    size = 64 * 2**20
+    assert usage.page_faults(lambda: bytearray(b"x" * size)) >= size // 2**21  # pages may be of 2 MiB
+    kept = []
+    peak = usage.peak_bytes(lambda: kept.append(bytearray(b"x" * size)), "cpu")
+    assert peak is None or size <= peak < 4 * size
+
+
+def test_flops_are_the_papers_for_each_mode():
+    one = Workload("DiT-XL/2", 256, 1, "fp32", 1, "cpu")
+    assert one.macs() / 1e9 == pytest.approx(118.6, rel=0.01)
+    four = Workload("DiT-XL/2", 256, 4, "fp32", 1, "cpu")
+    assert [four.flops(mode) / one.flops("fwd") for mode in ("fwd", "guided", "train")] == [4, 8, 12]
+    assert torch.is_grad_enabled()
