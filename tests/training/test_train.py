@@ -127,10 +127,10 @@ def test_labels_are_dropped_as_often_as_asked(kit, monkeypatch):
 def test_a_long_gradient_is_clipped_and_a_short_one_is_not(kit, monkeypatch):
     update, lengths = Weights.update, []
 
-    def watch(weights, lr, decay, skip):
+    def watch(weights, lr, decay, skip, scale):
         gradients = [value.grad.flatten() for value in weights.masters.values()]
-        lengths.append(torch.cat(gradients).norm().item())
-        update(weights, lr, decay, skip)
+        lengths.append((torch.cat(gradients).norm() / scale).item())
+        update(weights, lr, decay, skip, scale)
 
     monkeypatch.setattr(Weights, "update", watch)
     before = [line["grad_norm"] for line in kit.lines(kit.train("run", "--clip", 1.5))]

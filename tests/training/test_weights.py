@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ditfast import DiT
-from ditfast.training.weights import Weights
+from ditfast.training.weights import Weights, norm_of
 
 DECAY = 0.7
 
@@ -48,6 +48,26 @@ def test_against_pytorchs_adamw_and_a_loop():
         if p.requires_grad:
             torch.testing.assert_close(weights.average[name], kept.detach(), rtol=1e-5, atol=1e-6)
             assert not torch.equal(weights.average[name], p)
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e3])
+def test_gradients_are_clipped_as_by_pytorch(clip):
+    model, plain = build(), build()
+    weights = Weights(model, 1e-2, 0)
+    trained = [p for p in plain.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-2, weight_decay=0)
+    for step in range(3):
+        for each in (model, plain):
+            fill(each, step)
+        norm = norm_of(weights.take_gradients())
+        weights.update(1e-2, DECAY, never(), scale=(norm / clip).clamp(min=1))
+        torch.testing.assert_close(torch.nn.utils.clip_grad_norm_(trained, clip), norm)
+        optimizer.step()
+    moments = {name: weights.optimizer.state[value]["exp_avg"] for name, value in weights.masters.items()}
+    for (name, p), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-6)
+        if p.requires_grad:  # AdamW's step hardly tells the scale of a gradient, its moments do
+            torch.testing.assert_close(moments[name], optimizer.state[expected]["exp_avg"], rtol=1e-4, atol=1e-7)
 
 
 def test_masters_keep_what_bf16_would_lose():
