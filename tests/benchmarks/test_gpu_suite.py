@@ -334,7 +334,7 @@ def test_blocks_on_a_cpu(tmp_path):
     timed = {name: case[name] for name in ("variant", "mode", "ms", "speedup")}
     cases = [timed | share, timed | share | {"op": "mlp", "tflops": 0.25, "gemm_share": 0.75}]
     (folder / "ops-s2.json").write_text(json.dumps({"header": head, "cases": cases}))
-    text = documents.performance([], documents.on_cpus(tmp_path), documents.on_cpus(tmp_path, "ops"), tmp_path)
+    text = documents.performance([], documents.measured_on_cpus(tmp_path), tmp_path)
     assert "## X Y, 2 threads, x86_64_v4, abcdef1234, 2026-01-02, torch 2.13.0\n" in text
     assert "### 1 block of DiT-S/2, B=8, N=256, bf16" in text
     assert row(text, "| gelu | fwd")[4:] == ["2500.0", "12.3 GB/s", "50%", "1.25x", "1.50x"]
@@ -342,11 +342,33 @@ def test_blocks_on_a_cpu(tmp_path):
     assert row(text, "| ditfast | fwd")[2:] == ["2.500", "0.5", "90%", "1.25x", "1.50x"]
 
 
+def test_models_on_a_cpu(tmp_path):
+    folder = tmp_path / "X-Y"
+    folder.mkdir()
+    head = {"machine": {"cpu": "X Y", "threads": 2}, "commit": "abcdef1234", "date": "2026-01-02T"}
+    shared = {"ms": {"median": 250.0}, "gemm_share": 0.9, "images_per_s": 16.0}
+    shared |= {"error": None, "parity": {"reason": None}}
+    cases = [
+        {"variant": "ditfast", "mode": "guided", **shared, "speedup": {"eager": 1.25, "diffusers": 1.5}},
+        {"variant": "ditfast", "mode": "train", **shared, "speedup": {"eager": 1.75}},
+        {"variant": "compile", "mode": "train", **shared, "ms": None, "speedup": {}},
+    ]
+    work = {"model": "DiT-S/2", "image_size": 256, "batch": 4, "dtype": "bf16", "steps": 8}
+    run = {"benchmark": "model", "header": head | {"versions": {"torch": "2.13.0"}}, "workload": work, "cases": cases}
+    (folder / "model-s2.json").write_text(json.dumps(run))
+    text = documents.performance([], documents.measured_on_cpus(tmp_path), tmp_path)
+    assert "### DiT-S/2, 256², B=4, bf16" in text and "in a run of 8" in text
+    assert row(text, "| ditfast | guided step")[2:] == ["250.0", "16", "90%", "1.25x", "1.50x"]
+    assert row(text, "| ditfast | training step")[2:] == ["250.0", "16", "90%", "1.75x", ""]
+    assert "| variant | step | ms | images/s | of GEMM | vs eager | vs diffusers |" in text
+    assert "| compile |" not in text
+
+
 def test_the_committed_documents_are_up_to_date():
     results, docs = ROOT / "benchmarks" / "results", ROOT / "docs"
-    runs, blocks, operations = documents.load(results), documents.on_cpus(results), documents.on_cpus(results, "ops")
+    runs, cpus = documents.load(results), documents.measured_on_cpus(results)
     assert (docs / "verification.md").read_text() == documents.verification(runs)
-    assert (docs / "performance.md").read_text() == documents.performance(runs, blocks, operations, docs / "img")
+    assert (docs / "performance.md").read_text() == documents.performance(runs, cpus, docs / "img")
     assert (ROOT / "README.md").read_text() == readme.updated((ROOT / "README.md").read_text(), blocks)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.attention import report as attention_report
 from harness.block import report as block_report
+from harness.model.workload import MODES as STEPS
 from harness.ops import report as ops_report
 from harness.problems import gpu_kernels
 from harness.report import digits
@@ -33,8 +34,7 @@ def generate(results: Path, docs: Path) -> None:
     runs = load(results)
     docs.mkdir(exist_ok=True)
     (docs / "verification.md").write_text(verification(runs))
-    cpus = on_cpus(results), on_cpus(results, "ops")
-    (docs / "performance.md").write_text(performance(runs, *cpus, docs / "img"))
+    (docs / "performance.md").write_text(performance(runs, measured_on_cpus(results), docs / "img"))
 
 
 def load(results: Path) -> list[dict]:
@@ -45,9 +45,14 @@ def load(results: Path) -> list[dict]:
 
 
 def on_cpus(results: Path, what: str = "block") -> list[dict]:
-    """What bench_block.py, or bench_ops.py, measured on CPUs, by file."""
+    """What bench_block.py, or bench_ops.py or bench_model.py, measured on CPUs, by file."""
     found = [json.loads(path.read_text()) for path in sorted(results.glob(f"*/{what}-*.json"))]
     return [run for run in found if "cpu" in run["header"]["machine"]]
+
+
+def measured_on_cpus(results: Path) -> dict[str, list[dict]]:
+    """All of `on_cpus`, by kind."""
+    return {what: on_cpus(results, what) for what in ON_CPUS}
 
 
 def _gpu(run):
@@ -113,7 +118,7 @@ def table(header, rows) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def performance(runs, blocks, operations, pictures: Path) -> str:
+def performance(runs, cpus: dict[str, list[dict]], pictures: Path) -> str:
     text = [NOTE, "# Performance", ""]
     if not runs:
         text += [
@@ -128,10 +133,9 @@ def performance(runs, blocks, operations, pictures: Path) -> str:
             if stage["result"] and stage["name"] in SECTIONS:
                 text += [*SECTIONS[stage["name"]](stage["result"]), ""]
                 text += _picture(stage, gpu, pictures)
-    for run in blocks:
-        text += ["", f"## {_cpu(run)}", "", *_block(run)]
-    for run in operations:
-        text += ["", f"## {_cpu(run)}", "", *_ops(run)]
+    for what, section in ON_CPUS.items():
+        for run in cpus[what]:
+            text += ["", f"## {_cpu(run)}", "", *section(run)]
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -200,6 +204,21 @@ def _block(result):
     yield from table(("variant", "pass", "ms", "TFLOP/s", "of GEMM", "vs eager", "vs compile"), rows)
 
 
+def _model(result):
+    """A row for each case; the columns of what ditfast is compared with are those that there are."""
+    bases = list(dict.fromkeys(base for case in result["cases"] for base in case["speedup"]))
+    rows = []
+    for case in result["cases"]:
+        if case["ms"]:
+            numbers = f"{case['ms']['median']:.1f}", f"{case['images_per_s']:.3g}", f"{case['gemm_share']:.0%}"
+            rows.append([_variant(case), STEPS[case["mode"]], *numbers, *_faster(case["speedup"], bases)])
+    w = result["workload"]
+    yield from (f"### {w['model']}, {w['image_size']}², B={w['batch']}, {w['dtype']}", "")
+    if any(case["mode"] == "guided" for case in result["cases"]):
+        yield from (f"Guided steps in a run of {w['steps']}, with their share of what is done once for a run.", "")
+    yield from table(("variant", "step", "ms", "images/s", "of GEMM", *(f"vs {base}" for base in bases)), rows)
+
+
 def _variant(case):
     return case["variant"] if is_green(case) else f"{case['variant']} (over its error budget)"
 
@@ -208,10 +227,11 @@ def _what(case):
     return case["op"], case["mode"], " x ".join(map(str, case["shape"])), case["dtype"]
 
 
-def _faster(speedup):
-    return [f"{speedup[base]:.2f}x" if base in speedup else "" for base in ("eager", "compile")]
+def _faster(speedup, bases=("eager", "compile")):
+    return [f"{speedup[base]:.2f}x" if base in speedup else "" for base in bases]
 
 
 PLOTS = {"ops": ops_report.plot, "attention": attention_report.plot}
 PLOTS |= dict.fromkeys(("block", "block-b1"), block_report.plot)
+ON_CPUS = {"model": _model, "block": _block, "ops": _ops}
 SECTIONS = {"ceilings": _ceilings, "ops": _ops, "attention": _attention, "block": _block, "block-b1": _block}
