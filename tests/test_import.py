@@ -43,3 +43,10 @@ def test_a_checkpoint_is_loaded_without_the_compiler():
     """Inductor's imports take a second; random numbers for tensors without memory would be enough to start them."""
     code = "from pathlib import Path; import ditfast; digits = Path(ditfast.__file__).parent / 'assets' / 'digits'; "
     assert "sympy" not in loaded_by(code + "ditfast.DiT.from_pretrained(digits)")
+
+
+def test_a_sampling_command_on_a_cpu_needs_no_triton(tmp_path):
+    names = f"'--out', '{tmp_path / 'out'}', '--grid', '{tmp_path / 'grid.png'}'"
+    code = "import contextlib, io; from ditfast.sample import main; contextlib.redirect_stdout(io.StringIO()).__enter__(); "
+    main = f"main(['--demo', '--steps', '2', {names}]); contextlib.redirect_stdout(sys.__stdout__).__enter__()"
+    assert not loaded_by(code + main) & {"triton", "sympy"}

@@ -52,9 +52,8 @@ def forward_unfused(parts: dict[str, nn.Module], carry: Carry, rows=None) -> Car
         own = linear._parameters
         weights += (own.get("weight", linear), own.get("bias", linear))  # what is no parameter does not fit
     norms, heads = (parts["norm1"], parts["norm2"]), attn.num_heads
-    if not (
-        weights and _are_usual(attn, mlp, norms) and _fit(weights, carry, rows) and carry.x.shape[2] % heads == 0
-    ):
+    fits = weights and _are_usual(attn, mlp, norms) and _fit(weights, carry, rows)
+    if not (fits and carry.x.shape[2] % heads == 0):
         return None
     (b, n, d), width = carry.x.shape, weights[6].shape[0]
     if not on_cpu.is_below(carry.x.dtype, {ATTENTION.name: b * n * d // heads, MLP.name: b * n * width}):

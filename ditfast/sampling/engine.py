@@ -1,12 +1,13 @@
 """A model as samplers call it, made to waste nothing over a run."""
 
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
 
 from ditfast.models.dit import guide
+from ditfast.models.packed import packed_weights
 from ditfast.sampling.cuda_graph import Graphs
 from ditfast.sampling.cuda_graph import capture as capture_cuda
 from ditfast.sampling.modulation import TABLE_BYTES, ModulationTable
@@ -18,7 +19,8 @@ class Engine:
 
     Weights are held once in the dtype in which they are read; both halves of guidance share their patches; on a GPU
     a call is one CUDA graph. All that gives the bits of the model's own forward, to the rounding of one GEMM for
-    half the patches. Inside of `run` the modulation of all blocks is computed ahead, which is equal to rounding.
+    half the patches. Inside of `run` the modulation of all blocks is computed ahead, and a CPU takes weights that are
+    packed for it (`packed_weights`): both are equal to rounding.
 
     A model that does anything else than a `DiT` does (swapped modules, hooks, LoRA, wrappers) is called as it is.
 
@@ -91,7 +93,8 @@ class Engine:
         self.refresh()
         self._schedule, self._calls = (list(timesteps), sorted(set(labels))), 0
         try:
-            yield self
+            with nullcontext() if self._stored is None else packed_weights(self._stored):
+                yield self
         finally:
             self._schedule = self._table = None
 

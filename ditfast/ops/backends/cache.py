@@ -35,20 +35,20 @@ def environment(device: torch.device) -> str:
     if device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(device)} {torch._C._cuda_getDriverVersion()}"
     interpreter = os.environ.get("TRITON_INTERPRET", "0")
-    digest.update(f"{machine} {torch.__version__} {_triton_version()} {interpreter}".encode())
+    digest.update(f"{machine} {torch.__version__} {interpreter}".encode())
     return f"selfcheck-{digest.hexdigest()[:24]}.jsonl"
 
 
 def _sources() -> list[Path]:
-    """The kernels, the extension, and what launches and checks them."""
+    """The kernels, the extension, what launches and checks them, and the file that says which Triton it is."""
     from ditfast import kernels
 
-    extension = find_spec(EXTENSION)
-    binary = [Path(extension.origin)] if extension else []
+    found = find_spec(EXTENSION), find_spec("triton")  # the import of Triton would take a quarter of a second
+    others = [Path(spec.origin) for spec in found if spec and spec.origin]
     return [
         *sorted(Path(kernels.__path__[0]).glob("*.py")),
         *sorted(Path(__file__).parents[1].rglob("*.py")),
-        *binary,
+        *others,
     ]
 
 
@@ -58,14 +58,6 @@ def _isa() -> str:
         return load_extension().isa()
     except ImportError:
         return "none"
-
-
-def _triton_version() -> str:
-    try:
-        import triton
-    except ImportError:
-        return "none"
-    return triton.__version__
 
 
 def load(device: torch.device) -> dict[str, bool | dict]:
