@@ -162,7 +162,9 @@ def write_images(o, ranks, folder, engine, sampler, guidance, decoder) -> None:
     model = engine.model
     shape, known = (model.in_channels, *model.x_embedder.img_size), model.y_embedder.num_classes
     calls = len(batches) * len(sampler.times)
-    with import_optional("tqdm").tqdm(total=calls or None, unit="step", disable=ranks.rank > 0 or not missing) as bar:
+    hidden = ranks.rank > 0 or not missing
+    progress = import_optional("tqdm").tqdm(total=calls or None, unit="step", disable=hidden)
+    with progress as bar, engine.packed():
         for batch in batches:
             seeds = [o.seeds[i] if o.seeds else o.seed + i for i in batch]
             labels = [o.classes[i] if o.classes else None for i in batch]

@@ -1,7 +1,7 @@
 """A model as samplers call it, made to waste nothing over a run."""
 
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -47,7 +47,7 @@ class Engine:
             raise ValueError(f"table_bytes must be a whole number, at least 0, got {table_bytes!r}")
         self.model, self._dtype, self._limit, self._compile = model, dtype, table_bytes, compile
         self._wants_graphs, self._capture = graphs, capture
-        self._schedule = self._table = self._seen = None
+        self._schedule = self._table = self._packed = self._seen = None
         self.refresh()
 
     @property
@@ -93,10 +93,23 @@ class Engine:
         self.refresh()
         self._schedule, self._calls = (list(timesteps), sorted(set(labels))), 0
         try:
-            with nullcontext() if self._stored is None else packed_weights(self._stored):
+            with self.packed():
                 yield self
         finally:
             self._schedule = self._table = None
+
+    @contextmanager
+    def packed(self):
+        """Pack weights for the CPU now, instead of at every `run` inside of this."""
+        if self._stored is None or self._packed is self._stored:
+            yield
+            return
+        before, self._packed = self._packed, self._stored
+        try:
+            with packed_weights(self._stored):
+                yield
+        finally:
+            self._packed = before
 
     def __call__(self, x, t, y):
         """As ``model(x, t, y)``."""

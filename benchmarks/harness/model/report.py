@@ -64,7 +64,8 @@ def _parity(case):
 def _foot(result):
     repeats, steps = result["repeats"], result["workload"]["steps"]
     yield f"ms: median of {repeats} runs, variants in turns. TFLOP/s: 2 per multiply-add of the paper's count."
-    yield f"guided step: of a run of {steps} steps of DDIM; what is done once for a run has its share in it."
+    yield f"guided step: of a run of {steps} steps of DDIM; what is done once for a run has its share in it,"
+    yield "the packing of weights, which is done once for all runs, has none."
     yield "training step: forward, backward, clipping, fused AdamW, average of the weights."
     yield "of GEMM: of the library's rate on the blocks' products alone. peak: memory beyond what is there before."
     yield "parity: error against float64; budget: 2x that of eager, + 2 ulp in the maximum, + 1 ulp in the norm."

@@ -1,5 +1,7 @@
 """Guided steps of DDIM: a run of as many as the workload says, with all that is done once for a run."""
 
+from contextlib import nullcontext
+
 import torch
 
 from ditfast.diffusion import create_diffusion
@@ -34,6 +36,7 @@ def make_run(variant: str, model, workload):
 class _Run:
     def __init__(self, model, workload):
         self.model, self.workload = model, workload
+        self.ready = model.packed if isinstance(model, Engine) else nullcontext  # around all runs
         self.diffusion = create_diffusion("ddim50")
 
     def __call__(self, x, t, y, steps=None):
