@@ -61,8 +61,9 @@ def test_a_gradient_that_is_wrong_alone_is_red(monkeypatch):
         return right(h, *args, **kwargs) + 0.01 * (h - h.detach()).mean()
 
     monkeypatch.setattr(ops, "qkv_attention", wrong)
-    assert command.main([*QUICK, "--mode", "fwd"]) == 0
-    assert command.main([*QUICK, "--mode", "train"]) == 1
+    with ops.use_backend("reference"):  # by name, so that small blocks call it too
+        assert command.main([*QUICK, "--mode", "fwd"]) == 0
+        assert command.main([*QUICK, "--mode", "train"]) == 1
 
 
 def test_compare_judges_ditfast_and_refuses_other_work(tmp_path, capsys):
