@@ -20,11 +20,11 @@ _LINEARS = {  # the Linears that run on packed weights, by their owner
 def packed_weights(model: nn.Module):
     """Run the Linears of a model's blocks on weights packed as the CPU reads them, inside the ``with`` block.
 
-    The packed copies take as much memory as the weights. They are made on entry and freed on exit, and count in the
-    thread that enters, where packing was measured to gain: bfloat16 and float32 on CPUs with AVX512_BF16. Elsewhere,
-    and on other devices, nothing is packed. They are passed over wherever they do not stand for the weight: with
-    gradients, autocast or function transforms, for Linears that are hooked, replaced or adapted, and for a weight
-    that was written to or replaced since. A write through ``.data`` goes unseen, as it does everywhere in PyTorch.
+    The packed copies take as much memory as the weights. They are made on entry, freed on exit, and count in the
+    thread that enters, where packing was measured to gain: bfloat16 on CPUs with AVX512_BF16. Elsewhere nothing is
+    packed. They are passed over wherever they do not stand for the weight: with gradients, autocast or function
+    transforms, for Linears that are hooked, replaced or adapted, and for a weight that was written to or replaced
+    since. A write through ``.data`` goes unseen, as it does everywhere in PyTorch.
 
     Raises:
         TypeError: ``model`` is no module.

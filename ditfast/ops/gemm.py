@@ -1,8 +1,7 @@
 """Linears on the CPU by oneDNN, where that is faster than `F.linear`; and on weights that are packed for it.
 
-`F.linear` hands float32 to MKL, and with a bias in bfloat16 it asks oneDNN to add to what is already there. What is
-here does neither. Packed weights lie as oneDNN reads them, and are a copy: `packed` says in which block of code there
-is one.
+With a bias in bfloat16 `F.linear` asks oneDNN to add to what is already there; what is here does not. Packed weights
+lie as oneDNN reads them, and are a copy: `packed` says in which block of code there is one.
 """
 
 from collections.abc import Iterable
@@ -25,7 +24,6 @@ class _Pack(NamedTuple):
     packed: torch.Tensor
 
 
-ROWS = 1024  # for so many it is decided whether a weight is packed
 _packs = PerThread("packs", {})  # id of a weight -> _Pack
 
 
@@ -39,12 +37,6 @@ def linear_on_packed(x, weight, bias=None):
     packed = _packed(weight)
     is_packed = packed is not None and _takes_onednn(x, weight, bias)
     return _onednn(x, packed, bias) if is_packed else linear(x, weight, bias)
-
-
-def input_gradient(dy, weight):
-    """dy (M, O) @ weight (O, I): (M, I), likewise."""
-    is_faster = dy.dtype == torch.float32 and _takes_onednn(dy, weight.t())
-    return _onednn(dy, weight.t(), None) if is_faster else dy @ weight
 
 
 def linear_for_inference(x, weight, bias, backends):
@@ -76,15 +68,17 @@ def _takes_onednn(x, weight, bias=None) -> bool:
     """Whether oneDNN itself is the faster, by the committed table; what does not fit is `F.linear`'s to refuse."""
     if not x.is_cpu or x.dtype != weight.dtype or not torch._C._get_mkldnn_enabled():
         return False
+    if not x.is_contiguous() or not weight.is_contiguous():
+        return False
     (rows, inner), (outer, columns) = x.shape, weight.shape
-    if rows == 0 or inner != columns or not on_cpu.takes_onednn(x.dtype, rows, weight.numel()):
+    if rows == 0 or inner != columns or not on_cpu.takes_onednn(x.dtype):
         return False
     return bias is None or (bias.shape == (outer,) and bias.dtype == x.dtype and bias.is_contiguous())
 
 
 def _can_be_packed(weight) -> bool:
     is_memory = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.is_cpu and not weight.is_inference()
-    return is_memory and on_cpu.takes_onednn(weight.dtype, ROWS, weight.numel())
+    return is_memory and on_cpu.takes_onednn(weight.dtype)
 
 
 def _pack(weight) -> _Pack:

@@ -123,12 +123,11 @@ def _forward_fake(h, w1, b1, w2, b2, recompute, backend):
 def _backward(dy, h, w1, w2, pre, act, needs, backend):
     dy, rows = dy.reshape(-1, w2.shape[0]), h.reshape(-1, h.shape[-1])
     recompute = act.dim() == 1  # what was not kept is an empty vector in its place
-    name = resolve(OP, backend, h, h, w1.shape[0])
-    gradient = gemm.input_gradient if name == "host" else torch.matmul
-    dpre, db1, recomputed = gelu_backward(gradient(dy, w2), pre, recompute, name)  # (B*N, F)
+    dact = dy @ w2  # (B*N, F)
+    dpre, db1, recomputed = gelu_backward(dact, pre, recompute, resolve(OP, backend, h, h, w1.shape[0]))
     act = recomputed if recompute else act
     return (
-        gradient(dpre, w1).view_as(h) if needs[0] else dy.new_empty(0),
+        (dpre @ w1).view_as(h) if needs[0] else dy.new_empty(0),
         dpre.t() @ rows if needs[1] else dy.new_empty(0),
         db1,
         dy.t() @ act if needs[3] else dy.new_empty(0),

@@ -68,7 +68,8 @@ def _check(h, weight, bias, num_heads):
 def _forward(h, weight, bias, num_heads, scale, backend):
     note(OP.name, backend)
     linear = gemm.linear if backend == "host" else F.linear
-    qkv = linear(h.reshape(-1, h.shape[-1]), weight, bias.to(h.dtype)).view(*h.shape[:2], -1)  # (B, N, 3*H*d)
+    rows = linear(h.reshape(-1, h.shape[-1]), weight, bias.to(h.dtype))
+    qkv = rows.view(*h.shape[:2], weight.shape[0])  # (B, N, 3*H*d)
     out, lse = run_forward(qkv, num_heads, scale, backend)
     return out, qkv, lse
 
@@ -84,9 +85,8 @@ def _backward(dout, h, weight, qkv, out, lse, needs, bias_dtype, scale, backend)
     note(OP.name, backend)
     dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, bias_dtype)
     rows = dqkv.view(-1, weight.shape[0])  # (B*N, 3*H*d)
-    gradient = gemm.input_gradient if backend == "host" else torch.matmul
     return (
-        gradient(rows, weight).view(h.shape) if needs[0] else rows.new_empty(0),
+        (rows @ weight).view(h.shape) if needs[0] else rows.new_empty(0),
         rows.t() @ h.reshape(-1, h.shape[-1]) if needs[1] else rows.new_empty(0),
         dbias,
     )

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditfast import ops
+from ditfast.ops import gemm
 from harness.block import command, interpreter, memory, variants
 from harness.block.workload import Workload, make_blocks, make_inputs
 
@@ -152,6 +153,16 @@ def test_a_deadline_leaves_out_what_begins_after_it(bench, monkeypatch, tmp_path
         [("eager", True), ("ditfast", True)],
     ]
     assert written[-1]["notes"] == ["deadline: compile, forward, left out"]
+
+
+def test_packed_weights_run_forward_alone_and_end(bench, tmp_path):
+    if reason := variants.why_not(variants.PACKED):
+        pytest.skip(reason)
+    names, file = ["eager", "ditfast", variants.PACKED], tmp_path / "out.json"
+    assert bench.main([*QUICK[:-1], "bf16", "--variants", *names, "--json", str(file)]) == 0
+    modes = {(case["variant"], case["mode"]) for case in json.loads(file.read_text())["cases"]}
+    assert modes == {*((name, "fwd") for name in names), *((name, "fwd_bwd") for name in names[:2])}
+    assert not gemm._packs.own
 
 
 def test_a_run_without_ditfast_is_green_only_if_it_was_not_asked_for(bench, monkeypatch):

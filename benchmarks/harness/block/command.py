@@ -2,11 +2,13 @@
 
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 
 import torch
 
+from ditfast import packed_weights
 from ditfast.ops import contract
 from ditfast.ops.backends.log import record
 from harness import compare, compiling, jsonfile, timing
@@ -20,9 +22,9 @@ from harness.verdicts import is_excused, is_green, is_ours, may_be_timed, passes
 
 
 class Bench:
-    """One run: the stacks of all variants, and what they must compute."""
+    """One run: the stacks of all variants, and what they must compute; weights stay packed in ``contexts``."""
 
-    def __init__(self, options):
+    def __init__(self, options, contexts):
         torch.compiler.reset()
         self.workload, self.repeats, self.notes = options.workload, options.repeats, []
         blocks, self.inputs = make_blocks(self.workload), make_inputs(self.workload)
@@ -37,6 +39,8 @@ class Bench:
                 self.notes.append(f"{name} skipped: {reason}")
             else:
                 self.stacks[name] = variants.build(name, self.workload, blocks, options.official_block)
+        if variants.PACKED in self.stacks:
+            contexts.enter_context(packed_weights(self.stacks[variants.PACKED]))
         self.backends = {name: {} for name in self.stacks if is_ours(name)}
 
     def measure(self, mode, end):
@@ -46,7 +50,7 @@ class Bench:
             end: no case begins after this time.
         """
         cases, verdicts, ceiling = {}, {}, None
-        for names in self._rounds(end):
+        for names in self._rounds(mode, end):
             for name in names:
                 if time.monotonic() > end:
                     self.notes.append(f"deadline: {name}, {report.MODES[mode]}, left out")
@@ -60,10 +64,11 @@ class Bench:
             yield list(cases.values()), ceiling
         self._note_excused(mode, cases)
 
-    def _rounds(self, end):
+    def _rounds(self, mode, end):
         """Names of variants, to be timed after each group. With a deadline, what compiles long comes by itself."""
-        late = [name for name in self.stacks if name in variants.COMPILED and end < float("inf")]
-        groups = [name for name in self.stacks if name not in late], late
+        stacks = [name for name in self.stacks if mode == "fwd" or name != variants.PACKED]
+        late = [name for name in stacks if name in variants.COMPILED and end < float("inf")]
+        groups = [name for name in stacks if name not in late], late
         return [group for group in groups if group]
 
     def _time(self, mode, cases):
@@ -151,8 +156,13 @@ class Bench:
 
 
 def run(options) -> dict:
+    with ExitStack() as contexts:
+        return _run(options, contexts)
+
+
+def _run(options, contexts):
     end, watch = time.monotonic() + (options.deadline or float("inf")), compiling.Watch()
-    bench, device = Bench(options), options.workload.device
+    bench, device = Bench(options, contexts), options.workload.device
     result = {
         "schema": compare.SCHEMA,
         "header": header(device),

@@ -1,5 +1,6 @@
 """The same stack of blocks, with the same weights, executed in different ways."""
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -11,6 +12,7 @@ import torch._inductor.config as inductor
 
 from ditfast import DiTBlock
 from ditfast.models import carry
+from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.choice import names_in_force
 from harness.block.workload import Workload
 from harness.errors import error_line
@@ -23,7 +25,8 @@ COMPILED = {  # arguments of torch.compile
     "compile-max-autotune": {"mode": "max-autotune-no-cudagraphs"},
     "ditfast+compile": {},
 }
-VARIANTS = ("eager", "compile", "compile-no-mix-order", "compile-max-autotune", "ditfast", "ditfast+compile")
+PACKED = "ditfast+packed"  # inference on packed weights: forward alone
+VARIANTS = ("eager", "compile", "compile-no-mix-order", "compile-max-autotune", "ditfast", PACKED, "ditfast+compile")
 
 
 class Stack(torch.nn.Module):
@@ -57,7 +60,9 @@ def with_weights_of(blocks, make_block):
 
 
 def build(variant: str, workload: Workload, blocks, official_block=None):
-    """The stack that ``variant`` names, on the parameters of ``blocks``."""
+    """The stack that ``variant`` names, on the parameters of ``blocks``; on copies of them, where they are packed."""
+    if variant == PACKED:
+        blocks = copy.deepcopy(blocks)  # of the same weights `ditfast` would take the packed ones, too
     if variant == "official":
         return Stack(with_weights_of(blocks, lambda: official_block(workload.dim, workload.heads)))
     if is_ours(variant):
@@ -76,6 +81,8 @@ def why_not(variant: str) -> str | None:
     compiler, *_ = (os.environ.get("CXX") or "g++").split()
     if variant in COMPILED and shutil.which(compiler) is None:
         return f"torch.compile needs a C++ compiler and there is no {compiler}"
+    if variant == PACKED and (torch.cuda.is_available() or not on_cpu.takes_onednn(torch.bfloat16)):
+        return "no weights are packed on this machine"
     if variant == "compile-no-mix-order" and not hasattr(inductor.triton, "mix_order_reduction"):
         return "this torch has no mix-order reduction"
     return None

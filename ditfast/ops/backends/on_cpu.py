@@ -30,9 +30,7 @@ FASTER_FROM = {  # instruction set -> operation -> precision -> elements
     "x86_64_v4": _ROWS | _ATTENTION,
     "x86_64_v4_bf16": _ROWS | _ATTENTION | _REST,
 }
-ONEDNN_FROM = {  # instruction set -> precision -> size of a Linear, see `takes_onednn`
-    "x86_64_v4_bf16": {"bf16": 0, "fp32": 2**21},
-}
+ONEDNN = {"x86_64_v4_bf16": ("bf16",)}  # in float32 it is faster, too, but breaks the numerical contract
 # In bfloat16 PyTorch multiplies on AMX, where the CPU has it, which these kernels do not and which no measurement has
 # seen yet: what is made of products stays PyTorch's there.
 _OF_PRODUCTS = ("attention", "mlp", "patch_embed")
@@ -72,13 +70,9 @@ def is_below(dtype: torch.dtype, elements: dict[str, int]) -> bool:
     return True
 
 
-def takes_onednn(dtype: torch.dtype, rows: int, elements: int) -> bool:
-    """Whether oneDNN computes a Linear faster than `F.linear`, for so many rows and a weight of so many elements.
-
-    Its size is that of the weight for each 64 rows: fewer take as long as it takes to read the weight.
-    """
-    smallest = ONEDNN_FROM.get(isa(), {}).get(SHORT.get(dtype))
-    return smallest is not None and max(1, rows // 64) * elements >= smallest
+def takes_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN itself computes a Linear faster than `F.linear`, of any size."""
+    return SHORT.get(dtype) in ONEDNN.get(isa(), ())
 
 
 def _is_traced():
