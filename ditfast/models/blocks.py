@@ -13,7 +13,7 @@ from ditfast.models.plain import (
     reject_symbolic,
     remember_forward,
 )
-from ditfast.models.unfused import forward_unfused, is_large
+from ditfast.models.unfused import forward_unfused, may_be_unfused
 from ditfast.ops.backends.choice import names_in_force
 from ditfast.ops.gemm import linear_for_inference
 from ditfast.ops.sdpa import sdpa
@@ -223,7 +223,7 @@ class DiTBlock(nn.Module):
 
     def _forward_carry(self, carry, c, rows=None):
         parts = self._modules
-        if not is_large(carry) and are_plain(parts, _PARTS):
+        if may_be_unfused(carry) and are_plain(parts, _PARTS):
             done = forward_unfused(parts, carry, rows)
             if done is not None:
                 return done

@@ -102,6 +102,8 @@ def parameter(module: torch.nn.Module, name: str):
 def is_watched(module: torch.nn.Module) -> bool:
     """Whether calling ``module`` runs hooks other than those of torch.distributed, which take any structure."""
     dicts = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    if not any(dicts):  # as nearly always
+        return _has_any_global_hook()
     found = [hook for hooks in dicts for hook in hooks.values()]
     foreign = [hook for hook in found if not (getattr(hook, "__module__", "") or "").startswith("torch.distributed.")]
     return bool(foreign) or _has_any_global_hook()

@@ -29,14 +29,13 @@ _MLP = {"fc1": nn.Linear, "act": nn.GELU, "fc2": nn.Linear}
 _ADALN = {"0": nn.SiLU, "1": nn.Linear}
 
 
-def is_large(carry: Carry) -> bool:
-    """Whether the tokens of ``carry`` are for the fused operations, by what costs next to nothing to ask."""
+def may_be_unfused(carry: Carry) -> bool:
+    """Whether `forward_unfused` is worth a try, by what costs next to nothing to ask."""
     x = carry.x
     if type(x) is not torch.Tensor or not x.is_cpu or torch.compiler.is_compiling():
-        return True
-    if not is_automatic(carry.backends) or torch.is_autocast_enabled("cpu"):
-        return True
-    return not on_cpu.is_below(x.dtype, {JUNCTION.name: x.numel()}) or torch._C._get_tracing_state() is not None
+        return False
+    is_eager = torch._C._get_tracing_state() is None and not torch.is_autocast_enabled("cpu")
+    return is_eager and is_automatic(carry.backends)
 
 
 def forward_unfused(parts: dict[str, nn.Module], carry: Carry, rows=None) -> Carry | None:
@@ -51,18 +50,26 @@ def forward_unfused(parts: dict[str, nn.Module], carry: Carry, rows=None) -> Car
     for linear in linears:
         own = linear._parameters
         weights += (own.get("weight", linear), own.get("bias", linear))  # what is no parameter does not fit
-    norms, heads = (parts["norm1"], parts["norm2"]), attn.num_heads
+    norms, heads, x = (parts["norm1"], parts["norm2"]), attn.num_heads, carry.x
     fits = weights and _are_usual(attn, mlp, norms) and _fit(weights, carry, rows)
-    if not (fits and carry.x.shape[2] % heads == 0):
+    if not (fits and x.shape[2] % heads == 0):
         return None
-    (b, n, d), width = carry.x.shape, weights[6].shape[0]
-    if not on_cpu.is_below(carry.x.dtype, {ATTENTION.name: b * n * d // heads, MLP.name: b * n * width}):
+    (b, n, d), width = x.shape, weights[6].shape[0]
+    sizes = {JUNCTION.name: b * n * d, ATTENTION.name: b * n * d // heads, MLP.name: b * n * width}
+    if not on_cpu.is_below(x.dtype, sizes):
         return None
     for norm in norms:
         checks.epsilon(norm.eps)
     checks.factor("scale", attn.scale)
+    try:
+        done = _forward(carry, rows, weights, heads, attn.scale, norms[0].eps, norms[1].eps)
+    except (RuntimeError, TypeError):  # of dtypes that do not go together
+        return None
+    for t in (done.x, done.y, done.gate):  # others were promoted
+        if t.dtype is not x.dtype:
+            return None
     _note(carry)
-    return _forward(carry, rows, weights, heads, attn.scale, norms[0].eps, norms[1].eps)
+    return done
 
 
 def _linears(attn, mlp, adaln):
@@ -89,10 +96,10 @@ def _are_usual(attn, mlp, norms) -> bool:
 
 
 def _fit(weights, carry, rows) -> bool:
-    """Whether all tensors have the shapes of a block, and the device and dtype of the tokens."""
+    """Whether all tensors are memory of the CPU in the shapes of a block: PyTorch takes some others in silence."""
     x, y, gate, bias, silu_c, _ = carry
-    shape, dtype, w1 = x.shape, x.dtype, weights[6]
-    if len(shape) != 3 or x.numel() == 0 or dtype not in checks.FLOATING or type(w1) not in ORDINARY:
+    shape, w1 = x.shape, weights[6]
+    if len(shape) != 3 or x.numel() == 0 or type(w1) not in ORDINARY:
         return False
     row, d, width = (shape[0], shape[2]), shape[2], w1.shape[0]
     given = row if rows is None else (shape[0], 6 * d)
@@ -103,7 +110,7 @@ def _fit(weights, carry, rows) -> bool:
     for t, expected in zip(tensors, shapes, strict=True):
         if t is None and len(expected) == 1:  # a bias
             continue
-        if type(t) not in ORDINARY or t.shape != expected or t.dtype is not dtype or not t.is_cpu:
+        if type(t) not in ORDINARY or t.shape != expected or not t.is_cpu:
             return False
     return True
 
@@ -118,8 +125,9 @@ def _forward(carry, rows, weights, heads, scale, eps1, eps2):
     if y is not None:
         x = torch.addcmul(x, gate.unsqueeze(1), y if bias is None else y + bias)
     h = _norm_modulate(x, shift_msa, scale_msa, eps1)
-    q, k, v = F.linear(h, w_qkv, b_qkv).view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)  # (B, H, N, d) each
-    out = sdpa(q, k, v, scale).transpose(1, 2).reshape(b, n, d)
+    qkv = F.linear(h, w_qkv, b_qkv).view(b, n, 3, heads, d // heads)
+    out = sdpa(*qkv.permute(2, 0, 3, 1, 4).unbind(0), scale)  # of q, k, v (B, H, N, d)
+    out = out.transpose(1, 2).reshape(b, n, d)
     x = torch.addcmul(x, gate_msa, F.linear(out, w_proj, b_proj))
     h = _norm_modulate(x, shift_mlp, scale_mlp, eps2)
     y = F.linear(F.gelu(F.linear(h, w1, b1), approximate="tanh"), w2, b2)
