@@ -13,7 +13,7 @@ from ditfast.models.plain import (
     reject_symbolic,
     remember_forward,
 )
-from ditfast.models.unfused import forward_unfused, may_be_unfused
+from ditfast.models.unfused import add_unfused, forward_unfused, may_be_unfused
 from ditfast.ops.backends.choice import names_in_force
 from ditfast.ops.gemm import linear_for_inference
 from ditfast.ops.sdpa import sdpa
@@ -213,20 +213,24 @@ class DiTBlock(nn.Module):
 
     def forward(self, x, c, backends=None):
         if isinstance(x, Carry):
-            return self._forward_carry(x, c)
+            done = self._unfused(x)
+            return self._fused(x, c) if done is None else done
         reject_symbolic(x)
-        return add_pending(self._forward_carry(start_carry(x, c, backends or names_in_force()), c)).x
+        carry = start_carry(x, c, backends or names_in_force())
+        done = self._unfused(carry)
+        return add_pending(self._fused(carry, c)).x if done is None else add_unfused(done)
 
     def forward_rows(self, carry, rows):
         """The block on a `Carry`, where it is known what adaLN makes of the conditioning: rows (B or 1, 6*D)."""
-        return self._forward_carry(carry, None, rows)
+        done = self._unfused(carry, rows)
+        return self._fused(carry, None, rows) if done is None else done
 
-    def _forward_carry(self, carry, c, rows=None):
+    def _unfused(self, carry, rows=None):
+        is_possible = may_be_unfused(carry) and are_plain(self._modules, _PARTS)
+        return forward_unfused(self._modules, carry, rows) if is_possible else None
+
+    def _fused(self, carry, c, rows=None):
         parts = self._modules
-        if may_be_unfused(carry) and are_plain(parts, _PARTS):
-            done = forward_unfused(parts, carry, rows)
-            if done is not None:
-                return done
         rows = modulation(parts["adaLN_modulation"], c, carry) if rows is None else rows
         rows = split_rows(rows, 6, carry.x)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows  # (B, D) each

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ditfast.models.carry import Carry, modulates_as_usual, set_pending
 from ditfast.models.plain import ORDINARY, are_plain
-from ditfast.ops import ATTENTION, JUNCTION, LAYER_NORM_MODULATE, MLP, checks
+from ditfast.ops import ATTENTION, GATED_RESIDUAL, JUNCTION, LAYER_NORM_MODULATE, MLP, checks
 from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.choice import is_automatic
 from ditfast.ops.backends.log import current_log, note
@@ -70,6 +70,12 @@ def forward_unfused(parts: dict[str, nn.Module], carry: Carry, rows=None) -> Car
             return None
     _note(carry)
     return done
+
+
+def add_unfused(carry: Carry):
+    """The tokens of what `forward_unfused` has made."""
+    note(GATED_RESIDUAL.name, "reference")
+    return torch.addcmul(carry.x, carry.gate.unsqueeze(1), carry.y)
 
 
 def _linears(attn, mlp, adaln):

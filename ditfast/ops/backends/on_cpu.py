@@ -14,7 +14,7 @@ from ditfast.ops.op import Op
 
 SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _ROWS = {
-    "layer_norm_modulate": {"bf16": 98304, "autocast": 98304, "fp16": 98304, "fp32": 98304},
+    "layer_norm_modulate": {"bf16": 98304, "autocast": 98304, "fp16": 98304, "fp32": 393216},
     "gated_residual": {"bf16": 98304, "autocast": 98304, "fp16": 393216, "fp32": 393216},
     "gated_residual_layer_norm_modulate": {"bf16": 98304, "autocast": 98304, "fp16": 98304, "fp32": 98304},
 }
