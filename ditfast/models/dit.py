@@ -23,8 +23,10 @@ from ditfast.models.embed import (
 )
 from ditfast.models.limits import check_arguments, check_number, check_tensors
 from ditfast.models.plain import is_plain, reject_symbolic, remember_forward
+from ditfast.models.tangents import check_tangents, reject_layer
 from ditfast.models.wrappers import accepts_carry, is_native
 from ditfast.ops.backends.choice import names_in_force, use_backend
+from ditfast.ops.registration import may_be_dual
 
 
 @remember_forward
@@ -243,6 +245,8 @@ class DiT(nn.Module):
 
     def _call(self, layer, x, c, backends):
         """What a block or final layer makes of x, tokens or a `Carry`."""
+        if may_be_dual():
+            reject_layer(layer)
         if not is_native(layer):  # maybe one of ours in a wrapper, which passes no backends on
             with nullcontext() if self.backend is None else use_backend(self.backend):
                 return layer(as_tokens(x), c)
@@ -263,6 +267,8 @@ class DiT(nn.Module):
         check_stretch(self.r_embedder, r, x)
         if is_plain(self.y_embedder, LabelEmbedder) and isinstance(self.y_embedder.embedding_table, nn.Embedding):
             check_labels(y, x)
+        if may_be_dual():
+            check_tangents(x=x, t=t)
 
     def _wanted_blocks(self, return_hidden):
         """``return_hidden`` as whole numbers."""

@@ -22,6 +22,11 @@ def accepts_carry(layer: nn.Module) -> bool:
     return hasattr(layers[-1], "takes_carry") and not any(is_watched(each) or _is_reentrant(each) for each in layers)
 
 
+def is_checkpoint(layer: nn.Module) -> bool:
+    """Whether ``layer`` computes its activations again in backward."""
+    return any(hasattr(each, "checkpoint_impl") for each in _layers(layer))
+
+
 def _layers(layer):
     """``layer``, and what is inside as long as it is a wrapper of PyTorch's."""
     layers = [layer]

@@ -14,6 +14,7 @@ from ditfast.ops.backends.log import note
 from ditfast.ops.op import WITHOUT_STREAM, Op
 from ditfast.ops.registration import attach_autograd, is_tracked, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.sdpa import sdpa
+from ditfast.ops.tangents import register_jvp
 
 
 def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
@@ -157,6 +158,16 @@ def _forward_fake(qkv, num_heads, scale, backend):
     return extension.empty_outputs(qkv, num_heads)
 
 
+def run_jvp(qkv, qkv_t, num_heads, scale, backend):
+    """out, lse and the tangent of out, inside a running operation."""
+    note(OP.name, backend)
+    return fallback.attention_jvp(qkv, qkv_t, num_heads, scale)
+
+
+def _jvp(qkv, num_heads, scale, qkv_t, backend):
+    return run_jvp(qkv, qkv_t, num_heads, scale, backend)
+
+
 def run_backward(dout, qkv, out, lse, scale, backend, bias_dtype=None):
     """dqkv, contiguous, and its sum over B and N in ``bias_dtype``; None without one. Inside a running operation."""
     note(OP.name, backend)
@@ -209,7 +220,8 @@ def _autograd_backward(ctx, dout, _dlse):
 
 
 reject_double_backward("attention", _backward_op)
-_call = attach_autograd("attention", _forward_op, _setup_context, _autograd_backward)
+_with_tangents = register_jvp(_forward_op, _jvp, _setup_context, _autograd_backward, outputs=1)
+_call = attach_autograd("attention", _forward_op, _setup_context, _autograd_backward, _with_tangents)
 
 
 def heads_of(dim: int) -> int:
@@ -242,6 +254,11 @@ def _backward_flops(dout, qkv, *_, **__):
     return 2 * attention_flops(qkv)
 
 
+def jvp_flops(qkv, *_, **__):
+    """Of q k^T and p v, and of the four products that their tangents are made of."""
+    return 3 * attention_flops(qkv)
+
+
 OP = Op(
     name="attention",
     function=attention,
@@ -258,6 +275,6 @@ OP = Op(
     self_check=_self_check,
     auto_precisions=("bf16", "fp16"),  # left to itself, float32 runs on SDPA
     widths=lambda hidden_size: (64, 72),
-    flops={"attention": attention_flops, "attention_backward": _backward_flops},
+    flops={"attention": attention_flops, "attention_backward": _backward_flops, "attention_jvp": jvp_flops},
     moved={"fwd": ("qkv", "out"), "bwd": ("qkv", "out", "dout", "dqkv")},
 )

@@ -1,4 +1,4 @@
-"""Forward and backward of the fused operations written out, for where a kernel was expected and cannot run.
+"""Forward, backward and tangents of the fused operations written out, for where a kernel was expected and cannot run.
 
 A traced graph holds the operation itself, whose backend is decided when it runs: if that is not a kernel, the
 operation needs its gradients as formulas. Modulation is (B, D) here; arithmetic and statistics are float32.
@@ -81,6 +81,54 @@ def attention_backward(dout, qkv, out, lse, scale, bias_dtype=None):
     dqkv = torch.stack((ds @ k, ds.mT @ q, p.mT @ dout))  # (3, B, H, N, d)
     dqkv = dqkv.permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
     return dqkv, dqkv.sum((0, 1), dtype=bias_dtype) if bias_dtype else None
+
+
+def layer_norm_modulate_jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t):
+    """h, mean, rstd of `layer_norm_modulate`, and the tangent of h, from those of the inputs (None for zero)."""
+    h, mean, rstd = layer_norm_modulate(x, shift, scale, eps, out_dtype)
+    xhat = (_wide(x) - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)  # (B, N, D)
+    h_t = torch.zeros_like(xhat)
+    if x_t is not None:
+        x_t = _wide(x_t)
+        xhat_t = x_t - x_t.mean(-1, keepdim=True) - xhat * (xhat * x_t).mean(-1, keepdim=True)
+        h_t += xhat_t * rstd.unsqueeze(-1) * (1 + _wide(scale)).unsqueeze(1)
+    if scale_t is not None:
+        h_t += xhat * scale_t.unsqueeze(1)
+    if shift_t is not None:
+        h_t += shift_t.unsqueeze(1)
+    return h, mean, rstd, h_t.to(out_dtype)
+
+
+def gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t):
+    """`gated_residual` and its tangent, (B, N, D) each."""
+    biased = _wide(y) if bias is None else _wide(y) + _wide(bias)
+    branch_t = torch.zeros_like(biased)
+    for t in (y_t, bias_t):
+        if t is not None:
+            branch_t += t
+    x_new_t = _wide(gate).unsqueeze(1) * branch_t
+    if gate_t is not None:
+        x_new_t += gate_t.unsqueeze(1) * biased
+    if x_t is not None:
+        x_new_t += x_t
+    return gated_residual(x, y, gate, bias), x_new_t.to(x.dtype)
+
+
+def junction_jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_t, shift_t, scale_t, bias_t):
+    """x_new, h, mean, rstd of `junction`, and the tangents of x_new and h."""
+    x_new, x_new_t = gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t)
+    *outputs, h_t = layer_norm_modulate_jvp(x_new, shift, scale, eps, out_dtype, x_new_t, shift_t, scale_t)
+    return x_new, *outputs, x_new_t, h_t
+
+
+def attention_jvp(qkv, qkv_t, num_heads, scale):
+    """out and lse of `attention`, and the tangent of out."""
+    (q, k, v), (q_t, k_t, v_t) = _heads(qkv, num_heads), _heads(qkv_t, num_heads)
+    p = (q @ k.mT * scale).softmax(-1)  # (B, H, N, N)
+    logits_t = (q_t @ k.mT + q @ k_t.mT) * scale
+    p_t = p * (logits_t - (p * logits_t).sum(-1, keepdim=True))
+    out_t = p_t @ v + p @ v_t  # (B, H, N, d)
+    return *attention(qkv, num_heads, scale), out_t.transpose(1, 2).flatten(2).to(qkv.dtype)
 
 
 def _heads(qkv, num_heads):

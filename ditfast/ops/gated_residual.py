@@ -6,6 +6,7 @@ from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
 from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, random_residual
+from ditfast.ops.tangents import register_jvp
 
 
 def gated_residual(x, y, gate, bias=None, *, backend=None):
@@ -48,6 +49,11 @@ def _forward(x, y, gate, bias, backend):
 
 def _forward_fake(x, y, gate, bias, backend):
     return x.new_empty(x.shape)
+
+
+def _jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t, backend):
+    resolve(OP, backend, x, gate, x.shape[-1])
+    return fallback.gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t)
 
 
 def _backward(dout, y, gate, bias, backend):
@@ -97,7 +103,8 @@ def _autograd_backward(ctx, dout):
 
 
 reject_double_backward("gated_residual", _backward_op)
-_call = attach_autograd("gated_residual", _forward_op, _setup_context, _autograd_backward)
+_with_tangents = register_jvp(_forward_op, _jvp, _setup_context, _autograd_backward, outputs=1)
+_call = attach_autograd("gated_residual", _forward_op, _setup_context, _autograd_backward, _with_tangents)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -123,6 +130,6 @@ OP = Op(
     parameters=("bias",),
     self_check=_self_check,
     auto_precisions=WITH_STREAM,
-    flops=dict.fromkeys(("gated_residual", "gated_residual_backward"), no_products),
+    flops=dict.fromkeys((f"gated_residual{kind}" for kind in ("", "_backward", "_jvp")), no_products),
     moved={"fwd": ("x", "y", "x_new"), "bwd": ("dx_new", "y", "dy")},  # dx is dx_new as it is
 )

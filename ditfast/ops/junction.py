@@ -9,6 +9,7 @@ from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
 from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, random_residual
+from ditfast.ops.tangents import register_jvp
 
 
 def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e-6, bias=None, *, backend=None):
@@ -63,6 +64,12 @@ def _forward(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
 def _forward_fake(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
     stats = x.new_empty(x.shape[:2], dtype=torch.float32)
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype), stats, torch.empty_like(stats)
+
+
+def _jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_t, shift_t, scale_t, bias_t, backend):
+    resolve(OP, backend, x, scale, x.shape[-1])
+    tangents = x_t, y_t, gate_t, shift_t, scale_t, bias_t
+    return fallback.junction_jvp(x, y, gate, shift, scale, eps, bias, out_dtype, *tangents)
 
 
 def _backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend):
@@ -127,7 +134,8 @@ def _autograd_backward(ctx, dx_new, dh, _dmean, _drstd):
 
 _NAME = "gated_residual_layer_norm_modulate"
 reject_double_backward(_NAME, _backward_op)
-_call = attach_autograd(_NAME, _forward_op, _setup_context, _autograd_backward)
+_with_tangents = register_jvp(_forward_op, _jvp, _setup_context, _autograd_backward, outputs=2)
+_call = attach_autograd(_NAME, _forward_op, _setup_context, _autograd_backward, _with_tangents)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -154,6 +162,6 @@ OP = Op(
     parameters=("bias",),
     self_check=_self_check,
     auto_precisions=WITH_STREAM,
-    flops=dict.fromkeys((_NAME, f"{_NAME}_backward"), no_products),
+    flops=dict.fromkeys((f"{_NAME}{kind}" for kind in ("", "_backward", "_jvp")), no_products),
     moved={"fwd": ("x", "y", "x_new", "h"), "bwd": ("dx_new", "dh", "x_new", "y", "dx", "dy")},
 )

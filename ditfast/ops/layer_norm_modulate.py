@@ -9,6 +9,7 @@ from ditfast.ops.backends.resolve import resolve
 from ditfast.ops.op import WITH_STREAM, Op, no_products
 from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, random_modulation
+from ditfast.ops.tangents import register_jvp
 
 
 def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
@@ -62,6 +63,11 @@ def _forward_fake(x, shift, scale, eps, out_dtype, backend):
     return x.new_empty(x.shape, dtype=out_dtype), stats, torch.empty_like(stats)
 
 
+def _jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t, backend):
+    resolve(OP, backend, x, scale, x.shape[-1])
+    return fallback.layer_norm_modulate_jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t)
+
+
 def _backward(dh, x, scale, mean, rstd, backend):
     name = resolve(OP, backend, x, scale, x.shape[-1])
     if name == "triton":
@@ -108,7 +114,8 @@ def _autograd_backward(ctx, dh, _dmean, _drstd):
 
 
 reject_double_backward("layer_norm_modulate", _backward_op)
-_call = attach_autograd("layer_norm_modulate", _forward_op, _setup_context, _autograd_backward)
+_with_tangents = register_jvp(_forward_op, _jvp, _setup_context, _autograd_backward, outputs=1)
+_call = attach_autograd("layer_norm_modulate", _forward_op, _setup_context, _autograd_backward, _with_tangents)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -131,6 +138,6 @@ OP = Op(
     outputs=("h",),
     self_check=_self_check,
     auto_precisions=WITH_STREAM,
-    flops=dict.fromkeys(("layer_norm_modulate", "layer_norm_modulate_backward"), no_products),
+    flops=dict.fromkeys((f"layer_norm_modulate{kind}" for kind in ("", "_backward", "_jvp")), no_products),
     moved={"fwd": ("x", "h"), "bwd": ("dh", "x", "dx")},
 )

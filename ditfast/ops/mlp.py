@@ -4,6 +4,7 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from ditfast.ops import checks, gemm, host, reference
@@ -22,6 +23,7 @@ from ditfast.ops.registration import (
     reject_double_backward,
     run_in_backward,
 )
+from ditfast.ops.tangents import linear_tangent, register_jvp
 
 
 def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
@@ -56,7 +58,7 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     name = choose(OP, backend, device_type(h), lambda name: _unsupported(h, w1, b1, w2, b2), takes_host)
     if name == "reference":
         note(OP.name, name)
-        if not recompute:
+        if not recompute or forward_ad._current_level >= 0:  # a checkpoint cannot tell what tangents keep
             return reference.mlp(h, w1, b1, w2, b2)
         pre = F.linear(h, w1, b1)  # (B, N, F)
         return checkpoint(_second_half, pre, w2, b2, use_reentrant=False, preserve_rng_state=False)
@@ -118,6 +120,19 @@ def _forward(h, w1, b1, w2, b2, recompute, backend):
 def _forward_fake(h, w1, b1, w2, b2, recompute, backend):
     pre = h.new_empty(h.shape[0] * h.shape[1], w1.shape[0])
     return _inference_fake(h, w1, b1, w2, b2, backend), pre, pre.new_empty(0) if recompute else torch.empty_like(pre)
+
+
+def _jvp(h, w1, b1, w2, b2, recompute, h_t, w1_t, b1_t, w2_t, b2_t, backend):
+    resolve(OP, backend, h, h, w1.shape[0])
+    rows = h.reshape(-1, h.shape[-1])  # (B*N, D)
+    pre = F.linear(rows, w1, b1)  # (B*N, F)
+    pre_t = linear_tangent(rows, w1, None if h_t is None else h_t.reshape(rows.shape), w1_t, b1_t)
+    act, act_t = F.gelu(pre, approximate="tanh"), None
+    if pre_t is not None:
+        act_t = torch.ops.aten.gelu_backward(pre_t, pre, approximate="tanh")
+    y, y_t = F.linear(act, w2, b2), linear_tangent(act, w2, act_t, w2_t, b2_t)
+    y, y_t = (t.reshape(*h.shape[:2], w2.shape[0]) for t in (y, y_t))
+    return y, pre, pre.new_empty(0) if recompute else act, y_t
 
 
 def _backward(dy, h, w1, w2, pre, act, needs, backend):
@@ -192,7 +207,8 @@ def _autograd_backward(ctx, dy, _dpre, _dact):
 
 
 reject_double_backward("mlp", _backward_op)
-_call = attach_autograd("mlp", _forward_op, _setup_context, _autograd_backward)
+_with_tangents = register_jvp(_forward_op, _jvp, _setup_context, _autograd_backward, outputs=1)
+_call = attach_autograd("mlp", _forward_op, _setup_context, _autograd_backward, _with_tangents)
 
 
 def _arguments(t, batch, tokens, dim, width=None):
@@ -225,6 +241,12 @@ def _backward_flops(dy, h, w1, w2, pre, act, needs, *_, **__):
     return 2 * prod(h[:-1]) * (prod(w2) * (1 + needs[3]) + prod(w1) * (needs[0] + needs[1]))
 
 
+def _jvp_flops(h, w1, b1, w2, b2, recompute, h_t, w1_t, b1_t, w2_t, *_, **__):
+    first = 1 + (h_t is not None) + (w1_t is not None)
+    second = 1 + any(t is not None for t in (h_t, w1_t, b1_t)) + (w2_t is not None)
+    return 2 * prod(h[:-1]) * (prod(w1) * first + prod(w2) * second)
+
+
 OP = Op(
     name="mlp",
     function=mlp,
@@ -235,6 +257,6 @@ OP = Op(
     self_check=_self_check,
     auto_precisions=WITHOUT_STREAM,
     widths=lambda hidden_size: (4 * hidden_size,),
-    flops={"mlp": _flops, "mlp_inference": _flops, "mlp_backward": _backward_flops},
+    flops={"mlp": _flops, "mlp_inference": _flops, "mlp_backward": _backward_flops, "mlp_jvp": _jvp_flops},
     moved={"bwd": ("dact", "pre", "dpre"), "bwd, recompute": ("dact", "pre", "dpre", "act")},  # each (B, N, F)
 )

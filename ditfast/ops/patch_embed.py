@@ -139,7 +139,19 @@ def _autograd_backward(ctx, dout):
 
 
 reject_double_backward("patch_embed", _backward_op)
-_call = attach_autograd("patch_embed", _forward_op, _setup_context, _autograd_backward)
+
+
+def _jvp(args, tangents):
+    """Twice the operation: it is linear in the image, with bias and position, and in the weight."""
+    (x, weight, bias, pos, *rest), (x_t, weight_t, bias_t, pos_t) = args, tangents
+    bias_t, pos_t = (torch.zeros_like(t) if t_t is None else t_t for t, t_t in ((bias, bias_t), (pos, pos_t)))
+    out_t = _call(torch.zeros_like(x) if x_t is None else x_t, weight, bias_t, pos_t, *rest)
+    if weight_t is not None:
+        out_t = out_t + _call(x, weight_t, torch.zeros_like(bias), torch.zeros_like(pos), *rest)
+    return _call(*args), (out_t,)
+
+
+_call = attach_autograd("patch_embed", _forward_op, _setup_context, _autograd_backward, _jvp)
 
 
 def _arguments(t, batch, tokens, dim):

@@ -190,8 +190,18 @@ def _unpatchify_backward(ctx, dout):
     )
 
 
-_patchify_call = attach_autograd("patchify", _patchify_op, _patchify_context, _patchify_backward)
-_unpatchify_call = attach_autograd("unpatchify", _unpatchify_op, _unpatchify_context, _unpatchify_backward)
+def _patchify_jvp(args, tangents):  # linear
+    return _patchify_call(*args), (_patchify_call(*tangents, *args[1:]),)
+
+
+def _unpatchify_jvp(args, tangents):
+    return _unpatchify_call(*args), (_unpatchify_call(*tangents, *args[1:]),)
+
+
+_patchify_call = attach_autograd("patchify", _patchify_op, _patchify_context, _patchify_backward, _patchify_jvp)
+_unpatchify_call = attach_autograd(
+    "unpatchify", _unpatchify_op, _unpatchify_context, _unpatchify_backward, _unpatchify_jvp
+)
 
 CHANNELS, PATCH = 4, 2  # of problems: the latents and the patches of DiT-XL/2
 

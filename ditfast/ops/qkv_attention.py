@@ -7,11 +7,21 @@ import torch.nn.functional as F
 
 from ditfast.ops import checks, gemm
 from ditfast.ops.attention import OP as ATTENTION
-from ditfast.ops.attention import attend, attention_flops, choose_attention, heads_of, run_backward, run_forward
+from ditfast.ops.attention import (
+    attend,
+    attention_flops,
+    choose_attention,
+    heads_of,
+    jvp_flops,
+    run_backward,
+    run_forward,
+    run_jvp,
+)
 from ditfast.ops.autocast import autocasts, linear_dtype
 from ditfast.ops.backends.log import note
 from ditfast.ops.op import Op
 from ditfast.ops.registration import attach_autograd, is_tracked, register_op, reject_double_backward, run_in_backward
+from ditfast.ops.tangents import linear_tangent, register_jvp
 
 
 def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *, backend=None):
@@ -81,6 +91,14 @@ def _forward_fake(h, weight, bias, num_heads, scale, backend):
     return out, qkv, h.new_empty(b, num_heads, n, dtype=torch.float32)
 
 
+def _jvp(h, weight, bias, num_heads, scale, h_t, weight_t, bias_t, backend):
+    note(OP.name, backend)
+    qkv = F.linear(h, weight, bias.to(h.dtype))  # (B, N, 3*H*d)
+    qkv_t = linear_tangent(h, weight, h_t, weight_t, None if bias_t is None else bias_t.to(h.dtype))
+    out, lse, out_t = run_jvp(qkv, qkv_t, num_heads, scale, backend)
+    return out, qkv, lse, out_t
+
+
 def _backward(dout, h, weight, qkv, out, lse, needs, bias_dtype, scale, backend):
     note(OP.name, backend)
     dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, bias_dtype)
@@ -138,7 +156,8 @@ def _autograd_backward(ctx, dout, _dqkv, _dlse):
 
 
 reject_double_backward("qkv_attention", _backward_op)
-_call = attach_autograd("qkv_attention", _forward_op, _setup_context, _autograd_backward)
+_with_tangents = register_jvp(_forward_op, _jvp, _setup_context, _autograd_backward, outputs=1)
+_call = attach_autograd("qkv_attention", _forward_op, _setup_context, _autograd_backward, _with_tangents)
 
 
 def _arguments(t, batch, tokens, dim):
@@ -158,6 +177,11 @@ def _backward_flops(dout, h, weight, qkv, out, lse, needs, *_, **__):
     return 2 * prod(h[:-1]) * prod(weight) * (needs[0] + needs[1]) + 2 * attention_flops(qkv)
 
 
+def _jvp_flops(h, weight, bias, num_heads, scale, h_t, weight_t, *_, **__):
+    linears = 1 + (h_t is not None) + (weight_t is not None)
+    return 2 * prod(h[:-1]) * prod(weight) * linears + jvp_flops((*h[:-1], weight[0]))
+
+
 OP = Op(
     name="qkv_attention",
     function=qkv_attention,
@@ -166,5 +190,5 @@ OP = Op(
     outputs=("out",),
     parameters=("weight", "bias"),
     self_check=None,  # attention's stands for it
-    flops={"qkv_attention": _flops, "qkv_attention_backward": _backward_flops},
+    flops={"qkv_attention": _flops, "qkv_attention_backward": _backward_flops, "qkv_attention_jvp": _jvp_flops},
 )

@@ -1,12 +1,13 @@
-"""How an operation becomes known to PyTorch: schema, fake, autograd, vmap.
+"""How an operation becomes known to PyTorch: schema, fake, autograd, forward-mode AD, vmap.
 
 Under ``torch.compile`` the registered operation itself is called. In eager mode its implementation is called past the
-dispatcher, inside an ``autograd.Function`` where gradients are wanted: that costs half as much Python. Both reject
-what a kernel cannot do: forward-mode AD (a registered operation would silently give zero tangents) and double
-backward.
+dispatcher, inside an ``autograd.Function`` where gradients are wanted: that costs half as much Python. Tangents are
+taken off the arguments before (`ditfast.ops.tangents`): a registered operation would silently give zero tangents.
+What a kernel cannot do is rejected: double backward, tangents of tangents.
 """
 
 import sys
+from typing import NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -18,9 +19,24 @@ from ditfast.ops.vmap import vmap_rule
 NAMESPACE = __package__.partition(".")[0]  # "ditfast", or the name under which a copy was loaded
 _library = torch.library.Library(NAMESPACE, "DEF")
 _implementations = {}  # operation -> the Python function that it runs on a CPU or a GPU
+_forms = {}  # operation -> its `Form`
 _calls = {}  # operation -> the function that calls it with its autograd
 # types that arguments of operations have: of all tensors, those that are just memory
 _ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
+
+
+class Form(NamedTuple):
+    """How an operation was registered, for those that are made of it."""
+
+    name: str
+    fake: object
+    rules: dict[str, str]
+    sample_dims: tuple | None
+    shared: tuple[str, ...]
+
+
+def describe(op) -> Form:
+    return _forms[op]
 
 
 def register_op(schema: str, implementation, fake, rules: dict[str, str], *, sample_dims=None, shared=()):
@@ -40,6 +56,7 @@ def register_op(schema: str, implementation, fake, rules: dict[str, str], *, sam
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
     torch.library.register_vmap(op, vmap_rule(op, sample_dims, shared), lib=_library)
     _implementations[op] = guarded
+    _forms[op] = Form(name, fake, rules, sample_dims, tuple(shared))
     return op
 
 
@@ -117,38 +134,82 @@ def run_in_backward(op, *args):
 def reject_double_backward(name: str, backward_op) -> None:
     """Make the gradients of ``name`` say that they cannot be differentiated; they would pass for constants."""
 
+    why = f"{name}: double backward is not supported by the kernels; use backend='reference'"
+
     def backward(ctx, *grads):
-        raise NotImplementedError(f"{name}: double backward is not supported by the kernels; use backend='reference'")
+        raise NotImplementedError(why)
 
-    attach_autograd(name, backward_op, lambda ctx, inputs, output: None, backward)
+    attach_autograd(name, backward_op, lambda ctx, inputs, output: None, backward, no_jvp=why)
 
 
-def attach_autograd(name: str, op, setup_context, backward):
+def attach_autograd(name: str, op, setup_context, backward, jvp=None, no_jvp=None):
     """Attach gradients to ``op`` and return the function to call.
 
     Args:
         setup_context, backward: as in ``torch.library.register_autograd``; ``backward`` calls operations with
             `run_in_backward`.
+        jvp: a function of the arguments and a tangent (or None) of each tensor among them, which returns the outputs
+            of ``op`` and the tangents of the first of them. None: there is none.
+        no_jvp: why.
     """
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
-    no_jvp = f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'"
-    in_transforms, eager = _functions(name, op, setup_context, backward, no_jvp)
+    no_jvp = no_jvp or f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'"
+    in_transforms, eager = _functions(name, op, setup_context, backward, jvp, no_jvp)
+    names = [a.name for a in op._schema.arguments]
 
     def call(*args):
-        if not torch.compiler.is_compiling():
-            if not is_tracked(args):
-                return call_below_autograd(op, *args)
-            return in_transforms.apply(*args) if _is_transformed() else _apply(eager, args)
-        if forward_ad._current_level >= 0:
-            raise NotImplementedError(no_jvp)
-        return _call_traced(op, args)
+        if may_be_dual():
+            primals, tangents = _take_apart(name, names, args)
+            if any(t is not None for t in tangents):
+                if jvp is None:
+                    raise NotImplementedError(no_jvp)
+                return _put_together(*jvp(primals, tangents))
+        if torch.compiler.is_compiling():
+            return _call_traced(op, args)
+        if not is_tracked(args):
+            return call_below_autograd(op, *args)
+        return in_transforms.apply(*args) if _is_transformed() else _apply(eager, args)
 
     _calls[op] = call
     return call
 
 
-def _functions(name, op, setup_context, backward, no_jvp):
+def may_be_dual():
+    """Whether arguments may have tangents here; inside a vmap inside a jvp they appear further down."""
+    return forward_ad._current_level >= 0 and (torch.compiler.is_compiling() or not _is_in_vmap())
+
+
+def _is_in_vmap():
+    innermost = torch._C._functorch.peek_interpreter_stack()
+    return innermost is not None and innermost.key() == torch._C._functorch.TransformType.Vmap
+
+
+def _take_apart(op, names, args):
+    """The arguments without tangents, and of each that is a tensor or None its tangent or None."""
+    primals, tangents = [], []
+    for name, a in zip(names, args, strict=True):
+        primal = tangent = None
+        if isinstance(a, torch.Tensor):
+            primal, tangent = forward_ad.unpack_dual(a)
+            if tangent is not None and tangent.dtype != a.dtype:
+                raise TypeError(f"{op}: the tangent of {name} must have its dtype, {a.dtype}, got {tangent.dtype}")
+        primals.append(a if tangent is None else primal)
+        if a is None or isinstance(a, torch.Tensor):
+            tangents.append(tangent)
+    return primals, tangents
+
+
+def _put_together(outputs, tangents):
+    """The outputs, the first of them with tangents."""
+    if isinstance(outputs, torch.Tensor):
+        return forward_ad.make_dual(outputs, tangents[0])
+    duals = [forward_ad.make_dual(*pair) for pair in zip(outputs, tangents, strict=False)]
+    return *duals, *outputs[len(duals) :]
+
+
+def _functions(name, op, setup_context, backward, jvp, no_jvp):
     """The same ``autograd.Function`` twice: as function transforms need it, and as it costs less to call."""
+    returned = len(op._schema.returns)
 
     def forward(*args):
         return call_below_autograd(op, *args)
@@ -165,19 +226,36 @@ def _functions(name, op, setup_context, backward, no_jvp):
         with record_in(ctx.log):  # it may run in another thread
             return backward(ctx, *grads)
 
-    def jvp(ctx, *tangents):
-        raise NotImplementedError(no_jvp)
+    def setup_in_transforms(ctx, inputs, output):
+        setup_context(ctx, inputs, output)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(*(a for a in inputs if isinstance(a, torch.Tensor)))
+            ctx.others = [None if isinstance(a, torch.Tensor) else (a,) for a in inputs]
+
+    def second_pass(ctx, *tangents):
+        """Tangents of a call whose arguments did not show them, because of a vmap or grad inside of the jvp."""
+        if jvp is None:
+            raise NotImplementedError(no_jvp)
+        tensors = iter(ctx.saved_tensors)
+        args = [next(tensors) if other is None else other[0] for other in ctx.others]
+        tangents = [t for a, t in zip(args, tangents, strict=True) if a is None or isinstance(a, torch.Tensor)]
+        outputs, found = jvp(args, tangents)
+        if returned == 1:
+            return found[0]
+        rest = outputs[len(found) :]  # not differentiable, which a vmap does not know
+        return *found, *(torch.zeros_like(t) if _is_in_vmap() else None for t in rest)
 
     pair = (
         {
             "forward": staticmethod(forward),
             "backward": staticmethod(backward),
-            "setup_context": staticmethod(setup_context),
+            "setup_context": staticmethod(setup_in_transforms),
+            "jvp": staticmethod(second_pass),
             "generate_vmap_rule": True,  # forward and backward meet the rules of the operations in them
         },
         {"forward": staticmethod(forward_with_context), "backward": staticmethod(recorded_backward)},
     )
-    return [type(name, (torch.autograd.Function,), members | {"jvp": staticmethod(jvp)}) for members in pair]
+    return [type(name, (torch.autograd.Function,), members) for members in pair]
 
 
 def _apply(function, args):

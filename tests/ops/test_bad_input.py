@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.autograd import forward_ad, gradgradcheck
+from torch.autograd import gradgradcheck
 
 from ditfast import ops
 from ditfast.ops.backends.availability import why_not
@@ -200,28 +200,8 @@ def jvp(fn, tensors):
     return torch.func.jvp(fn, tuple(tensors), tuple(torch.ones_like(t) for t in tensors))[1]
 
 
-def dual_level(fn, tensors):
-    with forward_ad.dual_level():
-        return fn(*(forward_ad.make_dual(t, torch.ones_like(t)) for t in tensors))
-
-
-def compiled_jvp(fn, tensors):
-    torch._dynamo.reset()
-    return torch.compile(lambda *a: jvp(fn, a), backend="aot_eager", fullgraph=True)(*tensors)
-
-
 def requires_grad(fn, tensors):
     return fn, [t.detach().requires_grad_() for t in tensors]
-
-
-@pytest.mark.parametrize(("op", "backend"), KERNELS)
-@pytest.mark.parametrize("forward_mode", (jvp, dual_level, compiled_jvp))
-@pytest.mark.parametrize("leaves", (False, True), ids=("plain", "requires_grad"))
-def test_forward_mode_is_rejected(op, backend, forward_mode, leaves):
-    fn, tensors = call_and_tensors(op, backend)
-    fn, tensors = requires_grad(fn, tensors) if leaves else (fn, tensors)
-    with pytest.raises(Exception, match=f"{op}: forward-mode AD is not supported by the kernels; use backend='ref"):
-        forward_mode(fn, tensors)
 
 
 LINEAR = ("patchify", "unpatchify")  # the gradient of each is the other

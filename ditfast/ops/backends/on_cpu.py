@@ -6,7 +6,6 @@ of elements from which the kernel beat PyTorch, forward as well as forward and b
 """
 
 import torch
-from torch.autograd import forward_ad
 
 from ditfast.ops.backends.availability import why_not_loaded
 from ditfast.ops.backends.selfcheck import is_right
@@ -45,8 +44,7 @@ def install(ops: tuple[Op, ...]) -> None:
 def takes_host(op: Op, stream: torch.dtype, branch: torch.dtype, width: int, elements: int, is_able) -> bool:
     """Whether ``op`` runs on the host kernels by itself: faster by the table, and right by the self-check.
 
-    Not where forward-mode AD is on, which they lack, nor while a trace is made, which others read as PyTorch's own
-    operations (the older ONNX exporter).
+    Not while a trace is made, which others read as PyTorch's own operations (the older ONNX exporter).
 
     Args:
         stream, branch: dtypes of the residual stream and of branches.
@@ -55,7 +53,7 @@ def takes_host(op: Op, stream: torch.dtype, branch: torch.dtype, width: int, ele
         is_able: a function that says whether they can run on these arguments.
     """
     smallest = _faster_from(op.name, stream, branch)
-    if smallest is None or elements < smallest or forward_ad._current_level >= 0 or _is_traced():
+    if smallest is None or elements < smallest or _is_traced():
         return False
     return is_able() and _is_right(op.name, stream, branch, width)
 

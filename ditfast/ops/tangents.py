@@ -1,0 +1,110 @@
+"""Forward-mode AD of the registered operations: one call gives outputs and tangents.
+
+PyTorch asks an ``autograd.Function`` for its outputs first and for their tangents afterwards, which takes two passes,
+and ``torch.compile`` rejects such a Function. So dual tensors are taken apart before an operation is called and put
+together after it; a second operation, ``ditfast::<name>_jvp``, takes the tangents as well. Its outputs have the
+gradients of the first one's, and their tangents none: it says so where one is wanted.
+
+Tangents have the name of what they belong to with ``_t`` behind it, its shape and its dtype; None stands for zero.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ditfast.ops.registration import attach_autograd, describe, register_op
+
+_functorch = torch._C._functorch
+
+
+def register_jvp(op, implementation, setup_context, backward, outputs: int):
+    """Register ``ditfast::<name>_jvp`` and return what `attach_autograd` of ``op`` takes as its ``jvp``.
+
+    Args:
+        op: the operation; its last argument is the backend.
+        implementation: takes the arguments of ``op`` and before the backend a tangent (or None) of each tensor;
+            returns its outputs, then the tangents of the first of them.
+        setup_context, backward: those of ``op``.
+        outputs: how many of the outputs have tangents; the others have no gradients either.
+    """
+    form = describe(op)
+    *arguments, _ = op._schema.arguments
+    names = [a.name for a in arguments if "Tensor" in str(a.type)]
+    count, returned = len(arguments), len(op._schema.returns)
+
+    def fake(*args):
+        out = form.fake(*args[:count], args[-1])
+        out = out if returned > 1 else (out,)
+        return *out, *(torch.empty_like(t) for t in out[:outputs])
+
+    def setup(ctx, inputs, output):
+        setup_context(ctx, (*inputs[:count], inputs[-1]), output[:returned] if returned > 1 else output[0])
+        ctx.set_materialize_grads(False)  # a tangent that nobody differentiates has None
+        ctx.likes = [(t.shape, t.dtype) for t in output[:outputs]]
+
+    def backward_of_outputs(ctx, *grads):
+        if any(g is not None for g in grads[returned:]):
+            raise NotImplementedError(
+                f"{form.name}: the gradient of a tangent is not supported by the kernels: detach the tangent, or use "
+                "backend='reference'"
+            )
+        some = next(g for g in grads if g is not None)
+        given = zip(grads, ctx.likes, strict=False)
+        dense = [some.new_zeros((), dtype=dtype).expand(shape) if g is None else g for g, (shape, dtype) in given]
+        found = backward(ctx, *dense, *[None] * (returned - outputs))
+        return *found[:count], *[None] * len(names), found[-1]
+
+    own, _ = str(op._schema).removeprefix("ditfast::").split(", str backend")
+    tangents = "".join(f", Tensor? {name}_t" for name in names)
+    schema = f"{own}{tangents}, str backend) -> ({', '.join(['Tensor'] * (returned + outputs))})"
+    jvp_op = register_op(
+        schema.replace("(", "_jvp(", 1),
+        implementation,
+        fake,
+        form.rules | {f"{name}_t": f"{form.rules[name].split()[0]} {name}" for name in names},
+        sample_dims=form.sample_dims and (*form.sample_dims, *form.sample_dims[:outputs]),
+        shared=(*form.shared, *(f"{name}_t" for name in form.shared)),
+    )
+    why = f"{form.name}: a derivative of a tangent is not supported by the kernels; use backend='reference'"
+    call = attach_autograd(f"{form.name}_jvp", jvp_op, setup, backward_of_outputs, no_jvp=why)
+
+    def jvp(args, tangents):
+        if not torch.compiler.is_compiling():
+            tangents = _without_history(args, tangents)
+        result = call(*args[:-1], *tangents, args[-1])
+        return (result[:returned] if returned > 1 else result[0]), result[returned:]
+
+    return jvp
+
+
+def _without_history(args, tangents):
+    """The tangents without what led to them, which PyTorch's Linears keep for a gradient that is refused here anyway.
+
+    Only where it is refused: where the outputs are differentiated in every way in which the tangents would be.
+    """
+    stack = _functorch.get_interpreter_stack() or ()
+    if sum(each.key() == _functorch.TransformType.Jvp for each in stack) > 1:
+        return tangents
+    if not _tracked_levels(tangents) <= _tracked_levels(a for a in args if isinstance(a, torch.Tensor)):
+        return tangents
+    return [None if t is None else t.detach() for t in tangents]
+
+
+def _tracked_levels(tensors):
+    """The levels of function transforms at which any of these wants a gradient; -1 is ordinary autograd."""
+    found = set()
+    for t in tensors:
+        while t is not None:
+            if t.requires_grad:
+                found.add(_functorch.maybe_get_level(t))
+            t = _functorch.get_unwrapped(t) if _functorch.is_functorch_wrapped_tensor(t) else None
+    return found
+
+
+def linear_tangent(x, weight, x_t, weight_t, bias_t):
+    """The tangent of ``F.linear(x, weight, bias)``; None for zero."""
+    if x_t is None and weight_t is None:
+        return None if bias_t is None else bias_t.expand(*x.shape[:-1], weight.shape[0])
+    if x_t is None:
+        return F.linear(x, weight_t, bias_t)
+    out = F.linear(x_t, weight, bias_t)
+    return out if weight_t is None else out.add_(F.linear(x, weight_t))
