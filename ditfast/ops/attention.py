@@ -4,16 +4,18 @@ import warnings
 from functools import cache
 
 import torch
+from torch.autograd import forward_ad
 
 from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, extension, fallback, reference
 from ditfast.ops.backends import fastest, on_cpu
-from ditfast.ops.backends.availability import KERNEL_DTYPES, device_type
+from ditfast.ops.backends.availability import KERNEL_DTYPES, device_type, why_not
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
+from ditfast.ops.backends.selfcheck import is_right
 from ditfast.ops.op import WITHOUT_STREAM, Op
 from ditfast.ops.registration import attach_autograd, is_tracked, register_op, reject_double_backward, run_in_backward
-from ditfast.ops.sdpa import sdpa
+from ditfast.ops.sdpa import sdpa_of_packed
 from ditfast.ops.tangents import register_jvp
 
 
@@ -26,6 +28,7 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
         scale: factor on the logits; None for ``d ** -0.5``.
         backend: see `ditfast.ops`; "sdpa" is PyTorch's, "cuda" and "triton" this package's kernels for d = 64 and
             72, "host" C++ on the CPU for any d up to 256. Automatic: the fastest that is right on this machine.
+            Under forward-mode AD "cuda" takes output and tangent from "triton", and so does the automatic choice.
 
     Returns:
         (B, N, H*d) in the dtype of qkv.
@@ -49,7 +52,7 @@ def attend(qkv, num_heads, scale, name):
         return _call(qkv, num_heads, scale, name)[0]
     note(OP.name, name)
     if name == "sdpa":
-        return _sdpa(qkv, num_heads, scale)
+        return sdpa_of_packed(qkv, num_heads, scale)
     return reference.attention(qkv, num_heads, scale)
 
 
@@ -80,6 +83,8 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
         return on_cpu.takes_host(OP, dtype, dtype, head_dim, t.shape[0] * t.shape[1] * head_dim, is_able)
 
     name = choose(op, requested, device_type(t), unsupported, takes_host)
+    if forward_ad._current_level >= 0 and name in ("auto", "cuda"):
+        return _choose_for_tangents(op, name, t.device, dtype, head_dim, unsupported("triton"))
     if name != "auto":
         return name
     if unsupported("cuda") or unsupported("triton"):
@@ -93,12 +98,26 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
     return _fastest(dtype, head_dim, t.shape[1], training, t.device)
 
 
+def _choose_for_tangents(op, name, device, dtype, head_dim, reason):
+    """On a GPU tangents come from Triton's kernel; ``reason`` says why it does not take such a tensor."""
+    reason = reason or why_not(OP, "triton", device.type)
+    if name == "auto":
+        return "triton" if reason is None and _is_right(dtype, head_dim, device) else "sdpa"
+    if reason is not None:
+        raise RuntimeError(f"{op.name}: backend 'cuda' cannot run: its tangents come from 'triton': {reason}")
+    return name
+
+
+def _is_right(dtype, head_dim, device):
+    return is_right(OP, "triton", dtype, dtype, head_dim, device)
+
+
 def _fastest(dtype, head_dim, tokens, training, device):
     return fastest.fastest_backend(OP, _make_run, dtype, head_dim, tokens, training, device)
 
 
 # what torch.compiler.assume_constant_result does, without importing the compiler for it
-_fastest._dynamo_marked_constant = True
+_fastest._dynamo_marked_constant = _is_right._dynamo_marked_constant = True
 
 
 def _make_run(t, batch, tokens, head_dim, backend, training):
@@ -136,12 +155,6 @@ def _warn_unaligned():
     )
 
 
-def _sdpa(qkv, num_heads, scale):
-    b, n, width = qkv.shape
-    q, k, v = qkv.unflatten(-1, (3, num_heads, width // (3 * num_heads))).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
-    return sdpa(q, k, v, scale).transpose(1, 2).reshape(b, n, width // 3)
-
-
 def run_forward(qkv, num_heads, scale, backend):
     """out and lse, inside a running operation."""
     if qkv.shape[2] % (3 * num_heads):
@@ -158,14 +171,15 @@ def _forward_fake(qkv, num_heads, scale, backend):
     return extension.empty_outputs(qkv, num_heads)
 
 
-def run_jvp(qkv, qkv_t, num_heads, scale, backend):
+def run_jvp(qkv, num_heads, scale, qkv_t, backend):
     """out, lse and the tangent of out, inside a running operation."""
+    backend = "triton" if backend == "cuda" else backend  # which has none of its own
     note(OP.name, backend)
-    return fallback.attention_jvp(qkv, qkv_t, num_heads, scale)
+    if backend == "triton":
+        from ditfast.kernels import attention_jvp as kernel
 
-
-def _jvp(qkv, num_heads, scale, qkv_t, backend):
-    return run_jvp(qkv, qkv_t, num_heads, scale, backend)
+        return kernel.jvp(unit_stride(qkv), unit_stride(qkv_t), num_heads, scale)
+    return _JVP[backend](qkv, qkv_t, num_heads, scale)
 
 
 def run_backward(dout, qkv, out, lse, scale, backend, bias_dtype=None):
@@ -187,6 +201,7 @@ def _backward_fake(dout, qkv, out, lse, scale, backend):
 
 
 _FORWARD = {"cuda": extension.cuda_forward, "host": extension.host_forward, "reference": fallback.attention}
+_JVP = {"host": extension.host_jvp, "reference": fallback.attention_jvp}
 _BACKWARD = {
     "cuda": extension.cuda_backward,
     "host": extension.host_backward,
@@ -220,7 +235,7 @@ def _autograd_backward(ctx, dout, _dlse):
 
 
 reject_double_backward("attention", _backward_op)
-_with_tangents = register_jvp(_forward_op, _jvp, _setup_context, _autograd_backward, outputs=1)
+_with_tangents = register_jvp(_forward_op, run_jvp, _setup_context, _autograd_backward, outputs=1)
 _call = attach_autograd("attention", _forward_op, _setup_context, _autograd_backward, _with_tangents)
 
 
@@ -241,17 +256,16 @@ def _self_check(t, head_dim, backend):
     plain, _ = run_backward(dout, qkv, out, lse, scale, backend)
     dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, t.branch)  # other code, for qkv_attention
     dq, dk, dv = torch.cat((plain, dqkv), dim=1).chunk(3, dim=-1)
-    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
+    result = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
+    if backend != "cuda":
+        result["out_t"] = run_jvp(qkv, 2, scale, t(*qkv.shape), backend)[-1]
+    return result
 
 
 def attention_flops(qkv, *_, **__):
-    """Of q k^T and p v; twice that in backward."""
+    """Of q k^T and p v."""
     b, n, width = qkv
     return 2 * 2 * b * n * n * (width // 3)
-
-
-def _backward_flops(dout, qkv, *_, **__):
-    return 2 * attention_flops(qkv)
 
 
 def jvp_flops(qkv, *_, **__):
@@ -275,6 +289,10 @@ OP = Op(
     self_check=_self_check,
     auto_precisions=("bf16", "fp16"),  # left to itself, float32 runs on SDPA
     widths=lambda hidden_size: (64, 72),
-    flops={"attention": attention_flops, "attention_backward": _backward_flops, "attention_jvp": jvp_flops},
+    flops={
+        "attention": attention_flops,
+        "attention_backward": lambda dout, qkv, *_, **__: 2 * attention_flops(qkv),
+        "attention_jvp": jvp_flops,
+    },
     moved={"fwd": ("qkv", "out"), "bwd": ("qkv", "out", "dout", "dqkv")},
 )

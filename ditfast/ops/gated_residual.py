@@ -52,8 +52,13 @@ def _forward_fake(x, y, gate, bias, backend):
 
 
 def _jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t, backend):
-    resolve(OP, backend, x, gate, x.shape[-1])
-    return fallback.gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t)
+    name = resolve(OP, backend, x, gate, x.shape[-1])
+    args = x, y, gate, bias, x_t, y_t, gate_t, bias_t
+    if name == "triton":
+        from ditfast.kernels import gated_residual as kernel
+
+        return kernel.jvp(*args)
+    return host.gated_residual_jvp(*args) if name == "host" else fallback.gated_residual_jvp(*args)
 
 
 def _backward(dout, y, gate, bias, backend):
@@ -114,6 +119,8 @@ def _arguments(t, batch, tokens, dim):
 def _self_check(t, dim, backend):
     x, y, gate, bias = _arguments(t, *t.size, dim).values()
     dx_new, result = t(*x.shape, stream=True), {}
+    tangents = t(*x.shape, stream=True), t(*y.shape), t(*gate.shape), t(*bias.shape, stream=True)
+    result["x_new_t"] = _jvp(x, y, gate, bias, *tangents, backend)[-1]
     for b, remark in ((bias, ""), (None, " (no bias)")):
         gradients = _backward(dx_new, y, gate, b, backend)
         names = [name + remark for name in ("x_new", "dy", "dgate", "dbias")]

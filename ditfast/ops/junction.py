@@ -67,9 +67,13 @@ def _forward_fake(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
 
 
 def _jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_t, shift_t, scale_t, bias_t, backend):
-    resolve(OP, backend, x, scale, x.shape[-1])
-    tangents = x_t, y_t, gate_t, shift_t, scale_t, bias_t
-    return fallback.junction_jvp(x, y, gate, shift, scale, eps, bias, out_dtype, *tangents)
+    name = resolve(OP, backend, x, scale, x.shape[-1])
+    args = x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_t, shift_t, scale_t, bias_t
+    if name == "triton":
+        from ditfast.kernels import junction as kernel
+
+        return kernel.jvp(*args)
+    return host.junction_jvp(*args) if name == "host" else fallback.junction_jvp(*args)
 
 
 def _backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd, backend):
@@ -145,6 +149,9 @@ def _arguments(t, batch, tokens, dim):
 def _self_check(t, dim, backend):
     x, y, gate, shift, scale, bias = _arguments(t, *t.size, dim).values()
     dx_new, dh, result = t(*x.shape, stream=True), t(*x.shape), {}
+    tangents = t(*x.shape, stream=True), *(t(*each.shape) for each in (y, gate, shift, scale)), t(dim, stream=True)
+    *_, x_new_t, h_t = _jvp(x, y, gate, shift, scale, 1e-6, bias, t.branch, *tangents, backend)
+    result |= {"x_new_t": x_new_t, "h_t": h_t}
     for b, remark in ((bias, ""), (None, " (no bias)")):
         x_new, h, mean, rstd = _forward(x, y, gate, shift, scale, 1e-6, b, t.branch, backend)
         dx, dy, modulation, dbias = _backward(dx_new, dh, x_new, y, gate, scale, b, mean, rstd, backend)

@@ -64,8 +64,13 @@ def _forward_fake(x, shift, scale, eps, out_dtype, backend):
 
 
 def _jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t, backend):
-    resolve(OP, backend, x, scale, x.shape[-1])
-    return fallback.layer_norm_modulate_jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t)
+    name = resolve(OP, backend, x, scale, x.shape[-1])
+    args = x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t
+    if name == "triton":
+        from ditfast.kernels import layer_norm_modulate as kernel
+
+        return kernel.jvp(*args)
+    return host.layer_norm_modulate_jvp(*args) if name == "host" else fallback.layer_norm_modulate_jvp(*args)
 
 
 def _backward(dh, x, scale, mean, rstd, backend):
@@ -127,7 +132,9 @@ def _self_check(t, dim, backend):
     x, shift, scale = _arguments(t, *t.size, dim).values()
     h, mean, rstd = _forward(x, shift, scale, 1e-6, t.branch, backend)
     dx, (dshift, dscale) = _backward(t(*h.shape), x, scale, mean, rstd, backend)
-    return {"h": h, "dx": dx, "dshift": dshift, "dscale": dscale}
+    tangents = t(*x.shape, stream=True), t(*shift.shape), t(*scale.shape)
+    h_t = _jvp(x, shift, scale, 1e-6, t.branch, *tangents, backend)[-1]
+    return {"h": h, "dx": dx, "dshift": dshift, "dscale": dscale, "h_t": h_t}
 
 
 OP = Op(

@@ -123,14 +123,13 @@ def _forward_fake(h, w1, b1, w2, b2, recompute, backend):
 
 
 def _jvp(h, w1, b1, w2, b2, recompute, h_t, w1_t, b1_t, w2_t, b2_t, backend):
-    resolve(OP, backend, h, h, w1.shape[0])
+    name = resolve(OP, backend, h, h, w1.shape[0])
+    linear = gemm.linear if name == "host" else F.linear
     rows = h.reshape(-1, h.shape[-1])  # (B*N, D)
-    pre = F.linear(rows, w1, b1)  # (B*N, F)
-    pre_t = linear_tangent(rows, w1, None if h_t is None else h_t.reshape(rows.shape), w1_t, b1_t)
-    act, act_t = F.gelu(pre, approximate="tanh"), None
-    if pre_t is not None:
-        act_t = torch.ops.aten.gelu_backward(pre_t, pre, approximate="tanh")
-    y, y_t = F.linear(act, w2, b2), linear_tangent(act, w2, act_t, w2_t, b2_t)
+    pre = linear(rows, w1, b1)  # (B*N, F)
+    pre_t = linear_tangent(rows, w1, None if h_t is None else h_t.reshape(rows.shape), w1_t, b1_t, linear)
+    act, act_t = _gelu_jvp(pre, pre_t, name)
+    y, y_t = linear(act, w2, b2), linear_tangent(act, w2, act_t, w2_t, b2_t, linear)
     y, y_t = (t.reshape(*h.shape[:2], w2.shape[0]) for t in (y, y_t))
     return y, pre, pre.new_empty(0) if recompute else act, y_t
 
@@ -148,6 +147,19 @@ def _backward(dy, h, w1, w2, pre, act, needs, backend):
         dy.t() @ act if needs[3] else dy.new_empty(0),
         dy.sum(0) if needs[4] else dy.new_empty(0),
     )
+
+
+def _gelu_jvp(pre, pre_t, backend):
+    """GELU of pre (M, F) and its tangent; None for zero."""
+    if pre_t is not None and backend == "triton":
+        from ditfast.kernels import gelu
+
+        return gelu.jvp(pre, pre_t)
+    if pre_t is not None and backend == "host":
+        return host.gelu_jvp(pre, pre_t)
+    act = F.gelu(pre, approximate="tanh")
+    # the derivative times what comes, backwards or forwards
+    return act, None if pre_t is None else torch.ops.aten.gelu_backward(pre_t, pre, approximate="tanh")
 
 
 def gelu_backward(dact, pre, recompute, backend):
@@ -225,6 +237,8 @@ def _arguments(t, batch, tokens, dim, width=None):
 def _self_check(t, width, backend):
     h, w1, b1, w2, b2 = _arguments(t, *t.size, 64, width).values()
     dy, result = t(*h.shape), {}
+    tangents = [t(*each.shape) for each in (h, w1, b1, w2, b2)]
+    result["y_t"] = _jvp(h, w1, b1, w2, b2, True, *tangents, backend)[-1]
     for recompute, remark in ((False, ""), (True, " (recomputed)")):
         y, pre, act = _forward(h, w1, b1, w2, b2, recompute, backend)
         gradients = _backward(dy, h, w1, w2, pre, act, [True] * 5, backend)

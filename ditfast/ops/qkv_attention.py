@@ -93,9 +93,11 @@ def _forward_fake(h, weight, bias, num_heads, scale, backend):
 
 def _jvp(h, weight, bias, num_heads, scale, h_t, weight_t, bias_t, backend):
     note(OP.name, backend)
-    qkv = F.linear(h, weight, bias.to(h.dtype))  # (B, N, 3*H*d)
-    qkv_t = linear_tangent(h, weight, h_t, weight_t, None if bias_t is None else bias_t.to(h.dtype))
-    out, lse, out_t = run_jvp(qkv, qkv_t, num_heads, scale, backend)
+    linear, rows = gemm.linear if backend == "host" else F.linear, h.reshape(-1, h.shape[-1])
+    h_t, bias_t = None if h_t is None else h_t.reshape(rows.shape), None if bias_t is None else bias_t.to(h.dtype)
+    parts = linear(rows, weight, bias.to(h.dtype)), linear_tangent(rows, weight, h_t, weight_t, bias_t, linear)
+    qkv, qkv_t = (t.reshape(*h.shape[:2], -1) for t in parts)  # (B, N, 3*H*d) each
+    out, lse, out_t = run_jvp(qkv, num_heads, scale, qkv_t, backend)
     return out, qkv, lse, out_t
 
 

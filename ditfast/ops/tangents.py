@@ -100,11 +100,11 @@ def _tracked_levels(tensors):
     return found
 
 
-def linear_tangent(x, weight, x_t, weight_t, bias_t):
-    """The tangent of ``F.linear(x, weight, bias)``; None for zero."""
+def linear_tangent(x, weight, x_t, weight_t, bias_t, linear=F.linear):
+    """The tangent of ``linear(x, weight, bias)``, x (M, I), weight (O, I); None for zero."""
     if x_t is None and weight_t is None:
         return None if bias_t is None else bias_t.expand(*x.shape[:-1], weight.shape[0])
     if x_t is None:
-        return F.linear(x, weight_t, bias_t)
-    out = F.linear(x_t, weight, bias_t)
-    return out if weight_t is None else out.add_(F.linear(x, weight_t))
+        return linear(x, weight_t, bias_t)
+    out = linear(x_t, weight, bias_t)
+    return out if weight_t is None else out.add_(linear(x, weight_t))

@@ -19,13 +19,16 @@ CALLED = (  # functions of the extension
     "attention_backward_host",
     "attention_forward_cuda",
     "attention_forward_host",
+    "attention_jvp_host",
     "cuda_attention_supported",
     "gelu_backward",
     "gelu_forward",
+    "gelu_jvp",
     "has_amx",
     "isa",
     "rows_backward",
     "rows_forward",
+    "rows_jvp",
 )
 _installed = {name: importlib.util.find_spec(name) is not None for name in ("triton", EXTENSION)}
 _on_gpu: dict[int, str | None] = {}  # device index -> why the extension's device code cannot run there

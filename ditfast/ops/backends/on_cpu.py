@@ -6,6 +6,7 @@ of elements from which the kernel beat PyTorch, forward as well as forward and b
 """
 
 import torch
+from torch.autograd import forward_ad
 
 from ditfast.ops.backends.availability import why_not_loaded
 from ditfast.ops.backends.selfcheck import is_right
@@ -28,6 +29,9 @@ FASTER_FROM = {  # instruction set -> operation -> precision -> elements
     "x86_64_v3": _ROWS | _ATTENTION,
     "x86_64_v4": _ROWS | _ATTENTION,
     "x86_64_v4_bf16": _ROWS | _ATTENTION | _REST,
+}
+WITH_TANGENTS = {  # what forward-mode AD adds: PyTorch makes the tangent of GELU in a pass of its own
+    "x86_64_v4_bf16": {"mlp": {"fp32": 65536}},
 }
 ONEDNN = {"x86_64_v4_bf16": ("bf16",)}  # in float32 it is faster, too, but breaks the numerical contract
 # In bfloat16 PyTorch multiplies on AMX, where the CPU has it, which these kernels do not and which no measurement has
@@ -82,7 +86,10 @@ def _faster_from(name, stream, branch):
     precision = SHORT.get(branch) if stream == branch else "autocast" if stream == torch.float32 else None
     if name in _OF_PRODUCTS and precision in ("bf16", "autocast") and _has_amx():
         return None
-    return FASTER_FROM.get(isa(), {}).get(name, {}).get(precision)
+    found = FASTER_FROM.get(isa(), {}).get(name, {}).get(precision)
+    if found is None and forward_ad._current_level >= 0:
+        return WITH_TANGENTS.get(isa(), {}).get(name, {}).get(precision)
+    return found
 
 
 def isa() -> str | None:
