@@ -220,6 +220,36 @@ def test_the_gradient_of_a_tangent_is_refused_or_right(case, backend):
         assert model.blocks[0].mlp.fc1.weight.grad.abs().max() > 0
 
 
+def test_a_step_keeps_for_backward_what_it_keeps_without_tangents(case):
+    """What PyTorch's Linears save of tangents is dropped where the next kernel takes them, long before the end."""
+    model, (x, t, y), tangents = case()
+
+    def most_alive(run):
+        """The most bytes that were saved at one time; what is saved twice counts twice."""
+        sizes, most = {}, 0
+
+        class Saved:
+            def __init__(self, tensor):
+                nonlocal most
+                self.tensor, sizes[id(self)] = tensor, tensor.numel() * tensor.element_size()
+                most = max(most, sum(sizes.values()))
+
+            def __del__(self):
+                del sizes[id(self)]
+
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            out = run()
+        assert out is not None
+        return most
+
+    with use_backend(KERNELS):
+        without = most_alive(lambda: model(x, t, y))
+        with_tangents = most_alive(lambda: jvp(lambda x, t: model(x, t, y), (x, t), tangents))
+    with use_backend("reference"):
+        plain = most_alive(lambda: jvp(lambda x, t: model(x, t, y), (x, t), tangents))
+    assert with_tangents < 1.3 * without < plain
+
+
 def test_the_example_of_the_document():
     text = (Path(__file__).parents[2] / "docs" / "derivatives.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
