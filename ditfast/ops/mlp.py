@@ -237,7 +237,7 @@ def _arguments(t, batch, tokens, dim, width=None):
 def _self_check(t, width, backend):
     h, w1, b1, w2, b2 = _arguments(t, *t.size, 64, width).values()
     dy, result = t(*h.shape), {}
-    tangents = [t(*each.shape) for each in (h, w1, b1, w2, b2)]
+    tangents = _arguments(t, *t.size, 64, width).values()
     result["y_t"] = _jvp(h, w1, b1, w2, b2, True, *tangents, backend)[-1]
     for recompute, remark in ((False, ""), (True, " (recomputed)")):
         y, pre, act = _forward(h, w1, b1, w2, b2, recompute, backend)
