@@ -90,16 +90,16 @@ def _forward_fake(x, weight, bias, pos, patch_size, out_dtype, backend):
 
 def _backward(dout, x, weight, patch_size, needs, backend):
     """Once per model: GEMMs of the library around the patch kernels."""
-    (b, n, d), empty = dout.shape, x.new_empty(0)
+    b, n, d = dout.shape
     rows = dout.to(x.dtype).reshape(-1, d)  # (B*N, D)
-    dx = dweight = empty
+    dx, dweight = x.new_empty(0), x.new_empty(0)  # outputs may not be one tensor
     if needs[0]:
         grid = x.shape[2] // patch_size, x.shape[3] // patch_size
         dx = run_unpatchify((rows @ weight).view(b, n, weight.shape[1]), patch_size, *grid, False, backend)
     if needs[1]:
         patches = run_patchify(x, patch_size, False, backend)
         dweight = rows.t() @ patches.view(-1, weight.shape[1])
-    dbias = dout.sum((0, 1), dtype=torch.float32).to(x.dtype) if needs[2] else empty
+    dbias = dout.sum((0, 1), dtype=torch.float32).to(x.dtype) if needs[2] else x.new_empty(0)
     dpos = dout.sum(0, dtype=torch.float32).to(dout.dtype) if needs[3] else dout.new_empty(0)
     return dx, dweight, dbias, dpos
 
