@@ -1,6 +1,7 @@
 """Forward-mode AD of every operation on every kernel: as exact as PyTorch's, by every way to ask."""
 
 import contextlib
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
 from ditfast import ops
+from ditfast.ops.backends import choice, selfcheck
 from ditfast.ops.backends.availability import why_not
 from ditfast.ops.backends.log import record
 from ditfast.ops.op import PRECISIONS, RandomTensors
@@ -234,3 +236,22 @@ def test_a_tangent_has_the_dtype_of_its_tensor(op, backend):
             TypeError, match=f"{op.name}: the tangent of {name.split('_')[0]}.* must have its dtype, "
         ):
             by_jvp(problem.on(backend), problem.tensors, tangents)
+
+
+def test_attention_on_a_gpu_takes_its_tangents_from_triton(monkeypatch, tmp_path):
+    """Tried where Triton's interpreter stands for the GPU."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(choice, "_AUTO_DEVICES", ("cpu",))
+    monkeypatch.setattr(selfcheck, "SIZE", (2, 27))
+    monkeypatch.setattr(selfcheck, "_answers", {})
+    monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path))
+    for head_dim, expected in ((64, "triton"), (40, "sdpa")):
+        qkv = torch.randn(2, 5, 3 * head_dim).bfloat16()
+        with record() as log:
+            jvp(lambda qkv: ops.attention(qkv, 1), (qkv,), (qkv,))
+        assert log["attention"][-1] == expected
+    choose = sys.modules["ditfast.ops.attention"]._choose_for_tangents
+    arguments = ops.ATTENTION, "cuda", torch.device("cpu"), torch.bfloat16, 64
+    assert choose(*arguments, None) == "cuda"
+    with pytest.raises(RuntimeError, match="'cuda' cannot run: its tangents come from 'triton': no compiler"):
+        choose(*arguments, "no compiler")
