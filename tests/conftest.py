@@ -1,5 +1,8 @@
 """Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before they are defined."""
 
+import re
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -7,6 +10,28 @@ from harness.interpreting import choose_interpreter
 
 if not torch.cuda.is_available():
     choose_interpreter()
+
+
+EXTRAS = (
+    *("PIL", "diffusers", "huggingface_hub", "matplotlib", "rich", "scipy", "sklearn", "tensorboard", "torchdiffeq"),
+    *("torchmetrics", "tqdm", "tyro", "yaml"),
+)
+MISSING = [name for name in EXTRAS if find_spec(name) is None]
+_SAID = re.compile(
+    rf"(?:No module named '|needs (?:the package )?|\b)({'|'.join(MISSING)})\b"
+    r".*(?:'|not installed|: pip install)"
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Skip what fails for want of an extra that is not installed."""
+    report = yield
+    if MISSING and report.failed:
+        said = _SAID.search(str(call.excinfo.value)) or _SAID.search(report.longreprtext)
+        if said:
+            report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1], f"needs {said[1]}")
+    return report
 
 
 def pytest_collection_modifyitems(items):

@@ -13,8 +13,9 @@ from ditfast.models.carry import Carry, modulates_as_usual, set_pending
 from ditfast.models.plain import ORDINARY, are_plain
 from ditfast.ops import ATTENTION, GATED_RESIDUAL, JUNCTION, LAYER_NORM_MODULATE, MLP, checks
 from ditfast.ops.backends import on_cpu
-from ditfast.ops.backends.choice import is_automatic
+from ditfast.ops.backends.choice import is_automatic, repeated_backends
 from ditfast.ops.backends.log import current_log, note
+from ditfast.ops.op import PYTORCH
 from ditfast.ops.sdpa import sdpa
 
 _ATTENTION = {
@@ -56,7 +57,8 @@ def forward_unfused(parts: dict[str, nn.Module], carry: Carry, rows=None) -> Car
         return None
     (b, n, d), width = x.shape, weights[6].shape[0]
     sizes = {JUNCTION.name: b * n * d, ATTENTION.name: b * n * d // heads, MLP.name: b * n * width}
-    if not on_cpu.is_below(x.dtype, sizes):
+    earlier = repeated_backends(sizes)
+    if not (earlier.issubset(PYTORCH) if earlier else on_cpu.is_below(x.dtype, sizes)):
         return None
     for norm in norms:
         checks.epsilon(norm.eps)

@@ -55,6 +55,8 @@ REGISTERS = {
 STACK = {
     ("gated_residual_layer_norm_modulate-fp32", 2048, 120): 8,
     ("attention-fp32", 1152, 120): 8,
+    ("layer_norm_modulate-mixed", 1152, 80): 8,  # by triton 3.6
+    ("attention-bf16", 1152, 90): 8,  # by triton 3.6
     ("gated_residual_layer_norm_modulate_jvp-fp32", 1152, 120): 16,
     ("attention_jvp-bf16", 1152, 120): 16,
     ("attention_jvp-fp16", 1152, 120): 16,

@@ -71,7 +71,7 @@ def recomputing(block, monkeypatch):
 
 
 def repeated(block, monkeypatch):
-    monkeypatch.setattr(choice, "_repeated", {"mlp": "reference"})
+    monkeypatch.setattr(choice, "_repeated", {"attention": "sdpa", "mlp": "host"})
 
 
 def with_weights_in_a_norm(block, monkeypatch):
@@ -94,6 +94,16 @@ def test_what_is_not_as_usual_is_left_to_the_fused_operations(problem, taken, mo
     change(block, monkeypatch)
     run(block, x, c)
     assert not taken
+
+
+@pytest.mark.parametrize("here", (True, False))
+def test_a_run_that_goes_on_computes_as_it_did(problem, taken, monkeypatch, here):
+    block, x, c = problem
+    first = run(block, x, c)
+    monkeypatch.setattr("ditfast.ops.backends.on_cpu.is_below", lambda *_: here)
+    earlier = {"attention": "sdpa", "mlp": "reference", "gated_residual_layer_norm_modulate": "reference"}
+    monkeypatch.setattr(choice, "_repeated", earlier)
+    assert all(map(torch.equal, run(block, x, c), first)) and len(taken) == 2
 
 
 def test_not_under_autocast_nor_by_name(problem, taken):

@@ -56,8 +56,13 @@ def repeat_choices(chosen: dict[str, str]) -> None:
 
 
 def is_automatic(names: tuple[str, ...]) -> bool:
-    """Whether these `names_in_force` leave all to the automatic choice, and it repeats no earlier run's."""
-    return names[:1] == ("auto",) and not _repeated
+    """Whether these `names_in_force` leave all to the automatic choice."""
+    return names[:1] == ("auto",)
+
+
+def repeated_backends(operations) -> set[str]:
+    """What an earlier run, which is repeated, took for these operations, given by name; empty if none is."""
+    return {_repeated[name] for name in operations if name in _repeated}
 
 
 def repeated_choice(op: Op) -> str | None:

@@ -74,7 +74,7 @@ def is_below(dtype: torch.dtype, elements: dict[str, int]) -> bool:
 
 def takes_onednn(dtype: torch.dtype) -> bool:
     """Whether oneDNN itself computes a Linear faster than `F.linear`, of any size."""
-    return SHORT.get(dtype) in ONEDNN.get(isa(), ())
+    return SHORT.get(dtype) in ONEDNN.get(isa(), ()) and not _has_amx()
 
 
 def _is_traced():
