@@ -22,9 +22,9 @@ def packed_weights(model: nn.Module):
 
     The packed copies take as much memory as the weights. They are made on entry, freed on exit, and count in the
     thread that enters, where packing was measured to gain: bfloat16 on CPUs with AVX512_BF16. Elsewhere nothing is
-    packed. They are passed over wherever they do not stand for the weight: with gradients, autocast or function
-    transforms, for Linears that are hooked, replaced or adapted, and for a weight that was written to or replaced
-    since. A write through ``.data`` goes unseen, as it does everywhere in PyTorch.
+    packed. They are passed over wherever they do not stand for the weight: with gradients or function transforms,
+    under autocast to another dtype, for Linears that are hooked, replaced or adapted, and for a weight that was
+    written to or replaced since. A write through ``.data`` goes unseen, as it does everywhere in PyTorch.
 
     Raises:
         TypeError: ``model`` is no module.

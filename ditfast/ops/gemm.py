@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ditfast.ops.autocast import autocasts
+from ditfast.ops.autocast import autocasts, linear_dtype
 from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.per_thread import PerThread, setting
 from ditfast.ops.registration import is_intercepted, is_tracked
@@ -40,10 +40,17 @@ def linear_on_packed(x, weight, bias=None):
 
 
 def linear_for_inference(x, weight, bias, backends):
-    """`F.linear`, as `linear_on_packed` where that may be: for eager tensors without derivatives, on no reference."""
+    """`F.linear`, as `linear_on_packed` where that may be: for eager tensors without derivatives, on no reference.
+
+    Under autocast that is where weight and bias are in its dtype already.
+    """
     tensors = x, weight, bias
-    if torch.compiler.is_compiling() or is_tracked(tensors) or is_intercepted(tensors) or autocasts(x):
+    if torch.compiler.is_compiling() or is_tracked(tensors) or is_intercepted(tensors):
         return F.linear(*tensors)
+    if autocasts(x):
+        if any(t is not None and t.dtype != linear_dtype(x) for t in (weight, bias)):
+            return F.linear(*tensors)
+        x = x.to(weight.dtype)
     if next((name for name in backends if name in ("auto", "host", "reference")), None) == "reference":
         return F.linear(*tensors)
     return linear_on_packed(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])

@@ -210,6 +210,7 @@ def _setup_context(ctx, inputs, output):
     _, pre, act = output
     ctx.save_for_backward(h, w1, w2, pre, act)
     ctx.mark_non_differentiable(pre, act)
+    ctx.set_materialize_grads(False)  # those two have none: no zeros of their size
 
 
 def _autograd_backward(ctx, dy, _dpre, _dact):

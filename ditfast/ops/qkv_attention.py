@@ -148,6 +148,7 @@ def _setup_context(ctx, inputs, output):
     ctx.bias_dtype = bias.dtype
     ctx.save_for_backward(h, weight, qkv, out, lse)
     ctx.mark_non_differentiable(qkv, lse)
+    ctx.set_materialize_grads(False)  # those two have none: no zeros of their size
 
 
 def _autograd_backward(ctx, dout, _dqkv, _dlse):

@@ -150,6 +150,18 @@ def test_passed_over_with_gradients_autocast_and_transforms(block, taken):
             assert not packed_calls(taken)
 
 
+def test_taken_under_autocast_where_weights_have_its_dtype(block, taken):
+    block.to(torch.bfloat16)
+    x, c = torch.randn(2, 5, 32), torch.randn(2, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with ditfast.use_backend("reference"):
+            expected = block(x, c)
+        with ditfast.packed_weights(block):
+            got = block(x, c)
+    assert packed_calls(taken) == 5 and got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())
+
+
 def test_right_under_compile(block):
     with ditfast.packed_weights(block), torch.no_grad():
         compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
