@@ -52,7 +52,7 @@ def on_cpus(results: Path, what: str = "block") -> list[dict]:
 
 def measured_on_cpus(results: Path) -> dict[str, list[dict]]:
     """All of `on_cpus`, by kind."""
-    return {what: on_cpus(results, what) for what in ON_CPUS}
+    return {what: on_cpus(results, what) for what in CPU_SECTIONS}
 
 
 def _gpu(run):
@@ -133,7 +133,7 @@ def performance(runs, cpus: dict[str, list[dict]], pictures: Path) -> str:
             if stage["result"] and stage["name"] in SECTIONS:
                 text += [*SECTIONS[stage["name"]](stage["result"]), ""]
                 text += _picture(stage, gpu, pictures)
-    for what, section in ON_CPUS.items():
+    for what, section in CPU_SECTIONS.items():
         for run in cpus[what]:
             text += ["", f"## {_cpu(run)}", "", *section(run)]
     return "\n".join(text).rstrip() + "\n"
@@ -233,5 +233,5 @@ def _faster(speedup, bases=("eager", "compile")):
 
 PLOTS = {"ops": ops_report.plot, "attention": attention_report.plot}
 PLOTS |= dict.fromkeys(("block", "block-b1"), block_report.plot)
-ON_CPUS = {"model": _model, "block": _block, "ops": _ops}
+CPU_SECTIONS = {"model": _model, "block": _block, "ops": _ops}
 SECTIONS = {"ceilings": _ceilings, "ops": _ops, "attention": _attention, "block": _block, "block-b1": _block}
