@@ -369,7 +369,8 @@ def test_the_committed_documents_are_up_to_date():
     runs, cpus = documents.load(results), documents.measured_on_cpus(results)
     assert (docs / "verification.md").read_text() == documents.verification(runs)
     assert (docs / "performance.md").read_text() == documents.performance(runs, cpus, docs / "img")
-    assert (ROOT / "README.md").read_text() == readme.updated((ROOT / "README.md").read_text(), cpus["block"])
+    text = (ROOT / "README.md").read_text()
+    assert text == readme.updated(text, cpus["block"], cpus["model"])
 
 
 def test_the_table_of_readme():
@@ -383,11 +384,14 @@ def test_the_table_of_readme():
     large = block("DiT-B/2", "fp32", case("eager", 4.0), case("ditfast", 8.0))
     failed = block("DiT-L/2", "bf16", case("eager", 9.0) | {"ms": None})
     text = f"A\n{readme.START}old\n{readme.END}Z\n"
-    lines = readme.updated(text, [small, failed, large]).splitlines()
+    step = block("DiT-S/2", "bf16", case("eager", 3.0), case("diffusers", 2.0), case("ditfast", 1.0), case("mine", 1))
+    step["cases"] = [c | {"mode": "guided"} for c in step["cases"]]
+    lines = readme.updated(text, [small, failed, large], [step]).splitlines()
     assert lines[0] == "A" and lines[-1] == "Z"
     assert lines[5:7] == [
         "| DiT-B/2, B = 8, fp32 | **4.0 ms** | | 8.0 ms | | 80% |",
         "| DiT-S/2, B = 8, fp32 weights, bf16 autocast | 2.0 ms | 1.0 ms | **0.5 ms** | | 80% |",
     ]
+    assert lines[10] == "| DiT-S/2, guided step, B = 8, bf16 | 3.0 ms | | | 2.0 ms | **1.0 ms** | | 80% |"
     with pytest.raises(ValueError, match="README must have a line <!-- generated"):
-        readme.updated("A\n", [small])
+        readme.updated("A\n", [small], [])

@@ -89,7 +89,8 @@ def main(argv=None) -> int:
     options = parse(argv)
     if options.docs:
         documents.generate(BENCHMARKS / "results", ROOT / "docs")
-        readme.update(ROOT / "README.md", documents.on_cpus(BENCHMARKS / "results"))
+        measured = documents.measured_on_cpus(BENCHMARKS / "results")
+        readme.update(ROOT / "README.md", measured["block"], measured["model"])
         return 0
     if options.merge:
         path = record.result_path(options.out, options.merged["header"])

@@ -1,4 +1,4 @@
-"""README's first table from what bench_block.py measured on CPUs."""
+"""README's tables from what bench_block.py and bench_model.py measured on CPUs."""
 
 from pathlib import Path
 
@@ -9,13 +9,18 @@ VARIANTS |= {"ditfast+compile": "ditfast + compile"}
 DTYPES = {"autocast": "fp32 weights, bf16 autocast"}
 
 
-def update(path: Path, blocks: list[dict]) -> None:
+STEPS = {"guided": "guided step", "train": "training step"}
+ON_MODELS = {"eager": "eager PyTorch", "compile": "`torch.compile`", "compile-frozen": "the same, frozen"}
+ON_MODELS |= {"diffusers": "diffusers", "ditfast": "ditfast", "ditfast+compile": "ditfast + compile"}
+
+
+def update(path: Path, blocks: list[dict], models: list[dict]) -> None:
     """Replace what lies between the marks of a README."""
-    path.write_text(updated(path.read_text(), blocks))
+    path.write_text(updated(path.read_text(), blocks, models))
 
 
-def updated(text: str, blocks: list[dict]) -> str:
-    """The same text with the table of today's results.
+def updated(text: str, blocks: list[dict], models: list[dict]) -> str:
+    """The same text with the tables of today's results.
 
     Raises:
         ValueError: it has no marks.
@@ -24,27 +29,38 @@ def updated(text: str, blocks: list[dict]) -> str:
     _, end, after = rest.partition(END)
     if not start or not end:
         raise ValueError(f"README must have a line {START.strip()} and, behind it, {END.strip()}")
-    return before + start + "\n" + "\n".join(table(blocks)) + "\n\n" + end + after
+    tables = [*table(blocks), "", *model_table(models)]
+    return before + start + "\n" + "\n".join(tables) + "\n\n" + end + after
 
 
 def table(blocks: list[dict]) -> list[str]:
     """Forward and backward of each block, what takes longest first."""
-    header = ["", *VARIANTS.values(), "ditfast, of the GEMMs' rate"]
-    rows = sorted(filter(None, map(_times, blocks)), key=lambda row: -row[1]["eager"]["ms"]["median"])
-    lines = [header, ["---"] * len(header), *(_cells(*row) for row in rows)]
-    return [f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines]
+    return _table(VARIANTS, [_times(run, "fwd_bwd", VARIANTS) for run in blocks])
 
 
-def _times(run):
+def model_table(models: list[dict]) -> list[str]:
+    """A step of each whole model, what takes longest first."""
+    return _table(ON_MODELS, [_times(run, mode, ON_MODELS) for run in models for mode in STEPS])
+
+
+def _table(variants, found):
+    header = ["", *variants.values(), "ditfast, of the GEMMs' rate"]
+    rows = sorted(filter(None, found), key=lambda row: -row[1]["eager"]["ms"]["median"])
+    lines = [header, ["---"] * len(header), *(_cells(*row, variants) for row in rows)]
+    return [f"| {' | '.join(line)} |".replace("|  |", "| |").replace("|  |", "| |") for line in lines]
+
+
+def _times(run, mode, variants):
     """What was measured, and its cases by variant; None unless ditfast and PyTorch were."""
-    cases = {c["variant"]: c for c in run["cases"] if c["mode"] == "fwd_bwd" and c["ms"]}
+    cases = {c["variant"]: c for c in run["cases"] if c["mode"] == mode and c["ms"] and c["variant"] in variants}
     w = run["workload"]
-    what = f"{w['model']}, B = {w['batch']}, {DTYPES.get(w['dtype'], w['dtype'])}"
+    step = f"{STEPS[mode]}, " if mode in STEPS else ""
+    what = f"{w['model']}, {step}B = {w['batch']}, {DTYPES.get(w['dtype'], w['dtype'])}"
     return (what, cases) if {"eager", "ditfast"} <= cases.keys() else None
 
 
-def _cells(what, cases):
+def _cells(what, cases, variants):
     fastest = min(cases, key=lambda name: cases[name]["ms"]["median"])
     times = {name: f"{case['ms']['median']:.1f} ms" for name, case in cases.items()}
     times[fastest] = f"**{times[fastest]}**"
-    return [what, *(times.get(name, "") for name in VARIANTS), f"{cases['ditfast']['gemm_share']:.0%}"]
+    return [what, *(times.get(name, "") for name in variants), f"{cases['ditfast']['gemm_share']:.0%}"]
