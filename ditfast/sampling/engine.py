@@ -111,22 +111,22 @@ class Engine:
         finally:
             self._packed = before
 
-    def __call__(self, x, t, y):
-        """As ``model(x, t, y)``."""
+    def __call__(self, x, t, y, **second_time):
+        """As ``model(x, t, y)``; with ``r`` for a model that takes it."""
         if self._stored is None:
-            return self._plain[0](x, t, y)
-        return self._predict(x, t, y, 1)
+            return self._plain[0](x, t, y, **second_time)
+        return self._predict(x, t, y, 1, **second_time)
 
-    def forward_with_cfg(self, x, t, y, cfg_scale, cfg_channels=None):
+    def forward_with_cfg(self, x, t, y, cfg_scale, cfg_channels=None, **second_time):
         """As ``model.forward_with_cfg``."""
         if self._stored is None:
-            return self._plain[1](x, t, y, cfg_scale, cfg_channels)
+            return self._plain[1](x, t, y, cfg_scale, cfg_channels, **second_time)
         half, channels = self._stored.check_guidance(x, cfg_scale, cfg_channels)
-        return guide(self._predict(half, t, y, 2), cfg_scale, channels)
+        return guide(self._predict(half, t, y, 2, **second_time), cfg_scale, channels)
 
-    def _predict(self, x, t, y, copies):
-        """The output for ``copies`` of x (B, C, S, S): (copies * B, C_out, S, S)."""
-        self._stored.check_input(x if copies == 1 else x.expand(copies, *x.shape).flatten(0, 1), t, y)
+    def _predict(self, x, t, y, copies, r=None):
+        """The output for ``copies`` of x (B, C, S, S): (copies * B, C_out, S, S); r is refused, as by the model."""
+        self._stored.check_input(x if copies == 1 else x.expand(copies, *x.shape).flatten(0, 1), t, y, r)
         rows = self._rows(x, t, y)
         tensors = (x, t, y) if rows is None else (x, t, y, rows)
         if self._graphs is None or torch.is_grad_enabled():

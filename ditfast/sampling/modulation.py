@@ -38,8 +38,9 @@ class ModulationTable:
         Where a timestep or label is not in the table it is None; on a GPU, which would have to be waited for, NaN.
         """
         self._fill(call)
-        at_time, is_timed = _find(self._times, t.to(torch.float32).contiguous())
-        at_label, is_labelled = _find(self._labels, y)
+        t = t.to(torch.float32)
+        at_time, is_timed = _find(self._times, t, 1e-6 * t.abs().clamp(min=1))  # samplers round times on their way
+        at_label, is_labelled = _find(self._labels, y, 0)
         found = is_timed & is_labelled
         if not found.is_cuda and not found.all():
             return None
@@ -62,7 +63,7 @@ class ModulationTable:
         self._first = first
 
 
-def _find(values, wanted):
+def _find(values, wanted, slack):
     """Where in sorted values (n,) each that is wanted (B,) is, and whether it is there."""
-    index = torch.searchsorted(values, wanted).clamp(max=len(values) - 1)
-    return index, values[index] == wanted
+    index = torch.searchsorted(values, (wanted - slack).contiguous()).clamp(max=len(values) - 1)
+    return index, (values[index] - wanted).abs() <= slack

@@ -29,6 +29,8 @@ def why_not_plain(model: nn.Module) -> str | None:
         return "the model is no DiT with its own forward, or has hooks"
     if model.conditioning != "adaln_zero":
         return f"its conditioning is {model.conditioning}"
+    if model.r_embedder is not None:
+        return "it takes a second time"
     if model.training:
         return "it is in training mode"
     for name, module in model.named_modules():

@@ -260,6 +260,31 @@ def test_bad_input_is_refused_as_by_the_model(model):
         Engine(model, table_bytes=-1)
 
 
+def test_times_that_a_sampler_has_rounded_are_in_the_table(model):
+    engine, y = Engine(model), torch.tensor([1])
+    times = [0.1, 0.7, 0.9]
+    with torch.no_grad(), engine.run([1 - t for t in times], [1]):
+        x = torch.zeros(1, model.in_channels, *model.x_embedder.img_size)
+        for t in times:
+            engine(x, torch.tensor([1.0]) - torch.tensor([t]), y)
+            assert engine._table.rows(0, torch.tensor([1.0]) - torch.tensor([t]), y) is not None
+        assert engine._table.rows(0, torch.tensor([0.1001]), y) is None
+
+
+def test_a_second_time(model):
+    """A model that takes one is called as it is, and one that takes none refuses it."""
+    twice = DiT(**{**model.config, "second_time": True}).eval()
+    x, y = torch.ones(2, model.in_channels, *model.x_embedder.img_size), torch.tensor([1, 2])
+    t, r = torch.tensor([0.1, 0.2]), torch.tensor([0.5, 0.9])
+    torch.nn.init.normal_(twice.final_layer.linear.weight)
+    engine = Engine(twice)
+    assert engine.why_plain == "it takes a second time"
+    with torch.no_grad():
+        assert torch.equal(engine(x, t, y, r=r), twice(x, t, y, r=r))
+    with pytest.raises(ValueError, match="r must be None for a model with second_time=False"):
+        Engine(model)(x, t, y, r=r)
+
+
 def test_the_model_of_another_conditioning_is_sampled_as_it_is(save, tmp_path):
     model = DiT.from_pretrained(save(tmp_path / "c", **{**TINY, "conditioning": "cross_attention"}))
     engine = Engine(model)
