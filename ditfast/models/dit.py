@@ -163,8 +163,7 @@ class DiT(nn.Module):
             (B, C_out, S, S); with ``return_hidden`` also a list of (B, N, D) tokens, one per index, in order.
 
         Raises:
-            TypeError, ValueError: an argument has the wrong dtype, shape or device; no such block. What a replaced
-                embedder takes is its own affair.
+            TypeError, ValueError: an argument of the wrong dtype, shape or device, for the model's own embedders.
             IndexError: on the CPU, a label outside the table.
         """
         reject_symbolic(x)

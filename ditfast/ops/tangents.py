@@ -53,7 +53,7 @@ def register_jvp(op, implementation, setup_context, backward, outputs: int):
         found = backward(ctx, *dense, *[None] * (returned - outputs))
         return *found[:count], *[None] * len(names), found[-1]
 
-    own, _ = str(op._schema).removeprefix("ditfast::").split(", str backend")
+    own, _ = str(op._schema).split("::")[1].split(", str backend")
     tangents = "".join(f", Tensor? {name}_t" for name in names)
     schema = f"{own}{tangents}, str backend) -> ({', '.join(['Tensor'] * (returned + outputs))})"
     jvp_op = register_op(

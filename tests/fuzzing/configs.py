@@ -69,6 +69,8 @@ def _config_json(rng, kit):
         bad = int(32 * value) != 128
     if name == "class_dropout_prob" and bad is False:
         bad = value == 0
+    if name == "second_time" and bad is False:
+        bad = value
     _change(folder / "config.json", name, value)
     says = (*_names(name), "weights do not fit", "config.json")
     return Case(f"config.json: {name}={short(value)}", _from_pretrained(folder), bad, says)
