@@ -266,8 +266,6 @@ def test_subclass(kit, tmp_path):
 
 
 def test_the_model_does_not_need_the_hub():
-    code = (
-        "import sys, ditfast.models, ditfast.checkpoints; print({'huggingface_hub'} & {*sys.modules})"
-    )
+    code = "import sys, ditfast.models, ditfast.checkpoints; print({'huggingface_hub'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr

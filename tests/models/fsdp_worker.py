@@ -1,5 +1,6 @@
 """Run by test_fsdp.py in every process: blocks sharded one by one give what the whole model gives, tangents too."""
 
+import os
 import sys
 
 import torch
@@ -90,3 +91,5 @@ if __name__ == "__main__":
         check(rank, world, DistributedDataParallel(build()), run_with_tangents)
     check_refusal(world)
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # after FSDP2 on gloo a clean exit of plain PyTorch aborts now and then
