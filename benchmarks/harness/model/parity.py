@@ -15,7 +15,7 @@ SAMPLES, STEPS = 2, 2  # as few as show what a batch, and a run, may get wrong: 
 
 
 def compute(variant: str, mode: str, model, workload, inputs) -> list[torch.Tensor]:
-    """What the first samples give: the prediction; a sample after guided steps; the losses, and the gradients."""
+    """What the first samples give: the prediction, in training with the gradients; a sample after guided steps."""
     inputs = [each[:SAMPLES] for each in inputs]
     if mode == "guided":
         return [make_run(variant, model, workload)(*inputs, steps=STEPS)]
@@ -28,7 +28,7 @@ def compute(variant: str, mode: str, model, workload, inputs) -> list[torch.Tens
 
 def labels(mode: str, model) -> list[str]:
     if mode == "train":
-        return ["loss", *(f"grad of {name}" for name, p in model.named_parameters() if p.requires_grad)]
+        return ["out", *(f"grad of {name}" for name, p in model.named_parameters() if p.requires_grad)]
     return ["sample" if mode == "guided" else "out"]
 
 
