@@ -45,7 +45,9 @@ def linear_for_inference(x, weight, bias, backends):
     Under autocast that is where weight and bias are in its dtype already.
     """
     tensors = x, weight, bias
-    if torch.compiler.is_compiling() or is_tracked(tensors) or is_intercepted(tensors):
+    if torch.compiler.is_compiling() or not x.is_cpu or not on_cpu.takes_onednn(weight.dtype):
+        return F.linear(*tensors)
+    if is_tracked(tensors) or is_intercepted(tensors):
         return F.linear(*tensors)
     if autocasts(x):
         if any(t is not None and t.dtype != linear_dtype(x) for t in (weight, bias)):
