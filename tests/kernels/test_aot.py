@@ -57,6 +57,7 @@ STACK = {
     ("attention-fp32", 1152, 120): 8,
     ("layer_norm_modulate-mixed", 1152, 80): 8,  # by triton 3.6
     ("attention-bf16", 1152, 90): 8,  # by triton 3.6
+    ("attention-bf16-64x256x1152", 1152, 90): 8,  # by triton 3.6, its second choice of tiles
     ("gated_residual_layer_norm_modulate_jvp-fp32", 1152, 120): 16,
     ("attention_jvp-bf16", 1152, 120): 16,
     ("attention_jvp-fp16", 1152, 120): 16,
