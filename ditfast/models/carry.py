@@ -51,13 +51,8 @@ def as_tokens(state):
     return state.x if isinstance(state, Carry) else state
 
 
-def modulation_rows(adaln: nn.Module, c, carry: Carry, parts: int):
-    """The rows of shifts, scales and gates that ``adaln`` makes of the conditioning c, each (B, D)."""
-    return split_rows(modulation(adaln, c, carry), parts, carry.x)
-
-
 def modulation(adaln: nn.Module, c, carry: Carry):
-    """The same in one tensor, (B, parts * D)."""
+    """The shifts, scales and gates that ``adaln`` makes of the conditioning c, side by side: (B, parts * D)."""
     if is_plain(adaln, nn.Sequential):
         layers = tuple(adaln._modules.values())
         if len(layers) == 2 and is_plain(layers[0], nn.SiLU):

@@ -170,7 +170,7 @@ class DiT(nn.Module):
         wanted = self._wanted_blocks(return_hidden)
         self.check_input(x, t, y, r)
         backends = names_in_force(self.backend)
-        tokens = self.embed(x, backends)  # (B, N, D); first, since what draws at random draws in this order
+        tokens = self.embed_patches(x, backends)  # (B, N, D); first, since what draws at random draws in this order
         t = embed_times(self.t_embedder, self.r_embedder, t, r, x.dtype)  # (B or 1, D)
         y = self.y_embedder(y, self.training)  # (B or 1, D)
         x, c = CONDITIONINGS[self.conditioning].combine(tokens, t, y)
@@ -233,7 +233,7 @@ class DiT(nn.Module):
 
         checkpoints.save_pretrained(self, folder, overwrite=overwrite)
 
-    def embed(self, x, backends):
+    def embed_patches(self, x, backends):
         """Latents (B, C, S, S) to tokens (B, N, D) with their position."""
         embedder = self.x_embedder
         fusible = is_plain(embedder, PatchEmbed) and is_patch_projection(embedder.proj, self.patch_size)
@@ -267,7 +267,7 @@ class DiT(nn.Module):
         if is_plain(self.y_embedder, LabelEmbedder) and isinstance(self.y_embedder.embedding_table, nn.Embedding):
             check_labels(y, x)
         if may_be_dual():
-            check_tangents(x=x, t=t)
+            check_tangents(x=x, t=t, r=r)
 
     def _wanted_blocks(self, return_hidden):
         """``return_hidden`` as whole numbers."""

@@ -7,9 +7,12 @@ from ditfast.models.wrappers import is_checkpoint
 
 
 def check_tangents(**values) -> None:
-    """Raise a TypeError if a tensor has a tangent of another dtype; PyTorch has checked that the shape is its own."""
+    """Raise a TypeError if a tensor has a tangent of another dtype; PyTorch has checked that the shape is its own.
+
+    What is no tensor has none.
+    """
     for name, value in values.items():
-        tangent = forward_ad.unpack_dual(value).tangent
+        tangent = forward_ad.unpack_dual(value).tangent if isinstance(value, torch.Tensor) else None
         if tangent is not None and tangent.dtype != value.dtype:
             raise TypeError(f"the tangent of {name} must have its dtype, {value.dtype}, got {tangent.dtype}")
 

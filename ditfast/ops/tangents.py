@@ -103,7 +103,8 @@ def _tracked_levels(tensors):
 def linear_tangent(x, weight, x_t, weight_t, bias_t, linear=F.linear):
     """The tangent of ``linear(x, weight, bias)``, x (M, I), weight (O, I); None for zero."""
     if x_t is None and weight_t is None:
-        return None if bias_t is None else bias_t.expand(*x.shape[:-1], weight.shape[0])
+        # a copy: an operation may not return what it was given
+        return None if bias_t is None else bias_t.repeat(x.shape[0], 1)
     if x_t is None:
         return linear(x, weight_t, bias_t)
     out = linear(x_t, weight, bias_t)

@@ -86,7 +86,7 @@ def run_stored(model: DiT, x, t, y, rows=None, *, copies: int = 1):
         rows: what `compute_rows` makes of them, side by side in one tensor; None to compute it.
     """
     backends = names_in_force(model.backend)
-    tokens = model.embed(x, backends)  # (B, N, D): the copies share their patches
+    tokens = model.embed_patches(x, backends)  # (B, N, D): the copies share their patches
     tokens = tokens if copies == 1 else tokens.repeat(copies, 1, 1)
     if rows is None:
         c = _embed_conditions(model, t, y, x.dtype)

@@ -28,7 +28,7 @@ class Build:
         shutil.copy(ROOT / "CMakeLists.txt", folder)
         options = {
             "DITFAST_SKIP_CUDA": "ON",
-            "DITFAST_ISA": isa,
+            "DITFAST_ONLY_ISA": isa,
             "CMAKE_CXX_FLAGS_RELEASE": "-O1",
             "CMAKE_COMPILE_WARNING_AS_ERROR": "OFF",  # a change may leave something unused
             "CMAKE_MAKE_PROGRAM": NINJA,

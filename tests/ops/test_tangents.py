@@ -9,6 +9,8 @@ from contract import assert_contract
 from golden_values import close
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ditfast import ops
 from ditfast.ops.backends import choice, selfcheck
@@ -109,6 +111,29 @@ def test_contract(op, backend, precision, poisoned):
         for kind, parts in zip(("", "tangent of "), zip(got, low, ref, strict=True), strict=True):
             for name, *tensors in zip(op.outputs, *parts, strict=True):
                 assert_contract(f"{kind}{name} by {names or 'all'}", *tensors)
+
+
+class NoAliases(TorchDispatchMode):
+    """What a registered operation returns lies nowhere in what it was given, which a compiled graph relies on."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function.namespace == "ditfast":
+            self.seen = function
+            storages = [
+                [t.untyped_storage().data_ptr() for t in tree_leaves(ts) if torch.is_tensor(t)] for ts in (args, out)
+            ]
+            assert not {*storages[0]} & {*storages[1]}, f"{function} returns an argument"
+        return out
+
+
+@each_op
+def test_no_tangent_is_one_that_came_in(op, backend):
+    problem = Problem(op, device=device_of(backend))
+    for name in problem.tensors:
+        with NoAliases() as mode:
+            by_dual_level(problem.on(backend, [name]), {name: problem.tensors[name]}, problem.tangents)
+        assert mode.seen
 
 
 @pytest.mark.parametrize("op", ops.ALL, ids=lambda op: op.name)

@@ -28,13 +28,13 @@ class PlainLoop(Engine):
 
     def _guided(self, x, *rest):
         def embed(x, backends):
-            return DiT.embed(self.model, x[: len(x) // 2], backends).repeat(2, 1, 1)
+            return DiT.embed_patches(self.model, x[: len(x) // 2], backends).repeat(2, 1, 1)
 
-        self.model.embed = embed
+        self.model.embed_patches = embed
         try:
             return self.model.forward_with_cfg(x, *rest)
         finally:
-            del self.model.embed
+            del self.model.embed_patches
 
 
 def drawn(engine, guidance=GUIDED, name="ddim", steps=5, count=3, dtype=torch.float32):

@@ -7,11 +7,11 @@ from contextlib import ExitStack, nullcontext
 import torch
 
 from ditfast.ops.backends.log import record
-from harness import compare, compiling, jsonfile, timing
+from harness import compare, compiling, jsonfile, timing, usage
 from harness.errors import error_line
 from harness.machine import header, machine
 from harness.model import options as command_line
-from harness.model import parity, report, usage
+from harness.model import parity, report
 from harness.model.sampling import make_run
 from harness.model.training import make_step
 from harness.model.variants import build, why_not
@@ -20,7 +20,7 @@ from harness.report import busy
 from harness.verdicts import is_ours, may_be_timed, passes
 
 BASES = ("eager", "compile", "compile-frozen", "diffusers")  # what ditfast is compared with
-EMPTY = ("error", "parity", "ms", "images_per_s", "tflops", "gemm_share", "peak_bytes", "page_faults")
+EMPTY = ("error", "parity", "ms", "images_per_s", "tflops", "gemm_share", "peak_bytes")
 
 
 class Bench:
@@ -84,22 +84,18 @@ class Bench:
             for run in runs.values():
                 ready.enter_context(run.ready())
             times = timing.measure(runs | {"": gemms}, self.repeats, self.workload.device, errors=errors)
-            used = {name: self._usage(runs[name], steps) for name in times.keys() & runs.keys()}
+            peaks = {name: usage.peak_bytes(runs[name], self.workload.device) for name in times.keys() & runs.keys()}
         for name, why in errors.items():
             cases[name] |= {"error": why}
         rate = gemm_flops / times[""]["median"] / 1e9
-        for name, taken in used.items():
+        for name, peak in peaks.items():
             ms = {key: value / (1 if key == "repeats" else steps) for key, value in times[name].items()}
-            cases[name] |= self._speed(mode, ms, rate) | taken
+            cases[name] |= {**self._speed(mode, ms, rate), "peak_bytes": peak}
         for case in cases.values():
             medians = {b: cases[b]["ms"]["median"] for b in BASES if b in cases and cases[b]["ms"]}
             if case["ms"]:
                 case["speedup"] = {b: ms / case["ms"]["median"] for b, ms in medians.items()}
         return {"ms": times[""], "tflops": rate}
-
-    def _usage(self, run, steps):
-        peak = usage.peak_bytes(run, self.workload.device)
-        return {"peak_bytes": peak, "page_faults": usage.page_faults(run) // steps}
 
     def _speed(self, mode, ms, rate):
         tflops = self.workload.flops(mode) / ms["median"] / 1e9

@@ -1,4 +1,4 @@
-"""Whether a variant computes the right thing: predictions, samples, losses, gradients, by the contract."""
+"""Whether a variant computes the right thing: predictions, samples, gradients, by the contract."""
 
 from copy import deepcopy
 from dataclasses import replace

@@ -43,7 +43,7 @@ def _cells(case):
         "TFLOP/s": digits(case["tflops"]),
         "of\nGEMM": f"{case['gemm_share']:.1%}",
         "peak\nMB": "" if peak is None else f"{peak / 1e6:.0f}",
-        "page\nfaults": str(case["page_faults"]),
+        "page\nfaults": f"{case['ms']['faults']:.0f}" if "faults" in case["ms"] else "",
         **{BASES[base]: f"{ratio:.2f}x" for base, ratio in case["speedup"].items()},
     }
 

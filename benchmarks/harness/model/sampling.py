@@ -8,7 +8,7 @@ from ditfast.diffusion import create_diffusion
 from ditfast.models.dit import guide
 from ditfast.sampling.engine import Engine
 from ditfast.sampling.sampler import Guidance, with_guidance
-from harness.model.variants import build
+from harness.model.variants import PATCHED, build
 from harness.verdicts import is_ours
 
 SCALE, CHANNELS, NULL = 4.0, 3, 1000
@@ -27,7 +27,7 @@ class Guided:
 
 def make_run(variant: str, model, workload):
     """A function that samples: from x (B, C, S, S) and labels (B,) to x after the first steps."""
-    if not is_ours(variant):
+    if not is_ours(variant) or variant == PATCHED:
         return _Run(Guided(build(variant, model), model), workload)
     dtype = torch.bfloat16 if workload.dtype == "autocast" else torch.float32  # of autocast
     return _Run(Engine(model, dtype, compile=variant.endswith("+compile")), workload)

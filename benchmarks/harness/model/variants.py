@@ -4,7 +4,7 @@ import importlib.util
 
 import torch
 
-from ditfast.checkpoints.convert import patch_diffusers, to_diffusers
+from ditfast.checkpoints.convert import match_original, to_diffusers
 from ditfast.models.meta import on_meta
 from harness.block.variants import why_not as why_no_compiler
 from harness.model.eager import EagerDiT
@@ -14,9 +14,10 @@ COMPILED = {  # arguments of torch.compile
     "compile-frozen": {"options": {"freezing": True}},
     "zentorch": {"backend": "zentorch"},
 }
-VARIANTS = ("eager", "compile", "compile-frozen", "diffusers", "zentorch", "ditfast", "ditfast+compile")
-_PACKAGES = {"diffusers": "diffusers", "zentorch": "zentorch"}
-_INFERENCE = ("compile-frozen", "diffusers", "zentorch")  # diffusers keeps q, k and v apart
+PATCHED = "ditfast+diffusers"  # diffusers' model, patched
+VARIANTS = ("eager", "compile", "compile-frozen", "diffusers", "zentorch", "ditfast", "ditfast+compile", PATCHED)
+_PACKAGES = {"diffusers": "diffusers", PATCHED: "diffusers", "zentorch": "zentorch"}
+_INFERENCE = ("compile-frozen", "diffusers", "zentorch", PATCHED)  # diffusers keeps q, k and v apart
 
 
 def why_not(variant: str, mode: str) -> str | None:
@@ -35,8 +36,8 @@ def build(variant: str, model):
         return model
     if variant == "ditfast+compile":
         return torch.compile(model, fullgraph=True, dynamic=False)
-    if variant == "diffusers":
-        return _diffusers(model)
+    if variant in ("diffusers", PATCHED):
+        return _diffusers(model, patched=variant == PATCHED)
     made = make_eager(model)
     if variant == "zentorch":
         importlib.import_module("zentorch")
@@ -59,8 +60,10 @@ class _Diffusers(torch.nn.Module):
         return self.model(x, t, y).sample
 
 
-def _diffusers(model):
+def _diffusers(model, patched):
     from diffusers import DiTTransformer2DModel
+
+    from ditfast.integrations.diffusers import patch
 
     config, state = to_diffusers(model.config, model.state_dict())
     with on_meta():
@@ -68,5 +71,7 @@ def _diffusers(model):
     theirs.load_state_dict(state, assign=True, strict=False)
     device = model.pos_embed.device
     theirs.pos_embed.pos_embed = model.pos_embed.detach().clone()  # a buffer that is in no state
-    patch_diffusers(theirs)
+    match_original(theirs)
+    if patched:
+        patch(theirs)
     return _Diffusers(theirs.to(device).eval())

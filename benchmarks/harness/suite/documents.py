@@ -45,7 +45,7 @@ def load(results: Path) -> list[dict]:
 
 
 def on_cpus(results: Path, what: str = "block") -> list[dict]:
-    """What bench_block.py, or bench_ops.py or bench_model.py, measured on CPUs, by file."""
+    """What bench_block.py, or another of the benchmarks, measured on CPUs, by file."""
     found = [json.loads(path.read_text()) for path in sorted(results.glob(f"*/{what}-*.json"))]
     return [run for run in found if "cpu" in run["header"]["machine"]]
 
@@ -219,6 +219,21 @@ def _model(result):
     yield from table(("variant", "step", "ms", "images/s", "of GEMM", *(f"vs {base}" for base in bases)), rows)
 
 
+def _jvp(result):
+    rows = []
+    for case in result["cases"]:
+        if case["ms"]:
+            peak = "" if case["peak_bytes"] is None else f"{case['peak_bytes'] / 2**20:.0f}"
+            bases = ("explicit", "explicit+compile")
+            rows.append(
+                [_variant(case), case["dtype"], f"{case['ms']['median']:.1f}", peak, *_faster(case["speedup"], bases)]
+            )
+    o = result["options"]
+    blocks = "1 block" if o["depth"] == 1 else f"{o['depth']} blocks"
+    yield from (f"### A step with a tangent: {blocks} of {o['model']}, latents {o['size']}², B={o['batch']}", "")
+    yield from table(("variant", "dtype", "ms", "peak MiB", "vs explicit", "vs explicit+compile"), rows)
+
+
 def _variant(case):
     return case["variant"] if is_green(case) else f"{case['variant']} (over its error budget)"
 
@@ -233,5 +248,5 @@ def _faster(speedup, bases=("eager", "compile")):
 
 PLOTS = {"ops": ops_report.plot, "attention": attention_report.plot}
 PLOTS |= dict.fromkeys(("block", "block-b1"), block_report.plot)
-CPU_SECTIONS = {"model": _model, "block": _block, "ops": _ops}
+CPU_SECTIONS = {"model": _model, "block": _block, "ops": _ops, "jvp": _jvp}
 SECTIONS = {"ceilings": _ceilings, "ops": _ops, "attention": _attention, "block": _block, "block-b1": _block}

@@ -13,23 +13,13 @@ import json
 from pathlib import Path
 
 import ditfast
+from ditfast import ops
 from ditfast.command import words
 from ditfast.integrations.hub import modules
 
 HERE = Path(__file__).parent
 LAYERS = "ditfast.integrations.hub.layers"
-NAMES = (  # of ditfast.ops, which the repository offers
-    "attention",
-    "gated_residual",
-    "gated_residual_layer_norm_modulate",
-    "layer_norm_modulate",
-    "mlp",
-    "patch_embed",
-    "patchify",
-    "qkv_attention",
-    "unpatchify",
-    "use_backend",
-)
+NAMES = tuple(name for name in ops.__all__ if name != "ALL")  # which the repository offers
 VARIANTS = {  # folder -> its backend
     "torch-cuda": {"type": "cuda", "archs": ["8.0+PTX"]},  # Triton compiles for 8.0 and anything newer
     "torch-cpu": {"type": "cpu"},

@@ -1,19 +1,10 @@
-"""What a call takes from the machine besides its time: memory, page faults."""
+"""What a call takes from the machine besides its time: memory."""
 
-import resource
 from pathlib import Path
 
 from harness.block.memory import peak_bytes as peak_on_gpu
 
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-
-
-def page_faults(run) -> int:
-    """Of ``run()``: the pages that the kernel had to bring in."""
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    run()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return after.ru_minflt + after.ru_majflt - before.ru_minflt - before.ru_majflt
 
 
 def peak_bytes(run, device: str) -> int | None:
