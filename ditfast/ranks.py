@@ -71,11 +71,13 @@ def joined_ranks(timeout: timedelta = timedelta(days=7), nccl: bool = False):
     """
     rank, world, device = _place()
     end_with_torchrun()
-    if world > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys():  # FSDP2 needs a group also of one process
-        _check_environment()
-        _meet("cpu:gloo,cuda:nccl" if nccl and device != "cpu" else "gloo", timeout)
+    ranks = Ranks(rank, world, device)
     try:
-        yield Ranks(rank, world, device)
+        if world > 1 or {"RANK", "MASTER_ADDR"} <= os.environ.keys():  # FSDP2 needs a group also of one process
+            _check_environment()
+            _meet("cpu:gloo,cuda:nccl" if nccl and device != "cpu" else "gloo", timeout)
+            ranks.any(False)  # rank 0 holds the store: were it refused and gone now, others could not finish joining
+        yield ranks
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
