@@ -1,6 +1,6 @@
 """Diffusion Transformers on fused kernels. Importing this costs nothing: each name is loaded on first use."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     **dict.fromkeys(
