@@ -1,5 +1,5 @@
-"""The parts of `python -m ditfast.sample`: what sample i starts from, its steps, its picture, the files."""
+"""The parts of `python -m ditfast.sample`: starting noise, sampling steps, decoding, output files."""
 
 
 class SampleError(Exception):
-    """What the user has to change, in one line."""
+    """A one-line message that says what the user has to change."""

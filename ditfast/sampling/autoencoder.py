@@ -1,7 +1,7 @@
-"""Autoencoders of diffusers, and how models see their latents."""
+"""Autoencoders from diffusers (the ``vae`` here is an AutoencoderKL), and how models see their latents."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,9 +14,9 @@ PUBLISHED_VAES = {name: f"stabilityai/sd-vae-ft-{name}" for name in ("ema", "mse
 
 
 class Scaling(NamedTuple):
-    """Between an autoencoder's latents z, (B, C, h, w), and what models see of them: (z - shift) * scale.
+    """The map from an autoencoder's latents z, (B, C, h, w), to what models see: (z - shift) * scale.
 
-    Both are a number, or one for each channel.
+    Scale and shift are one number each, or one per channel.
     """
 
     scale: float | list[float]
@@ -29,11 +29,14 @@ class Scaling(NamedTuple):
         return x / _per_channel(self.scale, x) + _per_channel(self.shift, x)
 
 
-def load_vae(name: str, device):
-    """A frozen AutoencoderKL in float32: ema, mse, or that of a folder.
+def load_vae(name: str, device: str | torch.device) -> Any:
+    """Load a frozen AutoencoderKL in float32.
+
+    Args:
+        name: "ema", "mse" or a folder.
 
     Raises:
-        SampleError: there is none, it lacks weights, or it is an autoencoder of another kind.
+        SampleError: it cannot be found, lacks weights, or is another kind of autoencoder.
         ImportError: diffusers is missing.
     """
     if name not in PUBLISHED_VAES and not Path(name).is_dir():
@@ -53,16 +56,16 @@ def load_vae(name: str, device):
     return vae.to(device).float().eval().requires_grad_(False)
 
 
-def vae_factor(vae) -> int:
-    """How many times smaller than an image its latent is, in height and width."""
+def vae_factor(vae: Any) -> int:
+    """The downsampling factor from an image to its latent, per side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def scaling_of(vae) -> Scaling:
-    """What the autoencoder's config says of its latents: a scale and a shift, or a mean and a deviation by channel.
+def scaling_of(vae: Any) -> Scaling:
+    """The scaling in the autoencoder's config: a scale and a shift, or a mean and a standard deviation per channel.
 
     Raises:
-        SampleError: it says both.
+        SampleError: the config has both.
     """
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor
     mean, std = vae.config.latents_mean, vae.config.latents_std
@@ -76,13 +79,13 @@ def scaling_of(vae) -> Scaling:
     return Scaling([scale / each for each in std], list(mean))
 
 
-def describe_vae(vae) -> dict:
-    """The autoencoder as a model's ``sampling`` keeps it: sha256, scale, shift."""
+def describe_vae(vae: Any) -> dict[str, Any]:
+    """The autoencoder as recorded in a model's ``sampling``: sha256, scale, shift."""
     return {"sha256": sha256(vae), **scaling_of(vae)._asdict()}
 
 
-def _per_channel(value, like):
-    """A number, or (C, 1, 1) on the device of ``like``."""
+def _per_channel(value: float | list[float], like: torch.Tensor) -> float | torch.Tensor:
+    """A number as it is; a list as a tensor (C, 1, 1) on the device of ``like``."""
     if isinstance(value, float | int):
         return value
     return torch.tensor(value, dtype=like.dtype, device=like.device)[:, None, None]

@@ -1,15 +1,22 @@
-"""Calls that are captured once and then replayed: the host does as good as nothing for them.
+"""Calls that are captured once and replayed, at almost no cost on the host.
 
-What captures is behind `capture`, so that all the rest runs, and is tested, without a GPU. No GPU has run it yet.
+Only `capture` needs a GPU; everything else runs, and is tested, without one. It has not run on a GPU yet.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-WARMUPS = 3  # the libraries allocate, and self-checks are answered, before the capture
+WARMUPS = 3  # libraries allocate and self-checks run before the capture
 
 
-def capture(run):
-    """Capture ``run()`` in a CUDA graph: a function that replays it, and the tensor that each replay writes."""
+def capture(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    """Capture ``run()`` in a CUDA graph.
+
+    Returns:
+        A function that replays it, and the tensor that each replay overwrites.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -23,18 +30,20 @@ def capture(run):
 
 
 class Graphs:
-    """A function of tensors, replayed: one graph for each of the shapes that it is called with.
+    """A function of tensors, replayed from one CUDA graph per combination of input shapes.
 
     Args:
-        function: of tensors and of fixed values; returns a tensor. What else it reads must stay in its place.
+        function: takes tensors and fixed keyword values, returns a tensor. Other tensors that it reads must keep
+            their addresses.
         capture: see `capture`.
     """
 
-    def __init__(self, function, capture=capture):
-        self._function, self._capture, self._graphs = function, capture, {}
+    def __init__(self, function: Callable[..., torch.Tensor], capture: Callable = capture):
+        self._function, self._capture = function, capture
+        self._graphs: dict[tuple, tuple] = {}
 
-    def __call__(self, tensors: tuple, **fixed):
-        """What the function gives, in a tensor of its own, for no later replay may write into it."""
+    def __call__(self, tensors: tuple[torch.Tensor, ...], **fixed: Any) -> torch.Tensor:
+        """The function's output, cloned so that later replays do not overwrite it."""
         key = (*((t.shape, t.dtype, t.device) for t in tensors), *fixed.values())
         if key not in self._graphs:
             inputs = [torch.empty_like(t).copy_(t) for t in tensors]

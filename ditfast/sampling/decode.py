@@ -1,30 +1,32 @@
 """From samples to pixels."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ditfast.sampling.autoencoder import Scaling, scaling_of, vae_factor
 
 
 class Decoder(NamedTuple):
-    decode: Callable  # samples (B, C, S, S) to images in [-1, 1], (B, 1 or 3, factor * S, factor * S)
-    channels: tuple[int, ...]  # what C can be
+    # samples (B, C, S, S) to images in [-1, 1], (B, 1 or 3, factor * S, factor * S)
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    channels: tuple[int, ...]  # the values that C may have
     factor: int
 
 
 PIXELS = Decoder(lambda x: x, (1, 3), 1)
 
 
-def make_decoder(vae, scaling: Scaling | None = None) -> Decoder:
-    """The decoder of models of latents of an autoencoder, scaled as its config says unless otherwise."""
-    vae.enable_slicing()  # an image at a time: bounded memory, and the same image in any batch
+def make_decoder(vae: Any, scaling: Scaling | None = None) -> Decoder:
+    """The decoder for models of an AutoencoderKL's latents; ``scaling`` defaults to its config's."""
+    vae.enable_slicing()  # one image at a time: bounded memory, and the same image in any batch
     scaling = scaling or scaling_of(vae)
     return Decoder(lambda x: vae.decode(scaling.undo(x)).sample, (vae.config.latent_channels,), vae_factor(vae))
 
 
-def to_uint8(images: torch.Tensor):
-    """Images in [-1, 1], (B, 1 or 3, Hh, Ww), as a uint8 array (B, Hh, Ww, 3), truncated as in the original."""
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Convert images in [-1, 1], (B, 1 or 3, Hh, Ww), to a uint8 array (B, Hh, Ww, 3), truncating as the original."""
     pixels = (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,4 +1,8 @@
-"""From noise to samples of a model of a flow, or of its average velocities."""
+"""Samplers for models of a flow or of its average velocity."""
+
+from collections.abc import Callable, Sequence
+
+import torch
 
 from ditfast.flow import MeanFlow, create_transport, ode, schedulers, sde
 from ditfast.flow import Sampler as Solver
@@ -8,24 +12,24 @@ from ditfast.suggest import did_you_mean
 FIXED = {"euler": "euler", "heun": "heun2"}  # ditfast.flow's names
 FLOW_SAMPLERS = (*FIXED, "ode", "sde", *schedulers.NAMES)
 MEAN_SAMPLERS = ("one-step", "average")
-ADAPTIVE = "ode"  # whose steps depend on all that is solved at once
+ADAPTIVE = "ode"  # its steps depend on the whole batch
 
 
 class FlowSampler:
-    """A loop of a given number of steps, called as `ditfast.sampling.sampler.Sampler` is.
+    """A sampling loop with the interface of `ditfast.sampling.sampler.Sampler`.
 
     Args:
-        name: one of `FLOW_SAMPLERS`, or of `MEAN_SAMPLERS` for a model of average velocities.
-        steps: how many; None for "ode", which takes as many as it needs.
+        name: one of `FLOW_SAMPLERS`; for a model of average velocities also one of `MEAN_SAMPLERS`.
+        steps: number of steps; None for "ode", which takes as many as it needs.
         record: the model's ``sampling``.
-        time_shift: more steps near noise, see `ditfast.flow.times.shift_times`.
+        time_shift: above 1 puts more steps near noise, see `ditfast.flow.times.shift_times`.
 
     Attributes:
-        timesteps: what the model is called with, call by call; [] where the solver decides.
-        times: when that is, 0 clean and 1 noise.
+        timesteps: the timestep of each model call; [] if the solver decides.
+        times: the same on the scale from 0, clean, to 1, noise.
 
     Raises:
-        SampleError: a name or steps that do not fit the model, or a package that is missing.
+        SampleError: a name or steps that do not fit the model, or a missing package.
     """
 
     def __init__(self, name: str, steps: int | None, record: dict, time_shift: float = 1.0):
@@ -35,12 +39,12 @@ class FlowSampler:
             hint = did_you_mean(name, known, cutoff=0.6)
             objective = record["objective"]
             raise SampleError(
-                f"--sampler must be one of {', '.join(known)} for a model of {objective}, got {name!r}{hint}"
+                f"--sampler must be one of {', '.join(known)} for a {objective} model, got {name!r}{hint}"
             )
         if (steps is None) != (name == ADAPTIVE):
             raise SampleError(f"--steps is for all samplers but {ADAPTIVE}, got {steps} for --sampler {name}")
         if name == "one-step" and steps != 1:
-            raise SampleError(f"--sampler one-step takes 1 step, got {steps}: --sampler average takes more")
+            raise SampleError(f"--sampler one-step takes 1 step, got {steps}: use --sampler average for more")
         flow = {key: record[key] for key in ("path_type", "prediction") if key in record}
         try:
             self._solver = Solver(create_transport(**flow))
@@ -48,10 +52,10 @@ class FlowSampler:
         except (ValueError, ImportError) as error:
             of = f"--sampler {name}" + ("" if steps is None else f" --steps {steps}")
             raise SampleError(f"{of}: {error}") from error
-        self.times = _Watched() if name == ADAPTIVE else [1 - t for t in self.timesteps]
+        self.times: _Watched | list[float] = _Watched() if name == ADAPTIVE else [1 - t for t in self.timesteps]
 
     def _prepare(self, time_shift):
-        """The loop, a function of a model, noise and generators, and the times of its calls."""
+        """The loop, a function of model, noise and generators, and the times of its model calls."""
         name, steps, solver = self.name, self.steps, self._solver
         if name in FIXED:
             points = solver.ode_times(steps + 1, time_shift=time_shift)
@@ -71,7 +75,7 @@ class FlowSampler:
             times = [step / steps for step in range(steps)]
             return lambda model, noise, _: MeanFlow().sample(model, noise, steps=steps), times
         if solver.transport.path_type != "Linear" or solver.transport.prediction != "velocity":
-            raise ValueError("diffusers' flow schedulers are for velocities on the path Linear alone")
+            raise ValueError("diffusers' flow schedulers need a model of velocities on the Linear path")
         scheduler = schedulers.make_scheduler(name, time_shift)
 
         def run(model, noise, _):
@@ -79,13 +83,15 @@ class FlowSampler:
 
         return run, schedulers.set_steps(scheduler, steps)
 
-    def __call__(self, model, noise, generators):
-        """Samples (B, C, S, S) from noise, each with a generator of its own for its steps."""
+    def __call__(
+        self, model: Callable[..., torch.Tensor], noise: torch.Tensor, generators: Sequence[torch.Generator]
+    ) -> torch.Tensor:
+        """Samples (B, C, S, S) from noise of that shape, with one generator per sample for the steps."""
         return self._run(model, noise, generators)
 
 
 class _Watched:
-    """The times of calls that nobody knows ahead: each is read when it comes."""
+    """The times of an adaptive solver's model calls, each read from the call itself."""
 
     def __iter__(self):
         return self

@@ -1,45 +1,55 @@
-"""The modulation of all blocks, which depends on timestep and label alone, computed ahead of the steps."""
+"""The modulation of all blocks, which depends on timestep and label alone, precomputed for a run."""
 
 import torch
 
+from ditfast.models.dit import DiT
 from ditfast.sampling.stored import compute_rows, row_widths
 
-TABLE_BYTES = 2**28  # of a table, unless another limit is given
+TABLE_BYTES = 2**28  # default limit of a table
 
 
 class ModulationTable:
-    """Shifts, scales and gates of a model at the timesteps of a run, for the labels that occur in it.
+    """A model's shifts, scales and gates for all timesteps and labels of a run.
 
-    Where not all of it fits into the limit it holds as many calls as do, one part after the other.
+    A table that would exceed the limit is computed in parts, each for as many calls as fit.
 
     Args:
-        model: that `store` made.
-        timesteps: those of the model's calls, in order.
-        labels: a list of them, each once.
-        limit: bytes that the table may take.
+        model: a model from `store`.
+        timesteps: the timestep of each model call, in order.
+        labels: the labels that occur, without duplicates.
+        limit: size of the table, bytes.
         device, dtype: of the latents.
     """
 
-    def __init__(self, model, timesteps: list, labels: list[int], limit: int, device, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: DiT,
+        timesteps: list[float],
+        labels: list[int],
+        limit: int,
+        device: str | torch.device,
+        dtype: torch.dtype,
+    ):
         self._model, self._timesteps, self._dtype = model, timesteps, dtype
         self._labels = torch.tensor(sorted(labels), device=device)
         self._width = sum(row_widths(model))
         size = torch.float32.itemsize  # at most
-        self._calls = limit // (max(len(labels), 1) * self._width * size)  # in one part
-        self._first = self._times = self._rows = None
+        self._calls = limit // (max(len(labels), 1) * self._width * size)  # per part
+        self._first: int | None = None  # call of the present part
+        self._times = self._rows = torch.empty(0)
 
     def holds(self, call: int) -> bool:
-        """Whether call number ``call`` is in the table, of more than one call: one alone gains nothing."""
+        """Whether call number ``call`` is in the table; False if parts have one call, which gains nothing."""
         return self._calls > 1 and len(self._timesteps) > 1 and call < len(self._timesteps)
 
-    def rows(self, call: int, t, y) -> torch.Tensor | None:
-        """What `compute_rows` gives for a call, to rounding, side by side: (B, sum of the `row_widths`).
+    def rows(self, call: int, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
+        """The rows of `compute_rows` for a call, up to rounding, concatenated: (B, sum of `row_widths`).
 
-        Where a timestep or label is not in the table it is None; on a GPU, which would have to be waited for, NaN.
+        If a timestep or label is not in the table: None on a CPU, NaN on a GPU, where checking would synchronize.
         """
         self._fill(call)
         t = t.to(torch.float32)
-        at_time, is_timed = _find(self._times, t, 1e-6 * t.abs().clamp(min=1))  # samplers round times on their way
+        at_time, is_timed = _find(self._times, t, 1e-6 * t.abs().clamp(min=1))  # samplers round their times
         at_label, is_labelled = _find(self._labels, y, 0)
         found = is_timed & is_labelled
         if not found.is_cuda and not found.all():
@@ -48,11 +58,11 @@ class ModulationTable:
         return self._rows.index_select(0, index)
 
     def _fill(self, call):
-        """Make the part that holds a call."""
+        """Compute the part with a call."""
         first = call - call % self._calls
         if first == self._first:
             return
-        self._rows = None  # freed before the next is made
+        self._rows = torch.empty(0)  # freed before the next part is computed
         times = sorted(set(self._timesteps[first : first + self._calls]))
         self._times = torch.tensor(times, dtype=torch.float32, device=self._labels.device)
         t = self._times.repeat_interleave(len(self._labels))
@@ -64,6 +74,6 @@ class ModulationTable:
 
 
 def _find(values, wanted, slack):
-    """Where in sorted values (n,) each that is wanted (B,) is, and whether it is there."""
+    """The index in sorted values (n,) of each wanted one (B,), and whether it is there."""
     index = torch.searchsorted(values, (wanted - slack).contiguous()).clamp(max=len(values) - 1)
     return index, (values[index] - wanted).abs() <= slack

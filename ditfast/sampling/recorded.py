@@ -1,4 +1,8 @@
-"""What a checkpoint's ``sampling`` says of how to sample from it, against the options that are given."""
+"""Settle the sampling options against the ``sampling`` record of a checkpoint."""
+
+from argparse import Namespace
+
+import torch
 
 from ditfast.checkpoints import read_sampling
 from ditfast.checkpoints.sampling import OBJECTIVES, settle_objective
@@ -10,14 +14,14 @@ from ditfast.sampling.flow import ADAPTIVE, FLOW_SAMPLERS, MEAN_SAMPLERS
 from ditfast.sampling.sampler import SAMPLERS
 
 SCHEDULE = "linear"  # of checkpoints without a record
-SAMPLER = {"diffusion": "ddpm", "flow": "euler", "meanflow": "one-step"}  # unless one is given
+SAMPLER = {"diffusion": "ddpm", "flow": "euler", "meanflow": "one-step"}  # default by objective
 
 
 def read_record(ckpt: str, objective: str | None = None) -> dict:
-    """The checkpoint's ``sampling``; where it has none, its objective alone: the given one, or diffusion.
+    """Read the checkpoint's ``sampling``; without one, only the objective: the given one, or diffusion.
 
     Raises:
-        SampleError: there is no such checkpoint, or its objective is none of this package's, or not the given one.
+        SampleError: the checkpoint does not exist, or its objective is unknown or not the given one.
     """
     try:
         found = read_sampling(ckpt)
@@ -26,12 +30,12 @@ def read_record(ckpt: str, objective: str | None = None) -> dict:
         raise SampleError(f"--ckpt {ckpt}: {error}") from error
     if record["objective"] not in OBJECTIVES:
         its = record["objective"]
-        raise SampleError(f"--ckpt {ckpt} was trained for the objective {its!r}, of which none is sampled here")
+        raise SampleError(f"--ckpt {ckpt} was trained for the objective {its!r}, which has no sampler here")
     return record if found or record["objective"] != "diffusion" else {"objective": "diffusion"}
 
 
-def settle_sampler(o, record: dict) -> None:
-    """Set ``o.sampler``, ``o.steps`` and ``o.cfg`` where they were not given, to what fits the objective.
+def settle_sampler(o: Namespace, record: dict) -> None:
+    """Set ``o.sampler``, ``o.steps`` and ``o.cfg``, unless given, to the objective's defaults.
 
     Raises:
         SampleError: an option of another objective.
@@ -40,21 +44,25 @@ def settle_sampler(o, record: dict) -> None:
     o.sampler = o.sampler or SAMPLER[objective]
     if objective == "diffusion":
         if o.sampler in {*FLOW_SAMPLERS, *MEAN_SAMPLERS} - {*SAMPLERS}:
-            raise SampleError(f"--sampler {o.sampler} is for flows, and the model is of diffusion (--objective)")
+            raise SampleError(f"--sampler {o.sampler} is for flows, but this is a diffusion model (--objective)")
         if o.time_shift != 1:
-            raise SampleError(f"--time-shift is for flows, and the model is of diffusion, got {o.time_shift:g}")
+            raise SampleError(f"--time-shift is for flows, but this is a diffusion model, got {o.time_shift:g}")
     elif o.noise_schedule:
-        raise SampleError(f"--noise-schedule is for diffusion, and the model is of {objective}")
+        raise SampleError(f"--noise-schedule is for diffusion, but this is a {objective} model")
     if o.steps is None and o.sampler != ADAPTIVE:
         o.steps = 1 if o.sampler in MEAN_SAMPLERS else 250
     if o.sampler == ADAPTIVE:
-        o.batch = 1  # its steps depend on all that is solved at once, and a sample must not depend on others
+        o.batch = 1  # its steps depend on the whole batch, and a sample must not depend on others
     if o.cfg is None:
         o.cfg = 1.0 if objective == "meanflow" else 4.0
 
 
-def settle_schedule(o, record: dict) -> str | None:
-    """The noise schedule: the checkpoint's, which one that is given must not contradict; None of flows."""
+def settle_schedule(o: Namespace, record: dict) -> str | None:
+    """The checkpoint's noise schedule, or --noise-schedule if it records none; None for flows.
+
+    Raises:
+        SampleError: --noise-schedule contradicts the checkpoint.
+    """
     if record["objective"] != "diffusion":
         return None
     recorded = record.get("noise_schedule")
@@ -63,17 +71,17 @@ def settle_schedule(o, record: dict) -> str | None:
     return o.noise_schedule or recorded or SCHEDULE
 
 
-def settle_decoder(o, record: dict, device) -> Decoder:
-    """The decoder, with the scale and shift that the model's latents have. Sets ``o.decoder`` where it was not given.
+def settle_decoder(o: Namespace, record: dict, device: str | torch.device) -> Decoder:
+    """The decoder, with the scale and shift of the model's latents. Sets ``o.decoder`` unless given.
 
     Raises:
-        SampleError: the autoencoder is missing, or not the one that the model was trained with.
+        SampleError: the autoencoder is missing, or is not the one that the model was trained with.
     """
     known, vae = "vae" in record, record.get("vae")
     trained = None if not known else "vae" if vae else "pixel"
     o.decoder = o.decoder or trained or "vae"
     if trained not in (None, o.decoder):
-        _refuse(o, f"--decoder {o.decoder} is not for this model, which was trained with {trained}")
+        _refuse(o, f"--decoder {o.decoder} does not fit this model, which was trained with {trained}")
     if o.decoder == "pixel":
         return PIXELS
     autoencoder = load_vae(o.vae, device)
@@ -86,4 +94,4 @@ def settle_decoder(o, record: dict, device) -> Decoder:
 
 def _refuse(o, text):
     if not o.allow_mismatch:
-        raise SampleError(f"{text}: --allow-mismatch samples all the same")
+        raise SampleError(f"{text}: --allow-mismatch samples anyway")

@@ -1,5 +1,6 @@
 """From noise to samples: the steps, the guidance, the precision."""
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,29 +8,32 @@ import torch
 from ditfast.diffusion import create_diffusion
 from ditfast.diffusion.schedule import noisiest_step
 from ditfast.diffusion.schedulers import NAMES, make_scheduler, sample_with_scheduler, set_steps
+from ditfast.models.dit import DiT
 from ditfast.sampling import SampleError
 from ditfast.sampling.engine import Engine
+from ditfast.sampling.flow import FlowSampler
+from ditfast.sampling.start import Start
 
-OWN = {"ddpm": "{}", "ddim": "ddim{}"}  # this package's samplers, with the steps that each keeps
+OWN = {"ddpm": "{}", "ddim": "ddim{}"}  # this package's samplers -> their timestep_respacing
 SAMPLERS = (*OWN, *(name for name in NAMES if name not in OWN))
 
 
 class Sampler:
-    """A loop of a given number of steps.
+    """A diffusion sampling loop.
 
     Args:
-        name: one of `SAMPLERS`, or a scheduler class of diffusers.
-        steps: how many.
-        learn_sigma: the model predicts a variance too.
-        clip: clamp predictions of the clean sample to [-1, 1]; without, start where they can be told from noise.
-        noise_schedule: that the model was trained with, see `create_diffusion`.
+        name: one of `SAMPLERS`, or a scheduler class in diffusers.
+        steps: number of steps.
+        learn_sigma: the model also predicts a variance.
+        clip: clamp predictions of the clean sample to [-1, 1]; if false, start at `noisiest_step`.
+        noise_schedule: the model's training schedule, see `create_diffusion`.
 
     Attributes:
-        timesteps: what the model is called with, call by call.
-        times: the same as a fraction of the whole process: 0 clean, towards 1 noise.
+        timesteps: the timestep of each model call.
+        times: the same as a fraction of the full process, from 0, clean, to almost 1, noise.
 
     Raises:
-        SampleError: an unknown name, steps that do not fit it, or diffusers is needed and missing.
+        SampleError: an unknown name, steps that do not fit it, or diffusers is needed but missing.
     """
 
     def __init__(self, name: str, steps: int, learn_sigma: bool, clip: bool, noise_schedule: str = "linear"):
@@ -53,18 +57,20 @@ class Sampler:
         set_steps(self.scheduler, self.steps)
         return self.scheduler.timesteps.tolist()
 
-    def __call__(self, model, noise, generators):
-        """Samples (B, C, S, S) from noise, each with a generator of its own for its steps."""
-        shape, shared = noise.shape, {"noise": noise, "generator": generators}
+    def __call__(
+        self, model: Callable[..., torch.Tensor], noise: torch.Tensor, generators: Sequence[torch.Generator]
+    ) -> torch.Tensor:
+        """Samples (B, C, S, S) from noise of that shape, with one generator per sample for the steps."""
+        shape, shared = noise.shape, {"noise": noise, "generator": generators, "clip_denoised": self.clip}
         if self.scheduler is not None:
-            shared |= {"learn_sigma": self.learn_sigma, "clip_denoised": self.clip}
+            shared["learn_sigma"] = self.learn_sigma
             return sample_with_scheduler(model, self.scheduler, shape, self.steps, **shared)
         loop = {"ddpm": self.diffusion.p_sample_loop, "ddim": self.diffusion.ddim_sample_loop}[self.name]
-        return loop(model, shape, clip_denoised=self.clip, **shared)
+        return loop(model, shape, **shared)
 
 
 class Guidance(NamedTuple):
-    """Classifier-free guidance of the first ``channels`` by ``scale``, at times from ``low`` to ``high``."""
+    """Classifier-free guidance of the first ``channels`` by ``scale``, at times in [``low``, ``high``]."""
 
     scale: float
     low: float
@@ -75,40 +81,59 @@ class Guidance(NamedTuple):
         return self.scale > 1 and self.low <= time <= self.high
 
 
-def with_guidance(model, labels, guidance: Guidance, times, tick=lambda: None):
-    """The model as samplers call it, ``predict(x, t)``, once for each of ``times``; ``tick`` hears of every call.
+def with_guidance(
+    model: DiT | Engine,
+    labels: torch.Tensor,
+    guidance: Guidance,
+    times: Iterable[float],
+    tick: Callable[[], object] = lambda: None,
+) -> Callable[..., torch.Tensor]:
+    """Wrap a model for samplers: ``predict(x, t)``, or ``predict(x, t, r=r)`` for a model of average velocities.
 
-    Those of average velocities name r too, the other end of a stretch of time.
+    Only guided calls double the batch. Both halves get the same x, so that samplers see, and draw noise for, one
+    half.
 
-    Only a call that is guided has twice the batch. Both halves are given the same x, so that samplers see, and draw
-    noise for, one half. The time comes from the host: reading t would make each step wait for the device.
+    Args:
+        labels: (B,).
+        times: the time of each call. From the host, since reading t would synchronize with the device.
+        tick: called once per model call.
     """
     upcoming = iter(times)
     nulls = torch.full_like(labels, model.y_embedder.num_classes)
     both = torch.cat([labels, nulls])
 
-    def predict(x, t, **stretch):
+    def predict(x, t, **second_time):
         tick()
         if not guidance.applies_at(next(upcoming)):
-            return model(x, t, labels, **stretch).float()
-        twice, stretch = (x.repeat(2, 1, 1, 1), t.repeat(2)), {name: r.repeat(2) for name, r in stretch.items()}
-        return model.forward_with_cfg(*twice, both, guidance.scale, guidance.channels, **stretch)[: len(x)].float()
+            return model(x, t, labels, **second_time).float()
+        x2, t2, r2 = x.repeat(2, 1, 1, 1), t.repeat(2), {name: r.repeat(2) for name, r in second_time.items()}
+        return model.forward_with_cfg(x2, t2, both, guidance.scale, guidance.channels, **r2)[: len(x)].float()
 
     return predict
 
 
-def sample(model, sampler: Sampler, guidance: Guidance, starts, device, dtype=torch.float32, tick=lambda: None):
-    """Samples (B, C, S, S) in float32, one for each `Start`.
+def sample(
+    model: DiT | Engine,
+    sampler: Sampler | FlowSampler,
+    guidance: Guidance,
+    starts: Sequence[Start],
+    device: str | torch.device,
+    dtype: torch.dtype = torch.float32,
+    tick: Callable[[], object] = lambda: None,
+) -> torch.Tensor:
+    """Samples (B, C, S, S) in float32, one per `Start`.
 
     Args:
-        model: a model, whose branches compute in ``dtype``, or an `Engine` for that dtype.
+        model: a `DiT`, or an `Engine` for ``dtype``.
+        dtype: compute dtype of the model's branches.
+        tick: called once per model call.
     """
     engine = model if isinstance(model, Engine) else Engine(model, dtype)
     noise = torch.stack([each.noise for each in starts]).to(device)
     labels = torch.tensor([each.label for each in starts], device=device)
     predict = with_guidance(engine, labels, guidance, sampler.times, tick)
     occurring = [each.label for each in starts] + [engine.y_embedder.num_classes] * (guidance.scale > 1)
-    # around the whole loop: autocast keeps its copies of the weights until it ends
+    # around the whole loop: autocast caches its weight casts until it exits
     autocast = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), autocast, engine.run(sampler.timesteps, occurring):
         return sampler(predict, noise, [each.generator for each in starts])

@@ -1,4 +1,4 @@
-"""A model beside the one that is sampled from, with its weights in the dtype in which they are read."""
+"""A copy of the model for sampling, with weights in the compute dtype."""
 
 from copy import copy
 
@@ -20,13 +20,13 @@ _PARTS = {
 }
 _GUIDED = DiT.forward_with_cfg
 _READ_IN_AUTOCAST = (nn.Linear, nn.Conv2d)
-_SETTINGS = (int, float, str, tuple, type(None))  # types of attributes that change what a module computes
+_SETTINGS = (int, float, str, tuple, type(None))  # types of attributes that change a module's result
 
 
 def why_not_plain(model: nn.Module) -> str | None:
-    """What ``model`` does that another `DiT` on its weights would not do; None if nothing."""
+    """Why a `DiT` with the same weights might not compute what ``model`` does; None if it would."""
     if not is_plain(model, DiT) or "forward_with_cfg" in vars(model) or DiT.forward_with_cfg is not _GUIDED:
-        return "the model is no DiT with its own forward, or has hooks"
+        return "the model is not a DiT with its original forward, or has hooks"
     if model.conditioning != "adaln_zero":
         return f"its conditioning is {model.conditioning}"
     if model.r_embedder is not None:
@@ -42,7 +42,7 @@ def why_not_plain(model: nn.Module) -> str | None:
 
 
 def store(model: DiT, dtype: torch.dtype) -> DiT:
-    """A model on the same tensors, but for the weights of Linears and of the patches, which are read in ``dtype``."""
+    """A copy of the model that shares its tensors, except the float32 weights that autocast reads in ``dtype``."""
     return _store(model, dtype, {})
 
 
@@ -60,9 +60,9 @@ def _store(module, dtype, done):
 
 
 def fingerprint(model: nn.Module) -> list:
-    """What differs once a module was replaced, a setting changed, or a weight replaced or written in place.
+    """A value that changes when a module or weight is replaced, a setting changes, or a weight is written in place.
 
-    A weight that was written through ``.data`` has no mark of it.
+    Writes through ``.data`` go unnoticed.
     """
     return [
         (
@@ -78,12 +78,20 @@ def _version(p):
     return 0 if p.is_inference() else p._version
 
 
-def run_stored(model: DiT, x, t, y, rows=None, *, copies: int = 1):
+def run_stored(
+    model: DiT,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    y: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    *,
+    copies: int = 1,
+) -> torch.Tensor:
     """The forward of a plain ``model`` on ``copies`` of latents x (B, C, S, S): (copies * B, C_out, S, S).
 
     Args:
         t, y: (copies * B,) timesteps and labels.
-        rows: what `compute_rows` makes of them, side by side in one tensor; None to compute it.
+        rows: the output of `compute_rows` for them, concatenated; None to compute the modulation here.
     """
     backends = names_in_force(model.backend)
     tokens = model.embed_patches(x, backends)  # (B, N, D): the copies share their patches
@@ -94,20 +102,20 @@ def run_stored(model: DiT, x, t, y, rows=None, *, copies: int = 1):
         for block in model.blocks:
             carry = block(carry, c)
         return model.unpatchify(model.final_layer(carry, c))
-    *rows, last = rows.split(row_widths(model), dim=1)
-    carry = Carry(tokens, None, None, None, None, backends)
-    for block, row in zip(model.blocks, rows, strict=True):
+    *block_rows, last = rows.split(row_widths(model), dim=1)
+    carry = Carry(tokens, None, None, None, None, backends)  # type: ignore[arg-type]  # rows replace silu_c
+    for block, row in zip(model.blocks, block_rows, strict=True):
         carry = block.forward_rows(carry, row)
     return model.unpatchify(model.final_layer.forward_rows(carry, last))
 
 
 def modulation_layers(model: DiT) -> list[nn.Module]:
-    """What makes the shifts, scales and gates of each block and of the final layer."""
+    """The modules that compute the shifts, scales and gates of each block and of the final layer."""
     return [layer.adaLN_modulation for layer in (*model.blocks, model.final_layer)]
 
 
 def row_widths(model: DiT) -> list[int]:
-    """How many numbers each of the `modulation_layers` makes for a sample."""
+    """The output width of each of the `modulation_layers`."""
     return [parts * model.config["hidden_size"] for parts in (*[6] * len(model.blocks), 2)]
 
 
@@ -115,8 +123,8 @@ def _embed_conditions(model, t, y, dtype):
     return model.t_embedder(t, dtype=dtype) + model.y_embedder(y, False)  # (B, D)
 
 
-def compute_rows(model: DiT, t, y, dtype) -> list[torch.Tensor]:
-    """What `modulation_layers` make of timesteps and labels (B,): (B, 6*D) for each block, (B, 2*D) for the last.
+def compute_rows(model: DiT, t: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Run the `modulation_layers` on timesteps and labels (B,): (B, 6*D) per block, (B, 2*D) for the final layer.
 
     Args:
         dtype: of the latents.

@@ -256,7 +256,7 @@ def test_bad_input_is_refused_as_by_the_model(model):
         engine.forward_with_cfg(x[:1], t, y, 2.0)
     with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or float16, got torch.int8"):
         Engine(model, torch.int8)
-    with pytest.raises(ValueError, match="table_bytes must be a whole number, at least 0, got -1"):
+    with pytest.raises(ValueError, match="table_bytes must be a non-negative integer, got -1"):
         Engine(model, table_bytes=-1)
 
 

@@ -21,7 +21,7 @@ ONE = ("--num-samples", 1)
         (("--num-samples", 4 * 10**9), "--num-samples must be at most 10000000, got 4000000000"),
         (
             (*ONE, "--grid", "g.png", "--grid-scale", 10**6),
-            "--grid-scale 1000000 makes a picture of 8000000 x 8000000",
+            "--grid-scale 1000000 makes the grid 8000000 x 8000000",
         ),
         ((*ONE, "--image-size", 10**9), "--image-size must be at most 65536, got 1000000000"),
         ((*ONE, "--npz", "x" * 300), "--npz cannot be xxx"),
@@ -45,7 +45,7 @@ ONE = ("--num-samples", 1)
         ((*ONE, "--cfg-channels", 4), "--cfg-channels must be in [1, 3], got 4"),
         ((*ONE, "--cfg-interval", 0.7, 0.3), "--cfg-interval must be 0 <= LO <= HI <= 1, got 0.7 0.3"),
         ((*ONE, "--cfg-interval", 0, 100), "--cfg-interval must be"),
-        ((*ONE, "--seeds", 1, 2), "--seeds must be one for each of the 1 samples, got 2"),
+        ((*ONE, "--seeds", 1, 2), "--seeds must list one seed per sample: expected 1, got 2"),
         ((*ONE, "--seeds", 2**32), "--seeds must be in [0, 4294967295]"),
         (("--num-samples", 2, "--seed", 2**32 - 1), "--seed must be in [0, 4294967295]"),
         ((*ONE, "--seed", -1), "--seed must be in [0, 4294967295], got -1"),

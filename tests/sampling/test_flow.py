@@ -111,7 +111,7 @@ def test_schedulers_of_diffusers(run, refusal, flow, tmp_path, name):
     near = run(*TWO, "--sampler", "heun", model=linear, steps=200, out="near")
     got = run(*TWO, "--sampler", name, "--cfg-interval", 0.2, 0.9, model=linear, steps=200)
     assert np.abs(got.astype(int) - near).mean() < 3
-    assert "flow schedulers are for velocities on the path Linear alone" in refusal(
+    assert "flow schedulers need a model of velocities on the Linear path" in refusal(
         *TWO, "--sampler", name, model=flow
     )
 
@@ -128,7 +128,7 @@ def test_a_file_of_weights_needs_the_objective(run, refusal, flow, tmp_path):
     bare = str(tmp_path / "bare.pt")
     torch.save(model.state_dict(), bare)
     heads, told = ("--num-heads", 2), ("--objective", "flow")
-    assert "--sampler ode is for flows, and the model is of diffusion (--objective)" in refusal(
+    assert "--sampler ode is for flows, but this is a diffusion model (--objective)" in refusal(
         *TWO, *heads, "--sampler", "ode", model=bare
     )
     ode = Solver(create_transport()).sample_ode(sampling_method="euler", num_steps=5)
@@ -140,11 +140,11 @@ def test_a_file_of_weights_needs_the_objective(run, refusal, flow, tmp_path):
     "options, message",
     [
         (("--objective", "diffusion"), "objective must be 'flow', for which the model was trained, got 'diffusion'"),
-        (("--sampler", "ddim"), "--sampler must be one of euler, heun, ode, .* for a model of flow, got 'ddim'"),
-        (("--sampler", "one-step"), "--sampler must be one of euler, .* for a model of flow, got 'one-step'"),
+        (("--sampler", "ddim"), "--sampler must be one of euler, heun, ode, .* for a flow model, got 'ddim'"),
+        (("--sampler", "one-step"), "--sampler must be one of euler, .* for a flow model, got 'one-step'"),
         (("--sampler", "ode"), "--steps is for all samplers but ode, got 4 for --sampler ode"),
         (("--sampler", "sde", "--steps", 2), r"--sampler sde --steps 2: num_steps must be .* \[3, 1000000\], got 2"),
-        (("--noise-schedule", "linear"), "--noise-schedule is for diffusion, and the model is of flow"),
+        (("--noise-schedule", "linear"), "--noise-schedule is for diffusion, but this is a flow model"),
         (("--time-shift", 0), "time_shift must be in .*, got 0"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_model_that_says_nothing_takes_any_schedule(run, tmp_path):
 
 def test_another_objective_is_not_sampled(refusal, tmp_path):
     model = record(save_dit(tmp_path / "model"), objective="consistency")
-    assert "was trained for the objective 'consistency', of which none" in refusal(*TWO, ALLOW, model=model)
+    assert "was trained for the objective 'consistency', which has no sampler here" in refusal(*TWO, ALLOW, model=model)
 
 
 def test_a_model_of_pixels_needs_no_decoder(run, refusal, vaes, tmp_path):
@@ -86,7 +86,7 @@ def test_a_model_of_pixels_needs_no_decoder(run, refusal, vaes, tmp_path):
 
     main([str(each) for each in options])
     assert settings(tmp_path / "out")["decoder"] == "pixel"
-    assert "--decoder vae is not for this model, which was trained with pixel" in refusal(
+    assert "--decoder vae does not fit this model, which was trained with pixel" in refusal(
         *TWO, "--vae", vaes[0], model=model, decoder="vae"
     )
 
@@ -99,7 +99,7 @@ def test_another_autoencoder_is_refused(run, refusal, vaes, latent, tmp_path):
     assert "b is not the autoencoder that the model was trained with: --allow" in refusal(
         *TWO, "--vae", vaes[1], out="b", **options
     )
-    assert "--decoder pixel is not for this model" in refusal(*TWO, model=latent, decoder="pixel", out="c")
+    assert "--decoder pixel does not fit this model" in refusal(*TWO, model=latent, decoder="pixel", out="c")
     other = run(*TWO, "--vae", vaes[1], ALLOW, out="b", **options)
     assert (other != right).any()
     rescale(vaes[0], scaling_factor=0.1)  # the model's own numbers count

@@ -42,7 +42,7 @@ def test_an_interrupted_run_goes_on(run, refusal, written, monkeypatch, tmp_path
     whole = run(*options, out="whole")
     written.clear()
     repair = interrupt_after(monkeypatch, 3, KeyboardInterrupt())
-    assert "interrupted: finished images stay" in refusal(*options)
+    assert "interrupted: finished images are kept" in refusal(*options)
     repair()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("000000.png", "000001.png", "000002.png", "settings.json")
