@@ -40,6 +40,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	@if command -v clang-format >/dev/null; then find csrc -name '*.[ch]*' -o -name '*.cu*' | xargs clang-format --dry-run -Werror; \
 	else echo "clang-format is not installed: csrc/ was not checked"; fi
 

@@ -41,8 +41,10 @@ def _reachable(start, edges):
 
 
 def _imports(node, lazy):
-    """Import statements, without those inside of functions; with ``lazy`` those too, and calls of import_module."""
+    """Import statements that run; with ``lazy`` also those inside functions, and calls of import_module."""
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and getattr(child.test, "id", None) == "TYPE_CHECKING":
+            continue  # only a type checker reads these
         function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         if isinstance(child, (ast.Import, ast.ImportFrom)) or (lazy and isinstance(child, ast.Call)):
             yield child

@@ -1,5 +1,8 @@
 """`import ditfast` is free, and its names are loaded on first use."""
 
+import ast
+from pathlib import Path
+
 import pytest
 from fresh_interpreter import loaded_by
 
@@ -30,6 +33,14 @@ def test_public_names_are_those_of_their_home():
     assert ditfast.DiT_XL_2 is models.DiT_models["DiT-XL/2"]
     assert ditfast.use_backend is ops.use_backend
     assert sum(name.startswith("DiT_") for name in ditfast.__all__) == 12 + 1  # the presets and DiT_models
+
+
+def test_type_checkers_see_the_lazy_names():
+    tree = ast.parse(Path(ditfast.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING")
+    seen = {alias.asname: statement.module for statement in block.body for alias in statement.names}
+    assert all(alias.asname == alias.name for statement in block.body for alias in statement.names)
+    assert seen == {**ditfast._HOME, **dict.fromkeys(ditfast._SUBMODULES, "ditfast")}
 
 
 def test_unknown_name_suggests_the_nearest():

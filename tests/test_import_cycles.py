@@ -61,6 +61,11 @@ def test_lazy_imports_count_only_when_asked_for(tmp_path):
         assert circles_of(found) == [] and circles_of(found, lazy=True) == [["p.a", "p.b"]]
 
 
+def test_imports_for_type_checkers_do_not_count(tmp_path):
+    found = tree(tmp_path, a="if TYPE_CHECKING:\n    import p.b", b="import p.a")
+    assert circles_of(found) == [] and circles_of(found, lazy=True) == []
+
+
 def test_an_import_inside_of_a_class_or_try_is_at_import_time(tmp_path):
     found = tree(tmp_path, a="try:\n    import p.b\nexcept ImportError:\n    pass", b="class C:\n    import p.a")
     assert circles_of(found) == [["p.a", "p.b"]]

@@ -44,12 +44,13 @@ def test_sdist_carries_what_a_build_needs(tmp_path):
     assert not [name for name in listed if name.endswith((".so", ".pyc"))]
 
 
-def test_the_demo_is_installed_with_the_package(tmp_path):
+def test_data_files_are_installed_with_the_package(tmp_path):
     commands = ("egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib")
     done = run(sys.executable, "setup.py", "-q", *commands)
     assert done.returncode == 0, done.stderr
     installed = {path.name for path in (tmp_path / "lib/ditfast/assets/digits").iterdir()}
     assert installed == {"config.json", "model.safetensors", "README.md"}
+    assert (tmp_path / "lib/ditfast/py.typed").is_file()
 
 
 @pytest.mark.slow
