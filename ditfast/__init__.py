@@ -1,6 +1,6 @@
 """Diffusion Transformers on fused kernels. Importing this costs nothing: each name is loaded on first use."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # checkers cannot follow __getattr__; "as" re-exports a name
     from ditfast.models import packed_weights as packed_weights
     from ditfast.ops import use_backend as use_backend
     from ditfast.ops.verify import verify as verify
+
+    _C: Any  # the extension, if it is built
 
 _HOME = {
     **dict.fromkeys(

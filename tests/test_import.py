@@ -38,8 +38,9 @@ def test_public_names_are_those_of_their_home():
 def test_type_checkers_see_the_lazy_names():
     tree = ast.parse(Path(ditfast.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING")
-    seen = {alias.asname: statement.module for statement in block.body for alias in statement.names}
-    assert all(alias.asname == alias.name for statement in block.body for alias in statement.names)
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names}
+    assert all(alias.asname == alias.name for node in imports for alias in node.names)
     assert seen == {**ditfast._HOME, **dict.fromkeys(ditfast._SUBMODULES, "ditfast")}
 
 

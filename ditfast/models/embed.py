@@ -161,7 +161,7 @@ def check_latents(embedder: PatchEmbed, x) -> None:
     if x.dim() != 4 or tuple(x.shape[1:]) != (x.shape[1] if c is None else c, height, width):
         raise ValueError(f"x must have shape (B, C, S, S) = (B, {c or 'C'}, {height}, {width}), got {tuple(x.shape)}")
     if is_plain(proj, nn.Conv2d) and x.dtype != proj.weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"x must have the model's dtype {proj.weight.dtype} outside of autocast, got {x.dtype}")
+        raise TypeError(f"x must have the model's dtype {proj.weight.dtype} outside autocast, got {x.dtype}")
 
 
 def check_timesteps(t, x, name="t") -> None:

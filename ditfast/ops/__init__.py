@@ -1,7 +1,7 @@
 """The fused operations of a DiT. Each has one public function; its file holds the contract and ends with its record.
 
-Every function takes ``backend=``: None (see `ditfast.ops.backends.choice`), a name, or a tuple of names of which
-the first that the operation has is used. Under forward-mode AD the kernels give outputs and tangents in one pass.
+Every function takes ``backend=``: None (see `ditfast.ops.backends.choice`), a name, or a tuple of names, of which
+the first that the operation has is used. Under forward-mode AD the kernels compute outputs and tangents in one pass.
 """
 
 from ditfast.ops import flop_counter

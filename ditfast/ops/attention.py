@@ -1,9 +1,11 @@
 """attention: softmax(q k^T * scale) v without a mask, on the packed output of the qkv Linear."""
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ditfast.kernels.strides import unit_stride
@@ -13,29 +15,29 @@ from ditfast.ops.backends.availability import KERNEL_DTYPES, device_type, why_no
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.selfcheck import is_right
-from ditfast.ops.op import WITHOUT_STREAM, Op
+from ditfast.ops.op import WITHOUT_STREAM, Backend, Op
 from ditfast.ops.registration import attach_autograd, is_tracked, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.sdpa import sdpa_of_packed
 from ditfast.ops.tangents import register_jvp
 
 
-def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
-    """Multi-head self-attention over all tokens of a sample.
+def attention(qkv: Tensor, num_heads: int, scale: float | None = None, *, backend: Backend = None) -> Tensor:
+    """Compute multi-head self-attention over all tokens of a sample.
 
     Args:
         qkv: (B, N, 3*H*d), straight from the Linear: q of all heads, then k, then v.
         num_heads: H.
         scale: factor on the logits; None for ``d ** -0.5``.
-        backend: see `ditfast.ops`; "sdpa" is PyTorch's, "cuda" and "triton" this package's kernels for d = 64 and
-            72, "host" C++ on the CPU for any d up to 256. Automatic: the fastest that is right on this machine.
-            Under forward-mode AD "cuda" takes output and tangent from "triton", and so does the automatic choice.
+        backend: see `ditfast.ops`; "sdpa" is PyTorch's, "cuda" and "triton" are kernels for d = 64 and 72, "host" is
+            C++ on the CPU for any d <= 256. Automatic: the fastest that is correct on this machine. Under
+            forward-mode AD, "cuda" and the automatic choice on a GPU compute output and tangent with "triton".
 
     Returns:
         (B, N, H*d) in the dtype of qkv.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype or shape.
-        RuntimeError: the backend asked for by name cannot run.
+        RuntimeError: a backend chosen by name cannot run.
 
     Source: Vaswani et al., "Attention Is All You Need", equation 1.
     """
@@ -46,8 +48,8 @@ def attention(qkv, num_heads: int, scale: float | None = None, *, backend=None):
     return attend(qkv, num_heads, scale, name)
 
 
-def attend(qkv, num_heads, scale, name):
-    """`attention` of checked arguments on the backend ``name``."""
+def attend(qkv: Tensor, num_heads: int, scale: float, name: str) -> Tensor:
+    """`attention` on the backend ``name``; the arguments are already checked."""
     if name in OP.kernels:
         return _call(qkv, num_heads, scale, name)[0]
     note(OP.name, name)
@@ -66,14 +68,16 @@ def _check(qkv, num_heads):
     return width // (3 * num_heads)
 
 
-def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
-    """The backend of ``op``; the automatic choice takes a kernel where it is right and fastest, else PyTorch's.
+def choose_attention(
+    op: Op, t: Tensor, dtype: torch.dtype, head_dim: int, scale: float, training: bool, requested: Backend
+) -> str:
+    """Choose the backend of ``op``; automatically, a kernel where it is correct and fastest, else PyTorch's.
 
     Args:
-        op: `attention`, or what calls it.
-        t: qkv, or the tokens (B, N, D) from which a Linear will make it.
+        op: `attention`, or the operation that calls it.
+        t: qkv, or the tokens (B, N, D) from which a Linear will compute it.
         dtype: of qkv.
-        training: whether gradients are wanted.
+        training: whether gradients are needed.
     """
 
     def unsupported(name):
@@ -90,16 +94,16 @@ def choose_attention(op: Op, t, dtype, head_dim, scale, training, requested):
     if unsupported("cuda") or unsupported("triton"):
         return "sdpa"
     if not torch.compiler.is_compiling():
-        if type(t) not in (torch.Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
-            return "sdpa"  # nothing to measure on, such as a fake tensor
-        if op is OP and t.stride(-1) == 1 and not extension.is_aligned(t):  # what a Linear makes is aligned
+        if type(t) not in (Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
+            return "sdpa"  # not real memory to time on, e.g. a fake tensor
+        if op is OP and t.stride(-1) == 1 and not extension.is_aligned(t):  # a Linear's output is aligned
             _warn_unaligned()
             return "sdpa"
     return _fastest(dtype, head_dim, t.shape[1], training, t.device)
 
 
 def _choose_for_tangents(op, name, device, dtype, head_dim, reason):
-    """On a GPU tangents come from Triton's kernel; ``reason`` says why it does not take such a tensor."""
+    """On a GPU, tangents come from the Triton kernel; ``reason`` says why it cannot take this tensor."""
     reason = reason or why_not(OP, "triton", device.type)
     if name == "auto":
         return "triton" if reason is None and _is_right(dtype, head_dim, device) else "sdpa"
@@ -116,12 +120,12 @@ def _fastest(dtype, head_dim, tokens, training, device):
     return fastest.fastest_backend(OP, _make_run, dtype, head_dim, tokens, training, device)
 
 
-# what torch.compiler.assume_constant_result does, without importing the compiler for it
-_fastest._dynamo_marked_constant = _is_right._dynamo_marked_constant = True
+for _function in (_fastest, _is_right):  # as torch.compiler.assume_constant_result, without importing the compiler
+    _function._dynamo_marked_constant = True  # type: ignore[union-attr]
 
 
 def _make_run(t, batch, tokens, head_dim, backend, training):
-    """A function that runs attention of 16 heads forward and, in training, backward."""
+    """Return a function that runs 16-head attention forward and, if training, backward."""
     qkv = t(batch, tokens, 3 * 16 * head_dim).requires_grad_(training)
 
     def run():
@@ -136,27 +140,27 @@ def _unsupported(name, dtype, head_dim, scale):
     """Why a kernel cannot take such a tensor; None if it can."""
     dtypes = KERNEL_DTYPES[1:] if name == "cuda" else KERNEL_DTYPES
     if dtype not in dtypes:
-        return f"it takes {', '.join(str(t).removeprefix('torch.') for t in dtypes)}, got {dtype}"
+        return f"it supports {', '.join(str(t).removeprefix('torch.') for t in dtypes)}, got {dtype}"
     if name == "cuda" and scale <= 0:
-        return f"it takes a positive scale, got {scale}"
+        return f"it needs a positive scale, got {scale}"
     if name == "host" and head_dim > 256:
-        return f"it takes a head dim of at most 256, got {head_dim}"
+        return f"it supports head dims up to 256, got {head_dim}"
     if name != "host" and head_dim not in (64, 72):
-        return f"it takes a head dim of 64 or 72, got {head_dim}"
+        return f"it supports head dims 64 and 72, got {head_dim}"
     return None
 
 
 @cache
 def _warn_unaligned():
     warnings.warn(
-        "ditfast: attention runs on PyTorch's, because the rows of qkv do not begin at multiples of 16 bytes",
+        "ditfast: attention falls back to PyTorch's, because the rows of qkv are not aligned to 16 bytes",
         RuntimeWarning,
         stacklevel=4,
     )
 
 
-def run_forward(qkv, num_heads, scale, backend):
-    """out and lse, inside a running operation."""
+def run_forward(qkv: Tensor, num_heads: int, scale: float, backend: str) -> tuple[Tensor, Tensor]:
+    """out and lse; called inside a running operation."""
     if qkv.shape[2] % (3 * num_heads):
         raise ValueError(f"qkv must have a last size divisible by 3 * num_heads={3 * num_heads}, got {qkv.shape[2]}")
     note(OP.name, backend)
@@ -171,9 +175,9 @@ def _forward_fake(qkv, num_heads, scale, backend):
     return extension.empty_outputs(qkv, num_heads)
 
 
-def run_jvp(qkv, num_heads, scale, qkv_t, backend):
-    """out, lse and the tangent of out, inside a running operation."""
-    backend = "triton" if backend == "cuda" else backend  # which has none of its own
+def run_jvp(qkv: Tensor, num_heads: int, scale: float, qkv_t: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """out, lse and the tangent of out; called inside a running operation."""
+    backend = "triton" if backend == "cuda" else backend  # "cuda" has no JVP
     note(OP.name, backend)
     if backend == "triton":
         from ditfast.kernels import attention_jvp as kernel
@@ -182,8 +186,10 @@ def run_jvp(qkv, num_heads, scale, qkv_t, backend):
     return _JVP[backend](qkv, qkv_t, num_heads, scale)
 
 
-def run_backward(dout, qkv, out, lse, scale, backend, bias_dtype=None):
-    """dqkv, contiguous, and its sum over B and N in ``bias_dtype``; None without one. Inside a running operation."""
+def run_backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, backend: str, bias_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """Contiguous dqkv, and its sum over B and N in ``bias_dtype`` if given; called inside a running operation."""
     note(OP.name, backend)
     if backend == "triton":
         from ditfast.kernels import attention as kernel
@@ -193,7 +199,7 @@ def run_backward(dout, qkv, out, lse, scale, backend, bias_dtype=None):
 
 
 def _backward(dout, qkv, out, lse, scale, backend):
-    return run_backward(dout, qkv, out, lse, scale, backend)[0]
+    return run_backward(dout, qkv, out, lse, scale, backend, None)[0]
 
 
 def _backward_fake(dout, qkv, out, lse, scale, backend):
@@ -240,7 +246,7 @@ _call = attach_autograd("attention", _forward_op, _setup_context, _autograd_back
 
 
 def heads_of(dim: int) -> int:
-    """Heads of a problem: of 72 for the D of DiT-XL and its fractions, else of 64."""
+    """Heads of a test problem: of 72 where that divides D, as in DiT-XL, else of 64."""
     return max(1, dim // (72 if dim % 72 == 0 else 64))
 
 
@@ -249,12 +255,12 @@ def _arguments(t, batch, tokens, dim):
 
 
 def _self_check(t, head_dim, backend):
-    samples, tokens = t.size[0], t.size[1] // 3  # several tiles and a rest
+    samples, tokens = t.size[0], t.size[1] // 3  # several tiles and a remainder
     qkv, dout = t(samples, tokens, 3 * 2 * head_dim), t(samples, tokens, 2 * head_dim)
     scale = head_dim**-0.5
     out, lse = run_forward(qkv, 2, scale, backend)
-    plain, _ = run_backward(dout, qkv, out, lse, scale, backend)
-    dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, t.branch)  # other code, for qkv_attention
+    plain, _ = run_backward(dout, qkv, out, lse, scale, backend, None)
+    dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, t.branch)  # another code path
     dq, dk, dv = torch.cat((plain, dqkv), dim=1).chunk(3, dim=-1)
     result = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
     if backend != "cuda":
@@ -262,32 +268,26 @@ def _self_check(t, head_dim, backend):
     return result
 
 
-def attention_flops(qkv, *_, **__):
-    """Of q k^T and p v."""
+def attention_flops(qkv: Sequence[int], *_: object, **__: object) -> int:
+    """FLOPs of q k^T and p v."""
     b, n, width = qkv
     return 2 * 2 * b * n * n * (width // 3)
 
 
-def jvp_flops(qkv, *_, **__):
-    """Of q k^T and p v, and of the four products that their tangents are made of."""
+def jvp_flops(qkv: Sequence[int], *_: object, **__: object) -> int:
+    """FLOPs of q k^T, p v and the four products in their tangents."""
     return 3 * attention_flops(qkv)
 
 
 OP = Op(
     name="attention",
     function=attention,
-    backends={
-        "cuda": ("bf16", "fp16"),
-        "triton": WITHOUT_STREAM,
-        "sdpa": WITHOUT_STREAM,
-        "host": WITHOUT_STREAM,
-        "reference": WITHOUT_STREAM,
-    },
+    backends={"cuda": ("bf16", "fp16"), **dict.fromkeys(("triton", "sdpa", "host", "reference"), WITHOUT_STREAM)},
     arguments=_arguments,
     outputs=("out",),
-    parameters=("bias",),  # of the Linear that made qkv
+    parameters=("bias",),  # of the Linear that computed qkv
     self_check=_self_check,
-    auto_precisions=("bf16", "fp16"),  # left to itself, float32 runs on SDPA
+    auto_precisions=("bf16", "fp16"),  # automatically, float32 runs on SDPA
     widths=lambda hidden_size: (64, 72),
     flops={
         "attention": attention_flops,

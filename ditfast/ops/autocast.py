@@ -1,27 +1,28 @@
-"""In which dtype a Linear will read a tensor."""
+"""The dtype in which a Linear will read a tensor."""
 
 import torch
+from torch import Tensor
 
 from ditfast.ops.backends.availability import device_type
 
-# asked once: torch.compile cannot trace the question in every version
+# asked once: not every version of torch.compile can trace this call
 _DEVICES = tuple(name for name in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(name))
 
 
-def autocasts(x: torch.Tensor) -> bool:
+def autocasts(x: Tensor) -> bool:
     """Whether autocast would cast ``x`` for a Linear."""
     device = device_type(x)
     return device in _DEVICES and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
-def cast_for_inference(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``weight`` in the dtype in which a Linear reads it; on a GPU from autocast's cache, as a Linear takes it."""
+def cast_for_inference(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast ``weight`` as a Linear would; on a GPU through autocast's weight cache."""
     if weight.dtype != dtype and weight.is_cuda and not torch.compiler.is_compiling():
-        # on autocast's list for GPUs; an only operand is handed on as it is
+        # einsum is on autocast's list for GPUs, and returns a lone operand unchanged
         weight = torch.einsum("...->...", weight)
     return weight.to(dtype)
 
 
-def linear_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype in which a Linear will read a tensor like ``x``: autocast's, where it is on."""
+def linear_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a Linear will read ``x``: autocast's if enabled, else its own."""
     return torch.get_autocast_dtype(device_type(x)) if autocasts(x) else x.dtype

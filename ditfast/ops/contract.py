@@ -1,32 +1,35 @@
-"""The numerical contract of every kernel: as near to float64 as PyTorch itself in the same dtypes.
+"""The numerical contract of every kernel: as close to float64 as PyTorch itself in the same dtypes.
 
-It is used by the self-check, the benchmarks and the tests.
+The self-check, the benchmarks and the tests all use it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
 
-def ulp(ref: torch.Tensor, dtype: torch.dtype) -> float:
-    """Spacing of ``dtype`` at the largest magnitude of ``ref``."""
+def ulp(ref: Tensor, dtype: torch.dtype) -> float:
+    """Spacing of ``dtype`` at the largest magnitude in ``ref``."""
     info = torch.finfo(dtype)
     top = ref.abs().max().clamp(min=info.tiny)
     return (2.0 ** torch.floor(torch.log2(top)) * info.eps).item()
 
 
-def errors(got, low, ref, per_sample=True, slack=0.0):
-    """(kind, error, limit) of each rule, for ``got`` against the float64 reference.
-
-    Args:
-        got: what a kernel computed.
-        low: what plain PyTorch computes in the dtypes of the kernel.
-        ref: what plain PyTorch computes in float64.
-        per_sample: whether the first dimension is the batch; if not, the tensor counts as one sample.
-        slack: a relative error that is allowed on top.
+def errors(
+    got: Tensor, low: Tensor, ref: Tensor, per_sample: bool = True, slack: float = 0.0
+) -> Iterator[tuple[str, float, float]]:
+    """Yield (kind, error, limit) for each rule, for ``got`` against the float64 reference.
 
     The maximum error may be twice that of ``low`` plus 2 ulp at the largest magnitude. The relative L2 error of each
     sample may be twice that of ``low`` plus 1 ulp: the maximum alone would let a small systematic error pass.
+
+    Args:
+        got: the kernel's result.
+        low: plain PyTorch's result in the kernel's dtypes.
+        ref: plain PyTorch's result in float64.
+        per_sample: whether the first dimension is the batch; if not, the tensor counts as one sample.
+        slack: extra relative error allowed on top.
     """
     info = torch.finfo(got.dtype)
     got_error, low_error = got - ref, low - ref  # in float64, as ref is
@@ -41,15 +44,15 @@ def errors(got, low, ref, per_sample=True, slack=0.0):
 
 
 def _largest(t) -> float:
-    return torch.linalg.vector_norm(t, float("inf")).item()  # makes no second tensor of that size
+    return torch.linalg.vector_norm(t, float("inf")).item()  # allocates no second tensor of this size
 
 
-def verdict(tensor: str, got, low, ref, per_sample=True, slack=0.0) -> dict:
-    """How ``got`` stands to its budget, by the rule that leaves it the least. Arguments as in `errors`.
+def verdict(tensor: str, got: Tensor, low: Tensor, ref: Tensor, per_sample: bool = True, slack: float = 0.0) -> dict:
+    """Compare ``got`` with its budget by the tightest rule. Arguments as in `errors`.
 
     Returns:
-        ``tensor``, its name; ``error``, ``budget`` and ``used``, the share of the budget, all None if there is
-        nothing to compare; ``reason``, the first rule that is broken, or None.
+        A dict: ``tensor``, the name; ``error``, ``budget`` and ``used``, the share of the budget, all None if there
+        is nothing to compare; ``reason``, the first rule broken, or None.
     """
     error, budget, used, reason = _hold(got, low, ref, per_sample, slack)
     reason = None if reason is None else f"{tensor}: {reason}"
@@ -57,7 +60,7 @@ def verdict(tensor: str, got, low, ref, per_sample=True, slack=0.0) -> dict:
 
 
 def worst(verdicts: Iterable[dict]) -> dict:
-    """The verdict that breaks the contract most, or else uses most of its budget."""
+    """The verdict that breaks the contract worst, else the one that uses most of its budget."""
 
     def badness(v):
         is_broken = v["reason"] is not None
@@ -66,14 +69,14 @@ def worst(verdicts: Iterable[dict]) -> dict:
     return max(verdicts, key=badness)
 
 
-def violation(got, low, ref, per_sample=True) -> str | None:
-    """Why ``got`` breaks the contract; None if it keeps it. Arguments as in `errors`."""
+def violation(got: Tensor, low: Tensor, ref: Tensor, per_sample: bool = True) -> str | None:
+    """Why ``got`` breaks the contract; None if it holds. Arguments as in `errors`."""
     *_, reason = _hold(got, low, ref, per_sample)
     return reason
 
 
 def _hold(got, low, ref, per_sample=True, slack=0.0):
-    """Error, budget, share of the budget, and why the contract is broken."""
+    """(error, budget, share of the budget, why the contract is broken)."""
     reason = _incomparable(got, low, ref)
     if reason is not None or ref.numel() == 0:
         return None, None, None, reason
@@ -90,4 +93,4 @@ def _incomparable(got, low, ref) -> str | None:
         return f"dtype {got.dtype}, expected {low.dtype}"
     if not got.isfinite().all():
         return "not finite everywhere"
-    return "NaN in what plain PyTorch computes" if low.isnan().any() or ref.isnan().any() else None
+    return "NaN in plain PyTorch's result" if low.isnan().any() or ref.isnan().any() else None

@@ -1,17 +1,18 @@
-"""Calls into the C++ extension, which knows pointers and strides but no tensors."""
+"""Calls into the C++ extension, which takes pointers and strides, not tensors."""
 
 import torch
+from torch import Tensor
 
 from ditfast.kernels.strides import unit_stride
 
 
-def empty_outputs(qkv: torch.Tensor, num_heads: int):
-    """out (B, N, H*d) and lse (B, H, N) float32, not filled."""
+def empty_outputs(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Uninitialized out (B, N, H*d) and lse (B, H, N) float32."""
     b, n, width = qkv.shape
     return qkv.new_empty(b, n, width // 3), qkv.new_empty(b, num_heads, n, dtype=torch.float32)
 
 
-def host_forward(qkv, num_heads, scale):
+def host_forward(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
     from ditfast import _C
 
     qkv = unit_stride(qkv)
@@ -21,7 +22,7 @@ def host_forward(qkv, num_heads, scale):
     return out, lse
 
 
-def host_jvp(qkv, qkv_t, num_heads, scale):
+def host_jvp(qkv: Tensor, qkv_t: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """out, lse, and the tangent of out."""
     from ditfast import _C
 
@@ -35,7 +36,9 @@ def host_jvp(qkv, qkv_t, num_heads, scale):
     return out, lse, out_t
 
 
-def host_backward(dout, qkv, out, lse, scale, bias_dtype=None):
+def host_backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, bias_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor | None]:
     from ditfast import _C
 
     qkv = unit_stride(qkv)
@@ -48,7 +51,7 @@ def host_backward(dout, qkv, out, lse, scale, bias_dtype=None):
     return dqkv, sums["dbias"].sum(0).to(bias_dtype) if sums else None
 
 
-def cuda_forward(qkv, num_heads, scale):
+def cuda_forward(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
     from ditfast import _C
 
     qkv = _aligned(qkv)
@@ -58,7 +61,9 @@ def cuda_forward(qkv, num_heads, scale):
     return out, lse
 
 
-def cuda_backward(dout, qkv, out, lse, scale, bias_dtype=None):
+def cuda_backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, bias_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor | None]:
     from ditfast import _C
 
     qkv, dout = _aligned(qkv), _aligned(dout)
@@ -73,17 +78,17 @@ def cuda_backward(dout, qkv, out, lse, scale, bias_dtype=None):
 
 
 def _aligned(t):
-    """``t`` as the CUDA kernels load it; a copy only where it lies otherwise."""
+    """``t`` laid out as the CUDA kernels load it; copied only if necessary."""
     return t if t.stride(-1) == 1 and is_aligned(t) else t.clone(memory_format=torch.contiguous_format)
 
 
-def is_aligned(t: torch.Tensor) -> bool:
-    """Whether every row of ``t`` (B, N, D) begins at a multiple of 16 bytes, as the CUDA kernels load them."""
+def is_aligned(t: Tensor) -> bool:
+    """Whether every row of ``t`` (B, N, D) is aligned to 16 bytes, as the CUDA kernels require."""
     return all(x * t.element_size() % 16 == 0 for x in t.stride()[:2]) and t.data_ptr() % 16 == 0
 
 
 def _dbias_buffer(qkv, rows, bias_dtype):
-    """dbias (B * rows, 3*H*d), to be filled with rows that add up to a bias's gradient; empty if none is wanted."""
+    """{"dbias": (B * rows, 3*H*d)} for partial sums of a bias's gradient; {} if ``bias_dtype`` is None."""
     b, _, width = qkv.shape
     return {"dbias": qkv.new_empty(b * rows, width, dtype=torch.float32)} if bias_dtype is not None else {}
 

@@ -1,18 +1,21 @@
-"""Forward, backward and tangents of the fused operations written out, for where a kernel was expected and cannot run.
+"""Explicit formulas of the fused operations, their gradients and tangents, for when a kernel cannot run after all.
 
-A traced graph holds the operation itself, whose backend is decided when it runs: if that is not a kernel, the
-operation needs its gradients as formulas. Modulation is (B, D) here; arithmetic and statistics are float32.
+A traced graph contains the operation itself, whose backend is decided at run time: if that is not a kernel, the
+operation needs explicit gradients. Modulation is (B, D) here; arithmetic and statistics are float32.
 """
 
 import torch
+from torch import Tensor
 
 
 def _wide(t):
-    """At least float32."""
+    """``t`` in float32, or float64 if it is that already."""
     return t if t.dtype == torch.float64 else t.float()
 
 
-def layer_norm_modulate(x, shift, scale, eps, out_dtype):
+def layer_norm_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """h (B, N, D), and mean and rstd of the rows of x (B, N)."""
     x = _wide(x)
     mean = x.mean(-1)  # (B, N)
@@ -22,7 +25,9 @@ def layer_norm_modulate(x, shift, scale, eps, out_dtype):
     return h.to(out_dtype), mean, rstd
 
 
-def layer_norm_modulate_backward(dh, x, scale, mean, rstd):
+def layer_norm_modulate_backward(
+    dh: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients of `layer_norm_modulate`: dx (B, N, D) and (2, B, D): dshift, dscale."""
     dh, rstd = _wide(dh), rstd.unsqueeze(-1)
     xhat = (_wide(x) - mean.unsqueeze(-1)) * rstd  # (B, N, D)
@@ -31,13 +36,15 @@ def layer_norm_modulate_backward(dh, x, scale, mean, rstd):
     return dx.to(x.dtype), torch.stack((dh.sum(1), (dh * xhat).sum(1))).to(scale.dtype)
 
 
-def gated_residual(x, y, gate, bias):
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor, bias: Tensor | None) -> Tensor:
     """x + gate * (y + bias), (B, N, D) in the dtype of x."""
     y = _wide(y) if bias is None else _wide(y) + _wide(bias)
     return (_wide(x) + _wide(gate).unsqueeze(1) * y).to(x.dtype)
 
 
-def gated_residual_backward(dout, y, gate, bias):
+def gated_residual_backward(
+    dout: Tensor, y: Tensor, gate: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """dy, dgate, dbias of `gated_residual` (dx is dout itself); dbias is empty without a bias."""
     dout = _wide(dout)
     dy = dout * _wide(gate).unsqueeze(1)
@@ -47,13 +54,32 @@ def gated_residual_backward(dout, y, gate, bias):
     return dy.to(y.dtype), dgate, dbias
 
 
-def junction(x, y, gate, shift, scale, eps, bias, out_dtype):
+def junction(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    bias: Tensor | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x_new, h (B, N, D), and mean and rstd of the rows of x_new (B, N)."""
     x_new = gated_residual(x, y, gate, bias)
     return x_new, *layer_norm_modulate(x_new, shift, scale, eps, out_dtype)
 
 
-def junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
+def junction_backward(
+    dx_new: Tensor,
+    dh: Tensor,
+    x_new: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `junction`: dx, dy (B, N, D), (3, B, D): dgate, dshift, dscale, and dbias (D,) or empty."""
     dx, dmodulation = layer_norm_modulate_backward(dh, _wide(x_new), _wide(scale), mean, rstd)
     dx = _wide(dx_new) + dx
@@ -62,8 +88,8 @@ def junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
     return dx.to(x_new.dtype), dy, dmodulation, dbias
 
 
-def attention(qkv, num_heads, scale):
-    """out (B, N, H*d) and the log-sum-exp of the logits, lse (B, H, N), in at least float32."""
+def attention(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
+    """out (B, N, H*d), and the log-sum-exp of the logits, lse (B, H, N), in at least float32."""
     q, k, v = _heads(qkv, num_heads)
     logits = q @ k.mT * scale  # (B, H, N, N)
     lse = logits.logsumexp(-1)
@@ -71,8 +97,10 @@ def attention(qkv, num_heads, scale):
     return out.transpose(1, 2).flatten(2).to(qkv.dtype), lse
 
 
-def attention_backward(dout, qkv, out, lse, scale, bias_dtype=None):
-    """Gradient of `attention`: dqkv (B, N, 3*H*d), and its sum over B and N in ``bias_dtype``; None without one."""
+def attention_backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, bias_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient of `attention`: dqkv (B, N, 3*H*d), and its sum over B and N in ``bias_dtype`` if given."""
     num_heads = lse.shape[1]
     q, k, v = _heads(qkv, num_heads)
     dout, out = (_wide(t).unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (dout, out))  # (B, H, N, d)
@@ -83,8 +111,17 @@ def attention_backward(dout, qkv, out, lse, scale, bias_dtype=None):
     return dqkv, dqkv.sum((0, 1), dtype=bias_dtype) if bias_dtype else None
 
 
-def layer_norm_modulate_jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t):
-    """h, mean, rstd of `layer_norm_modulate`, and the tangent of h, from those of the inputs (None for zero)."""
+def layer_norm_modulate_jvp(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    x_t: Tensor | None,
+    shift_t: Tensor | None,
+    scale_t: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h, mean, rstd of `layer_norm_modulate`, and the tangent of h from the inputs' tangents (None for zero)."""
     h, mean, rstd = layer_norm_modulate(x, shift, scale, eps, out_dtype)
     xhat = (_wide(x) - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)  # (B, N, D)
     h_t = torch.zeros_like(xhat)
@@ -99,7 +136,16 @@ def layer_norm_modulate_jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale
     return h, mean, rstd, h_t.to(out_dtype)
 
 
-def gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t):
+def gated_residual_jvp(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    bias: Tensor | None,
+    x_t: Tensor | None,
+    y_t: Tensor | None,
+    gate_t: Tensor | None,
+    bias_t: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """`gated_residual` and its tangent, (B, N, D) each."""
     biased = _wide(y) if bias is None else _wide(y) + _wide(bias)
     branch_t = torch.zeros_like(biased)
@@ -114,14 +160,29 @@ def gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t):
     return gated_residual(x, y, gate, bias), x_new_t.to(x.dtype)
 
 
-def junction_jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_t, shift_t, scale_t, bias_t):
+def junction_jvp(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    bias: Tensor | None,
+    out_dtype: torch.dtype,
+    x_t: Tensor | None,
+    y_t: Tensor | None,
+    gate_t: Tensor | None,
+    shift_t: Tensor | None,
+    scale_t: Tensor | None,
+    bias_t: Tensor | None,
+) -> tuple[Tensor, ...]:
     """x_new, h, mean, rstd of `junction`, and the tangents of x_new and h."""
     x_new, x_new_t = gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t)
     *outputs, h_t = layer_norm_modulate_jvp(x_new, shift, scale, eps, out_dtype, x_new_t, shift_t, scale_t)
     return x_new, *outputs, x_new_t, h_t
 
 
-def attention_jvp(qkv, qkv_t, num_heads, scale):
+def attention_jvp(qkv: Tensor, qkv_t: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """out and lse of `attention`, and the tangent of out."""
     (q, k, v), (q_t, k_t, v_t) = _heads(qkv, num_heads), _heads(qkv_t, num_heads)
     p = (q @ k.mT * scale).softmax(-1)  # (B, H, N, N)

@@ -1,7 +1,7 @@
-"""What PyTorch's FlopCounterMode counts for the registered operations: two per multiply-add of their matrix products.
+"""FLOP formulas of the registered operations for PyTorch's FlopCounterMode: two per multiply-add of a matrix product.
 
-Elementwise work counts nothing, and neither does what a backward computes again (attention's logits, the MLP's
-activation): a forward and its backward count what plain PyTorch's formulas would.
+Neither elementwise work nor recomputation in backward (attention's logits, the MLP's activation) counts: forward and
+backward count the same as plain PyTorch's formulas.
 """
 
 import sys
@@ -17,7 +17,7 @@ _COUNTER = "torch.utils.flop_counter"
 
 
 def install(ops: tuple[Op, ...]) -> None:
-    """Make the operations known to FlopCounterMode, now or when it is imported."""
+    """Register the operations with FlopCounterMode, now or once it is imported."""
     if _COUNTER in sys.modules:
         _register(ops, sys.modules[_COUNTER])
     else:
@@ -31,7 +31,7 @@ def _register(ops, counter):
 
 
 class _WhenImported(MetaPathFinder):
-    """Registers the formulas once the counter is imported: importing it for them would import triton."""
+    """Registers the formulas when the counter is imported; importing it here would import triton."""
 
     def __init__(self, ops):
         self._ops = ops

@@ -1,22 +1,26 @@
 """gated_residual: x + gate * (y + bias), the residual connection of adaLN-Zero."""
 
+from torch import Tensor
+
 from ditfast.ops import checks, fallback, host, reference
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
-from ditfast.ops.op import WITH_STREAM, Op, no_products
+from ditfast.ops.op import WITH_STREAM, Backend, Op, no_products
 from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, random_residual
 from ditfast.ops.tangents import register_jvp
 
 
-def gated_residual(x, y, gate, bias=None, *, backend=None):
-    """Add a branch to the residual stream, scaled by the sample's gate.
+def gated_residual(
+    x: Tensor, y: Tensor, gate: Tensor, bias: Tensor | None = None, *, backend: Backend = None
+) -> Tensor:
+    """Add a branch to the residual stream, scaled by each sample's gate.
 
     Args:
         x: (B, N, D) residual stream.
         y: (B, N, D) output of the branch.
         gate: (B, D), any stride between samples, or (B, N, D), one row per token, which runs on the reference.
-        bias: (D,) of the Linear that made y, which then runs without it: its gradient costs no pass of its own.
+        bias: (D,) of the Linear that computed y and left its bias out; its gradient then costs no extra pass.
         backend: see `ditfast.ops`.
 
     Returns:
@@ -24,7 +28,7 @@ def gated_residual(x, y, gate, bias=None, *, backend=None):
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
-        RuntimeError: the backend asked for by name cannot run.
+        RuntimeError: a backend chosen by name cannot run.
 
     Source: Peebles & Xie, section 3.2, "adaLN-Zero block".
     """

@@ -1,15 +1,16 @@
-"""Linears on the CPU by oneDNN, where that is faster than `F.linear`; and on weights that are packed for it.
+"""Linears on the CPU through oneDNN, where it beats `F.linear`, and on weights packed for it.
 
-With a bias in bfloat16 `F.linear` asks oneDNN to add to what is already there; what is here does not. Packed weights
-lie as oneDNN reads them, and are a copy: `packed` says in which block of code there is one.
+With a bfloat16 bias, `F.linear` makes oneDNN accumulate into a prefilled output; these calls do not. Packed weights
+are copies in oneDNN's own layout; `packed` defines the block of code in which they exist.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ditfast.ops.autocast import autocasts, linear_dtype
 from ditfast.ops.backends import on_cpu
@@ -18,31 +19,31 @@ from ditfast.ops.registration import is_intercepted, is_tracked
 
 
 class _Pack(NamedTuple):
-    weight: torch.Tensor
+    weight: Tensor
     version: int
-    source: torch.Tensor  # on the weight's memory, which no other takes while this holds it
-    packed: torch.Tensor
+    source: Tensor  # shares the weight's memory and keeps it from being reused
+    packed: Tensor
 
 
 _packs = PerThread("packs", {})  # id of a weight -> _Pack
 
 
-def linear(x, weight, bias=None):
-    """x (M, I) @ weight (O, I).T + bias (O,) or None: (M, O). Below autograd, on tensors that are just memory."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (M, I) @ weight (O, I).T + bias (O,) or None: (M, O). For plain tensors, below autograd."""
     return _onednn(x, weight, bias) if _takes_onednn(x, weight, bias) else F.linear(x, weight, bias)
 
 
-def linear_on_packed(x, weight, bias=None):
-    """`linear`, on the packed copy of ``weight`` if there is one."""
+def linear_on_packed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear`, using the packed copy of ``weight`` if there is one."""
     packed = _packed(weight)
     is_packed = packed is not None and _takes_onednn(x, weight, bias)
     return _onednn(x, packed, bias) if is_packed else linear(x, weight, bias)
 
 
-def linear_for_inference(x, weight, bias, backends):
-    """`F.linear`, as `linear_on_packed` where that may be: for eager tensors without derivatives, on no reference.
+def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backends: tuple[str, ...]) -> Tensor:
+    """`F.linear`, replaced by `linear_on_packed` for eager tensors without derivatives, except on the reference.
 
-    Under autocast that is where weight and bias are in its dtype already.
+    Under autocast, weight and bias must already be in its dtype.
     """
     tensors = x, weight, bias
     if torch.compiler.is_compiling() or not x.is_cpu or not on_cpu.takes_onednn(weight.dtype):
@@ -59,10 +60,10 @@ def linear_for_inference(x, weight, bias, backends):
 
 
 @contextmanager
-def packed(weights: Iterable[torch.Tensor]):
-    """Inside the ``with`` block, in this thread, `linear_on_packed` takes packed copies of these weights (O, I).
+def packed(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Make `linear_on_packed` use packed copies of these weights (O, I) inside the ``with`` block, in this thread.
 
-    A weight whose memory is written to or replaced meanwhile is taken as it is, without a copy.
+    A weight that is written to or replaced meanwhile is used directly, not through its copy.
     """
     mine = {id(weight): _pack(weight) for weight in weights if _can_be_packed(weight)}
     with setting(_packs, _packs.own | mine):
@@ -74,7 +75,7 @@ def _onednn(x, weight, bias):
 
 
 def _takes_onednn(x, weight, bias=None) -> bool:
-    """Whether oneDNN itself is the faster, by the committed table; what does not fit is `F.linear`'s to refuse."""
+    """Whether oneDNN is faster, by the committed table; bad shapes are left for `F.linear` to reject."""
     if not x.is_cpu or x.dtype != weight.dtype or not torch._C._get_mkldnn_enabled():
         return False
     if not x.is_contiguous() or not weight.is_contiguous():
@@ -86,7 +87,7 @@ def _takes_onednn(x, weight, bias=None) -> bool:
 
 
 def _can_be_packed(weight) -> bool:
-    is_memory = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.is_cpu and not weight.is_inference()
+    is_memory = type(weight) in (Tensor, torch.nn.Parameter) and weight.is_cpu and not weight.is_inference()
     return is_memory and on_cpu.takes_onednn(weight.dtype)
 
 
@@ -96,7 +97,7 @@ def _pack(weight) -> _Pack:
 
 
 def _packed(weight):
-    """The packed copy of ``weight``; None where there is none, or it is of an earlier value."""
+    """The packed copy of ``weight``; None if there is none or it is stale."""
     pack = _packs.own.get(id(weight)) if _packs.own else None
     if pack is None or pack.version != weight._version or pack.source.data_ptr() != weight.data_ptr():
         return None

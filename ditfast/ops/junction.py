@@ -1,27 +1,38 @@
 """gated_residual_layer_norm_modulate: the junction between two branches of a block, in one pass."""
 
 import torch
+from torch import Tensor
 
 from ditfast.ops import checks, fallback, host, reference
 from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
-from ditfast.ops.op import WITH_STREAM, Op, no_products
+from ditfast.ops.op import WITH_STREAM, Backend, Op, no_products
 from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, random_residual
 from ditfast.ops.tangents import register_jvp
 
 
-def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e-6, bias=None, *, backend=None):
+def gated_residual_layer_norm_modulate(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    bias: Tensor | None = None,
+    *,
+    backend: Backend = None,
+) -> tuple[Tensor, Tensor]:
     """End one branch and begin the next: ``x_new = x + gate * (y + bias)``, ``h = LN(x_new) * (1 + scale) + shift``.
 
     Args:
         x: (B, N, D) residual stream.
-        y: (B, N, D) output of the branch that ends.
-        gate: (B, D) of the branch that ends; shift, scale: (B, D) of the one that begins. Any stride between
+        y: (B, N, D) output of the ending branch.
+        gate: (B, D) of the ending branch; shift, scale: (B, D) of the beginning one. Any stride between
             samples; (B, N, D), one row per token, runs on the reference.
         eps: added to the variance.
-        bias: (D,) of the Linear that made y, which then runs without it.
+        bias: (D,) of the Linear that computed y and left its bias out.
         backend: see `ditfast.ops`.
 
     Returns:
@@ -30,9 +41,9 @@ def gated_residual_layer_norm_modulate(x, y, gate, shift, scale, eps: float = 1e
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
-        RuntimeError: the backend asked for by name cannot run.
+        RuntimeError: a backend chosen by name cannot run.
 
-    Source: Peebles & Xie, section 3.2, "adaLN-Zero block"; the fusion is this package's.
+    Source: Peebles & Xie, section 3.2, "adaLN-Zero block"; the fusion is our own.
     """
     _check(x, y, gate, shift, scale, bias)
     checks.epsilon(eps)

@@ -1,19 +1,22 @@
 """layer_norm_modulate: h = LayerNorm(x) * (1 + scale) + shift, the adaLN of the paper's section 3.2."""
 
 import torch
+from torch import Tensor
 
 from ditfast.ops import checks, fallback, host, reference
 from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
-from ditfast.ops.op import WITH_STREAM, Op, no_products
+from ditfast.ops.op import WITH_STREAM, Backend, Op, no_products
 from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.rows import choose_for_rows, random_modulation
 from ditfast.ops.tangents import register_jvp
 
 
-def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
-    """LayerNorm without affine parameters over D, then the sample's scale and shift.
+def layer_norm_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, backend: Backend = None
+) -> Tensor:
+    """Apply LayerNorm over D without affine parameters, then each sample's scale and shift.
 
     Args:
         x: (B, N, D) tokens.
@@ -27,7 +30,7 @@ def layer_norm_modulate(x, shift, scale, eps: float = 1e-6, *, backend=None):
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
-        RuntimeError: the backend asked for by name cannot run.
+        RuntimeError: a backend chosen by name cannot run.
 
     Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", section 3.2, "adaLN".
     """

@@ -4,6 +4,7 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -14,7 +15,7 @@ from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
-from ditfast.ops.op import WITHOUT_STREAM, Op
+from ditfast.ops.op import WITHOUT_STREAM, Backend, Op
 from ditfast.ops.registration import (
     attach_autograd,
     call_below_autograd,
@@ -26,17 +27,26 @@ from ditfast.ops.registration import (
 from ditfast.ops.tangents import linear_tangent, register_jvp
 
 
-def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
-    """``gelu(h @ w1.T + b1) @ w2.T + b2`` with the tanh form of GELU.
+def mlp(
+    h: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor | None = None,
+    recompute: bool = False,
+    *,
+    backend: Backend = None,
+) -> Tensor:
+    """Compute ``gelu(h @ w1.T + b1) @ w2.T + b2`` with tanh GELU.
 
-    The GEMMs are the library's. One pass of backward gives the gradient before GELU and b1's gradient, and the
-    activation again if it was not kept.
+    The GEMMs are the library's. One backward pass computes the gradient before GELU, b1's gradient and, if it was not
+    saved, the activation.
 
     Args:
         h: (B, N, D) tokens.
         w1: (F, D), b1: (F,) of the first Linear; F is the MLP's width.
         w2: (D_out, F), b2: (D_out,) or None of the second.
-        recompute: keep only the tensor before GELU for backward, and compute the activation again there.
+        recompute: save only the tensor before GELU and recompute the activation in backward.
         backend: see `ditfast.ops`.
 
     Returns:
@@ -44,7 +54,7 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
-        RuntimeError: the backend asked for by name cannot run.
+        RuntimeError: a backend chosen by name cannot run.
 
     Source: Peebles & Xie, section 3.2, "pointwise feedforward"; Hendrycks & Gimpel, "Gaussian Error Linear Units".
     """
@@ -58,13 +68,13 @@ def mlp(h, w1, b1, w2, b2=None, recompute: bool = False, *, backend=None):
     name = choose(OP, backend, device_type(h), lambda name: _unsupported(h, w1, b1, w2, b2), takes_host)
     if name == "reference":
         note(OP.name, name)
-        if not recompute or forward_ad._current_level >= 0:  # a checkpoint cannot tell what tangents keep
+        if not recompute or forward_ad._current_level >= 0:  # a checkpoint cannot know what tangents save
             return reference.mlp(h, w1, b1, w2, b2)
         pre = F.linear(h, w1, b1)  # (B, N, F)
         return checkpoint(_second_half, pre, w2, b2, use_reentrant=False, preserve_rng_state=False)
     is_training = is_tracked((h, w1, b1, w2, b2))
-    # cast here as autocast would, where autograd sees it
-    cast = torch.Tensor.to if is_training else cast_for_inference
+    # cast here, as autocast would, so that autograd sees it
+    cast = Tensor.to if is_training else cast_for_inference
     h, w1, b1, w2 = h.to(dtype), cast(w1, dtype), cast(b1, dtype), cast(w2, dtype)
     b2 = None if b2 is None else cast(b2, dtype)
     if is_training:
@@ -90,14 +100,14 @@ def _unsupported(h, *weights):
     if reason is not None:
         return reason
     if not autocasts(h) and any(t is not None and t.dtype != h.dtype for t in weights):
-        return "the kernels need one dtype for h, weights and biases outside of autocast"
+        return "outside autocast the kernels need h, weights and biases in one dtype"
     return None
 
 
 def _inference(h, w1, b1, w2, b2, backend):
     name = resolve(OP, backend, h, h, w1.shape[0])
     rows, linear = h.reshape(-1, h.shape[-1]), gemm.linear_on_packed if name == "host" else F.linear
-    if h.is_cuda:  # GELU in the GEMM's epilogue; this function's CPU version is the erf form
+    if h.is_cuda:  # GELU in the GEMM's epilogue; on the CPU this function computes erf GELU
         act = torch._addmm_activation(b1, rows, w1.t(), use_gelu=True)
     else:
         act = host.gelu_(linear(rows, w1, b1)) if name == "host" else F.gelu(linear(rows, w1, b1), approximate="tanh")
@@ -136,7 +146,7 @@ def _jvp(h, w1, b1, w2, b2, recompute, h_t, w1_t, b1_t, w2_t, b2_t, backend):
 
 def _backward(dy, h, w1, w2, pre, act, needs, backend):
     dy, rows = dy.reshape(-1, w2.shape[0]), h.reshape(-1, h.shape[-1])
-    recompute = act.dim() == 1  # what was not kept is an empty vector in its place
+    recompute = act.dim() == 1  # an empty vector stands for what was not saved
     dact = dy @ w2  # (B*N, F)
     dpre, db1, recomputed = gelu_backward(dact, pre, recompute, resolve(OP, backend, h, h, w1.shape[0]))
     act = recomputed if recompute else act
@@ -158,12 +168,12 @@ def _gelu_jvp(pre, pre_t, backend):
     if pre_t is not None and backend == "host":
         return host.gelu_jvp(pre, pre_t)
     act = F.gelu(pre, approximate="tanh")
-    # the derivative times what comes, backwards or forwards
+    # GELU's derivative times a gradient or a tangent: the same formula
     return act, None if pre_t is None else torch.ops.aten.gelu_backward(pre_t, pre, approximate="tanh")
 
 
-def gelu_backward(dact, pre, recompute, backend):
-    """dpre (M, F), its sum over rows (F,), and GELU's output (M, F) if recomputed; a kernel writes dpre over dact."""
+def gelu_backward(dact: Tensor, pre: Tensor, recompute: bool, backend: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dpre (M, F), its sum over rows (F,), and GELU's output (M, F) if recomputed; kernels write dpre over dact."""
     if backend == "triton":
         from ditfast.kernels import gelu
 
@@ -210,7 +220,7 @@ def _setup_context(ctx, inputs, output):
     _, pre, act = output
     ctx.save_for_backward(h, w1, w2, pre, act)
     ctx.mark_non_differentiable(pre, act)
-    ctx.set_materialize_grads(False)  # those two have none: no zeros of their size
+    ctx.set_materialize_grads(False)  # pre and act have none: do not allocate zeros for them
 
 
 def _autograd_backward(ctx, dy, _dpre, _dact):

@@ -3,6 +3,7 @@
 from math import prod
 
 import torch
+from torch import Tensor
 
 from ditfast.kernels.strides import unit_stride
 from ditfast.ops import checks, host, reference
@@ -12,13 +13,15 @@ from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
-from ditfast.ops.op import WITH_STREAM, Op
+from ditfast.ops.op import WITH_STREAM, Backend, Op
 from ditfast.ops.patches import PATCH, check_image, image_of, patch_of, run_patchify, run_unpatchify, widths
 from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 
 
-def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
-    """Patches, their projection, bias and position: ``patchify(x) @ weight.T + bias + pos_embed``.
+def patch_embed(
+    x: Tensor, weight: Tensor, bias: Tensor, pos_embed: Tensor, patch_size: int, *, backend: Backend = None
+) -> Tensor:
+    """Embed patches with their position: ``patchify(x) @ weight.T + bias + pos_embed``.
 
     Args:
         x: (B, C, Hh, Ww) with Hh and Ww multiples of the patch size p.
@@ -28,12 +31,12 @@ def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
         backend: see `ditfast.ops`.
 
     Returns:
-        (B, N, D) in the dtype of the projection (autocast's, where it is on) promoted with pos_embed's: the residual
+        (B, N, D) in the projection's dtype (autocast's if enabled) promoted with that of pos_embed: the residual
         stream stays float32 under autocast.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
-        RuntimeError: the backend asked for by name cannot run.
+        RuntimeError: a backend chosen by name cannot run.
 
     Source: Peebles & Xie, section 3.2, "Patchify".
     """
@@ -49,7 +52,7 @@ def patch_embed(x, weight, bias, pos_embed, patch_size: int, *, backend=None):
     if name == "reference":
         note(OP.name, name)
         return reference.patch_embed(x, weight, bias, pos_embed, patch_size)
-    x, weight, bias = (t.to(dtype) for t in (x, weight, bias))  # as autocast would, where autograd sees it
+    x, weight, bias = (t.to(dtype) for t in (x, weight, bias))  # as autocast would, so that autograd sees it
     pos = pos_embed.reshape(pos_embed.shape[-2:])
     out_dtype = torch.promote_types(dtype, pos.dtype)
     return _call(x, weight.flatten(1), bias, pos, patch_size, out_dtype, name)
@@ -61,7 +64,7 @@ def _check(x, weight, bias, pos_embed, patch_size):
     d = checks.ranked("weight", weight, "(D, C, p, p)", 4, device)[0]
     checks.tensor("weight", weight, "(D, C, p, p)", (d, x.shape[1], p, p))
     checks.tensor("bias", bias, "(D,)", (d,), device)
-    if isinstance(pos_embed, torch.Tensor) and pos_embed.dim() == 3:
+    if isinstance(pos_embed, Tensor) and pos_embed.dim() == 3:
         checks.tensor("pos_embed", pos_embed, "(1, N, D)", (1, n, d), device)
     else:
         checks.tensor("pos_embed", pos_embed, "(N, D)", (n, d), device)
@@ -89,10 +92,10 @@ def _forward_fake(x, weight, bias, pos, patch_size, out_dtype, backend):
 
 
 def _backward(dout, x, weight, patch_size, needs, backend):
-    """Once per model: GEMMs of the library around the patch kernels."""
+    """Runs once per model: library GEMMs around the patch kernels."""
     b, n, d = dout.shape
     rows = dout.to(x.dtype).reshape(-1, d)  # (B*N, D)
-    dx, dweight = x.new_empty(0), x.new_empty(0)  # outputs may not be one tensor
+    dx, dweight = x.new_empty(0), x.new_empty(0)  # outputs may not alias
     if needs[0]:
         grid = x.shape[2] // patch_size, x.shape[3] // patch_size
         dx = run_unpatchify((rows @ weight).view(b, n, weight.shape[1]), patch_size, *grid, False, backend)
@@ -142,7 +145,7 @@ reject_double_backward("patch_embed", _backward_op)
 
 
 def _jvp(args, tangents):
-    """Twice the operation: it is linear in the image, with bias and position, and in the weight."""
+    """Two calls: the operation is linear in (image, bias, position) and in the weight."""
     (x, weight, bias, pos, *rest), (x_t, weight_t, bias_t, pos_t) = args, tangents
     bias_t, pos_t = (torch.zeros_like(t) if t_t is None else t_t for t, t_t in ((bias, bias_t), (pos, pos_t)))
     out_t = _call(torch.zeros_like(x) if x_t is None else x_t, weight, bias_t, pos_t, *rest)
@@ -194,5 +197,5 @@ OP = Op(
     auto_precisions=WITH_STREAM,
     widths=widths,
     flops={"patch_embed": _flops, "patch_embed_backward": _backward_flops},
-    moved={"fwd": ("x", "out"), "bwd": ("dout", "x")},  # a model wants no gradient of its input
+    moved={"fwd": ("x", "out"), "bwd": ("dout", "x")},  # a model needs no gradient of its input
 )

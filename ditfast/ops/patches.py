@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from ditfast.ops import checks, host, reference
 from ditfast.ops.backends import on_cpu
@@ -10,11 +11,11 @@ from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
-from ditfast.ops.op import WITHOUT_STREAM, Op, no_products
+from ditfast.ops.op import WITHOUT_STREAM, Backend, Op, RandomTensors, no_products
 from ditfast.ops.registration import attach_autograd, register_op, run_in_backward
 
 
-def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
+def patchify(x: Tensor, patch_size: int, channels_last: bool = False, *, backend: Backend = None) -> Tensor:
     """Cut images into patches, row by row.
 
     Args:
@@ -28,7 +29,7 @@ def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype or shape.
-        RuntimeError: the backend asked for by name cannot run.
+        RuntimeError: a backend chosen by name cannot run.
 
     Source: Peebles & Xie, section 3.2, "Patchify".
     """
@@ -45,9 +46,14 @@ def patchify(x, patch_size: int, channels_last: bool = False, *, backend=None):
 
 
 def unpatchify(
-    tokens, patch_size: int, grid: tuple[int, int] | None = None, channels_last: bool = True, *, backend=None
-):
-    """Put patches together again: the inverse of `patchify`.
+    tokens: Tensor,
+    patch_size: int,
+    grid: tuple[int, int] | None = None,
+    channels_last: bool = True,
+    *,
+    backend: Backend = None,
+) -> Tensor:
+    """Reassemble images from patches: the inverse of `patchify`.
 
     Args:
         tokens: (B, N, C*p*p).
@@ -60,8 +66,8 @@ def unpatchify(
         (B, C, Hh, Ww).
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype or shape; N is no square and grid is None.
-        RuntimeError: the backend asked for by name cannot run.
+        TypeError, ValueError: an argument has the wrong type, dtype or shape; grid is None and N is not a square.
+        RuntimeError: a backend chosen by name cannot run.
 
     Source: Peebles & Xie, section 3.2, "Transformer decoder".
     """
@@ -77,7 +83,8 @@ def unpatchify(
     return _unpatchify_call(tokens, patch_size, *grid, channels_last, name)
 
 
-def check_image(x, patch_size):
+def check_image(x: Tensor, patch_size: int) -> None:
+    """Require (B, C, H, W) with H and W divisible by the patch size."""
     checks.positive("patch_size", patch_size)
     checks.ranked("x", x, "(B, C, H, W)", 4)
     if x.shape[2] % patch_size or x.shape[3] % patch_size:
@@ -92,7 +99,7 @@ def _check_tokens(tokens, patch_size, grid):
     if grid is None:
         side = math.isqrt(n)
         if side * side != n:
-            raise ValueError(f"grid must be given for N={n} tokens, which is no square")
+            raise ValueError(f"grid must be given for N={n} tokens, which is not a perfect square")
         return side, side
     if not _is_grid(grid) or grid[0] * grid[1] != n:
         raise ValueError(f"grid must be (rows, columns) with rows * columns = N = {n}, got {grid!r}")
@@ -103,7 +110,7 @@ def _is_grid(grid):
     return isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(g, int) and g > 0 for g in grid)
 
 
-def run_patchify(x, patch_size, channels_last, backend):
+def run_patchify(x: Tensor, patch_size: int, channels_last: bool, backend: str) -> Tensor:
     """`patchify` inside a running operation."""
     check_image(x, patch_size)
     name = resolve(PATCHIFY, backend, x, x, x.shape[1] * patch_size * patch_size)
@@ -122,7 +129,9 @@ def _patchify_fake(x, patch_size, channels_last, backend):
     return x.new_empty(b, (height // p) * (width // p), c * p * p)
 
 
-def run_unpatchify(tokens, patch_size, grid_h, grid_w, channels_last, backend):
+def run_unpatchify(
+    tokens: Tensor, patch_size: int, grid_h: int, grid_w: int, channels_last: bool, backend: str
+) -> Tensor:
     """`unpatchify` inside a running operation."""
     if tokens.shape[1] != grid_h * grid_w or tokens.shape[2] % patch_size**2:
         raise ValueError(
@@ -203,22 +212,22 @@ _unpatchify_call = attach_autograd(
     "unpatchify", _unpatchify_op, _unpatchify_context, _unpatchify_backward, _unpatchify_jvp
 )
 
-CHANNELS, PATCH = 4, 2  # of problems: the latents and the patches of DiT-XL/2
+CHANNELS, PATCH = 4, 2  # of test problems: those of DiT-XL/2
 
 
-def widths(hidden_size):
-    """Elements of a patch in the models of the paper, without and with a predicted variance."""
+def widths(hidden_size: int) -> tuple[int, ...]:
+    """Elements per patch in the paper's models, without and with a predicted variance."""
     return tuple(channels * p * p for channels in (CHANNELS, 2 * CHANNELS) for p in (2, 4, 8))
 
 
 def patch_of(width: int) -> tuple[int, int]:
-    """Channels and patch size of a patch of so many elements."""
+    """Channels and patch size of a patch with ``width`` elements."""
     p = next(p for p in (8, 4, 2, 1) if width % (p * p) == 0 and (width // (p * p) >= 3 or p == 1))
     return width // (p * p), p
 
 
-def image_of(t, batch, tokens):
-    """An image (B, C, H, W) of so many tokens, a square number."""
+def image_of(t: RandomTensors, batch: int, tokens: int) -> Tensor:
+    """An image (B, C, H, W) with ``tokens`` patches, a square number."""
     side = PATCH * math.isqrt(tokens)
     return t(batch, CHANNELS, side, side)
 

@@ -4,6 +4,7 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ditfast.ops import checks, gemm
 from ditfast.ops.attention import OP as ATTENTION
@@ -19,31 +20,39 @@ from ditfast.ops.attention import (
 )
 from ditfast.ops.autocast import autocasts, linear_dtype
 from ditfast.ops.backends.log import note
-from ditfast.ops.op import Op
+from ditfast.ops.op import Backend, Op
 from ditfast.ops.registration import attach_autograd, is_tracked, register_op, reject_double_backward, run_in_backward
 from ditfast.ops.tangents import linear_tangent, register_jvp
 
 
-def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *, backend=None):
-    """``attention(h @ weight.T + bias, num_heads, scale)``.
+def qkv_attention(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    num_heads: int,
+    scale: float | None = None,
+    *,
+    backend: Backend = None,
+) -> Tensor:
+    """Compute ``attention(h @ weight.T + bias, num_heads, scale)``.
 
-    The GEMMs are the library's. Attention's backward gives the bias's gradient as well, so that no pass reads dqkv
-    for it; of the keys' part it knows that it is zero, since a bias of the keys shifts all logits of a query alike.
-    Where that gains nothing, without a kernel or without such a gradient, this is a Linear and `attention`.
+    The GEMMs are the library's. Attention's backward also computes the bias's gradient, which saves a pass over dqkv;
+    the keys' part is zero, because a bias on the keys shifts all logits of a query alike. Without a kernel or that
+    gradient, this is a Linear followed by `attention`.
 
     Args:
         h: (B, N, D) tokens.
         weight: (3*H*d, D), bias: (3*H*d,) or None of the Linear: q of all heads, then k, then v.
         num_heads: H.
         scale: factor on the logits; None for ``d ** -0.5``.
-        backend: that of `ditfast.ops.attention`.
+        backend: as for `ditfast.ops.attention`.
 
     Returns:
         (B, N, H*d) in the dtype of h; under autocast in the autocast dtype.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
-        RuntimeError: the backend asked for by name cannot run.
+        RuntimeError: a backend chosen by name cannot run.
 
     Source: Vaswani et al., "Attention Is All You Need", section 3.2.
     """
@@ -54,7 +63,7 @@ def qkv_attention(h, weight, bias, num_heads: int, scale: float | None = None, *
     name = choose_attention(OP, h, dtype, head_dim, scale, is_tracked((h, weight, bias)), backend)
     if name not in OP.kernels or bias is None or not is_tracked((bias,)):
         return attend(gemm.linear_for_inference(h, weight, bias, (name,)), num_heads, scale, name)
-    # cast here as autocast would, where autograd sees it; the bias's gradient is rounded once, to its own dtype
+    # cast here, as autocast would, so that autograd sees it; the bias's gradient is rounded once, to its own dtype
     return _call(h.to(dtype), weight.to(dtype), bias, num_heads, scale, name)[0]
 
 
@@ -71,7 +80,7 @@ def _check(h, weight, bias, num_heads):
         checks.tensor("bias", bias, "(3*H*d,)", (width,), device)
     for name, t in (("weight", weight), ("bias", bias)):
         if t is not None and t.dtype != dtype and not autocasts(h):
-            raise TypeError(f"{name} must have the dtype of h, {dtype}, outside of autocast, got {t.dtype}")
+            raise TypeError(f"{name} must have the dtype of h, {dtype}, outside autocast, got {t.dtype}")
     return width // (3 * num_heads)
 
 
@@ -148,7 +157,7 @@ def _setup_context(ctx, inputs, output):
     ctx.bias_dtype = bias.dtype
     ctx.save_for_backward(h, weight, qkv, out, lse)
     ctx.mark_non_differentiable(qkv, lse)
-    ctx.set_materialize_grads(False)  # those two have none: no zeros of their size
+    ctx.set_materialize_grads(False)  # qkv and lse have none: do not allocate zeros for them
 
 
 def _autograd_backward(ctx, dout, _dqkv, _dlse):
@@ -166,7 +175,7 @@ _call = attach_autograd("qkv_attention", _forward_op, _setup_context, _autograd_
 def _arguments(t, batch, tokens, dim):
     return {
         "h": t(batch, tokens, dim, spread=3.0),
-        "weight": t(3 * dim, dim, spread=0.3 * dim**-0.5),  # h is larger than a norm's
+        "weight": t(3 * dim, dim, spread=0.3 * dim**-0.5),  # h has a larger spread than a norm's output
         "bias": t(3 * dim, spread=0.5),
         "num_heads": heads_of(dim),
     }
@@ -192,6 +201,6 @@ OP = Op(
     arguments=_arguments,
     outputs=("out",),
     parameters=("weight", "bias"),
-    self_check=None,  # attention's stands for it
+    self_check=None,  # covered by attention's
     flops={"qkv_attention": _flops, "qkv_attention_backward": _backward_flops, "qkv_attention_jvp": _jvp_flops},
 )

@@ -1,15 +1,18 @@
 """How an operation becomes known to PyTorch: schema, fake, autograd, forward-mode AD, vmap.
 
-Under ``torch.compile`` the registered operation itself is called. In eager mode its implementation is called past the
-dispatcher, inside an ``autograd.Function`` where gradients are wanted: that costs half as much Python. Tangents are
-taken off the arguments before (`ditfast.ops.tangents`): a registered operation would silently give zero tangents.
-What a kernel cannot do is rejected: double backward, tangents of tangents.
+Under ``torch.compile`` the registered operation itself is called. Eager mode bypasses the dispatcher and calls the
+implementation directly, inside an ``autograd.Function`` if gradients are needed: that halves the Python overhead.
+Tangents are unpacked from the arguments first (`ditfast.ops.tangents`), since a registered operation would silently
+return zero tangents. Double backward and tangents of tangents raise an error.
 """
 
 import sys
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 from ditfast.ops.backends.log import current_log, record_in
@@ -18,15 +21,15 @@ from ditfast.ops.vmap import vmap_rule
 
 NAMESPACE = __package__.partition(".")[0]  # "ditfast", or the name under which a copy was loaded
 _library = torch.library.Library(NAMESPACE, "DEF")
-_implementations = {}  # operation -> the Python function that it runs on a CPU or a GPU
-_forms = {}  # operation -> its `Form`
-_calls = {}  # operation -> the function that calls it with its autograd
-# types that arguments of operations have: of all tensors, those that are just memory
-_ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
+_implementations: dict[OpOverload, Callable] = {}  # operation -> its Python implementation, for any device
+_forms: dict[OpOverload, "Form"] = {}
+_calls: dict[OpOverload, Callable] = {}  # operation -> the function that calls it with autograd
+# argument types of operations; of all tensors, only plain memory
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
 
 
 class Form(NamedTuple):
-    """How an operation was registered, for those that are made of it."""
+    """How an operation was registered, for operations derived from it."""
 
     name: str
     fake: object
@@ -35,17 +38,26 @@ class Form(NamedTuple):
     shared: tuple[str, ...]
 
 
-def describe(op) -> Form:
+def describe(op: OpOverload) -> Form:
+    """How ``op`` was registered."""
     return _forms[op]
 
 
-def register_op(schema: str, implementation, fake, rules: dict[str, str], *, sample_dims=None, shared=()):
+def register_op(
+    schema: str,
+    implementation: Callable,
+    fake: Callable,
+    rules: dict[str, str],
+    *,
+    sample_dims: tuple[int | None, ...] | None = None,
+    shared: tuple[str, ...] = (),
+) -> OpOverload:
     """Register ``ditfast::<schema>`` for CPU and CUDA and return the operation.
 
     Args:
         schema: its last argument is the backend.
-        rules: what the tensors must be, as in `ditfast.ops.sizes`.
-        sample_dims, shared: see `vmap_rule`; left out, vmap makes one call after the other.
+        rules: shapes and dtypes of the tensors, see `ditfast.ops.sizes`.
+        sample_dims, shared: see `vmap_rule`; without them vmap calls the operation in a loop.
     """
     sizes = Sizes(schema, rules)
     name, guarded = sizes.op, _on_its_device(implementation)
@@ -69,7 +81,7 @@ def _with_checks(sizes: Sizes, function):
 
 
 def _on_its_device(implementation):
-    """Kernels are launched on the current device: make it that of the first argument."""
+    """Make the first argument's device current, since kernels are launched on the current device."""
 
     def guarded(x, *args):
         if not x.is_cuda or x.get_device() == torch.cuda.current_device():
@@ -80,8 +92,8 @@ def _on_its_device(implementation):
     return guarded
 
 
-def call_below_autograd(op, *args):
-    """Call ``op`` where its autograd has nothing to do."""
+def call_below_autograd(op: OpOverload, *args: object) -> Any:
+    """Call ``op`` without autograd."""
     if torch.compiler.is_compiling():
         return _call_traced(op, args)
     with torch._C._AutoDispatchBelowAutograd():
@@ -90,14 +102,14 @@ def call_below_autograd(op, *args):
 
 
 def _call_traced(op, args):
-    """Call ``op`` where it may be written down: as its formulas into ONNX, which has no such operation."""
+    """Call ``op`` where a tracer may record it; ONNX, which has no such operation, gets its formulas."""
     if not torch.compiler.is_dynamo_compiling() and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():
         return _implementations[op](*args[:-1], "reference")
     return op(*args)
 
 
-def is_intercepted(args) -> bool:
-    """Whether others than a kernel may want the call: modes, transforms, tracing, subclasses."""
+def is_intercepted(args: Sequence) -> bool:
+    """Whether something must see this call before a kernel does: a mode, transform, tracer or subclass."""
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return True
     if torch._C._get_tracing_state() is not None or not (args[0].is_cuda or args[0].is_cpu):
@@ -105,13 +117,13 @@ def is_intercepted(args) -> bool:
     return not _ORDINARY.issuperset(map(type, args))
 
 
-def is_tracked(args) -> bool:
-    """Whether anything wants derivatives of this call: autograd, forward-mode AD or a function transform."""
+def is_tracked(args: Sequence) -> bool:
+    """Whether anything differentiates this call: autograd, forward-mode AD or a function transform."""
     if forward_ad._current_level >= 0 or _is_transformed():
         return True
     if torch.is_grad_enabled():
         for a in args:
-            if isinstance(a, torch.Tensor) and a.requires_grad:
+            if isinstance(a, Tensor) and a.requires_grad:
                 return True
     return False
 
@@ -121,18 +133,18 @@ def _is_transformed():
 
 
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # what is_grads_batched=True makes of a gradient
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # gradients under is_grads_batched=True
 
 
-def run_in_backward(op, *args):
-    """Call ``op`` inside a backward: with its own autograd only where that is differentiated, or may be."""
-    if any(_is_batched(a) for a in args if isinstance(a, torch.Tensor)):
+def run_in_backward(op: OpOverload, *args: object) -> Any:
+    """Call ``op`` inside a backward; with its own autograd only if that backward may be differentiated."""
+    if any(_is_batched(a) for a in args if isinstance(a, Tensor)):
         return op(*args)
     return _calls[op](*args) if torch.is_grad_enabled() else call_below_autograd(op, *args)
 
 
-def reject_double_backward(name: str, backward_op) -> None:
-    """Make the gradients of ``name`` say that they cannot be differentiated; they would pass for constants."""
+def reject_double_backward(name: str, backward_op: OpOverload) -> None:
+    """Make differentiating the gradients of ``name`` an error; they would be taken for constants."""
 
     why = f"{name}: double backward is not supported by the kernels; use backend='reference'"
 
@@ -142,15 +154,22 @@ def reject_double_backward(name: str, backward_op) -> None:
     attach_autograd(name, backward_op, lambda ctx, inputs, output: None, backward, no_jvp=why)
 
 
-def attach_autograd(name: str, op, setup_context, backward, jvp=None, no_jvp=None):
+def attach_autograd(
+    name: str,
+    op: OpOverload,
+    setup_context: Callable,
+    backward: Callable,
+    jvp: Callable | None = None,
+    no_jvp: str | None = None,
+) -> Callable:
     """Attach gradients to ``op`` and return the function to call.
 
     Args:
-        setup_context, backward: as in ``torch.library.register_autograd``; ``backward`` calls operations with
+        setup_context, backward: as in ``torch.library.register_autograd``; ``backward`` calls operations through
             `run_in_backward`.
-        jvp: a function of the arguments and a tangent (or None) of each tensor among them, which returns the outputs
-            of ``op`` and the tangents of the first of them. None: there is none.
-        no_jvp: why.
+        jvp: (arguments, a tangent or None for each tensor among them) -> (outputs of ``op``, tangents of the leading
+            ones). None if unsupported.
+        no_jvp: the error message in that case.
     """
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
     no_jvp = no_jvp or f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'"
@@ -174,8 +193,8 @@ def attach_autograd(name: str, op, setup_context, backward, jvp=None, no_jvp=Non
     return call
 
 
-def may_be_dual():
-    """Whether arguments may have tangents here; inside a vmap inside a jvp they appear further down."""
+def may_be_dual() -> bool:
+    """Whether arguments may carry tangents here; in a vmap inside a jvp they surface only at a lower level."""
     return forward_ad._current_level >= 0 and (torch.compiler.is_compiling() or not _is_in_vmap())
 
 
@@ -185,30 +204,30 @@ def _is_in_vmap():
 
 
 def _take_apart(op, names, args):
-    """The arguments without tangents, and of each that is a tensor or None its tangent or None."""
+    """The arguments without tangents, and for each that is a tensor or None, its tangent or None."""
     primals, tangents = [], []
     for name, a in zip(names, args, strict=True):
         primal = tangent = None
-        if isinstance(a, torch.Tensor):
+        if isinstance(a, Tensor):
             primal, tangent = forward_ad.unpack_dual(a)
             if tangent is not None and tangent.dtype != a.dtype:
                 raise TypeError(f"{op}: the tangent of {name} must have its dtype, {a.dtype}, got {tangent.dtype}")
         primals.append(a if tangent is None else primal)
-        if a is None or isinstance(a, torch.Tensor):
+        if a is None or isinstance(a, Tensor):
             tangents.append(tangent)
     return primals, tangents
 
 
 def _put_together(outputs, tangents):
-    """The outputs, the first of them with tangents."""
-    if isinstance(outputs, torch.Tensor):
+    """Attach the tangents to the leading outputs."""
+    if isinstance(outputs, Tensor):
         return forward_ad.make_dual(outputs, tangents[0])
     duals = [forward_ad.make_dual(*pair) for pair in zip(outputs, tangents, strict=False)]
     return *duals, *outputs[len(duals) :]
 
 
 def _functions(name, op, setup_context, backward, jvp, no_jvp):
-    """The same ``autograd.Function`` twice: as function transforms need it, and as it costs less to call."""
+    """Two versions of one ``autograd.Function``: for function transforms, and a cheaper one for eager mode."""
     returned = len(op._schema.returns)
 
     def forward(*args):
@@ -223,26 +242,26 @@ def _functions(name, op, setup_context, backward, jvp, no_jvp):
     def recorded_backward(ctx, *grads):
         if ctx.log is None:
             return backward(ctx, *grads)
-        with record_in(ctx.log):  # it may run in another thread
+        with record_in(ctx.log):  # backward may run in another thread
             return backward(ctx, *grads)
 
     def setup_in_transforms(ctx, inputs, output):
         setup_context(ctx, inputs, output)
         if forward_ad._current_level >= 0:
-            ctx.save_for_forward(*(a for a in inputs if isinstance(a, torch.Tensor)))
-            ctx.others = [None if isinstance(a, torch.Tensor) else (a,) for a in inputs]
+            ctx.save_for_forward(*(a for a in inputs if isinstance(a, Tensor)))
+            ctx.others = [None if isinstance(a, Tensor) else (a,) for a in inputs]
 
     def second_pass(ctx, *tangents):
-        """Tangents of a call whose arguments did not show them, because of a vmap or grad inside of the jvp."""
+        """Tangents of a call that could not see them on its arguments: a vmap or grad inside the jvp hid them."""
         if jvp is None:
             raise NotImplementedError(no_jvp)
         tensors = iter(ctx.saved_tensors)
         args = [next(tensors) if other is None else other[0] for other in ctx.others]
-        tangents = [t for a, t in zip(args, tangents, strict=True) if a is None or isinstance(a, torch.Tensor)]
+        tangents = [t for a, t in zip(args, tangents, strict=True) if a is None or isinstance(a, Tensor)]
         outputs, found = jvp(args, tangents)
         if returned == 1:
             return found[0]
-        rest = outputs[len(found) :]  # not differentiable, which a vmap does not know
+        rest = outputs[len(found) :]  # not differentiable, but vmap needs a tensor
         return *found, *(torch.zeros_like(t) if _is_in_vmap() else None for t in rest)
 
     pair = (
@@ -251,7 +270,7 @@ def _functions(name, op, setup_context, backward, jvp, no_jvp):
             "backward": staticmethod(backward),
             "setup_context": staticmethod(setup_in_transforms),
             "jvp": staticmethod(second_pass),
-            "generate_vmap_rule": True,  # forward and backward meet the rules of the operations in them
+            "generate_vmap_rule": True,  # the operations inside have their own rules
         },
         {"forward": staticmethod(forward_with_context), "backward": staticmethod(recorded_backward)},
     )
@@ -259,7 +278,7 @@ def _functions(name, op, setup_context, backward, jvp, no_jvp):
 
 
 def _apply(function, args):
-    """``function.apply(*args)`` outside of function transforms, in half the time."""
-    # tensors that were kept from a transform beyond its end, as `apply` takes them
-    args = [_unwrap_if_dead(a) if isinstance(a, torch.Tensor) else a for a in args]
+    """``function.apply(*args)`` outside function transforms, in half the time."""
+    # as `apply` does: tensors that outlived their transform
+    args = [_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args]
     return super(torch.autograd.Function, function).apply(*args)

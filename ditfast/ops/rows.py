@@ -1,15 +1,17 @@
-"""What the operations over token rows (B, N, D) share: the limits of their kernels, and the tensors of a problem."""
+"""Shared by the operations over token rows (B, N, D): their kernels' limits and test problems."""
 
-import torch
+from torch import Tensor
 
 from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
-from ditfast.ops.op import Op
+from ditfast.ops.op import Backend, Op, RandomTensors
 
 
-def choose_for_rows(op: Op, requested, x, y, bias, *modulation) -> str:
-    """`choose`, where one row of modulation per token goes to the reference, unless the call names another."""
+def choose_for_rows(
+    op: Op, requested: Backend, x: Tensor, y: Tensor | None, bias: Tensor | None, *modulation: Tensor
+) -> str:
+    """`choose`, except that per-token modulation goes to the reference unless the call names a backend."""
     per_token = False
     for m in modulation:
         per_token = per_token or m.dim() == 3
@@ -24,7 +26,7 @@ def choose_for_rows(op: Op, requested, x, y, bias, *modulation) -> str:
     )
 
 
-def _unsupported(per_token: bool, x: torch.Tensor, *others) -> str | None:
+def _unsupported(per_token: bool, x: Tensor, *others) -> str | None:
     """Why the row kernels cannot take these tensors; None if they can."""
     if per_token:
         return "modulation of shape (B, N, D), one row per token, has no kernel"
@@ -34,12 +36,12 @@ def _unsupported(per_token: bool, x: torch.Tensor, *others) -> str | None:
     return why_not_dtype(x, *others)
 
 
-def random_modulation(t, batch: int, dim: int, *names: str) -> dict[str, torch.Tensor]:
-    """Rows of modulation (B, D) by name for a problem: views of one (B, 6D) tensor, as adaLN makes them."""
+def random_modulation(t: RandomTensors, batch: int, dim: int, *names: str) -> dict[str, Tensor]:
+    """Named rows of modulation (B, D): views of one (B, 6D) tensor, as adaLN makes them."""
     return dict(zip(names, t(batch, 6 * dim).chunk(6, dim=1), strict=False))
 
 
-def random_residual(t, batch: int, tokens: int, dim: int, *names: str) -> dict[str, torch.Tensor]:
-    """x, y (B, N, D), rows of modulation by name, bias (D,): a residual stream and a branch to be added to it."""
+def random_residual(t: RandomTensors, batch: int, tokens: int, dim: int, *names: str) -> dict[str, Tensor]:
+    """x, y (B, N, D), named rows of modulation, bias (D,): a residual stream and a branch to add to it."""
     x, y = t(batch, tokens, dim, stream=True, spread=3.0), t(batch, tokens, dim)
     return {"x": x, "y": y, **random_modulation(t, batch, dim, *names), "bias": t(dim, stream=True)}

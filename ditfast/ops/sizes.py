@@ -1,23 +1,24 @@
-"""What a registered operation checks when it is called by its own name, as compiled graphs call it.
+"""What a registered operation checks when called by its registered name, as compiled graphs do.
 
-Kernels get addresses and trust the sizes that come with them. The public functions check their arguments with better
-words, and their own calls do not come by here.
+Kernels receive addresses and trust the sizes that come with them. The public functions check their arguments with
+better messages and skip this.
 """
 
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
-_MANY = 1024  # signatures that are remembered
+_MANY = 1024  # signatures to remember
 
 
 class Rule(NamedTuple):
-    """What one argument must be."""
+    """The rule for one argument."""
 
     position: int
     name: str
-    sizes: tuple[tuple[int, str], ...]  # of each dimension: a number times letters
+    sizes: tuple[tuple[int, str], ...]  # per dimension: a number times letters
     is_dense: bool
-    dtype: str | None  # its name, or the argument that has the same
+    dtype: str | None  # a dtype's name, or the argument to share it with
 
 
 class Sizes:
@@ -26,8 +27,8 @@ class Sizes:
     Args:
         schema: of the operation.
         rules: argument -> its sizes, separated by commas. Each is a product of letters with at most one number in
-            front, as in "B,N,3E"; a letter is the size where it first stands alone. Behind them may come "dense"
-            (contiguous) and a dtype, or an argument that has the same: "B,N,E dense qkv".
+            front, as in "B,N,3E"; a letter is bound where it first stands alone. "dense" (contiguous) and a dtype, or
+            an argument to share it with, may follow: "B,N,E dense qkv".
     """
 
     def __init__(self, schema: str, rules: dict[str, str]):
@@ -35,20 +36,20 @@ class Sizes:
         names = [argument.split()[-1] for argument in arguments.split(", ")]
         self.rules = [_parse(names.index(name), name, *rule.split()) for name, rule in rules.items()]
         self.positions = {name: names.index(name) for name in rules}
-        self._right = set()  # signatures of calls that kept the rules
+        self._right: set[tuple] = set()  # signatures that passed
 
-    def check(self, args) -> None:
-        """Raises ValueError or TypeError for arguments that break a rule."""
+    def check(self, args: Sequence) -> None:
+        """Raise a ValueError or TypeError if an argument breaks a rule."""
         signature = tuple(
             None if args[i] is None else (args[i].shape, args[i].dtype, args[i].is_contiguous())
             for i in self.positions.values()
         )
         if signature in self._right:
             return
-        sizes = {}
+        sizes: dict[str, int] = {}
         for rule in self.rules:
             t = args[rule.position]
-            if t is not None and (t.dim() != 1 or t.numel()):  # an empty vector stands for what was not kept
+            if t is not None and (t.dim() != 1 or t.numel()):  # an empty vector stands for something not saved
                 self._check_one(rule, args, sizes)
         if len(self._right) >= _MANY:
             self._right.clear()

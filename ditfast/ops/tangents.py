@@ -1,30 +1,36 @@
-"""Forward-mode AD of the registered operations: one call gives outputs and tangents.
+"""Forward-mode AD of the registered operations: one call computes outputs and tangents.
 
-PyTorch asks an ``autograd.Function`` for its outputs first and for their tangents afterwards, which takes two passes,
-and ``torch.compile`` rejects such a Function. So dual tensors are taken apart before an operation is called and put
-together after it; a second operation, ``ditfast::<name>_jvp``, takes the tangents as well. Its outputs have the
-gradients of the first one's, and their tangents none: it says so where one is wanted.
+PyTorch asks an ``autograd.Function`` for its outputs first and their tangents later, which takes two passes, and
+``torch.compile`` rejects such a Function. So dual tensors are unpacked before the call and repacked after it, and a
+second operation, ``ditfast::<name>_jvp``, takes the tangents too. Its outputs have the same gradients as those of the
+first; asking for the gradient of a tangent raises an error.
 
-Tangents have the name of what they belong to with ``_t`` behind it, its shape and its dtype; None stands for zero.
+The tangent of ``a`` is called ``a_t`` and has its shape and dtype; None stands for zero.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch._ops import OpOverload
 
 from ditfast.ops.registration import attach_autograd, describe, register_op
 
 _functorch = torch._C._functorch
 
 
-def register_jvp(op, implementation, setup_context, backward, outputs: int):
-    """Register ``ditfast::<name>_jvp`` and return what `attach_autograd` of ``op`` takes as its ``jvp``.
+def register_jvp(
+    op: OpOverload, implementation: Callable, setup_context: Callable, backward: Callable, outputs: int
+) -> Callable:
+    """Register ``ditfast::<name>_jvp`` and return the ``jvp`` to pass to `attach_autograd` for ``op``.
 
     Args:
         op: the operation; its last argument is the backend.
-        implementation: takes the arguments of ``op`` and before the backend a tangent (or None) of each tensor;
-            returns its outputs, then the tangents of the first of them.
+        implementation: takes the arguments of ``op`` and, before the backend, a tangent (or None) for each tensor;
+            returns the outputs, then the tangents of the leading ones.
         setup_context, backward: those of ``op``.
-        outputs: how many of the outputs have tangents; the others have no gradients either.
+        outputs: how many leading outputs have tangents; the others have no gradients either.
     """
     form = describe(op)
     *arguments, _ = op._schema.arguments
@@ -38,7 +44,7 @@ def register_jvp(op, implementation, setup_context, backward, outputs: int):
 
     def setup(ctx, inputs, output):
         setup_context(ctx, (*inputs[:count], inputs[-1]), output[:returned] if returned > 1 else output[0])
-        ctx.set_materialize_grads(False)  # a tangent that nobody differentiates has None
+        ctx.set_materialize_grads(False)  # None for a tangent that is not differentiated
         ctx.likes = [(t.shape, t.dtype) for t in output[:outputs]]
 
     def backward_of_outputs(ctx, *grads):
@@ -77,20 +83,20 @@ def register_jvp(op, implementation, setup_context, backward, outputs: int):
 
 
 def _without_history(args, tangents):
-    """The tangents without what led to them, which PyTorch's Linears keep for a gradient that is refused here anyway.
+    """Detach the tangents: PyTorch's Linears save tensors for their gradients, which are an error here anyway.
 
-    Only where it is refused: where the outputs are differentiated in every way in which the tangents would be.
+    Only where they are an error: where the outputs are differentiated in every way in which the tangents would be.
     """
     stack = _functorch.get_interpreter_stack() or ()
     if sum(each.key() == _functorch.TransformType.Jvp for each in stack) > 1:
         return tangents
-    if not _tracked_levels(tangents) <= _tracked_levels(a for a in args if isinstance(a, torch.Tensor)):
+    if not _tracked_levels(tangents) <= _tracked_levels(a for a in args if isinstance(a, Tensor)):
         return tangents
     return [None if t is None else t.detach() for t in tangents]
 
 
 def _tracked_levels(tensors):
-    """The levels of function transforms at which any of these wants a gradient; -1 is ordinary autograd."""
+    """The function-transform levels at which any of these requires a gradient; -1 is ordinary autograd."""
     found = set()
     for t in tensors:
         while t is not None:
@@ -100,10 +106,17 @@ def _tracked_levels(tensors):
     return found
 
 
-def linear_tangent(x, weight, x_t, weight_t, bias_t, linear=F.linear):
+def linear_tangent(
+    x: Tensor,
+    weight: Tensor,
+    x_t: Tensor | None,
+    weight_t: Tensor | None,
+    bias_t: Tensor | None,
+    linear: Callable = F.linear,
+) -> Tensor | None:
     """The tangent of ``linear(x, weight, bias)``, x (M, I), weight (O, I); None for zero."""
     if x_t is None and weight_t is None:
-        # a copy: an operation may not return what it was given
+        # a copy: an operation may not return its input
         return None if bias_t is None else bias_t.repeat(x.shape[0], 1)
     if x_t is None:
         return linear(x, weight_t, bias_t)

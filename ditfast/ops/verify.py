@@ -1,8 +1,8 @@
-"""Run the self-check ahead of time, for the shapes that DiT models have, and keep the answers.
+"""Run the self-check ahead of time for the shapes of DiT models and cache the results.
 
-`verify` runs it in this process. `verify_in_subprocess` runs it in a child process, so that a kernel that crashes
-cannot take this one down: it counts as failed, and another child goes on with the rest. Where a child was killed,
-nothing is kept of the kernel that it was at.
+`verify` runs in this process. `verify_in_subprocess` uses a child process, so that a crashing kernel cannot take this
+one down: that kernel counts as failed, and a new child continues with the rest. If a child is killed from outside,
+nothing is cached for the kernel it was checking.
 """
 
 import json
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -24,11 +24,13 @@ from ditfast.ops.op import PRECISIONS
 
 HIDDEN_SIZES = (384, 768, 1024, 1152)  # S, B, L, XL
 CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)]  # exit statuses
-RESTART = 75  # exit status of a child whose GPU is unusable after a kernel that it has reported
+RESTART = 75  # exit status of a child whose GPU became unusable after a kernel it has reported
 
 
-def kernels_to_check(device_type: str, hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> list[tuple]:
-    """(op, backend, stream dtype, branch dtype, width) of all that a DiT of these sizes may run on such a device."""
+def kernels_to_check(
+    device_type: str, hidden_sizes: Sequence[int] = HIDDEN_SIZES, precisions: Sequence[str] = tuple(PRECISIONS)
+) -> list[tuple]:
+    """(op, backend, stream dtype, branch dtype, width) of every kernel that such DiTs may run on this device type."""
     found = []
     for op in ops.ALL:
         if op.self_check is None:
@@ -46,36 +48,37 @@ def kernels_to_check(device_type: str, hidden_sizes=HIDDEN_SIZES, precisions=tup
 
 
 def verify(
-    device=None,
-    hidden_sizes=HIDDEN_SIZES,
-    precisions=tuple(PRECISIONS),
+    device: torch.device | str | None = None,
+    hidden_sizes: Sequence[int] = HIDDEN_SIZES,
+    precisions: Sequence[str] = tuple(PRECISIONS),
     progress: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """Check every kernel on this machine now, whatever the cache says, and keep the answers.
+    """Check every kernel on this machine now, ignoring the cache, and cache the results.
 
     Args:
         device: a device or its name; None for the current CUDA device.
-        hidden_sizes: D of the models of interest.
+        hidden_sizes: D of each model of interest.
         precisions: any of "bf16", "autocast", "fp16", "fp32".
-        progress: called with each result.
+        progress: called with each result as it arrives.
 
     Raises:
-        ValueError: an unknown precision.
+        ValueError: a precision is unknown.
         RuntimeError: no kernel can run on the device.
     """
     for name in precisions:
         if name not in PRECISIONS:
             raise ValueError(f"precisions must be among {', '.join(PRECISIONS)}, got {name!r}")
-    device = _device(device)
-    results = []
-    for result in _check_all(_require_any(kernels_to_check(device.type, hidden_sizes, precisions), device), device):
+    target, results = _device(device), []
+    for result in _check_all(_require_any(kernels_to_check(target.type, hidden_sizes, precisions), target), target):
         results.append(result)
         progress(result)
     return results
 
 
-def verify_in_subprocess(hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)) -> Iterator[Result]:
-    """As `verify`, in a child process; yields results as they come.
+def verify_in_subprocess(
+    hidden_sizes: Sequence[int] = HIDDEN_SIZES, precisions: Sequence[str] = tuple(PRECISIONS)
+) -> Iterator[Result]:
+    """Like `verify`, but in a child process; yield results as they arrive.
 
     Raises:
         RuntimeError: no kernel can run on the device, or a child cannot be started.
@@ -86,16 +89,17 @@ def verify_in_subprocess(hidden_sizes=HIDDEN_SIZES, precisions=tuple(PRECISIONS)
         start, before = time.perf_counter(), len(pending)
         status = yield from _run_child(pending, device)
         if status in (0, RESTART) and len(pending) == before:
-            raise RuntimeError(f"the process that checks kernels ended with status {status} and checked none")
+            raise RuntimeError(f"the kernel-checking process exited with status {status} before checking any")
         if status not in (0, RESTART) and pending:
             op, *key = pending.pop(0)
             if status in CRASHES:
                 cache.store(device, selfcheck.label(op, *key), False)
-            yield Result(op.name, *key, f"the process died, exit status {status}", time.perf_counter() - start, False)
+            reason, seconds = f"the process died, exit status {status}", time.perf_counter() - start
+            yield Result(op.name, *key, reason, seconds, False)  # type: ignore[call-arg]  # key is four values
 
 
 def _run_child(pending, device):
-    """Start a child on all that is pending; yields its results, and returns its exit status."""
+    """Run a child on everything pending; yield its results and return its exit status."""
     keys = [[op.name, backend, _name(s), _name(b), width] for op, backend, s, b, width in pending]
     command = [sys.executable, "-m", "ditfast.ops.verify"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -107,12 +111,12 @@ def _run_child(pending, device):
             child.stdin.write(json.dumps([str(device), keys]))
             child.stdin.close()
         except BrokenPipeError:
-            pass  # it is dead already, as the next line finds
+            pass  # already dead, which the next line detects
         if child.stdout.readline().strip() != "ready":
             child.wait()
             errors.seek(0)
             why = (errors.read().strip() or "no message").splitlines()[-1]
-            raise RuntimeError(f"the process that checks kernels did not start: {why}")
+            raise RuntimeError(f"the kernel-checking process did not start: {why}")
         try:
             for line in child.stdout:
                 op, *key = pending.pop(0)
@@ -142,8 +146,8 @@ def _device(device):
 def _require_any(found, device):
     if not found:
         reasons = dict.fromkeys(why_not(op, name, device.type) for op in ops.ALL for name in op.kernels)
-        why = "; ".join(filter(None, reasons)) or "no kernel is chosen unasked in these precisions"
-        raise RuntimeError(f"there is nothing to verify here: {why}")
+        why = "; ".join(filter(None, reasons)) or "the automatic choice takes no kernel in these precisions"
+        raise RuntimeError(f"nothing to verify here: {why}")
     return found
 
 
@@ -162,7 +166,7 @@ def main() -> None:
         if not result.was_compared and device.type == "cuda":
             try:
                 torch.cuda.synchronize()
-            except RuntimeError:  # after a fault every later check would fail too
+            except RuntimeError:  # after a GPU fault every later check would fail too
                 os._exit(RESTART)
 
 

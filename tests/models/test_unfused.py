@@ -125,8 +125,8 @@ def test_not_under_autocast_nor_by_name(problem, taken):
         ),
         ("mlp.fc1.bias", torch.ones(1), r"b1 must have shape \(F,\) = \(128,\), got \(1,\)"),
         ("attn.qkv.weight", torch.ones(96, 32).double(), "must have the dtype of h, torch.float32"),
-        ("attn.qkv.weight", torch.ones(96, 32, device="meta"), "must be on the device of the first argument, cpu"),
-        ("norm1.eps", -1.0, "eps must be a finite number of at least 0, got -1.0"),
+        ("attn.qkv.weight", torch.ones(96, 32, device="meta"), "must be on the first argument's device, cpu"),
+        ("norm1.eps", -1.0, "eps must be a finite number >= 0, got -1.0"),
         ("attn.scale", float("nan"), "scale must be a finite number or None, got nan"),
     ),
 )

@@ -172,7 +172,7 @@ def autocast(kind):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_under_autocast(backend):
-    """The qkv Linear gives the autocast dtype, attention keeps it, and backward runs outside of autocast."""
+    """The qkv Linear gives the autocast dtype, attention keeps it, and backward runs outside autocast."""
     torch.manual_seed(0)
     linear, x = torch.nn.Linear(24, 3 * 2 * 64), torch.randn(2, 9, 24)
 

@@ -159,12 +159,12 @@ def test_triton_on_the_cpu_needs_the_interpreter():
     reason = in_process(WITHOUT_INTERPRETER, TRITON_INTERPRET="0")
     assert reason == (
         "layer_norm_modulate: backend 'triton' cannot run: "
-        "triton needs a CUDA tensor, or TRITON_INTERPRET=1, and this one is on cpu"
+        "triton needs a CUDA tensor, or TRITON_INTERPRET=1, got a tensor on cpu"
     )
 
 
 CANNOT = {
-    "float64": (dict(dtype=torch.float64), "the kernels take float32, float16 and bfloat16, got torch.float64"),
+    "float64": (dict(dtype=torch.float64), "the kernels support float32, float16 and bfloat16, got torch.float64"),
     "width": (dict(d=12), "the kernels need D to be a multiple of 8, at most 8192, got 12"),
     "wide": (dict(d=8200), "the kernels need D to be a multiple of 8, at most 8192, got 8200"),
     "per token": (dict(per_token=True), r"modulation of shape \(B, N, D\), one row per token, has no kernel"),
@@ -187,8 +187,8 @@ def test_automatic_choice_takes_the_reference_instead(arguments, device):
     ("qkv", "reason"),
     [
         (torch.zeros(1, 3, 24, dtype=torch.float64), "float32, float16, bfloat16, got torch.float64"),
-        (torch.zeros(1, 3, 3 * 257), "head dim of at most 256, got 257"),
-        (torch.zeros(1, 3, 24, device="meta"), "host needs a CPU tensor, and this one is on meta"),
+        (torch.zeros(1, 3, 3 * 257), "head dims up to 256, got 257"),
+        (torch.zeros(1, 3, 24, device="meta"), "host needs a CPU tensor, got a tensor on meta"),
     ],
     ids=("float64", "head dim", "device"),
 )
@@ -227,7 +227,7 @@ def test_an_extension_of_older_sources(monkeypatch):
     monkeypatch.setitem(availability._installed, "ditfast._C", True)
     monkeypatch.setitem(sys.modules, "ditfast._C", types.ModuleType("ditfast._C"))
     monkeypatch.setattr("ditfast._C", sys.modules["ditfast._C"], raising=False)
-    with pytest.raises(RuntimeError, match="'host' cannot run: .* older than ditfast and has no .*: build it again"):
+    with pytest.raises(RuntimeError, match="'host' cannot run: .* older than ditfast and lacks .*: rebuild it"):
         choose(ops.ATTENTION, "host", "cpu")
     with torch.no_grad():
         assert DiT(input_size=8, hidden_size=64, depth=1, num_heads=2)(*LATENTS).isfinite().all()

@@ -78,7 +78,7 @@ def test_dtype(op, name, dtype):
 @pytest.mark.parametrize(("op", "name"), [pair for pair in TENSORS if pair[1] != FIRST[pair[0]]])
 def test_device(op, name):
     rejects(
-        op, ValueError, f"{name} must be on the device of the first argument, cpu, got meta",
+        op, ValueError, f"{name} must be on the first argument's device, cpu, got meta",
         **{name: good(op)[name].to("meta")},
     )  # fmt: skip
 
@@ -141,9 +141,9 @@ RULES = [
      {"num_heads": 5}),
     ("qkv_attention", ValueError, "weight must have a first size divisible by 3 * num_heads=6, got 0",
      {"weight": torch.zeros(0, 8)}),
-    ("qkv_attention", TypeError, "weight must have the dtype of h, torch.float16, outside of autocast",
+    ("qkv_attention", TypeError, "weight must have the dtype of h, torch.float16, outside autocast",
      {"h": torch.zeros(2, 4, 8).half()}),
-    ("qkv_attention", TypeError, "bias must have the dtype of h, torch.float32, outside of autocast, got torch.f",
+    ("qkv_attention", TypeError, "bias must have the dtype of h, torch.float32, outside autocast, got torch.f",
      {"bias": torch.zeros(384).double()}),
     ("patchify", ValueError, "x must have H and W divisible by patch_size=4, got shape (2, 3, 4, 6)",
      {"patch_size": 4}),
@@ -151,7 +151,7 @@ RULES = [
      {"x": torch.zeros(2, 3, 5, 6)}),
     ("unpatchify", ValueError, "tokens must have a last size divisible by patch_size**2=25, got 12",
      {"patch_size": 5}),
-    ("unpatchify", ValueError, "grid must be given for N=6 tokens, which is no square", {"grid": None}),
+    ("unpatchify", ValueError, "grid must be given for N=6 tokens, which is not a perfect square", {"grid": None}),
     ("unpatchify", ValueError, "grid must be (rows, columns) with rows * columns = N = 6, got (2, 2)",
      {"grid": (2, 2)}),
     ("unpatchify", ValueError, "grid must be (rows, columns) with rows * columns = N = 6, got (6,)", {"grid": (6,)}),

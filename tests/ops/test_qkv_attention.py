@@ -271,7 +271,7 @@ def test_opcheck(backend, kind, requires_grad):
 def test_named_backend_that_cannot_run():
     h, weight, bias = inputs("fp32", (2, 5, 2, 40, 16))
     with pytest.raises(
-        RuntimeError, match="qkv_attention: backend 'triton' cannot run: it takes a head dim of 64 or"
+        RuntimeError, match="qkv_attention: backend 'triton' cannot run: it supports head dims 64 and"
     ):
         ops.qkv_attention(h, weight, bias, 2, backend="triton")
     with pytest.raises(

@@ -352,7 +352,7 @@ sys.exit({verify.RESTART} if first else 0)
 
 def test_a_child_that_checks_nothing_is_an_error(monkeypatch, tmp_path):
     child_process(monkeypatch, tmp_path, "print('ready')")
-    with pytest.raises(RuntimeError, match="ended with status 0 and checked none"):
+    with pytest.raises(RuntimeError, match="exited with status 0 before checking any"):
         list(verify.verify_in_subprocess(hidden_sizes=(32,), precisions=("fp32",)))
 
 

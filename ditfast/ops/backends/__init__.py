@@ -1,1 +1,1 @@
-"""Which backend an operation runs on: what can run, what was asked for, what is right here, what is fastest."""
+"""Backend choice: which ones can run, which was requested, which is correct here, which is fastest."""

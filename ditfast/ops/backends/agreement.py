@@ -1,28 +1,29 @@
-"""One answer for all ranks of a job: what rank 0 found.
+"""One answer for all ranks of a job: rank 0's.
 
-Ranks ask when they first need an answer, which need not be at the same time, and some never ask. So an answer goes
-through the job's key-value store, where none waits for any rank but the first, and not through a collective. What a
-rank knew before the job began it keeps.
+Ranks ask when they first need an answer: not necessarily at the same time, and some never do. So answers go through
+the job's key-value store, where ranks only ever wait for rank 0, and not through a collective. A rank keeps answers
+from before the job started.
 """
 
 import json
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
-PATIENCE = timedelta(minutes=5)  # how long to wait for rank 0 to ask and answer
-BRIEF = timedelta(seconds=1)  # after a first time in vain
+PATIENCE = timedelta(minutes=5)  # how long to wait for rank 0's answer
+BRIEF = timedelta(seconds=1)  # after a first timeout
 _is_patient = True
-_is_alone = False  # while this rank finds an answer by itself, it waits for none of those that it needs for it
+_is_alone = False  # while this rank finds an answer itself, it does not wait for the answers that it depends on
 
 
-def from_rank_zero(name: str, find: Callable):
-    """``find()``, a JSON value, of rank 0 on every rank; this rank's own where there is no job.
+def from_rank_zero(name: str, find: Callable) -> Any:
+    """Return rank 0's ``find()``, a JSON value, on every rank; outside a job, this process's own.
 
-    Rank 0 does not wait for others. If it gives no answer within `PATIENCE`, a rank finds one by itself, with a
-    warning, and waits for the next only briefly.
+    Rank 0 never waits. If it does not answer within `PATIENCE`, a rank warns, finds the answer itself and waits only
+    briefly from then on.
     """
     if _is_alone or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return find()
@@ -33,10 +34,10 @@ def from_rank_zero(name: str, find: Callable):
     try:
         store.wait([key], PATIENCE if _is_patient else BRIEF)
         answer = json.loads(store.get(key))
-    except dist.DistNetworkError:  # the store is gone, and with it the job
+    except dist.DistNetworkError:  # the store is gone, and the job with it
         raise
-    except RuntimeError:  # the time is over
-        answer = {"error": "it did not ask in time"}
+    except RuntimeError:  # timed out
+        answer = {"error": "timed out"}
         _is_patient = False
     if "error" in answer:
         return _find_alone(name, find, answer["error"])
@@ -56,7 +57,7 @@ def _publish(store, key, find):
 def _find_alone(name, find, why):
     global _is_alone
     warnings.warn(
-        f"ditfast: rank {dist.get_rank()} decides on {name} for itself, since rank 0 gave no answer ({why})",
+        f"ditfast: rank {dist.get_rank()} decides {name} on its own: no answer from rank 0 ({why})",
         RuntimeWarning,
         stacklevel=2,
     )

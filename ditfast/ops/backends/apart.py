@@ -1,16 +1,17 @@
-"""Questions about a kernel are answered apart from the call that raised them."""
+"""Run checks of a kernel in isolation from the call that triggered them."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
 
-def run_apart(device: torch.device, function, *args):
-    """``function(*args)`` where nothing of the caller's thread is in force.
+def run_apart(device: torch.device, function: Callable, *args: object) -> Any:
+    """Run ``function(*args)`` in a fresh thread, with ``device`` as its current device.
 
-    Autocast, gradient modes, saved-tensor hooks (those of activation checkpointing), dispatch modes, the current
-    stream, `record` and `use_backend` are a thread's own; so this is another thread, in which kernels are launched on
-    ``device``.
+    Autocast, gradient modes, saved-tensor hooks (e.g. of activation checkpointing), dispatch modes, the current
+    stream, `record` and `use_backend` are all per thread, so the caller's do not apply.
     """
 
     def run():

@@ -5,15 +5,16 @@ import os
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from ditfast.load_extension import NAME as EXTENSION
 from ditfast.load_extension import load_extension
 from ditfast.ops.op import Op
 
 BACKENDS = ("cuda", "host", "reference", "sdpa", "triton")
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what kernels read and write
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that kernels read and write
 
-CALLED = (  # functions of the extension
+CALLED = (  # functions of the extension that are used
     "attention_backward_cuda",
     "attention_backward_groups",
     "attention_backward_host",
@@ -31,16 +32,16 @@ CALLED = (  # functions of the extension
     "rows_jvp",
 )
 _installed = {name: importlib.util.find_spec(name) is not None for name in ("triton", EXTENSION)}
-_on_gpu: dict[int, str | None] = {}  # device index -> why the extension's device code cannot run there
+_on_gpu: dict[int, str | None] = {}  # device index -> why the extension's GPU code cannot run there
 
 
 def interpreting() -> bool:
-    """Whether Triton kernels run in its interpreter, on any device."""
+    """Whether Triton kernels run in the interpreter, on any device."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def why_not(op: Op, name: str, device_type: str) -> str | None:
-    """Why ``op`` cannot run on backend ``name`` on this kind of device; None if it can."""
+    """Why backend ``name`` cannot run ``op`` on this device type; None if it can."""
     if name not in op.backends:
         return f"{op.name} has no such backend (it has {', '.join(op.backends)})"
     if name == "triton":
@@ -54,7 +55,7 @@ def _why_not_triton(device_type):
     if not _installed["triton"]:
         return "triton is not installed"
     if device_type != "cuda" and not interpreting():
-        return f"triton needs a CUDA tensor, or TRITON_INTERPRET=1, and this one is on {device_type}"
+        return f"triton needs a CUDA tensor, or TRITON_INTERPRET=1, got a tensor on {device_type}"
     return None
 
 
@@ -63,9 +64,9 @@ def _why_not_extension(name, device_type):
     if reason is not None:
         return reason
     if name == "host":
-        return None if device_type == "cpu" else f"host needs a CPU tensor, and this one is on {device_type}"
+        return None if device_type == "cpu" else f"host needs a CPU tensor, got a tensor on {device_type}"
     if device_type != "cuda":
-        return f"cuda needs a CUDA tensor, and this one is on {device_type}"
+        return f"cuda needs a CUDA tensor, got a tensor on {device_type}"
     return _why_not_on_this_gpu()
 
 
@@ -82,11 +83,9 @@ def why_not_loaded() -> str | None:
 
 @cache
 def _why_not_current(extension):
-    """An extension that was built before the sources changed, as in an editable installation, is not called."""
+    """Detect an extension built before the sources changed, as happens in an editable install."""
     missing = [name for name in CALLED if not hasattr(extension, name)]
-    return (
-        f"the extension ditfast._C is older than ditfast and has no {missing[0]}: build it again" if missing else None
-    )
+    return f"the extension ditfast._C is older than ditfast and lacks {missing[0]}: rebuild it" if missing else None
 
 
 def _why_not_on_this_gpu():
@@ -98,18 +97,19 @@ def _why_not_on_this_gpu():
     return _on_gpu[index]
 
 
-# what torch.compiler.assume_constant_result does, without importing the compiler: the extension cannot be traced
-why_not_loaded._dynamo_marked_constant = _why_not_on_this_gpu._dynamo_marked_constant = True
+# as torch.compiler.assume_constant_result, without importing the compiler: the extension cannot be traced
+for _function in (why_not_loaded, _why_not_on_this_gpu):
+    _function._dynamo_marked_constant = True  # type: ignore[union-attr]
 
 
-def device_type(t: torch.Tensor) -> str:
-    """``t.device.type``, which makes a string on every call and takes several times as long."""
+def device_type(t: Tensor) -> str:
+    """``t.device.type``, several times faster: that builds a string on every call."""
     return "cuda" if t.is_cuda else "cpu" if t.is_cpu else t.device.type
 
 
-def why_not_dtype(*tensors: torch.Tensor | None) -> str | None:
-    """Why kernels cannot take tensors of these dtypes; None if they can."""
+def why_not_dtype(*tensors: Tensor | None) -> str | None:
+    """Why kernels do not support the dtypes of these tensors; None if they do."""
     for t in tensors:
         if t is not None and t.dtype not in KERNEL_DTYPES:
-            return f"the kernels take float32, float16 and bfloat16, got {t.dtype}"
+            return f"the kernels support float32, float16 and bfloat16, got {t.dtype}"
     return None

@@ -1,8 +1,8 @@
-"""Answers of the self-check, and times, kept on disk for this GPU, driver, torch, triton and source code.
+"""Self-check results and timings, cached on disk per GPU, driver, torch, triton and source code.
 
-One file per such environment, in ``$DITFAST_CACHE_DIR``, else ``$XDG_CACHE_HOME/ditfast``, else ``~/.cache/ditfast``.
-Each answer is a line of JSON at its end, so that several processes may write at once, and a later answer takes the
-place of an earlier one. A file or line that cannot be read or written is as good as none.
+Each such environment has one file in ``$DITFAST_CACHE_DIR``, else ``$XDG_CACHE_HOME/ditfast``, else
+``~/.cache/ditfast``. An answer is a line of JSON appended to it, so several processes may write at once; later lines
+override earlier ones. Unreadable or unwritable files and lines are ignored.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from ditfast.load_extension import load_extension
 
 
 def folder() -> Path:
+    """The cache directory, which need not exist."""
     base = os.environ.get("DITFAST_CACHE_DIR")
     if base:
         return Path(base)
@@ -27,23 +28,23 @@ def folder() -> Path:
 
 @cache
 def environment(device: torch.device) -> str:
-    """Name of the file: whatever could make a right kernel wrong is in it."""
+    """The file's name: a hash of everything that could make a correct kernel wrong."""
     digest = hashlib.sha256()
     for path in _sources():
         digest.update(path.read_bytes())
     machine = f"cpu {_isa()}"
     if device.type == "cuda":
-        machine = f"{torch.cuda.get_device_name(device)} {torch._C._cuda_getDriverVersion()}"
+        machine = f"{torch.cuda.get_device_name(device)} {torch._C._cuda_getDriverVersion()}"  # type: ignore[attr-defined]
     interpreter = os.environ.get("TRITON_INTERPRET", "0")
     digest.update(f"{machine} {torch.__version__} {interpreter}".encode())
     return f"selfcheck-{digest.hexdigest()[:24]}.jsonl"
 
 
 def _sources() -> list[Path]:
-    """The kernels, the extension, what launches and checks them, and the file that says which Triton it is."""
+    """The kernels, the extension, the code that launches and checks them, and a file that identifies Triton."""
     from ditfast import kernels
 
-    found = find_spec(EXTENSION), find_spec("triton")  # the import of Triton would take a quarter of a second
+    found = find_spec(EXTENSION), find_spec("triton")  # importing Triton would take a quarter of a second
     others = [Path(spec.origin) for spec in found if spec and spec.origin]
     return [
         *sorted(Path(kernels.__path__[0]).glob("*.py")),
@@ -53,7 +54,7 @@ def _sources() -> list[Path]:
 
 
 def _isa() -> str:
-    """Whose CPU kernels the answers are about."""
+    """The instruction set whose CPU kernels are in use."""
     try:
         return load_extension().isa()
     except ImportError:
@@ -61,12 +62,12 @@ def _isa() -> str:
 
 
 def load(device: torch.device) -> dict[str, bool | dict]:
-    """All answers on disk; empty where there are none."""
+    """All answers on disk; empty if there are none."""
     answers = {}
     try:
         path = folder() / environment(device)
         lines = path.read_bytes().splitlines() if path.is_file() else ()
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
+    except (OSError, RuntimeError):  # RuntimeError: no home directory
         return {}
     for line in lines:
         try:
@@ -79,8 +80,8 @@ def load(device: torch.device) -> dict[str, bool | dict]:
 
 
 def store(device: torch.device, key: str, answer: bool | dict) -> None:
-    """Add one answer to those on disk, if the disk lets us."""
-    # it begins a line: what a full disk has cut off does not spoil it
+    """Append one answer to the file, if it can be written."""
+    # starts with a newline, so that a line truncated by a full disk does not spoil this one
     line = f"\n{json.dumps([key, answer])}\n".encode()
     try:
         folder().mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def store(device: torch.device, key: str, answer: bool | dict) -> None:
     except (OSError, RuntimeError):
         return
     try:
-        os.write(file, line)  # in one piece, between those of other processes
+        os.write(file, line)  # a single write: lines of several processes do not mix
     except OSError:
         pass
     finally:

@@ -1,18 +1,18 @@
-"""Which backend a call runs on: what was asked for, decided when an operation is called or traced.
+"""Which backend a call runs on, decided when an operation is called or traced.
 
-A name is taken, in this order, from the call's ``backend=``, the model's, the innermost ``use_backend``, the
-environment variable ``DITFAST_BACKEND``; otherwise the choice is automatic. A name that an operation does not
-have is an error in its own ``backend=`` and is passed over elsewhere (``use_backend("triton")`` means "wherever
-there is a Triton kernel"). A name that the operation has but that cannot run here always raises.
+A name comes from, in this order, the call's ``backend=``, the model's, the innermost ``use_backend``, the
+environment variable ``DITFAST_BACKEND``; otherwise the choice is automatic. A backend that an operation lacks is an
+error in the call's own ``backend=`` and ignored elsewhere: ``use_backend("triton")`` means "wherever there is a
+Triton kernel". One that it has but that cannot run here always raises.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from ditfast.ops.backends.availability import BACKENDS, why_not
 from ditfast.ops.backends.per_thread import PerThread, in_force, setting
-from ditfast.ops.op import PYTORCH, Op
+from ditfast.ops.op import PYTORCH, Backend, Op
 
 NAMES = ("auto", *BACKENDS)
 _AUTO_DEVICES = ("cuda",)  # devices on which the automatic choice considers kernels
@@ -24,66 +24,72 @@ def _checked(name, where):
     return name
 
 
-_environment = os.environ.get("DITFAST_BACKEND", "auto")  # checked where it is used: importing raises nothing
+_environment = os.environ.get("DITFAST_BACKEND", "auto")  # checked on use, so that importing never raises
 _contexts = PerThread("contexts", ())
-_repeated: dict[str, str] = {}  # operation -> what the automatic choice takes, as an earlier run did
+_repeated: dict[str, str] = {}  # operation -> the automatic choice of an earlier run, to be repeated
 
 
 @contextmanager
-def use_backend(name: str):
-    """Run the operations that have the backend ``name`` on it, inside the ``with`` block.
+def use_backend(name: str) -> Iterator[None]:
+    """Run operations on the backend ``name``, where they have it, inside the ``with`` block.
 
-    Holds in the thread that enters it, and for the backward passes which that thread calls. Nests: each operation
-    takes the innermost name that it has. ``"auto"`` undoes the outer names.
+    Applies to the thread that enters it and to the backward passes it calls. Blocks nest: each operation takes the
+    innermost name that it has. ``"auto"`` cancels the outer names.
 
     Raises:
-        ValueError: ``name`` is no backend of any operation.
+        ValueError: no operation has a backend ``name``.
     """
     with setting(_contexts, (_checked(name, "backend"), *in_force(_contexts))):
         yield
 
 
 def names_in_force(model_backend: str | None = None) -> tuple[str, ...]:
-    """The model's name, those of ``use_backend``, the environment's: the first that an operation has wins."""
+    """The names from the model, ``use_backend`` and the environment: the first that an operation has wins."""
     model = () if model_backend is None else (_checked(model_backend, "backend"),)
     return (*model, *in_force(_contexts), _checked(_environment, "DITFAST_BACKEND"))
 
 
 def repeat_choices(chosen: dict[str, str]) -> None:
-    """From now on the automatic choice takes these backends, by operation, wherever they are right."""
+    """Make the automatic choice take these backends, {operation: backend}, wherever they are correct."""
     _repeated.clear()
     _repeated.update(chosen)
 
 
 def is_automatic(names: tuple[str, ...]) -> bool:
-    """Whether these `names_in_force` leave all to the automatic choice."""
+    """Whether these `names_in_force` leave everything to the automatic choice."""
     return names[:1] == ("auto",)
 
 
-def repeated_backends(operations) -> set[str]:
-    """What an earlier run, which is repeated, took for these operations, given by name; empty if none is."""
+def repeated_backends(operations: Iterable[str]) -> set[str]:
+    """The backends that an earlier run, now repeated, took for these operations; empty if none is repeated."""
     return {_repeated[name] for name in operations if name in _repeated}
 
 
 def repeated_choice(op: Op) -> str | None:
-    """The kernel that the automatic choice tries first, if an earlier run took one."""
+    """The kernel that an earlier run took and the automatic choice tries first, if any."""
     name = _repeated.get(op.name)
     return None if name in PYTORCH else name
 
 
-def choose(op: Op, requested, device_type: str, unsupported: str | Callable | None = None, takes_host=None) -> str:
-    """The backend of one call: a name, or "auto" where only the running operation can tell.
+def choose(
+    op: Op,
+    requested: Backend,
+    device_type: str,
+    unsupported: str | Callable | None = None,
+    takes_host: Callable[[Callable[[], bool]], bool] | None = None,
+) -> str:
+    """Choose the backend of one call: a name, or "auto" if only the running operation can tell.
 
     Args:
         requested: the call's ``backend=``: None, a name (strict), or a tuple of names in order of preference.
-        unsupported: why these arguments rule out the operation's kernels (None: they do not); a function of the
-            backend's name, if kernels differ.
-        takes_host: a function that says whether the automatic choice takes the C++ kernels on the CPU, given one that
-            says whether they can run; None for no.
+        unsupported: why the operation's kernels do not support these arguments (None: they do), or a function from
+            a backend's name to that reason, if kernels differ.
+        takes_host: whether the automatic choice takes the C++ kernels on the CPU, as a function of a function that
+            says whether they can run; None for never.
 
     Raises:
-        ValueError: the call names a backend that the operation does not have.
-        RuntimeError: the backend asked for by name cannot run here, or not on these arguments.
+        ValueError: the call names a backend that the operation lacks.
+        RuntimeError: a backend chosen by name cannot run here or does not support these arguments.
     """
     for name in _names(op, requested):
         if name == "auto":

@@ -1,34 +1,35 @@
-"""What ran on which backend."""
+"""Records which backend each operation ran on."""
 
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from ditfast.ops.backends.per_thread import PerThread, in_force, setting
 
-_log = PerThread("log")  # dict[str, list[str]], or None: nobody wants to know
+_log = PerThread("log")  # dict[str, list[str]], or None if nothing is recorded
 
 
 @contextmanager
-def record():
-    """Collect what this thread runs, and later its backward: yields a dict, operation -> list of backends."""
+def record() -> Iterator[dict[str, list[str]]]:
+    """Record what this thread runs, and later its backward: yields {operation: [backend, …]}."""
     with record_in({}) as log:
         yield log
 
 
-def record_in(log: dict[str, list[str]]):
-    """Inside the ``with`` block, add what runs to ``log``."""
+def record_in(log: dict[str, list[str]]) -> AbstractContextManager[dict[str, list[str]]]:
+    """Add what runs inside the ``with`` block to ``log``."""
     return setting(_log, log)
 
 
 def current_log() -> dict[str, list[str]] | None:
-    """Where `record` collects now."""
+    """The dict that `record` currently fills, if any."""
     return in_force(_log)
 
 
 def note(op: str, name: str) -> None:
     """Tell `record` that ``op`` ran on ``name``."""
-    # in this order: a compiled function must not depend on the log
+    # checked first: a compiled function must not depend on the log
     if torch.compiler.is_compiling():
         return
     log = current_log()

@@ -1,9 +1,11 @@
-"""Whether the automatic choice takes the C++ kernels on the CPU: where a committed table says that they are faster.
+"""Whether the automatic choice takes the C++ kernels on the CPU: where a committed table says they are faster.
 
-The table is never made at run time, so that a run repeats bit for bit. It holds, for each instruction set, the number
-of elements from which the kernel beat PyTorch, forward as well as forward and backward, in measurements by
-``benchmarks/bench_host.py``. What is not in it stays PyTorch's.
+Nothing is measured at run time, so runs repeat bit for bit. For each instruction set the table holds the number of
+elements from which the kernel beat PyTorch, both forward and forward plus backward, as measured by
+``benchmarks/bench_host.py``. PyTorch runs everything else.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch.autograd import forward_ad
@@ -12,49 +14,55 @@ from ditfast.ops.backends.availability import why_not_loaded
 from ditfast.ops.backends.selfcheck import is_right
 from ditfast.ops.op import Op
 
+_Operations = dict[str, dict[str | None, int]]  # operation -> precision -> elements
+_Table = dict[str | None, _Operations]  # by instruction set
 SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-_ROWS = {
+_ROWS: _Operations = {
     "layer_norm_modulate": {"bf16": 98304, "autocast": 98304, "fp16": 98304, "fp32": 393216},
     "gated_residual": {"bf16": 98304, "autocast": 98304, "fp16": 393216, "fp32": 393216},
     "gated_residual_layer_norm_modulate": {"bf16": 98304, "autocast": 98304, "fp16": 98304, "fp32": 98304},
 }
-_ATTENTION = {"attention": {"bf16": 1024, "fp16": 1024, "fp32": 8192}}
-_REST = {
-    "mlp": {"bf16": 393216},  # in fp32 its GEMMs are all that counts: blocks of DiT-XL/2 gained nothing
+_ATTENTION: _Operations = {"attention": {"bf16": 1024, "fp16": 1024, "fp32": 8192}}
+_REST: _Operations = {
+    "mlp": {"bf16": 393216},  # in fp32 its GEMMs dominate: DiT-XL/2 blocks gained nothing
     "patchify": {"bf16": 4096, "fp16": 4096, "fp32": 4096},
     "unpatchify": {"bf16": 32768, "fp16": 32768, "fp32": 32768},
     "patch_embed": {"bf16": 98304, "autocast": 98304},
 }
-FASTER_FROM = {  # instruction set -> operation -> precision -> elements
+FASTER_FROM: _Table = {
     "x86_64_v3": _ROWS | _ATTENTION,
     "x86_64_v4": _ROWS | _ATTENTION,
     "x86_64_v4_bf16": _ROWS | _ATTENTION | _REST,
 }
-WITH_TANGENTS = {  # what forward-mode AD adds: PyTorch makes the tangent of GELU in a pass of its own
+# more, under forward-mode AD: PyTorch computes the tangent of GELU in an extra pass
+WITH_TANGENTS: _Table = {
     "x86_64_v4_bf16": {"mlp": {"fp32": 65536}},
 }
-ONEDNN = {"x86_64_v4_bf16": ("bf16",)}  # in float32 it is faster, too, but breaks the numerical contract
-# In bfloat16 PyTorch multiplies on AMX, where the CPU has it, which these kernels do not and which no measurement has
-# seen yet: what is made of products stays PyTorch's there.
+# float32 is faster too, but breaks the numerical contract
+ONEDNN: dict[str | None, tuple[str | None, ...]] = {"x86_64_v4_bf16": ("bf16",)}
+# No CPU with AMX has been measured: PyTorch uses AMX for bfloat16 products and these kernels do not, so PyTorch keeps
+# these operations there.
 _OF_PRODUCTS = ("attention", "mlp", "patch_embed")
-_records: dict[str, Op] = {}  # by name, which torch.compile can take for a constant
+_records: dict[str, Op] = {}  # by name, which torch.compile can treat as a constant
 
 
 def install(ops: tuple[Op, ...]) -> None:
-    """Make the records of the operations known."""
+    """Register the operations' records."""
     _records.update((op.name, op) for op in ops)
 
 
-def takes_host(op: Op, stream: torch.dtype, branch: torch.dtype, width: int, elements: int, is_able) -> bool:
-    """Whether ``op`` runs on the host kernels by itself: faster by the table, and right by the self-check.
+def takes_host(
+    op: Op, stream: torch.dtype, branch: torch.dtype, width: int, elements: int, is_able: Callable[[], bool]
+) -> bool:
+    """Whether the automatic choice runs ``op`` on the host kernels: faster by the table, correct by the self-check.
 
-    Not while a trace is made, which others read as PyTorch's own operations (the older ONNX exporter).
+    Never while tracing, since consumers of a trace (the older ONNX exporter) expect PyTorch's own operations.
 
     Args:
         stream, branch: dtypes of the residual stream and of branches.
-        width: what the self-check asks for.
-        elements: of the operation's largest tensor; of attention, those of one head of q.
-        is_able: a function that says whether they can run on these arguments.
+        width: the self-check's width.
+        elements: size of the operation's largest tensor; for attention, of one head of q.
+        is_able: tells whether the kernels can run on these arguments.
     """
     smallest = _faster_from(op.name, stream, branch)
     if smallest is None or elements < smallest or _is_traced():
@@ -63,7 +71,7 @@ def takes_host(op: Op, stream: torch.dtype, branch: torch.dtype, width: int, ele
 
 
 def is_below(dtype: torch.dtype, elements: dict[str, int]) -> bool:
-    """Whether these operations, named with their elements, are all too small for `takes_host`, in one dtype."""
+    """Whether all of these operations, {name: elements}, are too small for `takes_host`, in one dtype."""
     table, precision = FASTER_FROM.get(isa(), {}), SHORT.get(dtype)
     for name, size in elements.items():
         smallest = table.get(name, {}).get(precision)
@@ -73,7 +81,7 @@ def is_below(dtype: torch.dtype, elements: dict[str, int]) -> bool:
 
 
 def takes_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN itself computes a Linear faster than `F.linear`, of any size."""
+    """Whether calling oneDNN directly beats `F.linear`, for a Linear of any size."""
     return SHORT.get(dtype) in ONEDNN.get(isa(), ()) and not _has_amx()
 
 
@@ -82,7 +90,7 @@ def _is_traced():
 
 
 def _faster_from(name, stream, branch):
-    """Elements from which an operation is faster; None for never."""
+    """Elements from which the kernel is faster; None for never."""
     precision = SHORT.get(branch) if stream == branch else "autocast" if stream == torch.float32 else None
     if name in _OF_PRODUCTS and precision in ("bf16", "autocast") and _has_amx():
         return None
@@ -113,6 +121,6 @@ def _is_right(name, stream, branch, width):
     return is_right(_records[name], "host", stream, branch, width, torch.device("cpu"))
 
 
-# what torch.compiler.assume_constant_result does, without importing the compiler: the extension cannot be traced
+# as torch.compiler.assume_constant_result, without importing the compiler: the extension cannot be traced
 for _function in (isa, _has_amx, _is_right):
-    _function._dynamo_marked_constant = True
+    _function._dynamo_marked_constant = True  # type: ignore[union-attr]

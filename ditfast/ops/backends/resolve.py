@@ -1,6 +1,6 @@
 """What "auto" means, decided while an operation runs on real tensors."""
 
-import torch
+from torch import Tensor
 
 from ditfast.ops.backends.availability import why_not
 from ditfast.ops.backends.choice import repeated_choice
@@ -9,12 +9,12 @@ from ditfast.ops.backends.selfcheck import is_right
 from ditfast.ops.op import Op
 
 
-def resolve(op: Op, name: str, stream: torch.Tensor, branch: torch.Tensor, width: int) -> str:
-    """The backend that the running operation takes: ``name``, or in place of "auto" the first kernel that is right.
+def resolve(op: Op, name: str, stream: Tensor, branch: Tensor, width: int) -> str:
+    """The running operation's backend: ``name``, or for "auto" the first kernel that is correct here.
 
     Args:
         stream, branch: tensors of the residual stream and of a branch, for their dtypes and device.
-        width: the size of what the kernels hold at once: D, the MLP's width, or a patch's.
+        width: size of a row that kernels hold at once: D, the MLP's width, or a patch's.
     """
     if name == "auto":
         name = _first_right(op, stream.device, stream.dtype, branch.dtype, width)

@@ -1,9 +1,9 @@
-"""Whether kernels are right on this machine, asked before the automatic choice takes one.
+"""Whether a kernel is correct on this machine, checked before the automatic choice takes it.
 
-On first use of (operation, backend, dtypes, width) the kernel runs forward and backward on a small made-up problem,
-which is the operation's own (``_self_check`` at the end of its file), and is held to the numerical contract. The
-verdict is kept in memory and on disk (`ditfast.ops.backends.cache`). Where there is none, because memory ran out or
-the compiler failed, the kernel is not used, and the next process tries again. In a job all ranks take rank 0's answer
+On first use of (operation, backend, dtypes, width) the kernel runs forward and backward on a small random problem,
+defined by the operation (``_self_check`` at the end of its file), and is held to the numerical contract. The verdict
+is kept in memory and on disk (`ditfast.ops.backends.cache`). If there is none, because memory ran out or compilation
+failed, the kernel is not used and the next process tries again. In a job all ranks use rank 0's answer
 (`ditfast.ops.backends.agreement`). ``DITFAST_SELFCHECK=0`` trusts every kernel.
 """
 
@@ -21,7 +21,7 @@ from ditfast.ops.backends.agreement import from_rank_zero
 from ditfast.ops.backends.apart import run_apart
 from ditfast.ops.op import Op, RandomTensors
 
-SIZE = (2, 1100)  # samples and tokens: enough that a program walks over several tokens
+SIZE = (2, 1100)  # samples, tokens: enough for one program to process several tokens
 
 _answers: dict[tuple, bool] = {}
 _lock = threading.RLock()
@@ -29,11 +29,11 @@ _lock = threading.RLock()
 
 @dataclass(frozen=True)
 class Result:
-    """One answer.
+    """The result of one self-check.
 
     Attributes:
-        op, backend, stream, branch, width: the kernel, its dtypes, and what decides whether it is right.
-        reason: why it may not be used; None if it keeps the contract.
+        op, backend, stream, branch, width: the kernel, its dtypes, and the width that it was checked at.
+        reason: why it may not be used; None if it meets the contract.
         seconds: duration of the check.
         was_compared: False if the check raised instead of comparing.
     """
@@ -48,23 +48,26 @@ class Result:
     was_compared: bool = True
 
 
-def is_right(op: Op, backend: str, stream: torch.dtype, branch: torch.dtype, width: int, device) -> bool:
+def is_right(
+    op: Op, backend: str, stream: torch.dtype, branch: torch.dtype, width: int, device: torch.device
+) -> bool:
     """Whether the automatic choice may take a kernel; decided once per process."""
     answer = _answers.get((op.name, backend, stream, branch, width, device))
     return _decide(op, backend, stream, branch, width, device=device) if answer is None else answer
 
 
-def label(op: Op, backend, stream, branch, width) -> str:
-    """Name of an answer on disk and in messages."""
+def label(op: Op, backend: str, stream: torch.dtype, branch: torch.dtype, width: int) -> str:
+    """Key of an answer on disk and in messages."""
     return f"{op.name}/{backend} {stream} {branch} {width}".replace("torch.", "")
 
 
-def remember(op: Op, result: Result, device) -> None:
-    """Keep an answer in memory and, if numbers were compared, on disk."""
+def remember(op: Op, result: Result, device: torch.device) -> None:
+    """Store an answer in memory and, if numbers were compared, on disk."""
     kernel = result.backend, result.stream, result.branch, result.width
     if result.was_compared:
         cache.store(device, label(op, *kernel), result.reason is None)
-    _answers[(op.name, *kernel, device)] = result.reason is None
+    key = op.name, *kernel, device
+    _answers[key] = result.reason is None
 
 
 def _decide(op, *kernel, device) -> bool:
@@ -75,20 +78,20 @@ def _decide(op, *kernel, device) -> bool:
         if key not in _answers:
             if is_capturing(device) and cache.load(device).get(name) is None:
                 warn_of_capture(name, "call ditfast.verify()")
-                return False  # a check cannot run now; the next call outside of a capture makes it
+                return False  # no check can run now; the next call outside the capture runs it
             _answers[key] = from_rank_zero(name, lambda: _answer(op, *kernel, device=device))
         return _answers[key]
 
 
 def _answer(op, *kernel, device) -> bool:
-    """From disk, else by a check; with a warning if it is no."""
+    """From disk, else by a check; warns if the kernel may not be used."""
     name = label(op, *kernel)
     answer = cache.load(device).get(name)
     if isinstance(answer, bool):
         if not answer:
             _warn(name, device, "failed its self-check")
         return answer
-    result = check(op, *kernel, device)
+    result = check(op, *kernel, device)  # type: ignore[call-arg]  # kernel is four values
     remember(op, result, device)
     if result.reason is None:
         return True
@@ -105,33 +108,34 @@ def _warn(name, device, what):
     )
 
 
-def is_capturing(device) -> bool:
+def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def warn_of_capture(name: str, remedy: str) -> None:
+    """Warn that a choice cannot be made while a CUDA graph is captured."""
     warnings.warn(
-        f"ditfast: {name} is not decided yet, and cannot be while a CUDA graph is captured: the graph keeps "
-        f"PyTorch's own operation. To avoid that, {remedy}, or run the model once, before the capture",
+        f"ditfast: {name} is not decided yet and cannot be during CUDA graph capture: the graph will use PyTorch's "
+        f"own operation. To avoid this, {remedy} or run the model once before capturing",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
 def check(op: Op, backend: str, stream: torch.dtype, branch: torch.dtype, width: int, device: torch.device) -> Result:
-    """Run a kernel and compare; one that raises may not be used. Global random state is not touched."""
+    """Run a kernel and compare; one that raises may not be used. Leaves global random state alone."""
     start, was_compared = time.perf_counter(), True
     try:
         reason = run_apart(device, _compare, op, backend, (stream, branch), width, device)
-    except Exception as error:  # does not compile or launch, or there is no memory
+    except Exception as error:  # failed to compile or launch, or ran out of memory
         reason, was_compared = f"{type(error).__name__}: {str(error)[:300]}", False
     return Result(op.name, backend, stream, branch, width, reason, time.perf_counter() - start, was_compared)
 
 
 @torch.no_grad()
 def _compare(op, backend, precision, width, device):
-    """Why the kernel's outputs or gradients break the contract; None if they keep it."""
+    """Why the kernel's outputs or gradients break the contract; None if they meet it."""
 
     def run(backend, dtype=None):
         return op.self_check(RandomTensors(precision, device, dtype, SIZE), width, backend)
@@ -139,7 +143,7 @@ def _compare(op, backend, precision, width, device):
     got, low, ref = run(backend), run("reference"), run("reference", torch.float64)
     sums = [f"d{name}" for name in op.parameters]
     for name in got:
-        # a name may have a remark behind it, as in "dw1 (recomputed)"
+        # a remark may follow the name, as in "dw1 (recomputed)"
         reason = contract.violation(got[name], low[name], ref[name], per_sample=name.split()[0] not in sums)
         if reason is not None:
             return f"{name}: {reason}"
