@@ -1,29 +1,30 @@
-"""Files that are there whole or not at all."""
+"""Files that exist either complete or not at all."""
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def part_path(path: Path) -> Path:
-    """Where a file or folder is written before it gets its name."""
+    """Temporary path of a file or folder until it is complete."""
     return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
-def atomic_write(path: Path, concurrent: bool = False):
-    """A path to write to that becomes ``path`` in one step, or is removed if that fails.
+def atomic_write(path: Path, concurrent: bool = False) -> Iterator[Path]:
+    """Yield a temporary path; on success rename it to ``path``, on failure remove it.
 
     Args:
         concurrent: several processes may write the same file at once; the last one wins.
 
     Raises:
-        OSError: the system refuses, as a full disk does.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     part = part_path(path.with_name(f"{path.name}.{os.getpid()}") if concurrent else path)
     try:
         yield part
         os.replace(part, path)
     finally:
-        with suppress(OSError):  # where its folder is none
+        with suppress(OSError):  # its parent may not be a folder
             part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What every command begins with: its words, and an output that takes any text."""
+"""Shared start of every command: its arguments, and output streams that accept any character."""
 
 import os
 import re
@@ -6,16 +6,16 @@ import sys
 
 
 def words(arguments: list[str] | None = None) -> list[str]:
-    """The words of a command, those of the shell if None, with ~ as the home folder where shells leave it: --out=~/x.
+    """Command-line arguments (``sys.argv`` if None), with ~ expanded where the shell does not: --out=~/x.
 
-    From now on a character that the terminal does not have is printed as an escape, and ends nothing.
+    Side effect: stdout and stderr print characters they cannot encode as escapes instead of raising.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has not
+        if hasattr(stream, "reconfigure"):  # missing in notebooks
             stream.reconfigure(errors="backslashreplace")
     return [_expand_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
 
 
 def _expand_home(word):
-    option, path = re.fullmatch(r"(--[\w-]+=)?(.*)", word, re.DOTALL).groups(default="")
+    option, path = re.fullmatch(r"(--[\w-]+=)?(.*)", word, re.DOTALL).groups(default="")  # always matches
     return option + os.path.expanduser(path)

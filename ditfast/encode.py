@@ -1,11 +1,11 @@
-"""Encode a folder of images once, for training on latents.
+"""Encode a folder of images once, to train on latents.
 
     python -m ditfast.encode --data imagenet/train --image-size 256 --out latents
     torchrun --nproc-per-node 8 -m ditfast.encode --data imagenet/train --out latents
 
---data has a folder of images for each class. Of each image, cropped as in the paper, and of its mirror image, the
-autoencoder's posterior is kept, mean and std, so that a latent can be drawn anew in every epoch. A run that was
-interrupted goes on where it was when the same command is given again.
+--data contains one folder of images per class. For each image, cropped as in the paper, and its mirror image, the
+mean and std of the autoencoder's posterior are stored, so a new latent can be drawn in every epoch. To resume an
+interrupted run, repeat the command.
 """
 
 import argparse
@@ -13,8 +13,10 @@ import math
 import os
 import shlex
 import sys
+from argparse import Namespace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +29,7 @@ from ditfast.data.stream import MOST_WORKERS, load_batches
 from ditfast.fingerprint import fingerprint
 from ditfast.optional import import_optional
 from ditfast.paths import check_paths
-from ditfast.ranks import exit_rank, joined_ranks
+from ditfast.ranks import Ranks, exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError
 from ditfast.sampling.autoencoder import describe_vae, load_vae, vae_factor
@@ -36,31 +38,40 @@ from ditfast.streams import lasting_streams
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def run_rank(o, ranks) -> None:
-    """Everything that the options ask for, on one of the ranks."""
+def run_rank(o: Namespace, ranks: Ranks) -> None:
+    """Run the command on one rank."""
     encoder = PosteriorEncoder(o, ranks.device)
     images = Images(o.data, o.image_size, encoder.vae.config.in_channels, flip=False)
     shards = Shards(o.out, encode_settings(o, encoder, images), images.count, o.shard_size)
     shards.check(o.overwrite)
-    ranks.wait()  # all have checked before one changes anything
+    ranks.wait()  # until all have checked, before anything is changed
     if ranks.is_first:
         print_classes(images)
         shards.start(command=resume_command(o))
     ranks.wait()
     missing = shards.missing()
-    ranks.wait()  # all have looked before one adds a shard
+    ranks.wait()  # until all have looked, before a shard is added
     write_shards(o, ranks, encoder, images, shards, missing[ranks.rank :: ranks.world])
     ranks.wait()
     if ranks.is_first:
         index = shards.finish(images.classes)
-        left_out = f", {len(index['unreadable'])} left out" if index["unreadable"] else ""
-        print(f"{index['count']} images in {shards.path}{left_out}")
+        skipped = f", {len(index['unreadable'])} skipped" if index["unreadable"] else ""
+        print(f"{index['count']} images in {shards.path}{skipped}")
 
 
 class PosteriorEncoder:
-    """An autoencoder in float32, and the shape (C, h, w) of its latents."""
+    """A float32 autoencoder.
 
-    def __init__(self, o, device):
+    Attributes:
+        vae: the AutoencoderKL.
+        shape: (C, h, w) of a latent.
+        dtype: of the outputs.
+
+    Raises:
+        DataError: its latents do not fit the image size.
+    """
+
+    def __init__(self, o: Namespace, device: str):
         torch.backends.cudnn.deterministic = True
         self.vae = load_vae(o.vae, device)
         self.device, self.dtype = device, DTYPES[o.dtype]
@@ -70,24 +81,24 @@ class PosteriorEncoder:
         self.shape = (self.vae.config.latent_channels, o.image_size // factor, o.image_size // factor)
 
     @torch.no_grad()
-    def __call__(self, x) -> dict[str, torch.Tensor]:
-        """mean and std of images (b, C, S, S), and of their mirror images, on the CPU in the type of the files."""
+    def __call__(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """mean, std, mean_flip and std_flip (b, C, h, w) of images x (b, C, S, S), on the CPU in ``dtype``."""
         made = {}
         for suffix, images in (("", x), ("_flip", x.flip(-1))):
             posterior = self.vae.encode(images.to(self.device)).latent_dist
             for name in ("mean", "std"):
                 made[name + suffix] = getattr(posterior, name).to("cpu", self.dtype)
         if not all(each.isfinite().all() for each in made.values()):
-            raise DataError("the autoencoder gives numbers that are not finite")
+            raise DataError("the autoencoder returns values that are not finite")
         return made
 
     def empty(self) -> dict[str, torch.Tensor]:
-        """What no images would give; convolutions do not take an empty batch."""
+        """The result for zero images; convolutions reject empty batches."""
         return {name: torch.empty(0, *self.shape, dtype=self.dtype, device="cpu") for name in TENSORS}
 
 
-def encode_settings(o, encoder, images) -> dict:
-    """What the latents follow from: not the place of the images, nor the batches."""
+def encode_settings(o: Namespace, encoder: PosteriorEncoder, images: Images) -> dict[str, Any]:
+    """Everything that determines the latents; the path of the images and the batch size do not."""
     about = describe_vae(encoder.vae)
     return {
         "vae": Path(o.vae).name,
@@ -102,15 +113,17 @@ def encode_settings(o, encoder, images) -> dict:
     }
 
 
-def resume_command(o) -> str:
-    """The command that goes on with this one."""
+def resume_command(o: Namespace) -> str:
+    """The command that resumes this run."""
     names = ("data", "image_size", "vae", "out", "dtype", "shard_size", "unreadable")
     options = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(o, name)))]
     return shlex.join(["python", "-m", "ditfast.encode", *options])
 
 
-def write_shards(o, ranks, encoder, images, shards, mine) -> None:
-    """The shards of this rank, in turn, each when all of its batches are encoded."""
+def write_shards(
+    o: Namespace, ranks: Ranks, encoder: PosteriorEncoder, images: Images, shards: Shards, mine: list[int]
+) -> None:
+    """Encode and write the shards ``mine`` of this rank, one after the other."""
     ranges = [(shard, shards.ranges[shard]) for shard in mine]
     plan = [(shard, each[i : i + o.batch]) for shard, each in ranges for i in range(0, len(each), o.batch)]
     if not plan:
@@ -119,11 +132,12 @@ def write_shards(o, ranks, encoder, images, shards, mine) -> None:
     total = sum(len(indices) for _, indices in plan)
     with import_optional("tqdm").tqdm(total=total, unit="image", disable=ranks.rank > 0) as bar:
         for shard, batches in groupby(zip(plan, read, strict=True), key=lambda each: each[0][0]):
-            parts, unreadable = [{**encoder.empty(), "labels": torch.empty(0, dtype=torch.int64, device="cpu")}], []
+            parts = [{**encoder.empty(), "labels": torch.empty(0, dtype=torch.int64, device="cpu")}]
+            unreadable: list[str] = []
             for (_, indices), (x, labels, broken) in batches:
                 for name, reason in broken:
                     unreadable.append(name)
-                    bar.write(f"left out: {reason}", file=sys.stderr)
+                    bar.write(f"skipped: {reason}", file=sys.stderr)
                 if len(x):
                     parts.append({**encoder(x), "labels": labels})
                 bar.update(len(indices))
@@ -132,7 +146,7 @@ def write_shards(o, ranks, encoder, images, shards, mine) -> None:
 
 
 class _Pictures:
-    """Images by index, without those that are broken: x (b, C, S, S), labels (b,), names and reasons of the rest."""
+    """Reads images by index: x (b, C, S, S), labels (b,), and (name, reason) of each broken one."""
 
     def __init__(self, images, skip):
         self.images, self.skip = images, skip
@@ -144,29 +158,30 @@ class _Pictures:
                 items.append(self.images.read(index, None))
             except Unreadable as error:
                 if not self.skip:
-                    return DataError(f"{error}: --unreadable skip leaves such images out")
+                    return DataError(f"{error}: use --unreadable skip to skip such images")
                 broken.append((str(self.images.path(index).relative_to(self.images.folder)), str(error)))
         x = torch.stack([x for x, _ in items]) if items else torch.empty(0, *self.images.shape, device="cpu")
         return x, torch.tensor([y for _, y in items], dtype=torch.int64, device="cpu"), broken
 
 
-def parse_options(arguments):
+def parse_options(arguments: list[str] | None) -> Namespace:
+    """Options of the command; exits with status 2 and one line if one is invalid."""
     parser = argparse.ArgumentParser(
         prog="python -m ditfast.encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", required=True, metavar="FOLDER", help="with a folder of images for each class")
-    add("--out", required=True, metavar="DIR", help="folder of the latents")
+    add("--data", required=True, metavar="FOLDER", help="folder with one folder of images per class")
+    add("--out", required=True, metavar="DIR", help="output folder")
     add("--image-size", type=int, default=256, metavar="PIXELS", help="height and width (256)")
-    add("--vae", default="ema", metavar="NAME", help="ema, mse or the folder of an AutoencoderKL (ema)")
-    add("--batch", type=int, default=32, metavar="B", help="images at once (32)")
-    add("--dtype", choices=DTYPES, default="fp32", help="of the files; the autoencoder computes in fp32 (fp32)")
-    add("--shard-size", type=int, default=1024, metavar="N", help="images of a file (1024)")
+    add("--vae", default="ema", metavar="NAME", help="AutoencoderKL: ema, mse or a folder (ema)")
+    add("--batch", type=int, default=32, metavar="B", help="images per batch (32)")
+    add("--dtype", choices=DTYPES, default="fp32", help="dtype of the files; encoding runs in fp32 (fp32)")
+    add("--shard-size", type=int, default=1024, metavar="N", help="images per file (1024)")
     workers = min(4, os.cpu_count() or 1)
     add("--workers", type=int, default=workers, metavar="N", help=f"processes that read images ({workers})")
-    add("--unreadable", choices=("fail", "skip"), default="fail", help="skip leaves broken images out (fail)")
-    add("--take-over", action="store_true", help="take the folder from a run that is certainly gone")
-    add("--overwrite", action="store_true", help="replace latents of other settings")
+    add("--unreadable", choices=("fail", "skip"), default="fail", help="skip broken images, or fail (fail)")
+    add("--take-over", action="store_true", help="take over the folder from a run that is certainly dead")
+    add("--overwrite", action="store_true", help="replace latents made with other settings")
     o = parser.parse_args(words(arguments))
     check_paths(parser, o, "--data", "--out", "--vae")
     for option, value, least, most in (
@@ -182,7 +197,7 @@ def parse_options(arguments):
 
 
 @lasting_streams()
-def main(arguments=None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     o = parse_options(arguments)
     try:
         with joined_ranks() as ranks, run_lock(o.out, ranks, o.take_over):
@@ -192,7 +207,7 @@ def main(arguments=None) -> None:
     except (DataError, SampleError, ImportError, ConnectionError) as error:
         exit_rank(f"error: {error}")
     except KeyboardInterrupt:
-        exit_rank("interrupted: finished shards stay, and the same command goes on from there")
+        exit_rank("interrupted: finished shards are kept; repeat the command to resume")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """Packages that only some commands need."""
 
 from importlib import import_module
+from typing import Any
 
-_SAMPLE = ("PIL", "diffusers", "huggingface_hub", "tqdm")  # the extra ``sample``; ``train`` has these and all others
+_SAMPLE = ("PIL", "diffusers", "huggingface_hub", "tqdm")  # the extra ``sample``; ``train`` adds all the others
 
 
-def import_optional(module: str):
-    """The module.
+def import_optional(module: str) -> Any:
+    """Import a module from one of the extras.
 
     Raises:
-        ImportError: it is not installed; the text says how to get it.
+        ImportError: it is not installed; the message says how to install it.
     """
     try:
         return import_module(module)

@@ -1,16 +1,16 @@
-"""Ranks whose torchrun was killed, and can end them no more."""
+"""Ranks that outlive a killed torchrun."""
 
 import os
 import signal
 import time
 from threading import Thread
 
-OFTEN = 0.5  # seconds between two looks
-GRACE = 120.0  # seconds that a rank has for its checkpoint
+OFTEN = 0.5  # seconds between checks
+GRACE = 120.0  # seconds for a rank to write its checkpoint
 
 
 def end_with_torchrun() -> None:
-    """Send this process SIGTERM when the one that started it, torchrun, is gone; in the end SIGKILL."""
+    """Once torchrun, the parent process, is gone, send this process SIGTERM, and SIGKILL after `GRACE` seconds."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 

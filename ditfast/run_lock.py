@@ -1,4 +1,4 @@
-"""One run at a time in a folder: the file .lock in it says which."""
+"""One run at a time per folder: its .lock file names the owner."""
 
 import fcntl
 import json
@@ -8,29 +8,34 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ditfast.signals import on_ending_signal
 
+if TYPE_CHECKING:  # imports torch
+    from ditfast.ranks import Ranks
+
 LOCK = ".lock"
-PATIENCE = 1.0  # seconds in which another run writes the lock that it has made
+PATIENCE = 1.0  # seconds for another run to fill in the lock it has just created
 
 
 class FolderError(Exception):
-    """A run cannot have its folder: another run has it, or it cannot be written."""
+    """The output folder is locked by another run or not writable."""
 
 
 @contextmanager
-def run_lock(folder, ranks, take_over: bool = False):
-    """Hold a folder, which is made if it is not there, for the run of these ranks.
+def run_lock(folder: str | Path, ranks: "Ranks", take_over: bool = False) -> Iterator[None]:
+    """Lock a folder for the run of these ranks, creating it if needed.
 
-    A lock is free to be taken over if its process is gone from this host, or if it is of this torchrun, which has
-    moved the first rank to another one. It is given back on every way out but SIGKILL: signals that end a run raise
+    A lock can be taken over if its process no longer runs on this host, or if it belongs to this same torchrun, which
+    has moved rank 0 to another host. It is released on every exit except SIGKILL: signals that end a run raise
     KeyboardInterrupt here.
 
     Args:
-        take_over: do so in any case.
+        take_over: take the lock over unconditionally.
 
     Raises:
         FolderError: on every rank.
@@ -55,18 +60,19 @@ def run_lock(folder, ranks, take_over: bool = False):
 class Lock:
     """The lock of a folder, for this process."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.path = self.folder / LOCK
-        self.own = {
+        self.own: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
             "command": shlex.join(sys.orig_argv),
-            "torchrun": os.environ.get("TORCHELASTIC_RUN_ID", "none"),  # none: also torchrun's for one without a name
+            "torchrun": os.environ.get("TORCHELASTIC_RUN_ID", "none"),  # "none" is also torchrun's default ID
         }
 
     def take(self, take_over: bool = False) -> None:
+        """Create the lock; see `run_lock`."""
         folder = self.folder
         self._made = [each for each in (folder, *folder.parents) if not each.exists()]
         while not self._create():
@@ -77,13 +83,13 @@ class Lock:
             if not reason:
                 raise FolderError(
                     f"--out {folder} is in use by {_describe(other)}; this is {_describe(self.own)}: wait, choose "
-                    "another folder, or --take-over if that run is certainly gone"
+                    "another folder, or pass --take-over if that run is certainly dead"
                 )
             if self._remove(other):
-                print(f"{folder} is taken over from {_describe(other)}: {reason}", file=sys.stderr)
+                print(f"taking over {folder} from {_describe(other)}: {reason}", file=sys.stderr)
 
     def release(self) -> None:
-        """Give the folder back, unless another run has taken it over; one that was made and is empty goes."""
+        """Remove the lock, unless another run has taken it over, and the folders created for it that are empty."""
         with suppress(OSError):
             if self._read() == self.own:
                 self.path.unlink()
@@ -113,7 +119,7 @@ class Lock:
         return True
 
     def _read(self) -> dict | None:
-        """What the lock says; nothing, {}, where that cannot be read; None where there is no lock."""
+        """Contents of the lock; {} if unreadable, None if there is no lock."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
@@ -132,11 +138,11 @@ class Lock:
         return "it was a rank of this torchrun" if same else None
 
     def _remove(self, other) -> bool:
-        """Remove the lock, unless it has become another's since it was read: whether it was removed."""
+        """Remove the lock unless its owner has changed since it was read; returns whether it did."""
         folder = os.open(self.folder, os.O_RDONLY)
         try:
-            with suppress(OSError):  # some network file systems have no such locks
-                fcntl.flock(folder, fcntl.LOCK_EX)  # of those that take over, one at a time
+            with suppress(OSError):  # some network file systems lack flock
+                fcntl.flock(folder, fcntl.LOCK_EX)  # one takeover at a time
             same = self._read() == other
             if same:
                 self.path.unlink(missing_ok=True)
@@ -146,34 +152,34 @@ class Lock:
 
 
 def _parse(content):
-    """A lock's fields.
+    """Fields of a lock file.
 
     Raises:
-        ValueError: these are none.
+        ValueError: it is not a valid lock file.
     """
     try:
         found = json.loads(content)
     except RecursionError as error:
-        raise ValueError("no lock") from error
+        raise ValueError("not a lock") from error
     kinds = {"host": str, "pid": int, "started": str, "command": str, "torchrun": str}
     if not isinstance(found, dict) or any(type(found.get(name)) is not kind for name, kind in kinds.items()):
-        raise ValueError("no lock")
+        raise ValueError("not a lock")
     return found
 
 
 def _describe(lock):
     if not lock:
-        return "a run that cannot be told"
-    command = " ".join(lock["command"].split())  # of one line
+        return "an unknown run"
+    command = " ".join(lock["command"].split())  # on one line
     return f"pid {lock['pid']} on {lock['host']} ({command if len(command) <= 100 else command[:97] + '...'})"
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this host started, as text that no other has with its pid; None if it has ended."""
+    """Start time of a process on this host, unique together with its pid; None if it has ended."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else f"{boot} {fields[18]}"  # in ticks since then
+        return None if state in "ZX" else f"{boot} {fields[18]}"  # clock ticks since boot
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return None

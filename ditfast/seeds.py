@@ -1,14 +1,14 @@
-"""Seeds of independent random streams, from one seed and what each stream is for."""
+"""Seeds of independent random streams, derived from one seed and the purpose of each stream."""
 
-ORDER, SAMPLE, STEP, ENCODE = range(4)  # an epoch's order, a sample's chance, a step's draws, a step's latents
+ORDER, SAMPLE, STEP, ENCODE = range(4)  # epoch order, per-sample augmentation, per-step draws, per-step latents
 
 
 def derive_seed(*numbers: int) -> int:
-    """A hash of whole numbers in [0, 2^64): close ones have nothing in common.
+    """Hash integers to [0, 2^64), such that nearby inputs give unrelated seeds.
 
-    SplitMix64, its output function applied to the sum of each number, the hash of those before it, and its increment
-    (Steele et al. 2014, "Fast splittable pseudorandom number generators"). PyTorch's generator on the CPU takes 32
-    bits of a seed, so that two samples share their noise with a probability of 2^-32.
+    SplitMix64: its output function, applied to the sum of each number, the hash of the numbers before it, and the
+    increment (Steele et al. 2014, "Fast splittable pseudorandom number generators"). PyTorch's CPU generator uses 32
+    bits of a seed, so two samples share their noise with probability 2^-32.
     """
     state = 0
     for number in numbers:

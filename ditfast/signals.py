@@ -1,19 +1,22 @@
-"""The signals that tell a run to end."""
+"""Signals that end a run."""
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
-NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # the last three are sent by batch systems
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # batch systems send the last three
 ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 @contextmanager
-def on_ending_signal(handler):
-    """Call ``handler(number, frame)`` for each of the signals that tell a run to end.
+def on_ending_signal(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Call ``handler(number, frame)`` on every signal that ends a run.
 
-    A signal that is ignored, as SIGHUP is under nohup, stays so. SIGINT does not: shells ignore it for all that they
-    start in the background. Only the main thread can have handlers; in others nothing changes.
+    An ignored signal, such as SIGHUP under nohup, stays ignored. SIGINT is the exception: shells ignore it for
+    background jobs. Outside the main thread, which alone can have handlers, this does nothing.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():

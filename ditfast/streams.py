@@ -1,14 +1,15 @@
-"""Standard streams that may go away while a command works on, as those of ``2>&1 | head`` do."""
+"""Standard streams that may close while a command is running, as in ``2>&1 | head``."""
 
 import io
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def lasting_streams():
-    """sys.stdout and sys.stderr, to which writing never fails: what nobody can read any more is dropped."""
+def lasting_streams() -> Iterator[None]:
+    """Replace sys.stdout and sys.stderr by streams that never fail: output to a closed pipe is dropped."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_Lasting, before)
     try:
@@ -27,7 +28,7 @@ class _Lasting:
     def write(self, text) -> int:
         try:
             self._try(self._stream.write, text)
-        except UnicodeError:  # a name of a file that the stream's encoding does not have
+        except UnicodeError:  # for example a file name that the encoding of the stream cannot represent
             self._try(self._stream.write, text.encode("ascii", "backslashreplace").decode())
         return len(text)
 
@@ -44,8 +45,8 @@ class _Lasting:
                 raise
 
     def _drop(self):
-        """Send what is left in the buffer, and all that follows, also from libraries in C, nowhere."""
-        with suppress(OSError, ValueError):  # a stream without a file
+        """Redirect the rest of the buffer and all later output, including that of C libraries, to /dev/null."""
+        with suppress(OSError, ValueError):  # a stream without a file descriptor
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)

@@ -1,13 +1,14 @@
-"""Suggestions in errors about a wrong name."""
+"""Suggestions for mistyped names."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def did_you_mean(name, names, cutoff: float = 0.3) -> str:
-    """The end of an error that quotes ``name``: the nearest of ``names``, or nothing where none is near.
+def did_you_mean(name: object, names: Iterable[str], cutoff: float = 0.3) -> str:
+    """Suffix for an error message: suggests the closest of ``names``, or is empty if none is close.
 
     Args:
-        cutoff: how alike they must be, from 0 to 1; higher where a name may be right and just not there, as a path.
+        cutoff: required similarity, from 0 to 1; higher where the name may be valid but missing, such as a path.
     """
-    near = get_close_matches(str(name), names, n=1, cutoff=cutoff)
+    near = get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,12 +1,12 @@
-"""Train a DiT, on one CPU or on GPUs of many machines.
+"""Train a DiT, from a single CPU to GPUs on many machines.
 
     python -m ditfast.train --out runs/digits --steps 1000
     torchrun --nproc-per-node 8 -m ditfast.train --data imagenet-latents --out runs/xl2 --resume auto
     python -m ditfast.train --data my-latents --init DiT-XL-2-256x256.pt --out runs/mine
 
-The run's folder gets config.yaml, checkpoints, metrics.jsonl, TensorBoard's files, grids of samples, and at the end
-the averaged weights as a model for `ditfast.sample`. --config reads a YAML file of the same names; flags come
-after it. --dry-run prints what would be trained, and ends.
+The output folder gets config.yaml, checkpoints, metrics.jsonl, TensorBoard files, sample grids and, at the end, a
+model with the averaged weights for `ditfast.sample`. --config reads a YAML file with the same option names; flags
+override it. --dry-run prints the plan and exits.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 import torch
 
 from ditfast.command import words
-from ditfast.data import DataError, Unreadable, open_data
+from ditfast.data import DataError, Source, Unreadable, open_data
 from ditfast.data.classes import print_classes
 from ditfast.data.sources import BUILT_IN
 from ditfast.export import export
@@ -26,7 +26,8 @@ from ditfast.run_lock import FolderError, run_lock
 from ditfast.streams import lasting_streams
 from ditfast.training import TrainError
 from ditfast.training.backends import check_backend
-from ditfast.training.config import Config, check_config, check_paths, fill_defaults, flags_from_yaml
+from ditfast.training.config import Config, check_config, check_paths, fill_defaults
+from ditfast.training.config_file import flags_from_yaml
 from ditfast.training.encoder import Encoder
 from ditfast.training.init import check_init, read_init
 from ditfast.training.loop import Run
@@ -35,13 +36,13 @@ from ditfast.training.plan import describe_run
 
 
 @lasting_streams()
-def main(arguments=None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     try:
         config, dry = parse_config(arguments)
         with ExitStack() as held:
             with joined_ranks(TIMEOUT, nccl=True) as ranks:
                 if ranks.device != "cpu":
-                    torch.set_float32_matmul_precision("high")  # TF32, as the original
+                    torch.set_float32_matmul_precision("high")  # TF32, as in the original
                 init = read_init(config)
                 config = fill_defaults(config, ranks.device, init)
                 check_init(config, init)
@@ -59,21 +60,21 @@ def main(arguments=None) -> None:
                     return
                 run = Run(config, source, encoder, ranks, init)
                 run.train()
-            if ranks.is_first:  # alone, from the checkpoint, which has the whole of what ranks may share
+            if ranks.is_first and run.saved:  # without the others: the checkpoint holds all shards
                 export(run.saved, run.folder / "model", overwrite=True)
     except FolderError as error:
         exit_rank(f"error: {error}", 2)
     except (TrainError, DataError, Unreadable, ImportError, OSError) as error:
         exit_rank(f"error: {error}")
     except KeyboardInterrupt:
-        exit_rank("interrupted: --resume auto goes on from the last checkpoint, if there is one")
+        exit_rank("interrupted: --resume auto resumes from the last checkpoint, if any")
     except Exception as error:
         traceback.print_exc()
         exit_rank(f"error: {error!r}")
 
 
-def parse_config(arguments=None) -> tuple[Config, bool]:
-    """The config, and whether only to tell about it."""
+def parse_config(arguments: list[str] | None = None) -> tuple[Config, bool]:
+    """The config, and whether to only print the plan."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--dry-run", action="store_true")
@@ -86,8 +87,8 @@ def parse_config(arguments=None) -> tuple[Config, bool]:
     return config, early.dry_run
 
 
-def open_source(config: Config):
-    """The data that the config names."""
+def open_source(config: Config) -> Source:
+    """Open the data of a config."""
     options = {} if config.data in BUILT_IN else {"flip": config.flip}
     source = open_data(config.data, config.image_size, **options)
     if config.num_classes not in (None, source.num_classes):

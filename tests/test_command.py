@@ -47,7 +47,7 @@ def test_a_terminal_with_few_characters():
 )
 def test_a_file(tmp_path, monkeypatch, content, flags):
     pytest.importorskip("yaml")
-    from ditfast.training.config import flags_from_yaml
+    from ditfast.training.config_file import flags_from_yaml
 
     monkeypatch.setenv("HOME", "/home/ada")
     (tmp_path / "run.yaml").write_text(content)
@@ -57,7 +57,8 @@ def test_a_file(tmp_path, monkeypatch, content, flags):
 def test_what_a_run_writes_is_what_it_reads(tmp_path):
     pytest.importorskip("tyro")
     from ditfast.train import parse_config
-    from ditfast.training.config import Config, to_yaml
+    from ditfast.training.config import Config
+    from ditfast.training.config_file import to_yaml
 
     config = Config(ema_warmup="off", flip=False, compile=True, lr=3e-5, clip=1.0, out="007", data="no", cfg=1e-5)
     (tmp_path / "config.yaml").write_text(to_yaml(config))

@@ -71,7 +71,11 @@ def test_the_folder_of_a_dead_run_is_taken_over(folder, other, gone, capsys):
     with run_lock(folder, Ranks()):
         assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and f"taken over from pid {other.pid} on" in told[0] and "that process is gone" in told[0]
+    assert (
+        len(told) == 1
+        and f"taking over {folder} from pid {other.pid} on" in told[0]
+        and "that process is gone" in told[0]
+    )
     assert list(folder.iterdir()) == []
 
 
@@ -99,7 +103,7 @@ def test_a_lock_that_cannot_be_read_is_a_run_that_cannot_be_told(folder, content
     monkeypatch.setattr("ditfast.run_lock.PATIENCE", 0.1)
     folder.mkdir(parents=True)
     (folder / LOCK).write_bytes(content)
-    with pytest.raises(FolderError, match="a run that cannot be told"):
+    with pytest.raises(FolderError, match="an unknown run"):
         run_lock(folder, Ranks()).__enter__()
     with run_lock(folder, Ranks(), take_over=True):
         pass

@@ -12,11 +12,11 @@ from ditfast.small_files import read_object
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (b"", "is no JSON"),
-        (b"{", "is no JSON"),
-        (b"\xff", "is no JSON"),
+        (b"", "is not valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
         (b"[]", "must hold a JSON object, got list"),
-        (b"9" * 5000, "is no JSON"),
+        (b"9" * 5000, "is not valid JSON"),
         (b"[" * 100_000, "nested too deep"),
         (b'{"a":' * 100_000, "nested too deep"),
     ],

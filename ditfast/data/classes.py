@@ -1,12 +1,14 @@
-"""Which class has which label."""
+"""The mapping of labels to classes, for users to check."""
 
-SHOWN = 10  # classes by name in a line, and the last
+from ditfast.data.protocol import Source
+
+SHOWN = 10  # classes listed before the ellipsis
 
 
-def print_classes(source) -> None:
-    """One line with the label and name of each class, the first few and the last of many; none if each is its label.
+def print_classes(source: Source) -> None:
+    """Print label and name of each class on one line (of many: the first few and the last), unless they are equal.
 
-    Folders are sorted by name, so that the class in folder 10 has the label 2.
+    Folders are sorted by name as strings, so the class in folder 10 comes before that in folder 2.
     """
     pairs = [f"{label} {name}" for label, name in enumerate(source.classes)]
     if all(name == str(label) for label, name in enumerate(source.classes)):

@@ -1,9 +1,9 @@
-"""What can be wrong with data."""
+"""Errors of training data."""
 
 
 class DataError(Exception):
-    """What the user has to change, in one line."""
+    """A user error, as one line that says what to change."""
 
 
 class Unreadable(Exception):
-    """An item of the data is broken. The text names its file."""
+    """An item of the data is broken. The message names its file."""

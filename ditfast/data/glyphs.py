@@ -1,6 +1,7 @@
-"""Characters in many fonts and shapes: images that never repeat, made from their number."""
+"""Endless synthetic images of characters in many fonts and shapes, generated from their index."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from ditfast.data.errors import DataError
 from ditfast.optional import import_optional
 
-CHARACTERS = "23458ACEFHJKLMNPRTXY"  # no pair that a turn or a stretch confuses, such as 6 and 9, 5 and S, 0 and O
-FONTS = (  # of matplotlib; each has all of the characters
+CHARACTERS = "23458ACEFHJKLMNPRTXY"  # no pairs that rotating or stretching confuses, as 6 and 9, 5 and S, 0 and O
+FONTS = (  # from matplotlib; each has all of the characters
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-BoldOblique", "-Oblique")),
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-BoldOblique", "-Oblique")),
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-BoldItalic", "-Italic")),
@@ -24,19 +25,20 @@ FONTS = (  # of matplotlib; each has all of the characters
     "cmtt10",
 )
 SIZES = range(16, 33)
-MAP = 48  # pixels of a distance map; it shows [-1, 1]²
-RASTER = 192  # pixels of the drawing that it is measured on
+MAP = 48  # side of a distance map in pixels; it covers [-1, 1]²
+RASTER = 192  # side in pixels of the drawing it is computed from
 REACH = 0.6  # half of a glyph's longer side on the map
-# A sample's glyph: half of its longer side on the image [-1, 1]², width over height, slant, turn in radians, shift
-# from the middle, and how far its edge moves out, in units of the map.
+# Ranges of a sample's parameters: half of the glyph's longer side on the image [-1, 1]², width over height, slant,
+# rotation in radians, shift from the center (x, y), and outward offset of the edge, in units of the map.
 LOW = torch.tensor([0.50, 0.80, -0.25, -0.25, -0.15, -0.15, -0.02], device="cpu")
 HIGH = torch.tensor([0.80, 1.25, 0.25, 0.25, 0.15, 0.15, 0.06], device="cpu")
 
 
 class Glyphs:
-    """Endless images of characters: sample i has the class i % 20, and everything else from a seed and i.
+    """Endless images of characters: sample i has class i % 20; everything else depends on a seed and i.
 
-    Font, size, proportions, slant, turn, place and stroke vary. Edges are smooth over a pixel, ink is 1, paper -1.
+    Font, size, proportions, slant, rotation, position and stroke width vary. Edges are one pixel wide; ink is 1,
+    background -1.
 
     Args:
         image_size: S, height and width in pixels, 16 to 32.
@@ -45,65 +47,67 @@ class Glyphs:
         shape: (1, S, S).
         num_classes, classes: 20, the characters of `CHARACTERS` in order.
         count: None, for endless.
-        identity: what the samples follow from, as JSON values, with a checksum of the fonts.
+        identity: everything that determines the samples, as JSON values, including a checksum of the fonts.
 
     Raises:
         DataError: another size.
-        ImportError: matplotlib, whose fonts these are, or pillow is not installed.
+        ImportError: matplotlib, which has the fonts, or pillow is not installed.
     """
 
-    num_classes, classes, count = len(CHARACTERS), list(CHARACTERS), None
+    num_classes = len(CHARACTERS)
+    classes = list(CHARACTERS)
+    count = None
 
     def __init__(self, image_size: int = 16):
         if image_size not in SIZES:
-            raise DataError(f"image_size of glyphs must be a whole number from 16 to 32, got {image_size}")
-        self.shape = (1, image_size, image_size)
+            raise DataError(f"image_size of glyphs must be an integer from 16 to 32, got {image_size}")
+        self.shape: tuple[int, int, int] = (1, image_size, image_size)
         self.identity = {"kind": "glyphs", "image_size": image_size, "classes": CHARACTERS, "fonts": _checksum()}
 
     def read(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-        """Sample ``index``, float32 (1, S, S) in [-1, 1], and its class; one draw of ``generator`` is the seed."""
+        """Sample ``index``, float32 (1, S, S) in [-1, 1], and its class; its seed is drawn from ``generator``."""
         seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         x, y = self.batch([index], seed)
         return x[0], int(y[0])
 
-    def batch(self, indices, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples by number: x float32 (B, 1, S, S) in [-1, 1] and y int64 (B,), each from its number and the seed.
+    def batch(self, indices: Sequence[int] | np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples x, float32 (B, 1, S, S) in [-1, 1], and y, int64 (B,), each determined by its index and the seed.
 
         Args:
-            indices: (B,) whole numbers, none negative.
+            indices: (B,) non-negative integers.
         """
         index = np.asarray(indices, dtype=np.uint64)
         draw = torch.from_numpy(_uniforms(index, seed, 1 + len(LOW)))  # (B, 8) in [0, 1)
         y = torch.from_numpy((index % self.num_classes).astype(np.int64))
         font = (draw[:, 0] * len(FONTS)).long()
         half, aspect, slant, turn, right, down, bold = (LOW + draw[:, 1:] * (HIGH - LOW)).unbind(1)
-        scale = REACH / half  # units of the map in one of the image
+        scale = REACH / half  # map units per image unit
         wide, tall = scale / aspect.sqrt(), scale * aspect.sqrt()
         cos, sin = turn.cos(), turn.sin()
         rows = (
             torch.stack([wide * (cos + slant * sin), wide * (slant * cos - sin)], 1),
             torch.stack([tall * sin, tall * cos], 1),
-        )  # image to map: turn, slant, stretch
+        )  # image to map: rotate, slant, stretch
         matrix = torch.stack(rows, 1)  # (B, 2, 2)
         place = torch.stack([right, down], 1)[:, :, None]  # (B, 2, 1)
         theta = torch.cat([matrix, -matrix @ place], 2)
-        grid = F.affine_grid(theta, (len(index), *self.shape), align_corners=False)  # (B, S, S, 2)
+        grid = F.affine_grid(theta, [len(index), *self.shape], align_corners=False)  # (B, S, S, 2)
         maps = _maps()[font, y][:, None]  # (B, 1, MAP, MAP)
         distance = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
-        pixel = scale * 2 / self.shape[-1]  # of the image, in units of the map
-        ink = 0.5 - (distance - bold[:, None, None, None]) / pixel[:, None, None, None]  # of a pixel, by its middle
+        pixel = scale * 2 / self.shape[-1]  # side of an image pixel, in map units
+        ink = 0.5 - (distance - bold[:, None, None, None]) / pixel[:, None, None, None]  # coverage, from the center
         return ink.clamp(0, 1) * 2 - 1, y
 
 
 @lru_cache(1)
 def _maps():
-    """Each glyph's distance to its edge, negative in the ink: (fonts, characters, MAP, MAP) in units of the map."""
+    """Signed distance to the edge of each glyph, negative inside: (fonts, characters, MAP, MAP) in map units."""
     maps = [[_distance(_draw(_font_file(name), character)) for character in CHARACTERS] for name in FONTS]
     return torch.stack([torch.stack(row) for row in maps])
 
 
 def _draw(file, character):
-    """The glyph, centred, as booleans (RASTER, RASTER); its longer side takes up `REACH` of them."""
+    """The centered glyph as booleans (RASTER, RASTER); its longer side spans `REACH` of the raster."""
     font = import_optional("PIL.ImageFont").truetype(str(file), RASTER)
     left, top, right, bottom = font.getbbox(character)
     size = round(RASTER * RASTER * REACH / max(right - left, bottom - top))
@@ -116,16 +120,15 @@ def _draw(file, character):
 
 
 def _distance(ink):
-    """From booleans (R, R), the signed distance of a map's (MAP, MAP) pixel centres to the nearest edge."""
-    across = (ink[:, 1:] != ink[:, :-1]).nonzero() + torch.tensor(
-        [0.5, 1.0], device="cpu"
-    )  # (E, 2): row, column of edges
+    """From booleans (R, R), the signed distance of the map's pixel centers to the nearest edge, (MAP, MAP)."""
+    # (E, 2): row, column of edges
+    across = (ink[:, 1:] != ink[:, :-1]).nonzero() + torch.tensor([0.5, 1.0], device="cpu")
     along = (ink[1:] != ink[:-1]).nonzero() + torch.tensor([1.0, 0.5], device="cpu")
     step = RASTER / MAP
-    centre = (torch.arange(MAP, device="cpu") + 0.5) * step
-    points = torch.cartesian_prod(centre, centre)  # (MAP², 2)
+    center = (torch.arange(MAP, device="cpu") + 0.5) * step
+    points = torch.cartesian_prod(center, center)  # (MAP², 2)
     distance = torch.cdist(points, torch.cat([across, along])).amin(1).view(MAP, MAP) * 2 / RASTER
-    inside = ink[centre.long()][:, centre.long()]
+    inside = ink[center.long()][:, center.long()]
     return torch.where(inside, -distance, distance)
 
 

@@ -1,10 +1,10 @@
-"""Images in files: which files are images, and what their pixels are. Training, encoding and evaluation share this.
+"""Image files: which files are images, and how they become pixels; shared by training, encoding and evaluation.
 
-A file counts by its ending, its format by its content. Hidden files and folders are passed over, as `._a.png` is no
-image. Pixels are 8 bits in grey or RGB, as Pillow converts them: transparency is dropped, colour profiles and EXIF's
-orientation are ignored (Pillow itself turns a TIFF), and the first image of several is taken. So do torchvision's
-ImageFolder and ADM, with which the published statistics were made. Of 16 bits the upper 8 are taken, in grey as
-Pillow does it in colour. Floats and integers of 32 bits have no white that is known, and are refused.
+Images are found by file extension and decoded by content. Hidden files and folders, such as ._a.png, are skipped.
+Pixels are 8-bit gray or RGB, as converted by Pillow: transparency is dropped, color profiles and EXIF orientation are
+ignored (except in TIFF, where Pillow applies it), and the first of several frames is used. torchvision's ImageFolder
+and ADM, which produced the published statistics, do likewise. 16-bit images keep their upper 8 bits, in gray as
+Pillow does in color. Floats and 32-bit integers are rejected, since their white level is unknown.
 """
 
 import os
@@ -12,24 +12,29 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, AnyStr
 
 import numpy as np
 
 from ditfast.data.errors import DataError, Unreadable
 from ditfast.optional import import_optional
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 ENDINGS = (b".bmp", b".jpeg", b".jpg", b".pgm", b".png", b".ppm", b".tif", b".tiff", b".webp")
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no EPS, for which Pillow starts another program
-MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS, for which Pillow runs another program
+MODES = {1: "L", 3: "RGB"}  # number of channels -> Pillow mode
 
 
-def is_image(name) -> bool:
+def is_image(name: str | bytes) -> bool:
     """Whether a file of this name is read as an image."""
     return os.fsencode(name).lower().endswith(ENDINGS)
 
 
-def image_names(folder: bytes, inside=b"") -> Iterator[bytes]:
-    """The paths of all images in a folder and those in it, below ``folder``."""
+def image_names(folder: bytes, inside: bytes = b"") -> Iterator[bytes]:
+    """Paths of all images in a folder and its subfolders, relative to ``folder``."""
     for name, is_folder in visible_entries(folder):
         if is_folder:
             yield from image_names(folder + b"/" + name, inside + name + b"/")
@@ -37,35 +42,35 @@ def image_names(folder: bytes, inside=b"") -> Iterator[bytes]:
             yield inside + name
 
 
-def visible_entries(folder) -> list[tuple]:
-    """Names in a folder that are not hidden, and whether each is a folder, which takes no look at every file."""
+def visible_entries(folder: AnyStr | Path) -> list[tuple[AnyStr, bool]]:
+    """(name, is a folder) of each entry in a folder that is not hidden, without a stat call per file."""
     try:
         with os.scandir(folder) as entries:
-            return [(each.name, each.is_dir()) for each in entries if os.fsencode(each.name)[:1] != b"."]
-    except OSError as error:  # a folder without permission, links in a circle
+            return [(each.name, each.is_dir()) for each in entries if os.fsencode(each.name)[:1] != b"."]  # type: ignore[misc]
+    except OSError as error:  # for example missing permission or circular links
         raise DataError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from error
 
 
-def decode_image(path, channels: int):
-    """The whole image as Pillow's, in grey (channels 1) or RGB (3).
+def decode_image(path: str | Path, channels: int) -> "Image":
+    """Decode an image to gray (channels 1) or RGB (channels 3).
 
     Raises:
-        Unreadable: the file is missing, truncated, no image, of more than 2 * PIL.Image.MAX_IMAGE_PIXELS pixels, or
-            of numbers that are neither 8 nor 16 bits.
+        Unreadable: the file is missing, truncated or not an image, has more than 2 * PIL.Image.MAX_IMAGE_PIXELS
+            pixels, or channels of neither 8 nor 16 bits.
     """
     with open_image(path) as image:
         return _to_8_bits(image).convert(MODES[channels])  # decodes it
 
 
 @contextmanager
-def open_image(path):
-    """The Pillow image of a file, of which the header has been read: whatever goes wrong inside is `Unreadable`."""
+def open_image(path: str | Path) -> Iterator["Image"]:
+    """Context with a file's Pillow image, of which only the header has been read; all errors become `Unreadable`."""
     pil = import_optional("PIL.Image")
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
             raise Unreadable(f"{path} is not a regular file")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's do not name the file
+            warnings.simplefilter("ignore")  # Pillow's warnings do not name the file
             with pil.open(path, formats=FORMATS) as image:
                 _check_header(path, image)
                 yield image
@@ -80,14 +85,14 @@ def open_image(path):
 
 def _check_header(path, image):
     if min(image.size) < 1:
-        raise Unreadable(f"{path} has no pixels, its size is {image.width} x {image.height}")
+        raise Unreadable(f"{path} has no pixels: {image.width} x {image.height}")
     if image.mode[0] in "FI" and not _is_16_bits(image):
-        kind = {"F": "floats", "I": "integers of 32 bits"}.get(image.mode, "integers with another black or white")
+        kind = {"F": "floats", "I": "32-bit integers"}.get(image.mode, "integers with a nonstandard range")
         raise Unreadable(f"{path} must have 8 or 16 bits per channel, got {kind}")
 
 
 def _is_16_bits(image):
-    """Whether it is grey from 0 to 65535; PGM's are scaled to that, and in 32 bits, as PNG's before Pillow 11."""
+    """Whether it is gray from 0 to 65535. Pillow scales PGM to that range, in 32 bits, like PNG before Pillow 11."""
     if image.format == "TIFF":
         depth, white = image.tag_v2.get(258), image.tag_v2.get(262)  # BitsPerSample, PhotometricInterpretation
         return image.mode.startswith("I;16") and (depth, white) == ((16,), 1)

@@ -1,7 +1,9 @@
-"""The index of latents, `shards.INDEX`: what its fields can be. It may have been edited, or be another program's."""
+"""Validation of the index of latents, `shards.INDEX`, which may have been edited or come from another program."""
 
 import re
+from pathlib import Path
 from reprlib import repr as short
+from typing import Any
 
 from ditfast.data.errors import DataError
 from ditfast.data.shards import Shards
@@ -9,20 +11,20 @@ from ditfast.data.shards import Shards
 LARGE = 1e6  # more than any scale or shift of latents
 
 
-def check_index(path, about: dict) -> None:
-    """Refuse an index with a field that encode does not write so; which ones there must be is not looked at.
+def check_index(path: Path, about: dict[str, Any]) -> None:
+    """Reject an index with a field value that encode never writes; missing fields are not checked here.
 
     Raises:
         DataError: naming the file, the field, the rule and the value.
     """
     rules = {
-        "shape": (_is_shape, "three whole numbers"),
+        "shape": (_is_shape, "three integers"),
         "classes": (lambda v: _is_list(v, str) and v, "names"),
-        "count": (_is_count, "a whole number"),
-        "scale": (lambda v: _are_numbers(v, about["shape"][0]) and v != 0, "a number, or one for each channel"),
-        "shift": (lambda v: _are_numbers(v, about["shape"][0]), "a number, or one for each channel"),
+        "count": (_is_count, "an integer"),
+        "scale": (lambda v: _are_numbers(v, about["shape"][0]) and v != 0, "a number, or one per channel"),
+        "shift": (lambda v: _are_numbers(v, about["shape"][0]), "a number, or one per channel"),
         "vae_sha256": (lambda v: isinstance(v, str | None), "a checksum"),
-        "image_size": (lambda v: _is_count(v) and v > 0, "a positive whole number"),
+        "image_size": (lambda v: _is_count(v) and v > 0, "a positive integer"),
         "unreadable": (lambda v: _is_list(v, str), "names"),
         "shards": (lambda v: isinstance(v, list) and all(map(_is_shard, v)), "files with their counts"),
         "data": (lambda v: isinstance(v, dict), "a description of the images"),
@@ -33,7 +35,7 @@ def check_index(path, about: dict) -> None:
     held = sum(each["count"] for each in about["shards"])
     if not 0 < held == about["count"]:
         raise DataError(
-            f"{path} is damaged: count must be the {held} of its shards, got {about['count']}: encode again"
+            f"{path} is damaged: count must be {held}, the total of its shards, got {about['count']}: encode again"
         )
 
 
@@ -55,7 +57,7 @@ def _is_list(value, kind):
 
 
 def _is_shard(value):
-    """In the folder itself, under a name that encode gives."""
+    """Whether it names a file in the folder itself, with a name that encode uses."""
     named = (
         isinstance(value, dict) and isinstance(value.get("file"), str) and re.fullmatch(Shards.pattern, value["file"])
     )

@@ -1,21 +1,22 @@
-"""The files that `python -m ditfast.encode` writes, and `ditfast.data.latents` reads.
+"""The file format that `python -m ditfast.encode` writes and `ditfast.data.latents` reads.
 
-    latents-00000.safetensors, …   of a range of the images each, in their order, n of them:
-        mean, std                  (n, C, h, w) float32 or float16: the posterior of an image, not scaled
-        mean_flip, std_flip        the same of its mirror image, which is not the mirror image of the same
+    latents-00000.safetensors, …   shards, each with n consecutive images:
+        mean, std                  (n, C, h, w) float32 or float16: posterior of an image, not scaled
+        mean_flip, std_flip        posterior of its mirror image, which differs from the mirrored posterior
         labels                     (n,) int64
-        checksums                  (n, 2) int64: CRC-32 of an image's mean, std and label, and of the mirror image's
-        with the names of the images that could not be read, as JSON under the metadata's "unreadable"
-    encode.json                    what the shards follow from, and the command; written first
-    latents.json                   all about them, scale and shift too, and how many are in each file; written last
+        checksums                  (n, 2) int64: CRC-32 of mean, std and label of an image, and of its mirror image
+        the metadata's "unreadable" lists the names of unreadable images as JSON
+    encode.json                    the settings that determine the shards, and the command; written first
+    latents.json                   index: settings, scale, shift, and the number of images per shard; written last
 
-One image of size S takes 4 * C * (S / 8)^2 numbers, with C = 4: 64 KiB in float32 for S = 256. Half-precision rounds
-the mean by up to 2^-11 of itself, which can be more than a posterior's std; so float32 unless the disk is too small.
+An image of size S takes 4 * C * (S / 8)^2 numbers, with C = 4: 64 KiB in float32 for S = 256. float16 rounds the mean
+with a relative error of up to 2^-11, which can exceed the posterior's std; use float32 unless disk space is short.
 """
 
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,16 +32,16 @@ INDEX, STARTED = "latents.json", "encode.json"
 
 
 def unfinished(folder: Path) -> str | None:
-    """What to do about a folder in which encode has not finished; None if it has not begun."""
+    """Message saying how to finish encoding into a folder; None if encoding has not started there."""
     command = (read_json(folder / STARTED) or {}).get("command")
-    return command and f"{folder} is not finished: go on with {command}"
+    return command and f"{folder} is not finished: resume with {command}"
 
 
-def checksum(mean, std, label) -> int:
-    """CRC-32 of what a sample is drawn from: (C, h, w), (C, h, w), ()."""
+def checksum(mean: torch.Tensor, std: torch.Tensor, label: torch.Tensor) -> int:
+    """CRC-32 of one image's mean (C, h, w), std (C, h, w) and label ()."""
     total = 0
     for each in (mean, std, label):
-        total = zlib.crc32(each.contiguous().numpy(), total)
+        total = zlib.crc32(each.contiguous().numpy().data, total)
     return total
 
 
@@ -52,18 +53,21 @@ def _checksums(tensors):
 
 
 class Shards(ResumableFolder):
-    """The folder of an encoding.
+    """A folder of encoded images.
 
     Args:
-        path: of the folder.
-        settings: all that its content follows from, as JSON values.
-        count: images, readable or not.
-        size: of a shard's range of images.
+        path: the folder.
+        settings: everything that determines its contents, as JSON values.
+        count: number of images, readable or not.
+        size: images per shard.
+
+    Attributes:
+        ranges: range of image indices of each shard.
     """
 
     record, holds, pattern, error = STARTED, "shards", r"latents-\d{5,}\.safetensors", DataError
 
-    def __init__(self, path, settings: dict, count: int, size: int):
+    def __init__(self, path: str | Path, settings: dict[str, Any], count: int, size: int):
         super().__init__(path, {"format": FORMAT, **settings, "shard_size": size})
         self.ranges = [range(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -71,25 +75,31 @@ class Shards(ResumableFolder):
         return self.path / f"latents-{shard:05d}.safetensors"
 
     def clear(self) -> None:
-        (self.path / INDEX).unlink(missing_ok=True)  # first: without it nothing else is trusted
+        (self.path / INDEX).unlink(missing_ok=True)  # first: nothing is read without it
         super().clear()
 
-    def comparable(self, settings: dict) -> dict:
-        """The settings without the command, and with those of the data among them."""
+    def comparable(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings without the command, with those of the data flattened in."""
         flat = {**settings, **settings.get("data", {})}
         return {name: value for name, value in flat.items() if name not in ("command", "data")}
 
     def missing(self) -> list[int]:
+        """Shards that have not been written."""
         return [shard for shard in range(len(self.ranges)) if not self.file(shard).exists()]
 
-    def write(self, shard: int, tensors: dict, unreadable: list[str]) -> None:
+    def write(self, shard: int, tensors: dict[str, torch.Tensor], unreadable: list[str]) -> None:
+        """Write a shard with the tensors of the format above, except checksums, which are added."""
         tensors = {**tensors, CHECKSUMS: _checksums(tensors)}
         content = save(tensors, {"unreadable": json.dumps(unreadable)})
         with self.writing(self.file(shard)) as part:
             part.write_bytes(content)
 
-    def finish(self, classes: list[str]) -> dict:
-        """Write the index of the shards, when they are all there. Returns it."""
+    def finish(self, classes: list[str]) -> dict[str, Any]:
+        """Write the index once all shards are there, and return it.
+
+        Raises:
+            DataError: a shard is damaged, or no image was readable.
+        """
         files = [self.file(shard) for shard in range(len(self.ranges))]
         found = [self._contents(file) for file in files]
         index = {
@@ -106,9 +116,9 @@ class Shards(ResumableFolder):
         return index
 
     def _contents(self, path):
-        """How many images are in a shard, and the names of those left out."""
+        """Returns (number of images in a shard, names of those skipped)."""
         try:
             file = safe_open(path, "pt")
             return file.get_slice("labels").get_shape()[0], json.loads(file.metadata()["unreadable"])
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{path} is damaged: delete it, and encode again ({error})") from error
+            raise DataError(f"{path} is damaged: delete it and encode again ({error})") from error

@@ -1,32 +1,35 @@
-"""From the name of the data to its source."""
+"""Open training data by name."""
 
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from ditfast.data.digits import Digits
 from ditfast.data.errors import DataError
 from ditfast.data.folder import Images
 from ditfast.data.glyphs import Glyphs
 from ditfast.data.latents import Latents
+from ditfast.data.protocol import Source
 from ditfast.data.shards import INDEX, STARTED
 from ditfast.paths import why_unusable
 from ditfast.suggest import did_you_mean
 
-BUILT_IN = {"digits": Digits, "glyphs": Glyphs}
+BUILT_IN: dict[str, Callable[..., Source]] = {"digits": Digits, "glyphs": Glyphs}
 
 
-def open_data(name: str, image_size: int | None = None, **options):
-    """The source of a name.
+def open_data(name: str | Path, image_size: int | None = None, **options: Any) -> Source:
+    """Open a data source.
 
     Args:
-        name: "digits" (8 x 8, grey), "glyphs" (characters, grey), or a folder: of images (`folder.Images`), or of
-            latents that `python -m ditfast.encode` wrote (`latents.Latents`).
-        image_size: height and width in pixels; what the source has by itself unless given.
-        options: of the source: flip for a folder, and channels for one of images.
+        name: "digits" (8 x 8, gray), "glyphs" (characters, gray), or a folder of images (`folder.Images`) or of
+            latents written by `python -m ditfast.encode` (`latents.Latents`).
+        image_size: height and width in pixels; None for the source's default.
+        options: options of the source: flip for folders, and channels for folders of images.
 
     Raises:
-        DataError: no such data, or a size or option that it does not have.
-        ImportError: a package that it needs is not installed.
+        DataError: no such data, or an invalid size or option.
+        ImportError: a required package is not installed.
     """
     name = str(name)
     if image_size is not None:
@@ -44,7 +47,7 @@ def open_data(name: str, image_size: int | None = None, **options):
 
 
 def _make_source(kind, options, name, **given):
-    """The source, unless it does not take an option."""
+    """Create a source after checking its options."""
     takes = signature(kind).parameters.keys() - given
     unknown = options.keys() - takes
     if unknown:

@@ -1,32 +1,35 @@
-"""The order in which samples are read: it follows from a seed, on any number of processes and from any start."""
+"""Streams of batches in an order determined by a seed, for any number of processes and from any position."""
 
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 
 from ditfast.data.errors import DataError, Unreadable
+from ditfast.data.protocol import Source
 from ditfast.seeds import ORDER, SAMPLE, derive_seed
 from ditfast.signals import ENDING
 
-MOST_WORKERS = 512  # processes of a rank
+MOST_WORKERS = 512  # processes per rank
 GIVE_UP = 1000  # unreadable items in a row
 
 
 class Batch(NamedTuple):
+    """One rank's part of a batch."""
+
     x: torch.Tensor  # (b, C, H, W) float32
     y: torch.Tensor  # (b,) int64
-    indices: torch.Tensor  # (b,) int64, of the items that were read
-    skipped: list[str]  # what was unreadable
+    indices: torch.Tensor  # (b,) int64, of the items read
+    skipped: list[str]  # one message per unreadable item
 
 
 def stream_batches(
-    source,
+    source: Source,
     *,
     seed: int,
     start: int,
@@ -34,29 +37,29 @@ def stream_batches(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
-    unreadable: str = "fail",
+    unreadable: Literal["fail", "skip"] = "fail",
 ) -> Iterator[Batch]:
-    """Batches of a source without end, from any position.
+    """Endless batches of a source, from any position.
 
     Position g is item permutation(seed, g // count)[g % count], or item g of an endless source, and is read with a
-    generator seeded from (seed, g). A batch that does not fill an epoch runs on into the next one.
+    generator seeded from (seed, g). Batches may span epochs.
 
     Args:
-        source: see `ditfast.data`.
-        seed: of the order and of every sample's chance.
-        start: position of the first sample: how many all ranks together have read before.
-        batch: B, samples of all ranks together. Rank r gets the positions r * b to (r + 1) * b - 1 of each B, where
-            b = B / world.
-        workers: processes that read ahead; 0 reads in this one.
-        unreadable: "fail" raises on a broken item. "skip" puts the next readable index in its place, and its text in
-            `Batch.skipped`.
+        source: the data.
+        seed: determines the order and the randomness of every sample.
+        start: position of the first sample, which is the number of samples all ranks have read before.
+        batch: B, samples over all ranks. Rank r gets positions r * b to (r + 1) * b - 1 of each B, b = B / world.
+        rank, world: this rank and the number of ranks.
+        workers: processes that read ahead; 0 reads in this process.
+        unreadable: on a broken item, "fail" raises; "skip" reads the next readable item instead and appends the error
+            to `Batch.skipped`.
 
     Returns:
-        An iterator of `Batch`, pinned where there is CUDA.
+        An iterator of `Batch`, in pinned memory if CUDA is available.
 
     Raises:
-        DataError: an argument that does not fit, here; while iterating, nothing is readable, or a worker was killed.
-        Unreadable: while iterating, with the name of the broken file.
+        DataError: an invalid argument; while iterating, nothing is readable, or a worker was killed.
+        Unreadable: while iterating, naming the broken file.
     """
     if unreadable not in ("skip", "fail"):
         raise DataError(f"unreadable must be 'skip' or 'fail', got {unreadable!r}")
@@ -74,19 +77,20 @@ def stream_batches(
     return load_batches(_Reader(source, seed, skip=unreadable == "skip"), order, workers)
 
 
-def load_batches(dataset, order, workers: int):
-    """For each list in ``order`` what dataset.__getitems__ makes of it; an exception that it returns is raised here.
+def load_batches(dataset: Any, order: Iterable[Sequence], workers: int) -> Iterator[Any]:
+    """Yield dataset.__getitems__(each) for each list in ``order``; an exception that it returns is raised here.
 
     Raises:
         DataError: a worker was killed.
     """
-    # with a generator of its own DataLoader leaves the global one alone
+    # with a private generator DataLoader does not touch the global one
     private, pin = torch.Generator(), torch.cuda.is_available()
-    settings = {"num_workers": workers, "pin_memory": pin, "generator": private}
+    settings: dict[str, Any] = {"num_workers": workers, "pin_memory": pin, "generator": private}
     settings["worker_init_fn"] = _leave_signals_to_main
     try:
-        with torch.device("cpu"):  # DataLoader draws where the user's default device is, with our generator
-            loader = DataLoader(dataset, batch_sampler=order, collate_fn=_identity, **settings)
+        with torch.device("cpu"):  # DataLoader would draw on the user's default device, with our CPU generator
+            lists: Any = order  # or ranges, which DataLoader takes too
+            loader = DataLoader(dataset, batch_sampler=lists, collate_fn=_identity, **settings)
             batches = iter(loader)
         for made in batches:
             if isinstance(made, Exception):
@@ -95,18 +99,18 @@ def load_batches(dataset, order, workers: int):
     except RuntimeError as error:
         if not re.match(r"DataLoader worker \(pid", str(error)):
             raise
-        raise DataError(f"one of {workers} workers was killed: memory or /dev/shm may be short") from error
+        raise DataError(f"one of {workers} workers was killed: it may have run out of memory or /dev/shm") from error
 
 
 def _shares(order, first, share, batch):
-    """(position, index) of each sample of this rank, batch by batch, without end."""
+    """Yield (position, index) of each sample of this rank, batch by batch, endlessly."""
     while True:
         yield [(position, order.index(position)) for position in range(first, first + share)]
         first += batch
 
 
 class _Order:
-    """Which item stands where: a permutation for each epoch, of which the last one used is kept."""
+    """Position -> item: one permutation per epoch; caches the last one used."""
 
     def __init__(self, seed, count):
         self.seed, self.count, self.epoch = seed, count, None
@@ -122,7 +126,7 @@ class _Order:
 
 
 class _Reader:
-    """Samples of given positions and indices, as a `Batch`, or the exception that the user has to see."""
+    """Reads a `Batch` for given positions and indices; returns, rather than raises, errors for the user."""
 
     def __init__(self, source, seed, skip):
         self.source, self.seed, self.skip = source, seed, skip
@@ -132,13 +136,13 @@ class _Reader:
         try:
             items = [self._read(position, index, skipped) for position, index in pairs]
         except (Unreadable, DataError) as error:
-            return error  # raised in a worker, it would reach the user with the worker's traceback for a text
+            return error  # raised in a worker, its message would be replaced by the worker's traceback
         x, y, indices = zip(*items, strict=True)
         y, indices = (torch.tensor(each, device="cpu") for each in (y, indices))
         return Batch(torch.stack(x), y, indices, skipped)
 
     def _read(self, position, index, skipped):
-        """x, y and the index of what is read for a position, from ``index`` on."""
+        """Returns (x, y, index) of the first readable item from ``index`` on."""
         first, count = len(skipped), self.source.count
         for _ in range(min(count or GIVE_UP, GIVE_UP)):
             generator = torch.Generator().manual_seed(derive_seed(self.seed, SAMPLE, position))
@@ -150,11 +154,11 @@ class _Reader:
                 skipped.append(str(error))
             index = index + 1 if count is None else (index + 1) % count
         tried = skipped[first:]
-        raise DataError(f"nothing is readable: {len(tried)} items in a row failed, the first of them {tried[0]}")
+        raise DataError(f"nothing is readable: {len(tried)} items in a row failed, first: {tried[0]}")
 
 
 def _leave_signals_to_main(worker):
-    """Leave it to the main process what a signal means that all of its group gets, as from torchrun or Ctrl-C."""
+    """Ignore signals sent to the whole process group, as by torchrun or Ctrl-C: the main process handles them."""
     for number in ENDING:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
@@ -164,7 +168,7 @@ def _leave_signals_to_main(worker):
 
 
 def _end_with_parent():
-    """End when the main process asks for it: it would wait forever, at its own end, for a worker that does not."""
+    """Exit on SIGTERM from the main process only, which waits at exit until all its workers have ended."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
         pass
     os._exit(0)

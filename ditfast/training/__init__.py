@@ -2,4 +2,4 @@
 
 
 class TrainError(Exception):
-    """What the user has to change, in one line."""
+    """A user error, as one line that says what to change."""

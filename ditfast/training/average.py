@@ -1,32 +1,33 @@
-"""How fast the average of the weights follows them."""
+"""Decay schedule of the weights' moving average."""
 
 from math import prod
+from typing import Literal
 
-YOUNG = 0.01  # part of the initial weights from which on an average is not to be sampled from
+YOUNG = 0.01  # largest share of initial weights in an average worth sampling from
 
 
-def wants_warmup(choice: str, decay: float, steps: int) -> bool:
-    """Whether a run of so many steps warms its average up; "auto" where it would end before the average is one."""
+def wants_warmup(choice: Literal["auto", "on", "off"], decay: float, steps: int) -> bool:
+    """Whether the average of a run of ``steps`` steps warms up; "auto": only in runs too short for the full decay."""
     return choice == "on" or (choice == "auto" and steps < 5 / (1 - decay))
 
 
 def decay_at(step: int, decay: float, warmup: bool) -> float:
-    """The decay of one step; step 0 is the first.
+    """The decay at one step; the first is step 0.
 
-    Source: Abadi et al., "TensorFlow: Large-Scale Machine Learning", whose ExponentialMovingAverage takes num_updates
-    so; with it the initial weights are gone after a few steps.
+    Source: ExponentialMovingAverage with num_updates in Abadi et al., "TensorFlow: Large-Scale Machine Learning";
+    with it the initial weights vanish after a few steps.
     """
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
 def initial_share(steps: int, decay: float, warmup: bool) -> float:
-    """How much of the average after so many steps is the initial weights, in [0, 1]."""
-    warming = min(steps, 100) if warmup else 0  # then as good as nothing is left
+    """Share of the initial weights in the average after ``steps`` steps, in [0, 1]."""
+    warming = min(steps, 100) if warmup else 0  # by then practically nothing is left
     return prod(decay_at(t, decay, warmup) for t in range(warming)) * decay ** (steps - warming)
 
 
 def youth(steps: int, decay: float, warmup: bool) -> str | None:
-    """Why not to sample from the average after so many steps; None if it is old enough."""
+    """Why the average after ``steps`` steps is not worth sampling from; None if it is."""
     share = initial_share(steps, decay, warmup)
     if share < YOUNG:
         return None

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or not there, checked before they are read, for any number of ranks."""
+"""Checkpoints of a run: atomic, verified before they are read, and independent of the number of ranks."""
 
 import os
 import re
@@ -6,7 +6,9 @@ import shutil
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -16,25 +18,25 @@ from ditfast.training import TrainError
 from ditfast.training.manifest import ABOUT, checksum, find_fault, read_about, write_about
 from ditfast.training.tensor_index import Reader
 
-FOLDER = "checkpoints"  # of a run
-FAILURES = (Exception, CheckpointException)  # DCP wraps what the system says into a BaseException
+FOLDER = "checkpoints"  # inside a run's folder
+FAILURES = (Exception, CheckpointException)  # DCP wraps system errors in a BaseException
 
 
 class Checkpoints:
-    """The checkpoints in a folder, step-00001000 and so on, of which the newest ``keep`` stay.
+    """The checkpoints in a folder, named step-00001000 and so on; the newest ``keep`` are kept.
 
-    Tensors are written by torch.distributed.checkpoint, each rank its part, into a folder of another name that is
-    renamed when all of it is on disk; checkpoint.json beside them has what else a run needs and all checksums.
+    torch.distributed.checkpoint writes the tensors, each rank its shard, into a temporary folder that is renamed once
+    everything is on disk. checkpoint.json next to them holds the rest of the run's state and all checksums.
     """
 
-    def __init__(self, folder, keep: int, ranks: Ranks):
+    def __init__(self, folder: str | Path, keep: int, ranks: Ranks):
         self.folder, self.keep, self.ranks = Path(folder), keep, ranks
 
-    def save(self, step: int, tensors: dict, about: dict) -> Path:
-        """Write a checkpoint.
+    def save(self, step: int, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> Path:
+        """Write a checkpoint and delete the oldest.
 
         Raises:
-            TrainError: on every rank, if it could not be written on any; older checkpoints stay.
+            TrainError: on every rank, if writing failed on any; older checkpoints are kept.
         """
         target = self.folder / step_name(step)
         part = part_path(target)
@@ -46,7 +48,7 @@ class Checkpoints:
             self._on_first(target, lambda: _finish(part, target, {**about, "step": step, "files": files}))
         finally:
             if self.ranks.is_first:
-                shutil.rmtree(part, ignore_errors=True)  # what could not be written whole
+                shutil.rmtree(part, ignore_errors=True)  # left over if writing failed
         if self.ranks.is_first:
             for old in self.finished()[: -self.keep]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -58,16 +60,16 @@ class Checkpoints:
         return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
 
     def set_aside_after(self, step: int) -> None:
-        """Set checkpoints of later steps aside: the run goes another way from here."""
+        """Rename checkpoints of later steps, from which the resumed run will diverge."""
         for path in self.finished() if self.ranks.is_first else ():
             if int(path.name.removeprefix("step-")) > step:
                 path.rename(path.with_name(f"left-{path.name}-{time.time_ns()}"))
 
     def newest_whole(self) -> Path | None:
-        """The newest checkpoint that is whole; those that are not are named in a warning each.
+        """The newest intact checkpoint; warns about each damaged one.
 
         Raises:
-            TrainError: there are checkpoints, and none is whole.
+            TrainError: there are checkpoints, but none is intact.
         """
         found = self.finished()
         for path in reversed(found):
@@ -75,26 +77,26 @@ class Checkpoints:
             if fault is None:
                 return path
             if self.ranks.is_first:
-                warnings.warn(f"{path} is not used: {fault}", stacklevel=2)
+                warnings.warn(f"skipping {path}: {fault}", stacklevel=2)
         if found:
-            raise TrainError(f"none of the {len(found)} checkpoints in {self.folder} is whole")
+            raise TrainError(f"none of the {len(found)} checkpoints in {self.folder} is intact")
         return None
 
-    def read_about(self, path: Path) -> dict:
-        """What checkpoint.json says.
+    def read_about(self, path: Path) -> dict[str, Any]:
+        """Contents of checkpoint.json.
 
         Raises:
-            TrainError: the path is no checkpoint, or not whole.
+            TrainError: the path is not an intact checkpoint.
         """
         if fault := self._find_fault(path):
             raise TrainError(f"{path} cannot be read: {fault}")
         return self.ranks.gather(read_about(path) if self.ranks.is_first else None)[0]
 
-    def read_tensors(self, path: Path, tensors: dict) -> None:
-        """Write the values of a checkpoint that is whole into ``tensors``.
+    def read_tensors(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        """Read an intact checkpoint into ``tensors``, in place.
 
         Raises:
-            TrainError: it has other tensors.
+            TrainError: it holds different tensors.
         """
         try:
             _quietly(dcp.load, tensors, storage_reader=Reader(path))
@@ -102,14 +104,14 @@ class Checkpoints:
             raise TrainError(f"{path} cannot be read: {_short(error)}") from error
 
     def _find_fault(self, path):
-        """Why a checkpoint is not whole, the same on every rank; the first one looks."""
+        """What is wrong with a checkpoint, if anything; rank 0 checks and tells the others."""
         return self.ranks.gather(find_fault(path) if self.ranks.is_first else None)[0]
 
     def _on_first(self, target, work):
         self._on_all(target, work if self.ranks.is_first else lambda: None)
 
     def _on_all(self, target, work):
-        """Do the work; if it fails on a rank, it has failed on all."""
+        """Do the work; a failure on one rank is a failure on all."""
         error = result = None
         try:
             result = work()
@@ -122,7 +124,7 @@ class Checkpoints:
 
 
 def checkpoint_at(path: Path) -> Path | None:
-    """The checkpoint that a path means: itself, or the newest whole one of a run's folder or its checkpoints."""
+    """The checkpoint at ``path``, or the newest intact one if it is a run's folder or its checkpoints folder."""
     if (path / ABOUT).is_file():
         return path
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
@@ -138,7 +140,7 @@ def _write(tensors, part):
 
 
 def _quietly(call, tensors, **where):
-    """DCP warns of a single process and of its own use of deprecated functions."""
+    """Call DCP without its warnings about single processes and its own use of deprecated functions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         call(tensors, **where)
@@ -151,9 +153,9 @@ def _make_empty(part):
 
 def _finish(part, target, content):
     if gone := [name for name in content["files"] if not (part / name).is_file()]:
-        raise OSError(f"the first rank does not see {gone[0]}: all ranks must share the folder of the run")
+        raise OSError(f"rank 0 cannot see {gone[0]}: all ranks must share the output folder")
     write_about(part, content)
-    shutil.rmtree(target, ignore_errors=True)  # of a run that went another way
+    shutil.rmtree(target, ignore_errors=True)  # from a run that diverged
     os.replace(part, target)
 
 
@@ -163,7 +165,7 @@ def _checksums(folder, pattern):
 
 
 def _short(error):
-    """The system's own word for an error inside DCP's report of all ranks, or the report's last line."""
+    """The system error inside DCP's report from all ranks, or the report's last line."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     cause = re.search(r"No space left on device|Permission denied|Read-only file system|quota exceeded", str(error))
     return cause[0] if cause else lines[-1]

@@ -1,4 +1,6 @@
-"""The weights that a run starts from: another model's, or new ones."""
+"""Initial weights of a run: another model's, or new ones."""
+
+from typing import Any
 
 import torch
 
@@ -9,7 +11,7 @@ from ditfast.training.config import ARCHITECTURE, NEW, Config, Init
 
 
 def read_init(config: Config) -> Init:
-    """What ``config.init`` is, without its weights; `NEW` if there is none.
+    """Read the description of the model ``config.init``, without its weights; `NEW` if it is None.
 
     Raises:
         TrainError: it cannot be read.
@@ -18,7 +20,7 @@ def read_init(config: Config) -> Init:
         return NEW
     known = {name: getattr(config, name) for name in ARCHITECTURE if getattr(config, name) is not None}
     try:
-        # the size is that of the data; here it only stands for one that weights may not tell
+        # the data determines the size; this one only stands in where weights cannot tell it
         arguments, sampling = read_source(config.init, input_size=1, **known)
     except (ValueError, OSError, ImportError) as error:
         raise TrainError(f"--init {config.init}: {error}") from error
@@ -26,7 +28,7 @@ def read_init(config: Config) -> Init:
 
 
 def check_init(config: Config, init: Init) -> None:
-    """Refuse a run whose model is another than that which it starts from.
+    """Reject a config whose model differs from the one it starts from.
 
     Raises:
         TrainError: naming the first difference.
@@ -35,22 +37,22 @@ def check_init(config: Config, init: Init) -> None:
         its, asked = init.arguments.get(name), getattr(config, name)
         if its is not None and its != asked:
             option = f"--{name.replace('_', '-')}"
-            raise TrainError(f"--init {config.init} has {name} {its}, which {option} must not change, got {asked}")
+            raise TrainError(f"--init {config.init} has {name} {its}, so {option} must be {its}, got {asked}")
     if init.arguments and init.arguments["second_time"] != (config.objective == "meanflow"):
         has = "a" if init.arguments["second_time"] else "no"
         raise TrainError(f"--init {config.init} has {has} second time, got --objective {config.objective}")
 
 
-def make_model(config: Config, arguments: dict, vae: dict | None, init: Init) -> tuple[DiT, str]:
-    """The model with the weights that a run begins with, in float32, and a line about where they are from."""
+def make_model(config: Config, arguments: dict[str, Any], vae: dict[str, Any] | None, init: Init) -> tuple[DiT, str]:
+    """The model with the run's initial weights, in float32, and a line saying where they come from."""
     if config.init is None:
         return DiT(**arguments), ""
     try:
         model, said = read_model(config.init, **arguments)
     except (ValueError, OSError, ImportError) as error:
         raise TrainError(f"--init {config.init}: {error}") from error
-    line = f"starts from {config.init}; {said or 'all of its weights are kept'}"
+    line = f"starting from {config.init}; {said or 'all of its weights are kept'}"
     known = (init.sampling.get("vae") or {}).get("sha256")
     if known and vae and vae["sha256"] not in (None, known):
-        line += "; it was trained on latents of another autoencoder"
+        line += "; it was trained on latents from another autoencoder"
     return model.to(torch.float32), line

@@ -5,10 +5,12 @@ import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ditfast.atomic import atomic_write
+from ditfast.data import Source
 from ditfast.data.stream import stream_batches
 from ditfast.models import DiT, cost
 from ditfast.ops.backends.log import record
@@ -18,7 +20,9 @@ from ditfast.training import TrainError
 from ditfast.training.average import decay_at, wants_warmup, youth
 from ditfast.training.backends import chosen_backends, compare_cpu, describe_cpu, repeat_backends
 from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
-from ditfast.training.config import NEW, Config, Init, model_arguments, to_yaml
+from ditfast.training.config import NEW, Config, Init, model_arguments
+from ditfast.training.config_file import to_yaml
+from ditfast.training.encoder import Encoder
 from ditfast.training.init import make_model
 from ditfast.training.loss_step import LossStep
 from ditfast.training.monitor import Log, Meter, append_line, matmul_rate, memory_gib
@@ -32,20 +36,25 @@ from ditfast.training.weights import Weights, norm_of
 
 
 class Run:
-    """A training run: everything that is made before the first step.
+    """A training run. The constructor sets up everything before the first step.
 
     Args:
-        config: resolved and checked.
-        source: the data, see `ditfast.data`.
-        encoder: what the model sees of it.
-        ranks: of this process.
-        init: what is known of the model in ``config.init``.
+        config: with defaults filled in, and checked.
+        source: the data.
+        encoder: makes model inputs of it.
+        ranks: this process among all.
+        init: description of the model ``config.init``.
+
+    Attributes:
+        step, seen: optimizer steps taken, and samples read by all ranks.
+        saved: path of the last checkpoint; None if there is none.
+        about: description of the run that checkpoints record.
 
     Raises:
-        TrainError: what the user has to change.
+        TrainError: a user error.
     """
 
-    def __init__(self, config: Config, source, encoder, ranks: Ranks, init: Init = NEW):
+    def __init__(self, config: Config, source: Source, encoder: Encoder, ranks: Ranks, init: Init = NEW):
         self.config, self.source, self.encoder, self.ranks = config, source, encoder, ranks
         self.folder = Path(config.out)
         self.checkpoints = Checkpoints(self.folder / FOLDER, config.keep, ranks)
@@ -53,7 +62,7 @@ class Run:
         torch.manual_seed(config.seed)
         arguments = model_arguments(config, encoder.shape, source.num_classes, init)
         model, said = (DiT(**arguments), "") if start else make_model(config, arguments, encoder.vae, init)
-        model.eval().to(ranks.device)  # only labels are dropped in training, and that is done here
+        model.eval().to(ranks.device)  # training mode would only drop labels, which is done in _step
         self.macs = sum(cost.macs(model).values())
         self.objective = make_objective(config, source.num_classes)
         masters = None
@@ -63,12 +72,12 @@ class Run:
         dtype = torch.bfloat16 if config.precision == "pure_bf16" else None
         self.loss_step = parallelize(LossStep(model, self.objective, dtype), config, ranks)
         self.weights = Weights(model, config.lr, config.weight_decay, masters)
-        self.about = {"model": model.config, "data": source.identity, "seed": config.seed, "backends": {}}
-        self.about["cpu"] = describe_cpu(ranks.device)
+        self.about: dict[str, Any] = {"model": model.config, "data": source.identity, "seed": config.seed}
+        self.about |= {"backends": {}, "cpu": describe_cpu(ranks.device)}
         self.about["sampling"] = describe_sampling(config, source, encoder)
         self.about["ema_warmup"] = wants_warmup(config.ema_warmup, config.ema, config.steps)
         self.step = self.seen = self.skipped = self.unreadable = 0
-        self.saved = None
+        self.saved: Path | None = None
         if start:
             self._resume(start)
         elif said and ranks.is_first:
@@ -78,7 +87,7 @@ class Run:
     def _resume(self, path):
         found = self.checkpoints.read_about(path)
         check_same_run(path, found, self.about)
-        self.about["ema_warmup"] = found.get("ema_warmup", False)  # what the average was made with
+        self.about["ema_warmup"] = found.get("ema_warmup", False)  # as the average was computed so far
         self.checkpoints.read_tensors(path, self.weights.state())
         self.weights.copy_masters()
         self.step, self.seen, self.saved = found["step"], found["samples"], path
@@ -86,10 +95,10 @@ class Run:
         missing = repeat_backends(found.get("backends", {}), self.ranks.device.split(":")[0])
         changed = compare_cpu(found.get("cpu"), self.about["cpu"])
         if self.ranks.is_first:
-            print("\n".join([f"goes on after step {self.step} of {path}", *missing, *changed]))
+            print("\n".join([f"resuming from {path} (step {self.step})", *missing, *changed]))
 
     def train(self) -> None:
-        """Run to the last step, or until a signal or an error; then a checkpoint is written too."""
+        """Train to the last step, or until a signal or an error; in each case write a checkpoint at the end."""
         c, ranks = self.config, self.ranks
         if ranks.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +107,7 @@ class Run:
                 part.write_text(to_yaml(c), encoding="utf-8")
         log = Log(self.folder, self.step) if ranks.is_first else None
         order = {"seed": c.seed, "start": self.seen, "batch": c.batch, "rank": ranks.rank, "world": ranks.world}
-        batches = stream_batches(self.source, **order, workers=c.workers, unreadable=c.unreadable)
+        batches = stream_batches(self.source, **order, workers=c.workers or 0, unreadable=c.unreadable)
         self.rate = matmul_rate(ranks.device, torch.float32 if c.precision == "fp32" else torch.bfloat16)
         with Stopper() as stopper:
             try:
@@ -113,12 +122,12 @@ class Run:
         if failure:
             raise failure
         if failed or self.step < c.steps:
-            raise TrainError(f"stopped after step {self.step} of {c.steps}: --resume auto goes on from there")
+            raise TrainError(f"stopped after step {self.step} of {c.steps}: use --resume auto to continue")
 
     def _run_steps(self, batches, log, bar, stopper):
-        """Steps until the last, or until a rank has to stop; what went wrong on this one, if anything did.
+        """Train until the last step or until a rank must stop; returns this rank's error, if any.
 
-        Of many ranks only an error inside a step is raised at once: the others are waiting for this one's gradients.
+        With several ranks an error inside a step is raised immediately: the others are waiting for gradients.
         """
         c, meter, since, failure = self.config, Meter(self.ranks), time.perf_counter(), None
         while self.step < c.steps:
@@ -136,7 +145,7 @@ class Run:
             self.step, self.seen = self.step + 1, self.seen + c.batch
             bar.update()
             save = self.step % c.save_every == 0
-            # before a checkpoint too: a run that goes on from it writes the same lines as one that went through
+            # report before a checkpoint too: then a resumed run logs the same lines as an uninterrupted one
             if self.step % c.log_every == 0 or save or self.step == c.steps:
                 self._report(meter, log, bar, time.perf_counter() - since)
                 meter.clear()
@@ -151,16 +160,16 @@ class Run:
         return failure
 
     def _write_preview(self):
-        """Write a grid; the seconds that it took."""
+        """Write a grid of samples; returns the seconds it took."""
         begin, young = time.perf_counter(), youth(self.step, self.config.ema, self.about["ema_warmup"])
         if young and self.ranks.is_first:
-            warnings.warn(f"the grid of step {self.step} shows little yet: {young}", stacklevel=2)
+            warnings.warn(f"the samples at step {self.step} show little yet: {young}", stacklevel=2)
         with self.weights.averaged():
             self.preview.write(unwrap(self.loss_step), self.folder / "samples" / f"{step_name(self.step)}.png")
         return time.perf_counter() - begin
 
     def _step(self, batch):
-        """One step of the optimizer; the mean loss and the gradient's norm, () each, on the device."""
+        """One optimizer step; returns mean loss and gradient norm, () each, on the device."""
         c, ranks = self.config, self.ranks
         share, device = c.batch // ranks.world, ranks.device
         drawn = draw_step(
@@ -185,9 +194,9 @@ class Run:
             return self.loss_step(x, y, drawn.times, drawn.noise)
 
     def _apply_gradients(self):
-        """Clip, and step unless a gradient is not finite; the norm that was found. Nothing waits for the device."""
+        """Clip and step, unless a gradient is not finite; returns the gradient norm. Never waits for the device."""
         c, norm = self.config, norm_of(self.weights.take_gradients())
-        if c.parallel == "fsdp":  # each rank has its part of each gradient
+        if c.parallel == "fsdp":  # each rank has a shard of every gradient
             squares = norm.square()
             self.ranks.sum(squares)
             norm = squares.sqrt()
@@ -214,15 +223,14 @@ class Run:
             bar.set_postfix({"loss": f"{found['loss'] or float('nan'):.4f}", **shown})
 
     def _record_nonfinite(self, step, samples):
-        """Keep what a step was made of whose gradient was not finite, and end the run unless told to go on."""
+        """Record the samples of a step whose gradient was not finite; raise unless such steps are to be skipped."""
         about = {"step": step, "samples": samples, "checkpoint": self.saved and str(self.saved)}
         if self.ranks.is_first:
             append_line(self.folder / "nonfinite.jsonl", about)
         if self.config.on_nonfinite == "stop":
-            good = self.saved or "none yet"
             raise TrainError(
                 f"the gradient of step {step} is not finite; its samples are in {self.folder / 'nonfinite.jsonl'}, "
-                f"the last checkpoint is {good}"
+                + (f"the last checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet")
             )
 
     def _save(self):
@@ -234,18 +242,18 @@ class Run:
         try:
             self._save()
         except TrainError as error:
-            self._tell(f"warning: {error}; training goes on, the next checkpoint is tried again")
+            self._print(f"warning: {error}; training continues and will try again at the next checkpoint")
 
     def _save_after(self, failure):
-        """The last checkpoint; where it cannot be written, what stopped the run before is told too."""
+        """Write the last checkpoint; if that fails, first print the error that ended the run."""
         try:
             self._save()
         except TrainError:
             if failure:
-                self._tell(f"error: {failure}")
+                self._print(f"error: {failure}")
             raise
 
-    def _tell(self, text):
+    def _print(self, text):
         if self.ranks.is_first:
             import_optional("tqdm").tqdm.write(text, file=sys.stderr)
 
@@ -255,7 +263,7 @@ class Run:
 
 
 def _attempt(work, failure=None):
-    """What the work gives and None, or None and what went wrong; with a failure already, nothing is tried."""
+    """Returns (result, None) or (None, error); does nothing if there is a failure already."""
     if failure:
         return None, failure
     try:

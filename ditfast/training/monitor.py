@@ -1,4 +1,4 @@
-"""What a run tells: losses gathered on the device, a line of metrics.jsonl and TensorBoard, the bar's figures."""
+"""Metrics of a run: losses collected on the device, metrics.jsonl, TensorBoard, throughput and memory figures."""
 
 import errno
 import json
@@ -9,51 +9,57 @@ import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ditfast.atomic import atomic_write
+from ditfast.data.stream import Batch
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 
 
 class Meter:
-    """Losses and norms of the steps since they were last read. Adding never waits for the device; reading does."""
+    """Losses and gradient norms of recent steps. Adding never waits for the device; reading does."""
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks
-        self._losses, self._norms, self._samples, self.unreadable = [], [], [], 0
+        self.clear()
 
     def __len__(self) -> int:
         return len(self._losses)
 
-    def add(self, loss: torch.Tensor, norm: torch.Tensor, batch) -> None:
-        """A step's mean loss on this rank and the gradient's norm, () each, and what it was made of."""
+    def add(self, loss: torch.Tensor, norm: torch.Tensor, batch: Batch) -> None:
+        """Add a step: its mean loss on this rank, its gradient norm, () each, and its batch."""
         self._losses.append(loss)
         self._norms.append(norm)
         self._samples.append(batch.indices.tolist())
         self.unreadable += len(batch.skipped)
 
-    def read(self) -> dict:
-        """``loss`` and ``grad_norm`` of the finite steps in the mean, ``bad``: numbers of the other steps, from 0."""
-        losses = self.ranks.sum(torch.stack(self._losses)) / self.ranks.world
-        losses, norms = torch.stack([losses, torch.stack(self._norms)]).tolist()
-        finite = [i for i, norm in enumerate(norms) if norm < float("inf")]  # false for nan too
-        means = {"loss": None, "grad_norm": None}
+    def read(self) -> dict[str, Any]:
+        """Mean ``loss`` and ``grad_norm`` over the finite steps, and ``bad``: indices of the others, from 0."""
+        summed = self.ranks.sum(torch.stack(self._losses)) / self.ranks.world
+        losses, norms = torch.stack([summed, torch.stack(self._norms)]).tolist()
+        finite = [i for i, norm in enumerate(norms) if norm < float("inf")]  # also false for NaN
+        means: dict[str, float | None] = {"loss": None, "grad_norm": None}
         if finite:
             means = {k: sum(v[i] for i in finite) / len(finite) for k, v in zip(means, (losses, norms), strict=True)}
         return {**means, "bad": sorted(set(range(len(norms))) - set(finite))}
 
     def samples(self, step: int) -> list[int]:
-        """The samples of a step, of all ranks in order, by index."""
+        """Indices of the samples in a step, over all ranks in order."""
         return [i for part in self.ranks.gather(self._samples[step]) for i in part]
 
     def clear(self) -> None:
-        self.__init__(self.ranks)
+        """Forget all steps."""
+        self._losses: list[torch.Tensor] = []
+        self._norms: list[torch.Tensor] = []
+        self._samples: list[list[int]] = []
+        self.unreadable = 0
 
 
 class Log:
-    """metrics.jsonl and TensorBoard, from a step on: lines of later ones, and those that are damaged, are removed."""
+    """metrics.jsonl and TensorBoard, continued after ``step``: later and damaged lines are removed."""
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "metrics.jsonl"
@@ -63,7 +69,7 @@ class Log:
                 part.write_bytes(b"".join(line + b"\n" for line in kept))
         self._board = Board(folder / "tensorboard", step)
 
-    def write(self, step: int, values: dict) -> None:
+    def write(self, step: int, values: dict[str, Any]) -> None:
         append_line(self.path, {"step": step, **values})
         self._board.write(step, values)
 
@@ -72,15 +78,16 @@ class Log:
 
 
 class Board:
-    """TensorBoard's files, until one cannot be written: its writer does not recover."""
+    """TensorBoard files. Stops at the first write error, from which TensorBoard's writer does not recover."""
 
     def __init__(self, folder: Path, step: int):
-        self._folder, self._writer = folder, None
+        self._folder = folder
+        self._writer: Any = None
         make = import_optional("torch.utils.tensorboard").SummaryWriter
         with self._ending_in_a_warning():
             self._writer = make(str(folder), purge_step=step + 1)
 
-    def write(self, step: int, values: dict) -> None:
+    def write(self, step: int, values: dict[str, Any]) -> None:
         with self._ending_in_a_warning():
             for name, value in values.items():
                 if value is not None and self._writer:
@@ -95,22 +102,22 @@ class Board:
     def _ending_in_a_warning(self):
         try:
             yield
-        except Exception as error:  # what its thread met, of any kind, comes with a later call
+        except Exception as error:  # its thread's errors, of any type, surface in a later call
             self._writer = None
-            warnings.warn(f"{self._folder} is not written any more: {_reason(error)}", stacklevel=4)
+            warnings.warn(f"no longer writing {self._folder}: {_reason(error)}", stacklevel=4)
 
 
-def append_line(path: Path, content: dict) -> None:
-    """Add a line of JSON to a file, whole or not at all; a line less is no reason to end a run."""
+def append_line(path: Path, content: dict[str, Any]) -> None:
+    """Append a line of JSON to a file, completely or not at all; a failure is only a warning."""
     line = (json.dumps(content) + "\n").encode()
     try:
         with open(path, "ab", buffering=0) as file:
             start = file.tell()
-            if file.write(line) < len(line):  # the disk filled up on the way
+            if file.write(line) < len(line):  # the disk filled up
                 file.truncate(start)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
-        warnings.warn(f"{path} is not written: {_reason(error)}", stacklevel=3)
+        warnings.warn(f"cannot write {path}: {_reason(error)}", stacklevel=3)
 
 
 def _reason(error):
@@ -118,7 +125,7 @@ def _reason(error):
 
 
 def _step(line):
-    """The step of a line; past all of them if it cannot be read, as half a line from when it was killed."""
+    """The step of a line; infinity if it cannot be parsed, such as one cut short by a kill."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -127,7 +134,7 @@ def _step(line):
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix multiplication here: what the share of model FLOPs is a share of."""
+    """FLOP/s of a large matrix multiplication on the device: the denominator of MFU."""
     size, times = (512, 3) if device == "cpu" else (8192, 10)
     a = torch.randn(size, size, device=device).to(dtype)
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
@@ -141,7 +148,7 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def memory_gib(device: str) -> float:
-    """The most that this process has had at once: on its GPU, or of the host's memory without one."""
+    """Peak memory of this process in GiB: on its GPU, or without one, on the host."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**30
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

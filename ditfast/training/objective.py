@@ -1,8 +1,8 @@
-"""What a run trains its model for: the times that a step draws, and the loss at them."""
+"""Training objectives: the times drawn in a step, and the loss at those times."""
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -10,29 +10,43 @@ from ditfast.diffusion import create_diffusion
 from ditfast.flow import MeanFlow, create_transport
 from ditfast.training import TrainError
 
+if TYPE_CHECKING:  # config imports this module
+    from ditfast.training.config import Config
+
 TIMES = ("time_sampling", "time_mean", "time_std")
-FIELDS = {  # of a config, that only some objectives have
+FIELDS = {  # objective -> config fields that apply to it but not to every objective
     "diffusion": ("noise_schedule",),
     "flow": ("path_type", "prediction", "loss_weight", *TIMES, "time_shift"),
     "meanflow": (*TIMES, "interval_ratio", "adaptive_power", "target_cfg", "target_mix", "target_from"),
 }
 RECORDED = ("noise_schedule", "path_type", "prediction")  # in a model's ``sampling``
-# what fields are that a config leaves open
-OPEN = {"noise_schedule": "linear", "path_type": "Linear", "prediction": "velocity"}
+# defaults of fields that are None in a config
+OPEN: dict[str, Any] = {"noise_schedule": "linear", "path_type": "Linear", "prediction": "velocity"}
 OPEN |= {"time_sampling": "uniform", "time_mean": 0.0, "sample_steps": 50, "cfg": 4.0}
 OPEN_MEAN = {**OPEN, "time_sampling": "logit-normal", "time_mean": 0.4, "sample_steps": 1, "cfg": 1.0}
-NAMES = {"guidance": "target_cfg", "guidance_mix": "target_mix", "guidance_interval": "target_from"}  # of arguments
+# argument of MeanFlow -> config field
+NAMES = {
+    "guidance": "target_cfg",
+    "guidance_mix": "target_mix",
+    "guidance_interval": "target_from",
+}  # argument: field
 
 
 class Objective(NamedTuple):
-    draw_times: Callable  # (count, device, generator) -> a tuple of (b,)
-    losses: Callable  # (model, x, y, times, noise) -> a dict of losses of each sample, (b,)
-    shown: str = "loss"  # which of them is logged
-    forwards: int = 3  # what forward and backward cost, in forwards of the model
+    """A training objective, for b samples."""
+
+    draw_times: Callable[..., tuple[torch.Tensor, ...]]  # (count, device, generator) -> (b,) each
+    losses: Callable[..., dict[str, torch.Tensor]]  # (model, x, y, times, noise) -> per-sample losses, (b,) each
+    shown: str = "loss"  # the one to log
+    forwards: int = 3  # cost of forward and backward, in forward passes of the model
 
 
-def fill_objective(config, recorded: dict) -> dict:
-    """The values of the config's fields that it leaves open: as in ``recorded``, a ``sampling``, or the defaults."""
+def fill_objective(config: "Config", recorded: dict[str, Any]) -> dict[str, Any]:
+    """Values for the config's None fields: those of ``recorded``, a model's ``sampling``, or the defaults.
+
+    Raises:
+        TrainError: the model was trained for an unknown objective.
+    """
     objective = config.objective or recorded.get("objective", "diffusion")
     if objective not in FIELDS:
         raise TrainError(f"--init was trained for the objective {objective!r}: --objective {' or '.join(FIELDS)}")
@@ -42,12 +56,13 @@ def fill_objective(config, recorded: dict) -> dict:
     return {**{name: values[name] for name in names if getattr(config, name) is None}, "objective": objective}
 
 
-def check_objective(config) -> None:
-    """Refuse an option of another objective, or one that does not fit.
+def check_objective(config: "Config") -> None:
+    """Reject options of other objectives and invalid values.
 
     Raises:
-        TrainError: naming it.
+        TrainError: naming the option.
     """
+    assert config.objective is not None  # filled in
     defaults = {field.name: field.default for field in fields(config)}
     for objective, names in FIELDS.items():
         for name in names:
@@ -56,19 +71,20 @@ def check_objective(config) -> None:
                 raise TrainError(f"{_option(name)} is for --objective {objective}, {got}")
     if config.loss_weight and config.prediction == "velocity":
         raise TrainError(f"--loss-weight {config.loss_weight} is for --prediction noise or score, got velocity")
-    make_objective(config, 1)  # whatever the classes: what cannot be is refused before anything is made
+    make_objective(config, 1)  # checks the values; the number of classes does not matter
 
 
 def _option(name):
     return f"--{name.replace('_', '-')}"
 
 
-def make_objective(config, num_classes: int) -> Objective:
-    """The objective that the config names, for so many classes.
+def make_objective(config: "Config", num_classes: int) -> Objective:
+    """The objective of a config.
 
     Raises:
-        TrainError: naming the option that does not fit.
+        TrainError: naming the invalid option.
     """
+    assert config.objective is not None  # filled in
     try:
         return {"diffusion": _diffusion, "flow": _flow, "meanflow": _mean_flow}[config.objective](config, num_classes)
     except ValueError as error:
@@ -114,10 +130,11 @@ def _mean_flow(config, num_classes):
 
     guided = (config.target_cfg != 1 or config.target_mix > 0) + (config.target_mix > 0)
     forwards = 4 + guided + how["target_apart"]  # the tangent costs one
-    return Objective(mean_flow.draw_times, losses, "mse", forwards)  # its loss is about 1 for every sample
+    return Objective(mean_flow.draw_times, losses, "mse", forwards)  # its weighted loss is about 1 for every sample
 
 
-def describe_objective(config) -> dict:
-    """The same as a model's ``sampling`` keeps it."""
+def describe_objective(config: "Config") -> dict[str, Any]:
+    """The objective as recorded in a model's ``sampling``."""
+    assert config.objective is not None  # filled in
     kept = [name for name in RECORDED if name in FIELDS[config.objective]]
     return {"objective": config.objective, **{name: getattr(config, name) for name in kept}}

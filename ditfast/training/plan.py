@@ -1,14 +1,16 @@
-"""What a run would be, without running it."""
+"""The plan of a run, without running it."""
 
+from ditfast.data import Source
 from ditfast.models import DiT, cost
 from ditfast.models.meta import on_meta
 from ditfast.ranks import Ranks
 from ditfast.training.config import NEW, Config, Init, model_arguments
+from ditfast.training.encoder import Encoder
 from ditfast.training.objective import make_objective
 
 
-def describe_run(config: Config, source, encoder, ranks: Ranks, init: Init = NEW) -> str:
-    """Model, arithmetic, memory and length of a run, as text."""
+def describe_run(config: Config, source: Source, encoder: Encoder, ranks: Ranks, init: Init = NEW) -> str:
+    """Model, compute, memory and length of a run, as text."""
     with on_meta():
         model = DiT(**model_arguments(config, encoder.shape, source.num_classes, init))
     parameters = sum(p.numel() for p in model.parameters())
@@ -27,15 +29,15 @@ def describe_run(config: Config, source, encoder, ranks: Ranks, init: Init = NEW
         f"data     {config.data}: samples of {shape}{epochs}",
         f"steps    {config.steps:,} of batch {config.batch} = {ranks.world} ranks x {config.accumulate} passes x "
         f"{config.batch // passes} samples; {samples:,} samples",
-        f"compute  {macs / 1e9:.4g} paper Gflops (GMACs) a sample; all steps {flops:.3g} FLOPs",
-        f"memory   {sum(gib.values()):.3g} GiB a rank: "
+        f"compute  {macs / 1e9:.4g} paper Gflops (GMACs) per sample; {flops:.3g} FLOPs in all",
+        f"memory   {sum(gib.values()):.3g} GiB per rank: "
         + ", ".join(f"{name} {value:.3g}" for name, value in gib.items()),
     ]
     return "\n".join(lines)
 
 
-def estimate_memory(config: Config, model, world: int) -> dict[str, float]:
-    """Bytes of a rank by what they are for, without the allocator's and the libraries' own."""
+def estimate_memory(config: Config, model: DiT, world: int) -> dict[str, float]:
+    """Bytes per rank by purpose, excluding allocator and library overhead."""
     numbers = sum(p.numel() for p in model.parameters())
     share = numbers / world if config.parallel == "fsdp" else numbers
     pure = config.precision == "pure_bf16"
@@ -43,9 +45,10 @@ def estimate_memory(config: Config, model, world: int) -> dict[str, float]:
     weights = 4 * share + copies
     gradients = (6 if pure and config.parallel == "ddp" else 4) * share
     samples = config.batch // (world * config.accumulate)
+    assert config.precision is not None and config.depth is not None and config.hidden_size is not None  # filled in
     dtype = {"fp32": "fp32", "bf16": "autocast", "pure_bf16": "bf16"}[config.precision]
     kept = sum(cost.kept_bytes(model, samples, dtype).values())
-    if config.checkpointing == "full":  # each block's input, and what the block being computed again keeps
+    if config.checkpointing == "full":  # the input of every block, and the activations of the one being recomputed
         stream = samples * model.x_embedder.num_patches * config.hidden_size * cost.DTYPES[dtype][0]
         kept = config.depth * stream + kept / config.depth
     return {"weights": weights, "gradients": gradients, "AdamW": 8 * share, "average": 4 * share, "activations": kept}

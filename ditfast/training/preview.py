@@ -1,4 +1,4 @@
-"""Grids of samples while a run goes on."""
+"""Sample grids during training."""
 
 import warnings
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ditfast.atomic import atomic_write
+from ditfast.models import DiT
 from ditfast.models.dit import default_cfg_channels
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
@@ -17,6 +18,7 @@ from ditfast.sampling.sampler import Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
 from ditfast.training import TrainError
 from ditfast.training.config import Config
+from ditfast.training.encoder import Encoder
 from ditfast.training.objective import describe_objective
 
 COUNT = 16
@@ -31,25 +33,26 @@ def _make_sampler(config, encoder):
 
 
 class Preview:
-    """Samples of the same noise and labels each time: number i has seed i and label i, modulo the classes.
+    """Samples from fixed noise and labels: sample i has seed i and label i modulo the number of classes.
 
     Raises:
-        TrainError: steps that the sampler cannot take.
+        TrainError: the sampler cannot take ``config.sample_steps`` steps.
     """
 
-    def __init__(self, config: Config, encoder, num_classes: int, ranks: Ranks):
+    def __init__(self, config: Config, encoder: Encoder, num_classes: int, ranks: Ranks):
         self._encoder, self._ranks = encoder, ranks
         try:
             self._sampler = _make_sampler(config, encoder)
         except SampleError as error:
             raise TrainError(f"--sample-steps {config.sample_steps}: {error}") from error
+        assert config.cfg is not None  # filled in
         self._guidance = Guidance(config.cfg, 0.0, 1.0, default_cfg_channels(encoder.shape[0]))
         self._labels = [i % num_classes for i in range(COUNT)]
         self._classes = num_classes
         self._dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
 
-    def write(self, model, path: Path) -> None:
-        """Sample on every rank, because FSDP2's weights are on all of them, and write on the first."""
+    def write(self, model: DiT, path: Path) -> None:
+        """Write a grid of samples as PNG on rank 0. All ranks sample, because FSDP2 shards the weights over them."""
         device = self._ranks.device
         starts = [
             draw_start(i, self._encoder.shape, self._classes, device, label) for i, label in enumerate(self._labels)
@@ -62,5 +65,5 @@ class Preview:
             try:
                 with atomic_write(path) as part:
                     picture.save(part, format="PNG")
-            except OSError as error:  # a picture less is no reason to end a run
-                warnings.warn(f"{path} is not written: {error.strerror or error}", stacklevel=2)
+            except OSError as error:  # a missing grid should not end the run
+                warnings.warn(f"cannot write {path}: {error.strerror or error}", stacklevel=2)

@@ -1,21 +1,24 @@
-"""Where a run starts from, and whether it is the same run."""
+"""The checkpoint a run starts from, and whether it is of the same run."""
 
 from pathlib import Path
+from typing import Any
 
 from ditfast.checkpoints.infer import argument
 from ditfast.checkpoints.load import HOW_IT_RUNS
+from ditfast.data import Source
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.checkpoint import Checkpoints, checkpoint_at
 from ditfast.training.config import Config
+from ditfast.training.encoder import Encoder
 from ditfast.training.objective import describe_objective
 
 
 def find_checkpoint(config: Config, checkpoints: Checkpoints) -> Path | None:
-    """The checkpoint that the run starts from, if any: what the first rank sees, because others may see it later.
+    """The checkpoint to start from, if any, as rank 0 sees it: on a shared file system others may lag.
 
     Raises:
-        TrainError: none where one was named, or the folder has a run that nobody asked to go on with.
+        TrainError: the named checkpoint does not exist, or the folder has a run and ``config.resume`` is None.
     """
     found = error = None
     if checkpoints.ranks.is_first:
@@ -32,27 +35,32 @@ def find_checkpoint(config: Config, checkpoints: Checkpoints) -> Path | None:
 def _find_here(config, checkpoints):
     if config.resume is None:
         if found := checkpoints.finished():
-            raise TrainError(f"--out {config.out} has a run ({found[-1].name}): --resume auto goes on with it")
+            raise TrainError(
+                f"--out {config.out} already has a run ({found[-1].name}): pass --resume auto to resume it"
+            )
         return None
     if config.resume == "auto":
         return checkpoints.newest_whole()
     if named := checkpoint_at(Path(config.resume)):
         return named
-    raise TrainError(f"--resume must be auto, a checkpoint or the folder of a run, got {config.resume}")
+    raise TrainError(f"--resume must be auto, a checkpoint or a run's folder, got {config.resume}")
 
 
-def describe_sampling(config: Config, source, encoder) -> dict:
-    """How to sample from what is trained, for `DiT.sampling`."""
+def describe_sampling(config: Config, source: Source, encoder: Encoder) -> dict[str, Any]:
+    """How to sample from the trained model, for `DiT.sampling`."""
     return {**describe_objective(config), "vae": encoder.vae, "classes": list(source.classes)}
 
 
-def recorded_sampling(about: dict) -> dict:
-    """The same of a checkpoint; those from before say no more than the schedule."""
+def recorded_sampling(about: dict[str, Any]) -> dict[str, Any]:
+    """How to sample from a checkpoint's model; older checkpoints record only the noise schedule."""
     return about.get("sampling") or {"objective": "diffusion", "noise_schedule": about["noise_schedule"]}
 
 
-def check_same_run(path: Path, then: dict, now: dict) -> None:
-    """Refuse a checkpoint of another model or of other data; ``then`` and ``now`` say what each run is of.
+def check_same_run(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Reject a checkpoint of another model or other data.
+
+    Args:
+        then, now: ``Run.about`` of the checkpoint and of this run.
 
     Raises:
         TrainError: naming the first difference.
@@ -63,7 +71,7 @@ def check_same_run(path: Path, then: dict, now: dict) -> None:
     for part in ("model", "data", "sampling", "seed"):
         name, was, is_ = _difference(part, then.get(part), now[part])
         if name:
-            raise TrainError(f"{path} is of another run: {name} was {was!r}, is {is_!r}")
+            raise TrainError(f"{path} is from another run: {name} was {was!r}, is {is_!r}")
 
 
 def _difference(part, then, now):

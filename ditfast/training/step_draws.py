@@ -1,4 +1,4 @@
-"""What a step draws at random: it follows from the seed and the step alone, on any number of ranks."""
+"""Random draws of a step, which depend only on seed and step, not on the number of ranks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,24 +9,36 @@ from ditfast.seeds import STEP, derive_seed
 
 
 class StepDraws(NamedTuple):
-    times: tuple[torch.Tensor, ...]  # (b,) each: what the objective draws
+    """Random draws for a batch or part of one."""
+
+    times: tuple[torch.Tensor, ...]  # (b,) each, drawn by the objective
     noise: torch.Tensor  # (b, C, H, W)
-    dropped: torch.Tensor  # (b,) whether the null label takes the label's place
+    dropped: torch.Tensor  # (b,) bool: use the null label
 
     def part(self, index: slice) -> "StepDraws":
         return StepDraws(tuple(t[index] for t in self.times), self.noise[index], self.dropped[index])
 
 
-def draw_step(seed: int, step: int, batch: int, shape, draw_times: Callable, label_drop: float, device) -> StepDraws:
-    """A step's draws for the whole batch, made on the device; a rank takes its part of them.
+def draw_step(
+    seed: int,
+    step: int,
+    batch: int,
+    shape: tuple[int, int, int],
+    draw_times: Callable[..., tuple[torch.Tensor, ...]],
+    label_drop: float,
+    device: str | torch.device,
+) -> StepDraws:
+    """Draw on the device for the whole batch of a step.
+
+    Every rank draws for the whole batch and uses its part, so no rank has a random state to save.
 
     Args:
+        batch: samples over all ranks.
+        shape: (C, H, W) of a model input.
         draw_times: see `Objective`.
-
-    Every rank makes all of them and uses its part, so that no rank has a state of its own to be kept.
+        label_drop: probability of the null label.
     """
     generator = torch.Generator(device).manual_seed(derive_seed(seed, STEP, step))
-    here = {"generator": generator, "device": device}
     times = draw_times(batch, device, generator)
-    noise = torch.randn(batch, *shape, **here)
-    return StepDraws(times, noise, torch.rand(batch, **here) < label_drop)
+    noise = torch.randn(batch, *shape, generator=generator, device=device)
+    return StepDraws(times, noise, torch.rand(batch, generator=generator, device=device) < label_drop)

@@ -1,4 +1,4 @@
-""".metadata, the index of a checkpoint's tensors: a pickle, of which nothing is called but what builds an index."""
+"""Safe reading of .metadata, the pickled index of a checkpoint's tensors: only its own types are unpickled."""
 
 import pickle
 import re
@@ -8,7 +8,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, filesystem, metadata
 
 INDEX = ".metadata"
-PARTS = r"__\d+_\d+\.distcp"  # names of the files that hold the tensors
+PARTS = r"__\d+_\d+\.distcp"  # names of the tensor files
 ALLOWED = {
     (metadata.__name__, name)
     for name in (
@@ -24,42 +24,42 @@ ALLOWED = {
 
 
 class Reader(FileSystemReader):
-    """PyTorch's, which would unpickle the index without restrictions."""
+    """FileSystemReader with restricted unpickling; PyTorch's unpickles anything."""
 
-    def read_metadata(self, *given, **options):
+    def read_metadata(self, *given, **options) -> metadata.Metadata:
         index = read_index(Path(self.path))
         index.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return index
 
 
 def read_index(folder: Path) -> metadata.Metadata:
-    """The index of tensors in files of this folder.
+    """Read the tensor index in a folder.
 
     Raises:
-        ValueError: it would call something else, has objects that are no tensors, which PyTorch would unpickle, or
-            names files of other folders.
+        ValueError: unpickling would run other code, it lists non-tensor objects, which PyTorch would unpickle, or it
+            names files outside the folder.
     """
     try:
         with open(folder / INDEX, "rb") as file:
             index = _Unpickler(file).load()
     except _Refused as error:
         raise ValueError(f"{INDEX} is refused: reading it would run {error}; nothing was executed") from error
-    except Exception as error:  # a broken pickle can raise anything
-        raise ValueError(f"{INDEX} is broken: {error!r}") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"{INDEX} is damaged: {error!r}") from error
     try:
         kinds = {type(each) for each in index.state_dict_metadata.values()}
         files = {each.relative_path for each in index.storage_data.values()}
     except AttributeError as error:
-        raise ValueError(f"{INDEX} is broken: it is no index") from error
+        raise ValueError(f"{INDEX} is damaged: it is not a tensor index") from error
     if kinds != {metadata.TensorStorageMetadata}:
-        raise ValueError(f"{INDEX} is refused: it has objects that are no tensors; nothing was executed")
+        raise ValueError(f"{INDEX} is refused: it lists non-tensor objects; nothing was executed")
     if strange := [name for name in files if not isinstance(name, str) or not re.fullmatch(PARTS, name)]:
         raise ValueError(f"{INDEX} is refused: it names {strange[0]!r}")
     return index
 
 
 class _Refused(Exception):
-    """The name of what would be called."""
+    """Name of a function or class that unpickling would call."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -69,5 +69,5 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module in ("pathlib", "pathlib._local") and re.fullmatch("(Pure)?(Posix|Windows)Path", name):
-            return PurePosixPath  # where the checkpoint was written, on any system; nobody asks
+            return PurePosixPath  # the path it was written to, on any system; never used
         raise _Refused(f"{module}.{name}")

@@ -1,46 +1,55 @@
-"""A model's weights as the optimizer sees them, and their average."""
+"""A model's weights as the optimizer sees them, and their moving average."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 try:
     from torch.distributed.tensor import DTensor
-except ImportError:  # a torch without distributed
-    DTensor = ()
+except ImportError:  # torch built without distributed
+    DTensor = ()  # type: ignore[assignment,misc]  # isinstance(x, ()) is False
 
 
 class Weights:
-    """This rank's part of every parameter: masters in float32, AdamW's moments, the average; updated as lists.
+    """This rank's shard of the parameters' float32 masters, AdamW moments and moving average.
+
+    Every update is one fused or foreach call for all parameters. Optimizer and average never see DTensors, since
+    dispatching those one by one would cost more than the update.
 
     Args:
-        model: its parameters are float32, or bf16 with masters kept here, whole or sharded by FSDP2.
-        masters: float32 values by name to start from, where the parameters are bf16.
-        lr, weight_decay: of AdamW, whose other settings are PyTorch's.
+        model: with float32 parameters, or bf16 with masters kept here; whole or sharded by FSDP2.
+        lr, weight_decay: of AdamW; its other settings are PyTorch's defaults.
+        masters: initial float32 values by name, if the parameters are bf16.
 
-    Everything is done by one fused or foreach call for all parameters. Optimizer and average never see DTensors:
-    dispatching those one by one costs more than the update.
+    Attributes:
+        fixed: parameters that are not trained, by name.
+        params, masters, average: trained parameters, their float32 masters and their average, by name.
+        optimizer: AdamW over the masters.
+        torn: whether an error has interrupted an update halfway.
     """
 
-    def __init__(self, model, lr: float, weight_decay: float, masters: dict | None = None):
+    def __init__(
+        self, model: torch.nn.Module, lr: float, weight_decay: float, masters: dict[str, torch.Tensor] | None = None
+    ):
         self._model = model
         named = {_strip_wrapper_prefix(name): p for name, p in model.named_parameters()}
         fixed = {name: p.detach() for name, p in named.items() if not p.requires_grad}
         self.fixed = fixed if masters is None else {name: masters[name].to(p.device) for name, p in fixed.items()}
         self.params = {name: p for name, p in named.items() if p.requires_grad}
-        self.torn = False  # whether an error has ended an update half-way
+        self.torn = False
         self._copies = masters is not None
         local = {name: _local(p.detach()) for name, p in self.params.items()}
-        self.masters = {name: masters[name].to(v.device) for name, v in local.items()} if self._copies else local
+        self.masters = local if masters is None else {name: masters[name].to(v.device) for name, v in local.items()}
         self.average = {name: value.clone() for name, value in self.masters.items()}
         self.optimizer = torch.optim.AdamW(list(self.masters.values()), lr, weight_decay=weight_decay, fused=True)
-        for value in self.masters.values():  # now, so that a checkpoint has where to go
+        for value in self.masters.values():  # now, so a checkpoint can be read into them
             step = torch.zeros((), dtype=torch.float32, device=value.device)
             moments = {"exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
             self.optimizer.state[value] = {"step": step, **moments}
 
     def take_gradients(self) -> list[torch.Tensor]:
-        """Hand the parameters' gradients to the masters, in float32, and take them from the parameters."""
+        """Move the parameters' gradients to the masters, in float32, and return them."""
         found = [_local(p.grad) for p in self.params.values()]
         masters = list(self.masters.values())
         if self._copies:
@@ -52,16 +61,19 @@ class Weights:
         return found
 
     def update(self, lr: float, decay: float, skip: torch.Tensor, scale: torch.Tensor | None = None) -> None:
-        """One step of AdamW and of the average.
+        """Update the masters by one AdamW step, then the average and the parameters.
 
         Args:
-            skip: () on the device; at 1 AdamW leaves all as it is.
-            scale: () on the device; AdamW divides the gradients by it as it reads them.
+            lr: learning rate of this step.
+            decay: of the average.
+            skip: () float32 on the device; if 1, AdamW changes nothing.
+            scale: () float32 on the device; AdamW divides the gradients by it.
         """
         self.torn = True
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.found_inf, self.optimizer.grad_scale = skip, scale  # the fused kernel reads them
+        # read by the fused kernel
+        self.optimizer.found_inf, self.optimizer.grad_scale = skip, scale  # type: ignore[attr-defined]
         self.optimizer.step()
         masters = list(self.masters.values())
         torch._foreach_lerp_(list(self.average.values()), masters, 1 - decay)
@@ -71,8 +83,8 @@ class Weights:
         self.torn = False
 
     @contextmanager
-    def averaged(self):
-        """The model with the average as its weights."""
+    def averaged(self) -> Iterator[None]:
+        """Context in which the model has the average as its weights."""
         targets = [_local(p.detach()) for p in self.params.values()]
         kept = [value.clone() for value in targets]
         _reshard(self._model)
@@ -84,7 +96,7 @@ class Weights:
             torch._foreach_copy_(targets, kept)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All that a checkpoint has to keep, by name, as tensors that are read or written in place."""
+        """Everything a checkpoint must save, by name; a checkpoint is read into these tensors in place."""
         moments = {name: self.optimizer.state[value] for name, value in self.masters.items()}
         return {
             **{f"model.{name}": value for name, value in self.fixed.items()},
@@ -95,12 +107,12 @@ class Weights:
         }
 
     def copy_masters(self) -> None:
-        """Give the parameters the masters' values: to be called after new ones were written into `state`."""
+        """Copy the masters to the parameters; call it after reading a checkpoint into `state`."""
         if self._copies:
             torch._foreach_copy_([_local(p.detach()) for p in self.params.values()], list(self.masters.values()))
 
     def _as_dtensor(self, name, value):
-        """This rank's part of a tensor, as a part."""
+        """This rank's shard as a DTensor, if the parameter is one."""
         p = self.params[name]
         if not isinstance(p, DTensor):
             return value
@@ -109,7 +121,7 @@ class Weights:
 
 
 def norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """The L2 norm of all together, () on the device."""
+    """L2 norm over all gradients, () on the device."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
@@ -117,7 +129,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _strip_wrapper_prefix(name):
-    """A parameter's name without what checkpointing puts around blocks."""
+    """A parameter's name without the prefix that activation checkpointing adds."""
     return name.replace("_checkpoint_wrapped_module.", "")
 
 
@@ -126,6 +138,6 @@ def _local(tensor):
 
 
 def _reshard(model):
-    """FSDP2 keeps the root's gathered weights after a forward; they must not outlive the values they came from."""
+    """Free the root's gathered weights, which FSDP2 keeps after a forward and which would be stale after a change."""
     if hasattr(model, "reshard"):
         model.reshard()

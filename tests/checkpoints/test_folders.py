@@ -96,7 +96,7 @@ def test_an_index(kit, tmp_path, change, error, message):
 def test_an_index_that_is_none(kit, tmp_path, text):
     kit.tiny().save_pretrained(tmp_path)
     in_parts(tmp_path).write_text(text)
-    with pytest.raises(ValueError, match="index.json (is no JSON|must hold a JSON object)"):
+    with pytest.raises(ValueError, match="index.json (is not valid JSON|must hold a JSON object)"):
         DiT.from_pretrained(tmp_path)
 
 

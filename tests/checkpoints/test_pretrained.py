@@ -163,7 +163,7 @@ def test_load_into_keeps_dtype(kit):
     [
         ('{"hidden_sise": 32}', "unknown config key 'hidden_sise' for DiT; did you mean 'hidden_size'?"),
         ("[1]", "config.json must hold a JSON object, got list"),
-        ("{", "config.json is no JSON"),
+        ("{", "config.json is not valid JSON"),
     ],
 )
 def test_bad_config(kit, tmp_path, config, message):

@@ -153,9 +153,9 @@ def test_an_unfinished_folder_says_how_to_go_on(tree, encode, refusal, written, 
     repair = fail_after(monkeypatch, 1, KeyboardInterrupt())
     refusal()
     repair()
-    with pytest.raises(DataError, match="out is not finished: go on with python -m ditfast.encode --data") as raised:
+    with pytest.raises(DataError, match="out is not finished: resume with python -m ditfast.encode --data") as raised:
         open_data(str(tmp_path / "out"))
-    words = shlex.split(str(raised.value).split("go on with ")[1])
+    words = shlex.split(str(raised.value).split("resume with ")[1])
     main([*words[3:], "--workers", "0"])
     assert written == [0, 1, 2] and open_data(str(tmp_path / "out")).count == 11
 
@@ -163,7 +163,7 @@ def test_an_unfinished_folder_says_how_to_go_on(tree, encode, refusal, written, 
 def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tree, encode, refusal, written, monkeypatch, tmp_path):
     repair = fail_after(monkeypatch, 1, OSError(errno.ENOSPC, "No space left on device"))
     message = refusal()
-    assert "latents-00001.safetensors: No space left on device" in message and "goes on from there" in message
+    assert "latents-00001.safetensors: No space left on device" in message and "to resume" in message
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["encode.json", "latents-00000.safetensors"]
     repair()
@@ -206,7 +206,7 @@ def test_a_folder_of_something_else_is_left_alone(tree, refusal, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/latents-00000.safetensors").write_bytes(b"mine")
     for options in ((), ("--overwrite",)):
-        assert "holds other files, and no encode.json" in refusal(*options)
+        assert "holds other files but no encode.json" in refusal(*options)
     assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"mine"]
     assert "is not a folder" in refusal(out="images/ant/0.png")
 
@@ -230,8 +230,8 @@ def test_a_broken_image_is_named_and_can_be_left_out(tree, encode, refusal, writ
     folder = encode("--unreadable", "skip", *options)
     assert written == [0, 1, 2]  # the first was done
     said = capsys.readouterr()
-    assert "10 images in" in said.out and "1 left out" in said.out
-    assert f"left out: {tree / 'bee/3.png'} cannot be read" in said.err
+    assert "10 images in" in said.out and "1 skipped" in said.out
+    assert f"skipped: {tree / 'bee/3.png'} cannot be read" in said.err
     index = json.loads((folder / "latents.json").read_text())
     assert index["unreadable"] == ["bee/3.png"] and index["count"] == 10
     assert [each["count"] for each in index["shards"]] == [4, 3, 3]

@@ -59,7 +59,7 @@ def test_a_line_has_no_square(tree):
         images = Images(tree, 6)
         if height == 3000:
             assert images.read(0, torch.Generator())[0].shape == (3, 6, 6)
-    with pytest.raises(Unreadable, match=r"ant/a\.png is too long for a square, its size is 3 x 3001"):
+    with pytest.raises(Unreadable, match=r"ant/a\.png is too elongated to crop to a square: 3 x 3001"):
         images.read(0, torch.Generator())
 
 
@@ -154,20 +154,20 @@ def test_a_missing_folder(tmp_path):
 
 def test_no_class_folders(tmp_path):
     save(tmp_path / "flat/a.png", 0)
-    with pytest.raises(DataError, match="flat holds no class folders: images must be in .*<class>"):
+    with pytest.raises(DataError, match="flat contains no class folders: images must be in .*<class>"):
         Images(tmp_path / "flat", 8)
 
 
 def test_images_beside_class_folders(tree):
     save(tree / "stray.png", 0)
-    with pytest.raises(DataError, match=r"an image beside the class folders: stray\.png"):
+    with pytest.raises(DataError, match=r"an image outside the class folders: stray\.png"):
         Images(tree, 8)
 
 
 def test_an_empty_class_folder_is_named(tree):
     (tree / "cat/deep").mkdir(parents=True)
     (tree / "cat/deep/readme.txt").write_text("")
-    with pytest.raises(DataError, match="cat holds no images"):
+    with pytest.raises(DataError, match="cat contains no images"):
         Images(tree, 8)
 
 

@@ -134,8 +134,8 @@ def saved(array):
 REFUSED = {  # file: (what makes it, what is wrong)
     "float.tif": (saved(np.ones((4, 4), np.float32)), "must have 8 or 16 bits per channel, got floats"),
     "float.ppm": (holds(b"Pf 2 2 -1.0\n" + bytes(16)), "got floats"),
-    "int.tif": (saved(np.ones((4, 4), np.int32)), "got integers of 32 bits"),
-    "12.tif": (holds(tiff(12)), "got integers with another black or white"),
+    "int.tif": (saved(np.ones((4, 4), np.int32)), "got 32-bit integers"),
+    "12.tif": (holds(tiff(12)), "got integers with a nonstandard range"),
     "no-header.png": (holds(png(0, 0, 8, 2, [], header=b"")), "IHDR"),
     "empty.png": (holds(png(0, 0, 8, 2, [])), "(is not an image|has no pixels|cannot be read: .)"),
     "bomb.png": (holds(png(20_000, 20_000, 8, 2, [])), r"Image size \(400000000 pixels\) exceeds limit"),

@@ -155,7 +155,7 @@ def test_a_shard_of_another_size(folder):
 
 def test_another_format(folder):
     change(folder, format=2)
-    with pytest.raises(DataError, match=r"latents\.json has format 2, this version of ditfast reads 1"):
+    with pytest.raises(DataError, match=r"latents\.json has format 2, but this version of ditfast reads 1"):
         Latents(folder)
 
 
@@ -173,7 +173,7 @@ def test_an_incomplete_index(folder):
 
 
 def test_a_folder_of_something_else(tmp_path):
-    with pytest.raises(DataError, match=r"holds no latents\.json"):
+    with pytest.raises(DataError, match=r"contains no latents\.json"):
         Latents(tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_a_damaged_latent_is_noticed_where_it_is_read(folder, name, flips):
         if flip not in flips:
             source.read(6, generator(seed))
             continue
-        with pytest.raises(Unreadable, match=r"image 2 in .*latents-00001\.safetensors is not what encode wrote"):
+        with pytest.raises(Unreadable, match=r"image 2 in .*latents-00001\.safetensors is damaged: delete the file"):
             source.read(6, generator(seed))
     source.read(5, generator(0))
     assert len(next(stream_batches(source, seed=0, start=0, batch=11, unreadable="skip")).skipped) <= 1

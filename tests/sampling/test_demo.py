@@ -61,7 +61,7 @@ def test_nothing_is_overwritten_unasked(demo, capsys):
     short = ("--classes", 3, 8, "--steps", 2)
     demo(*short)
     before = times(".") | times("demo")
-    with pytest.raises(SystemExit, match=r"--out demo holds images of another run \(guidance was .*--overwrite"):
+    with pytest.raises(SystemExit, match=r"--out demo holds images from another run \(guidance was .*--overwrite"):
         demo(*short, "--cfg", 1)
     for options in (("--grid-scale", 4), ("--out", "other")):
         with pytest.raises(SystemExit, match=r"--grid demo.png exists.*: --overwrite replaces it"):

@@ -81,9 +81,9 @@ def test_no_such_checkpoint(refusal, tmp_path):
 @pytest.mark.parametrize(
     "variables, message",
     [
-        ({"WORLD_SIZE": "x"}, "WORLD_SIZE must be a whole number, got 'x' in the environment"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE must be an integer, got 'x' in the environment"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be at least 1, got 0 in the environment"),
-        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK must be a whole number, got '-1' in the environment"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK must be an integer, got '-1' in the environment"),
         ({"RANK": "1"}, "RANK must be below WORLD_SIZE=1, got 1 in the environment"),
     ],
 )

@@ -30,12 +30,12 @@ def test_two_ranks_draw_what_one_draws(run, ckpt, tmp_path):
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 in the environment, but not RANK, MASTER_ADDR, MASTER_PORT: start all"),
+        ({"WORLD_SIZE": "2"}, "the environment has WORLD_SIZE=2 but not RANK, MASTER_ADDR, MASTER_PORT: start all"),
         (
             {"RANK": "0", "MASTER_ADDR": "a"},
-            "RANK=0, MASTER_ADDR=a in the environment, but not WORLD_SIZE, MASTER_PORT",
+            "the environment has RANK=0, MASTER_ADDR=a but not WORLD_SIZE, MASTER_PORT",
         ),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number, got 'two' in the environment"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be an integer, got 'two' in the environment"),
         ({"LOCAL_RANK": "3"}, "LOCAL_RANK must be below the number of GPUs, 1, got 3"),
     ],
 )

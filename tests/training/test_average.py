@@ -82,7 +82,7 @@ def newest(out):
 def test_a_young_average_is_shown_and_exported_with_a_warning(kit, tmp_path):
     young = "after 2 steps at --ema 0.99 the average of the weights is 98% initial weights"
     flags = ("--ema-warmup", "off", "--steps", 2, "--ema", 0.99, "--sample-every", 2, "--sample-steps", 2)
-    with pytest.warns(UserWarning, match=f"the grid of step 2 shows little yet: {young}"):
+    with pytest.warns(UserWarning, match=f"the samples at step 2 show little yet: {young}"):
         out = kit.train("run", *flags)
     with pytest.warns(UserWarning, match=f"{young}: --weights model exports the last weights"):
         export.main([str(out), str(tmp_path / "model")])

@@ -53,12 +53,12 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_content_that_nobody_wrote_is_damage(newest, wrong):
     write_about(newest, {**read_about(newest), **WRONG[wrong]})
-    assert find_fault(newest).startswith("checkpoint.json is broken: ")
+    assert find_fault(newest).startswith("checkpoint.json is damaged: ")
 
 
 def test_another_step_s_content_is_damage(newest):
     write_about(newest, {**read_about(newest), "step": 2})
-    assert find_fault(newest) == "checkpoint.json is of step 2"
+    assert find_fault(newest) == "checkpoint.json belongs to step 2"
 
 
 @pytest.mark.parametrize("file", [ABOUT, ".metadata", "__0_0.distcp"])
@@ -77,9 +77,9 @@ def test_what_is_no_file_is_not_read(newest, file, other):
 @pytest.mark.parametrize("content", ["[" * 100_000, "7", "null", '{"a": 1}'])
 def test_json_of_another_kind_is_damage(newest, content, monkeypatch):
     (newest / ABOUT).write_text(content)
-    assert find_fault(newest).startswith("checkpoint.json is broken: ")
+    assert find_fault(newest).startswith("checkpoint.json is damaged: ")
     monkeypatch.setattr(manifest, "LARGEST", 3)
-    assert "broken" in find_fault(newest)
+    assert "checkpoint.json is damaged" in find_fault(newest)
 
 
 def test_files_without_a_checksum_of_their_own_are_of_older_versions(newest):
@@ -88,19 +88,19 @@ def test_files_without_a_checksum_of_their_own_are_of_older_versions(newest):
     (newest / ABOUT).write_text(json.dumps(about))
     assert read_about(newest) == about
     (newest / ABOUT).write_text(json.dumps({**about, "checksun": "1"}))
-    assert "another checksum" in find_fault(newest)
+    assert "checksum mismatch" in find_fault(newest)
 
 
 def test_the_checkpoint_before_is_used_and_the_damaged_one_named(kit, out, newest):
     content = (newest / ABOUT).read_text()
     (newest / ABOUT).write_text(content.replace('"samples": 24', '"samples": 25'))
-    with pytest.warns(UserWarning, match="step-00000004 is not used: checkpoint.json is broken: another checksum"):
+    with pytest.warns(UserWarning, match="skipping .*step-00000004: checkpoint.json is damaged: checksum mismatch"):
         kit.train("run", "--resume", "auto")
     assert kit.losses(out) == kit.losses(kit.train("whole"))
 
 
 def test_a_whole_checkpoint_of_another_run_is_no_damage(out, refused):
-    assert "is of another run: seed was 0, is 1" in refused("--resume", "auto", "--seed", 1, name="run")
+    assert "is from another run: seed was 0, is 1" in refused("--resume", "auto", "--seed", 1, name="run")
 
 
 @pytest.mark.parametrize("damage", [b"\xff", b"\x00", b"["])

@@ -94,7 +94,7 @@ def test_latents_of_another_autoencoder(kit, images, vae, refused):
     torch.manual_seed(1)
     other = kit.folder / "other"
     diffusers.AutoencoderKL.from_config(diffusers.AutoencoderKL.load_config(vae)).save_pretrained(other)
-    assert "has other weights than what the data was encoded with" in refused(
+    assert "does not have the weights that encoded the data" in refused(
         "--data", kit.folder / "l", "--vae", other, "--model", "DiT-S/2"
     )
     kit.train(*flags(kit, "run", "--data", kit.folder / "l", "--steps", 2))

@@ -61,7 +61,7 @@ def flip_a_bit(path):
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(kit, out, damage, file):
     damage(newest(out) / file)
-    with pytest.warns(UserWarning, match=f"step-00000004 is not used: {file}"):
+    with pytest.warns(UserWarning, match=f"skipping .*step-00000004: {file}"):
         kit.train("run", "--resume", "auto", "--steps", 4)
     assert [line["step"] for line in kit.lines(out)] == [1, 2, 3, 4]
 
@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(kit, out, dama
 def test_no_checkpoint_is_whole(kit, out, refused):
     for path in (out / "checkpoints").iterdir():
         (path / "checkpoint.json").write_text("{")
-    with pytest.warns(UserWarning, match="checkpoint.json is broken"):
+    with pytest.warns(UserWarning, match="checkpoint.json is damaged"):
         assert "none of the 2 checkpoints" in refused("--resume", "auto", name="run")
 
 
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_what_is_there_and_the_next_is_tried(kit, monkeypatch
 
     monkeypatch.setattr(checkpoint, "_write", full)
     out = kit.train("run", "--steps", 6)
-    assert "step-00000004: No space left on device; training goes on" in capsys.readouterr().err
+    assert "step-00000004: No space left on device; training continues" in capsys.readouterr().err
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-00000002", "step-00000006"]
     assert kit.losses(out) == kit.losses(kit.train("whole"))
 
@@ -179,6 +179,6 @@ def test_a_grid_that_cannot_be_written_is_a_warning(kit, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(image.Image, "save", full)
-    with pytest.warns(UserWarning, match="step-00000002.png is not written: No space left on device"):
+    with pytest.warns(UserWarning, match="cannot write .*step-00000002.png: No space left on device"):
         out = kit.train("run", "--steps", 2, "--sample-every", 2, "--sample-steps", 2)
     assert list((out / "samples").iterdir()) == [] and len(kit.lines(out)) == 2

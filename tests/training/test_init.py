@@ -43,7 +43,7 @@ def test_all_but_the_labels_is_the_models(kit, model, begun, capsys):
     assert run.weights.average.keys() == weights.keys() - {"pos_embed"}
     assert all(torch.equal(weights[name], expected[name]) for name in expected if name != TABLE)
     assert weights[TABLE].shape == (11, 32) and torch.equal(weights[TABLE][10], expected[TABLE][7])
-    line = f"starts from {model}; new: the rows of 10 labels instead of 7; all else is as in the checkpoint"
+    line = f"starting from {model}; new: the rows of 10 labels instead of 7; all else is as in the checkpoint"
     assert capsys.readouterr().out.splitlines().count(line) == 1
     made = DiT.from_pretrained(out / "model")
     assert made.config.items() >= {**OTHERS, "hidden_size": 32, "num_heads": 2, "num_classes": 10}.items()
@@ -56,7 +56,7 @@ def test_as_many_classes_keep_all_weights(kit, begun, capsys):
     kit.bare("run", "--init", model, *FLAGS)
     expected = DiT.from_pretrained(model).state_dict()
     assert all(torch.equal(begun[0][1][name], value) for name, value in expected.items())
-    assert f"starts from {model}; all of its weights are kept" in capsys.readouterr().out
+    assert f"starting from {model}; all of its weights are kept" in capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_does_not_start_again(kit, model, begun, capsys):
@@ -65,7 +65,7 @@ def test_a_run_that_goes_on_does_not_start_again(kit, model, begun, capsys):
     capsys.readouterr()
     kit.bare("run", "--init", model, "--steps", 4, "--resume", "auto")
     said = capsys.readouterr().out
-    assert "goes on after step 2" in said and "starts from" not in said
+    assert "(step 2)" in said and "starting from" not in said
     assert kit.losses(kit.folder / "run") == kit.losses(whole)
 
 
@@ -108,11 +108,15 @@ def test_another_size_of_the_images(kit, begun):
 @pytest.mark.parametrize(
     "changes, flags, said",
     [
-        ({}, ("--depth", 3), "has depth 2, which --depth must not change, got 3"),
-        ({}, ("--num-heads", 4), "has num_heads 2, which --num-heads must not change, got 4"),
-        ({}, ("--model", "DiT-S/2"), "has depth 2, which --depth must not change, got 12"),
-        ({}, ("--no-learn-sigma",), "has learn_sigma True, which --learn-sigma must not change, got False"),
-        ({"conditioning": "adaln"}, ("--conditioning", "adaln_zero"), "has conditioning adaln, which --conditioning"),
+        ({}, ("--depth", 3), "has depth 2, so --depth must be 2, got 3"),
+        ({}, ("--num-heads", 4), "has num_heads 2, so --num-heads must be 2, got 4"),
+        ({}, ("--model", "DiT-S/2"), "has depth 2, so --depth must be 2, got 12"),
+        ({}, ("--no-learn-sigma",), "has learn_sigma True, so --learn-sigma must be True, got False"),
+        (
+            {"conditioning": "adaln"},
+            ("--conditioning", "adaln_zero"),
+            "--conditioning must be adaln, as in --init model",
+        ),
         ({"in_channels": 3}, (), r"weights do not fit the model: x_embedder.proj.weight is (32, 3, 2, 2) float32"),
     ],
 )
@@ -133,7 +137,7 @@ def test_latents_of_another_autoencoder_are_told_of(kit, trained, now, differs):
     config, _ = parse_config(["--init", str(kit.folder / "latent")])
     start = read_init(config)
     _, line = make_model(config, {}, {"sha256": now, "scale": 1.0, "shift": 0.0}, start)
-    assert line.endswith("; it was trained on latents of another autoencoder") == differs
+    assert line.endswith("; it was trained on latents from another autoencoder") == differs
 
 
 def test_no_such_model(refused, kit):

@@ -19,7 +19,7 @@ import pytest
         (("--data", "/no/such/folder"), "/no/such/folder"),
         (("--sample-steps", 1001, "--dry-run"), "--sample-steps must be at most 1000, got 1001"),
         (("--sample-every", 2, "--label-drop", 0), "--cfg 4 needs a null label"),
-        (("--resume", "nowhere"), "--resume must be auto, a checkpoint or the folder of a run, got nowhere"),
+        (("--resume", "nowhere"), "--resume must be auto, a checkpoint or a run's folder, got nowhere"),
         (("--config", "nowhere.yaml"), "--config nowhere.yaml cannot be read"),
         (("--backend", "zzz"), "--backend must be one of auto, "),
         (("--backend", "cuda"), "--backend cuda cannot run: "),
@@ -29,7 +29,7 @@ import pytest
         (("--depth", 10**9), "--depth must be a whole number in [0, 1024], got 1000000000"),
         (("--data", ""), "--data must be a path, got ''"),
         (("--resume", "x" * 300), "--resume cannot be xxx"),
-        (("--parallel", "fsdp"), "--parallel fsdp needs processes that torchrun starts"),
+        (("--parallel", "fsdp"), "--parallel fsdp needs torchrun, even for a single process"),
         (("--vae", "nowhere"), "--vae must be ema, mse or a folder, got 'nowhere'"),
     ],
 )
@@ -47,11 +47,11 @@ def test_more_ranks_than_the_batch_divides_by(kit):
     "content, said",
     [
         ("stepz: 4", "unknown name 'stepz'; did you mean 'steps'?"),
-        ("4", "must hold names and values, got str"),
+        ("4", "must be a mapping, got str"),
         ("flip: 3", "flip must be true or false, got '3'"),
-        ("compile: {a: 1}", "compile must be one value, got {'a': '1'}"),
+        ("compile: {a: 1}", "compile must be a single value, got {'a': '1'}"),
         ("[" * 9999, "nested too deep"),
-        ("steps: [[4]]", "steps must be one value, got [['4']]"),
+        ("steps: [[4]]", "steps must be a single value, got [['4']]"),
     ],
 )
 def test_a_bad_file(kit, refused, content, said):

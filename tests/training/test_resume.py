@@ -62,9 +62,9 @@ def test_a_run_goes_on_with_its_backends(kit, capsys):
     assert backends["qkv_attention"] == "host"
     lines = capsys.readouterr().out.splitlines()
     for said in (
-        "patch_embed ran on cudnn before, which cannot run here: patch_embed has no",
-        f"the CPU's kernels were those of mmx, are those of {on_cpu.isa()}: ",
-        f"threads were 99, are {torch.get_num_threads()}: ditfast's kernels give the same bits, ",
+        "patch_embed used cudnn before, which cannot run here: patch_embed has no",
+        f"the CPU kernels used mmx before and use {on_cpu.isa()} now: ",
+        f"the run used 99 threads before and uses {torch.get_num_threads()} now: ditfast's kernels give identical ",
     ):
         assert sum(line.startswith(said) for line in lines) == 1
 
@@ -94,7 +94,7 @@ def test_torchrun_restarts_a_run_whose_rank_died(kit):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "goes on after step 4" in done.stdout and "another rank has stopped" in done.stderr
+    assert "(step 4)" in done.stdout and "another rank has stopped" in done.stderr
     assert kit.losses(kit.folder / "died") == kit.losses(whole)
 
 
@@ -122,7 +122,7 @@ def test_a_signal_saves_and_the_run_goes_on(kit, monkeypatch, number):
         )
         with pytest.raises(SystemExit) as stopped:
             kit.train("stopped", "--save-every", 100)
-    assert str(stopped.value) == "error: stopped after step 3 of 6: --resume auto goes on from there"
+    assert str(stopped.value) == "error: stopped after step 3 of 6: use --resume auto to continue"
     kit.train("stopped", "--resume", "auto", "--save-every", 100)
     assert kit.losses(kit.folder / "stopped") == kit.losses(whole)
 
@@ -140,7 +140,7 @@ def test_ranks_agree_when_one_is_told_to_stop(kit):
     tell = PATCH.format(condition="run.step == 4 and run.ranks.rank == 1", number=int(signal.SIGTERM))
     results = kit.finish(kit.start("told", "--steps", 1000, "--save-every", 1000, before=tell, world=2))
     ends = {text.splitlines()[-1] for _, text in results}
-    assert ends == {"error: stopped after step 5 of 1000: --resume auto goes on from there"}
+    assert ends == {"error: stopped after step 5 of 1000: use --resume auto to continue"}
     assert [path.name for path in (kit.folder / "told" / "checkpoints").glob("*")] == ["step-00000005"]
 
 

@@ -41,7 +41,7 @@ def test_a_second_run_is_refused_and_may_take_over_what_was_killed(kit, busy, ca
     busy.kill()
     busy.wait()
     kit.train("run", "--resume", "auto", "--steps", 2)
-    assert capsys.readouterr().err.count("is taken over from") == 1
+    assert capsys.readouterr().err.count("taking over ") == 1
     assert not (kit.folder / "run" / ".lock").exists()
 
 
@@ -62,7 +62,7 @@ def test_a_rendezvous_that_cannot_complete_ends(kit):
     processes = kit.start("run", world=2, before="import os\nos.environ['DITFAST_RENDEZVOUS_SECONDS'] = '2'")
     processes[1].kill()
     code, text = kit.finish(processes)[0]
-    assert code == 1 and "error: rank 0 of 2 has not met the others at 127.0.0.1:" in text.splitlines()[-1]
+    assert code == 1 and "error: rank 0 of 2 did not reach the others at 127.0.0.1:" in text.splitlines()[-1]
     assert "in 2 seconds (DITFAST_RENDEZVOUS_SECONDS is another time)" in text
     assert time.monotonic() - started < 120
 
