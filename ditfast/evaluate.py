@@ -1,16 +1,18 @@
-"""FID, sFID, Inception Score, precision and recall of samples.
+"""Compute FID, sFID, Inception Score, precision and recall of samples.
 
     python -m ditfast.evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception PATH
     python -m ditfast.evaluate --ckpt model --num-samples 5000 --cfg 1.5 --reference images/ --features net.pt
     python -m ditfast.evaluate --reference images/ --inception PATH --save-stats reference.npz
 
-With --ckpt the samples are written by python -m ditfast.sample, whose other options may be given too; images that are
-already in its folder (--out) are not drawn again.
+With --ckpt the samples are drawn by python -m ditfast.sample, whose other options are also accepted; images that its
+output folder (--out) already contains are not drawn again.
 """
 
 import argparse
 import json
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence, Set
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +22,7 @@ import torch
 from ditfast import sample
 from ditfast.command import words
 from ditfast.evaluation import EvaluationError
-from ditfast.evaluation.features import INCEPTION, VARIABLE, load_extractor
+from ditfast.evaluation.features import INCEPTION, VARIABLE, Extractor, load_extractor
 from ditfast.evaluation.images import ImageFolder, ImageNpz, array_names, evenly_spaced, open_images, read_batches
 from ditfast.evaluation.report import (
     METRICS,
@@ -38,17 +40,18 @@ from ditfast.streams import lasting_streams
 
 
 class Reference(NamedTuple):
-    """What --reference is: images, statistics, both, or nothing."""
+    """Contents of --reference: images, statistics, both, or nothing."""
 
     images: ImageFolder | ImageNpz | None = None
     statistics: Summary | None = None
 
 
-def evaluate_samples(o, rest) -> None:
-    """Everything that the options ask for."""
+def evaluate_samples(o: Namespace, rest: list[str]) -> None:
+    """Run the command; ``rest`` are arguments for ditfast.sample."""
     if (world := world_size()) > 1:
         raise EvaluationError(
-            f"evaluate is one process: sample with torchrun first, then evaluate without it (WORLD_SIZE is {world})"
+            "evaluate runs as a single process: sample with torchrun first, then evaluate without it "
+            f"(WORLD_SIZE is {world})"
         )
     check_new_file("--save-stats", o.save_stats)
     extractor = load_extractor(o.features, o.inception, o.device, o.trust_torchscript)
@@ -69,14 +72,19 @@ def evaluate_samples(o, rest) -> None:
     print(json.dumps(report, indent=2) if o.json else format_report(report))
 
 
-def open_reference(o, extractor) -> Reference:
+def open_reference(o: Namespace, extractor: Extractor) -> Reference:
+    """Open --reference.
+
+    Raises:
+        EvaluationError: it cannot be read or used.
+    """
     if o.reference is None:
         return Reference()
     names = array_names("--reference", o.reference)
     statistics = None
     if "mu" in names:
         if o.save_stats:
-            raise EvaluationError(f"--save-stats needs a --reference of images, got the statistics {o.reference}")
+            raise EvaluationError(f"--save-stats needs images as --reference, got statistics, {o.reference}")
         statistics = load_statistics("--reference", o.reference, extractor)
         if "arr_0" not in names:
             return Reference(None, statistics)
@@ -86,19 +94,20 @@ def open_reference(o, extractor) -> Reference:
     return Reference(images, statistics)
 
 
-def open_samples(o, rest):
-    """The images of --samples, or those that --ckpt draws; None where neither is given."""
+def open_samples(o: Namespace, rest: list[str]) -> ImageFolder | ImageNpz | None:
+    """The images of --samples, or images drawn from --ckpt; None if neither is given."""
     if o.ckpt is None:
         return o.samples and open_images("--samples", o.samples)
     count = PUBLISHED if o.num_samples is None else o.num_samples
     arguments = ["--ckpt", o.ckpt, "--num-samples", str(count), "--batch", str(o.batch), *rest]
     o.samples = Path(sample.parse_options(arguments).out)
-    with redirect_stdout(sys.stderr):  # stdout is the report's
+    with redirect_stdout(sys.stderr):  # stdout is for the report
         sample.main(arguments)
     return ImageFolder("--ckpt", [o.samples / f"{i:06d}.png" for i in range(count)])
 
 
-def number_of_samples(o, samples) -> int:
+def number_of_samples(o: Namespace, samples: ImageFolder | ImageNpz) -> int:
+    """How many samples to evaluate; at least 2."""
     count = samples.count if o.num_samples is None else o.num_samples
     if count > samples.count:
         raise EvaluationError(f"--num-samples {count}, but --samples {o.samples} has {samples.count} images")
@@ -107,8 +116,14 @@ def number_of_samples(o, samples) -> int:
     return count
 
 
-def choose_metrics(o, extractor, samples, numbers, reference) -> tuple[set[str], dict[str, str]]:
-    """The metrics to compute, and why others cannot be; one asked for by name that cannot be is refused."""
+def choose_metrics(
+    o: Namespace, extractor: Extractor, samples: ImageFolder | ImageNpz, numbers: Sequence[int], reference: Reference
+) -> tuple[set[str], dict[str, str]]:
+    """Returns (metrics to compute, metric -> reason for each that cannot be computed).
+
+    Raises:
+        EvaluationError: a metric named in --metrics, or every metric, cannot be computed.
+    """
     outputs = extractor(next(read_batches(samples, [0], 1)))
     if reference.statistics:
         check_dimensions(outputs, reference.statistics, f"--reference {o.reference}")
@@ -116,63 +131,68 @@ def choose_metrics(o, extractor, samples, numbers, reference) -> tuple[set[str],
     missing = unavailable_metrics(len(numbers), outputs, extractor, reference.statistics, pictures)
     for name in o.metrics or ():
         if name in missing:
-            raise EvaluationError(f"--metrics {name} cannot be had: {missing[name]}")
+            raise EvaluationError(f"--metrics {name} cannot be computed: {missing[name]}")
     metrics = set(o.metrics or METRICS) - missing.keys()
     if not metrics:
-        raise EvaluationError("no metric can be had: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))
+        reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
+        raise EvaluationError(f"no metric can be computed: {reasons}")
     return metrics, {} if o.metrics else missing
 
 
-def summarize_reference(o, reference, extractor, metrics=frozenset()) -> Summary | None:
-    """What the metrics need of the reference; its statistics are saved where that is asked for."""
+def summarize_reference(
+    o: Namespace, reference: Reference, extractor: Extractor, metrics: Set[str] = frozenset()
+) -> Summary | None:
+    """Summarize the reference as the metrics require; write its statistics to --save-stats if given."""
     images, known = reference
     keep = evenly_spaced(images.count, KEPT) if images and metrics & {"precision", "recall"} else ()
     if images and (keep if known else metrics - {"is"} or o.save_stats):
         found = summarize(images, keep if known else range(images.count), extractor, o.batch, "reference", keep)
         known = known._replace(features=found.features) if known else found
-    if o.save_stats:
+    if o.save_stats and known and images:
         save_statistics("--save-stats", o.save_stats, known, extractor, images)
     return known
 
 
-def parse_options(arguments):
+def parse_options(arguments: list[str] | None) -> tuple[Namespace, list[str]]:
+    """Returns (options, arguments for ditfast.sample); exits with status 2 and one line if an option is invalid."""
     parser = argparse.ArgumentParser(
         prog="python -m ditfast.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # what is not known here is for sample
+        allow_abbrev=False,  # unknown options are for sample
     )
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--samples", metavar="PATH", help="a folder of PNG or JPEG, or an npz with arr_0")
-    which.add_argument("--ckpt", metavar="PATH", help="a model to draw samples from, as for ditfast.sample")
-    add("--reference", metavar="PATH", help="a folder, an npz with arr_0, or statistics: an npz with mu and sigma")
-    add("--metrics", nargs="+", choices=METRICS, metavar="NAME", help=f"{', '.join(METRICS)} (all that can be had)")
+    which.add_argument("--samples", metavar="PATH", help="folder of images, or npz with arr_0")
+    which.add_argument("--ckpt", metavar="PATH", help="model to draw samples from, as for ditfast.sample")
+    add("--reference", metavar="PATH", help="folder of images, npz with arr_0, or statistics: npz with mu and sigma")
+    add("--metrics", nargs="+", choices=METRICS, metavar="NAME", help=f"{', '.join(METRICS)} (all that are possible)")
     extractor = parser.add_mutually_exclusive_group()
-    extractor.add_argument("--inception", metavar="PATH", help=f"{INCEPTION} (the variable {VARIABLE})")
-    extractor.add_argument("--features", metavar="NET", help="a TorchScript file or module:function instead")
-    trusting = "load a file that is not the published Inception: it can do all that you can, as write files"
+    extractor.add_argument("--inception", metavar="PATH", help=f"{INCEPTION} (environment variable {VARIABLE})")
+    extractor.add_argument("--features", metavar="NET", help="TorchScript file or module:function to use instead")
+    trusting = "load a file other than the published Inception; it can do anything you can, such as write files"
     add("--trust-torchscript", action="store_true", help=trusting)
-    add("--num-samples", type=int, metavar="N", help="the first N samples (all; 50000 with --ckpt)")
-    add("--batch", type=int, default=32, metavar="B", help="images at once (32)")
+    add("--num-samples", type=int, metavar="N", help="use the first N samples (all; 50000 with --ckpt)")
+    add("--batch", type=int, default=32, metavar="B", help="images per batch (32)")
     add(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="for features (a GPU if there is one)",
+        help="device of the feature network (a GPU if available)",
     )
-    add("--save-stats", metavar="FILE", help="write the statistics of --reference as an npz")
+    add("--save-stats", metavar="FILE", help="write the statistics of --reference to an npz")
     add("--json", action="store_true", help="print the report as JSON")
     o, rest = parser.parse_known_args(words(arguments))
     check_options(parser, o, rest)
     return o, rest
 
 
-def check_options(parser, o, rest) -> None:
+def check_options(parser: ArgumentParser, o: Namespace, rest: list[str]) -> None:
+    """Exit through ``parser.error`` if an option is invalid."""
     check_paths(parser, o, "--samples", "--ckpt", "--reference", "--inception", "--features", "--save-stats")
     if rest and o.ckpt is None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if not (o.samples or o.ckpt or (o.reference and o.save_stats)):
-        parser.error("--samples or --ckpt is needed, or --reference with --save-stats")
+        parser.error("--samples or --ckpt is required, or --reference with --save-stats")
     if o.save_stats and not o.reference:
         parser.error("--save-stats needs --reference")
     if o.batch < 1:
@@ -184,14 +204,14 @@ def check_options(parser, o, rest) -> None:
     except (RuntimeError, AssertionError):  # a build without CUDA asserts
         known = False
     if not known:
-        parser.error(f"--device must be cpu, cuda or cuda:N, and be there, got {o.device}")
+        parser.error(f"--device must be cpu, cuda or cuda:N, and available, got {o.device}")
 
 
 @lasting_streams()
-def main(arguments=None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     o, rest = parse_options(arguments)
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # features to float32's digits, as published
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # features in full float32, as published
             evaluate_samples(o, rest)
     except (EvaluationError, ImportError, ConnectionError) as error:
         sys.exit(f"error: {error}")

@@ -1,5 +1,5 @@
-"""The parts of `python -m ditfast.evaluate`: images, their features, the numbers that compare two sets of them."""
+"""The parts of `python -m ditfast.evaluate`: images, features, and metrics that compare two sets of images."""
 
 
 class EvaluationError(Exception):
-    """What the user has to change, in one line."""
+    """A user error, as one line that says what to change."""

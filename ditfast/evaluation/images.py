@@ -1,19 +1,16 @@
-"""Images to evaluate: a folder or an npz, read a few at a time. Nothing is resized, cropped or scaled.
+"""Images to evaluate, from a folder or an npz, read a few at a time. Nothing is resized, cropped or scaled.
 
-Both kinds have
-
-    count: int, size: (H, W)
-    read(numbers) -> iterator of uint8 (H, W, 3), for ascending numbers in [0, count)
-
-`ditfast.data.image_files` tells which files are images, and how they become RGB, here as in training. An npz holds
-arr_0, uint8 (N, H, W, 3), as ADM's evaluator reads it and ditfast.sample writes it.
+`ditfast.data.image_files` defines which files are images and how they become RGB, as in training. An npz has arr_0,
+uint8 (N, H, W, 3), as read by ADM's evaluator and written by ditfast.sample.
 """
 
 import math
 import os
 import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +19,19 @@ from ditfast.data import DataError, Unreadable
 from ditfast.data.image_files import ENDINGS, decode_image, image_names, open_image
 from ditfast.evaluation import EvaluationError
 
-MOST_PIXELS = 1 << 28  # of a picture, whatever an npz claims
+MOST_PIXELS = 1 << 28  # per image, whatever an npz claims
 
 
 class ImageFolder:
-    """Pictures, all of one size, which their headers are read for at once."""
+    """Image files of one size; the constructor reads all headers.
+
+    Attributes:
+        count: number of images.
+        size: (H, W).
+
+    Raises:
+        EvaluationError: a file is not a readable image, or sizes differ.
+    """
 
     def __init__(self, option: str, paths: list[Path]):
         self._option, self._paths, self.count = option, paths, len(paths)
@@ -34,21 +39,30 @@ class ImageFolder:
         for path in paths[1:]:
             if (size := self._header(path)) != self.size:
                 differing = f"{_by(self.size)} in {paths[0]} and {_by(size)} in {path}"
-                raise EvaluationError(f"{option}: images must have one size, got {differing}")
+                raise EvaluationError(f"{option}: images must all have the same size, got {differing}")
 
-    def read(self, numbers):
+    def read(self, numbers: Iterable[int]) -> Iterator[np.ndarray]:
+        """Images uint8 (H, W, 3), for ascending numbers in [0, count)."""
         for number in numbers:
             with _file_errors(self._option):
                 array = np.array(decode_image(self._paths[number], 3))
             yield array
 
-    def _header(self, path):
+    def _header(self, path: Path) -> tuple[int, int]:
         with _file_errors(self._option), open_image(path) as image:
             return image.height, image.width
 
 
 class ImageNpz:
-    """The member arr_0 of an npz, of which a picture is in memory at a time."""
+    """The images arr_0 of an npz, held in memory one at a time.
+
+    Attributes:
+        count: number of images.
+        size: (H, W).
+
+    Raises:
+        EvaluationError: the file is damaged, or arr_0 is not uint8 (N, H, W, 3).
+    """
 
     def __init__(self, option: str, path: Path):
         self._path, self._where = path, f"{option} {path}"
@@ -61,31 +75,32 @@ class ImageNpz:
             raise EvaluationError(f"{self._where}: images must have at most {MOST_PIXELS} pixels, got {shape}")
         if held != math.prod(shape):
             raise EvaluationError(f"{self._where} is truncated: arr_0 {shape} has {held} bytes")
-        self.count, *self.size = shape[:3]
-        self.size = tuple(self.size)
+        self.count: int = shape[0]
+        self.size: tuple[int, int] = shape[1:3]
 
-    def read(self, numbers):
+    def read(self, numbers: Iterable[int]) -> Iterator[np.ndarray]:
+        """Images uint8 (H, W, 3), for ascending numbers in [0, count)."""
         length, following = self.size[0] * self.size[1] * 3, 0
         with npz_errors(self._where), zipfile.ZipFile(self._path) as archive, archive.open("arr_0.npy") as member:
             member.read(self._start)
             for number in numbers:
                 for _ in range(number - following):
-                    member.read(length)  # seeking would give up the check of the archive's checksum
+                    member.read(length)  # seeking would disable zipfile's checksum test
                 following = number + 1
                 yield np.frombuffer(member.read(length), np.uint8).reshape(*self.size, 3)
 
 
-def read_header(archive, name: str):
-    """((shape, columns first, dtype), bytes before the numbers) of an array in an open npz."""
+def read_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[tuple[int, ...], bool, np.dtype], int]:
+    """((shape, column-major, dtype), offset of the data) of an array in an open npz."""
     with archive.open(f"{name}.npy") as member:
         version = np.lib.format.read_magic(member)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        header: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         return header[version](member), member.tell()
 
 
 @contextmanager
 def _file_errors(option):
-    """Tells which option's files or folders cannot be read."""
+    """Turn errors about files and folders into `EvaluationError`, naming the option."""
     try:
         yield
     except (DataError, Unreadable) as error:
@@ -93,49 +108,49 @@ def _file_errors(option):
 
 
 @contextmanager
-def npz_errors(where: str):
-    """Turns what a damaged npz raises into one line."""
+def npz_errors(where: str) -> Iterator[None]:
+    """Turn any error of a damaged npz into a one-line `EvaluationError`."""
     try:
         yield
     except EvaluationError:
         raise
     except Exception as error:  # a broken archive can raise anything: BadZipFile, zlib.error, NotImplementedError, …
-        raise EvaluationError(f"{where} is truncated or no npz: {error}") from error
+        raise EvaluationError(f"{where} is truncated or not an npz: {error}") from error
 
 
-def array_names(option: str, path) -> list[str]:
-    """The arrays in an npz; none in a folder, or where there is nothing."""
+def array_names(option: str, path: str | Path) -> list[str]:
+    """Names of the arrays in an npz; empty if the path is not a file."""
     if not Path(path).is_file():
         return []
     with npz_errors(f"{option} {path}"), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
-def open_images(option: str, path):
-    """The images of a folder, with those in its folders, ordered by path; or of an npz.
+def open_images(option: str, path: str | Path) -> ImageFolder | ImageNpz:
+    """Open the images of an npz, or of a folder and its subfolders, ordered by path.
 
     Raises:
-        EvaluationError: there is none, or they are not all readable and of one size.
+        EvaluationError: there are no images, or they are not all readable and of one size.
     """
     path = Path(path)
     if path.is_dir():
         with _file_errors(option):
             names = sorted(image_names(os.fsencode(path)))
         if not names:
-            raise EvaluationError(f"{option} {path} holds no image ({b', '.join(ENDINGS).decode()})")
+            raise EvaluationError(f"{option} {path} contains no images ({b', '.join(ENDINGS).decode()})")
         return ImageFolder(option, [path / os.fsdecode(name) for name in names])
     if not path.is_file():
         wrong = "is neither a folder nor a file" if path.exists() else "does not exist"
         raise EvaluationError(f"{option} {path} {wrong}")
-    names = array_names(option, path)
-    if "arr_0" not in names:
-        raise EvaluationError(f"{option} {path} holds no arr_0, the images, only {', '.join(names) or 'nothing'}")
+    arrays = array_names(option, path)
+    if "arr_0" not in arrays:
+        raise EvaluationError(f"{option} {path} has no images, arr_0, only {', '.join(arrays) or 'nothing'}")
     return ImageNpz(option, path)
 
 
-def read_batches(images, numbers, size: int):
-    """uint8 tensors (b, 3, H, W), b <= size, of the images with these numbers."""
-    batch = []
+def read_batches(images: ImageFolder | ImageNpz, numbers: Iterable[int], size: int) -> Iterator[torch.Tensor]:
+    """Read images by number, as uint8 tensors (b, 3, H, W) with b <= size."""
+    batch: list[torch.Tensor] = []
     for array in images.read(numbers):
         batch.append(torch.tensor(array, device="cpu").permute(2, 0, 1))
         if len(batch) == size:

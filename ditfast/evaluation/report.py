@@ -1,28 +1,36 @@
-"""The numbers, why some cannot be had, and what to know of them."""
+"""Metrics, reasons for missing ones, and notes on their interpretation."""
+
+from argparse import Namespace
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
 
 from ditfast.evaluation import EvaluationError
+from ditfast.evaluation.features import Extractor
 from ditfast.evaluation.metrics import frechet_distance, inception_score, precision_recall
+from ditfast.evaluation.statistics import Summary
 
 METRICS = {"fid": "FID", "sfid": "sFID", "is": "IS", "precision": "precision", "recall": "recall"}
-NEIGHBOUR, PART, PUBLISHED = (
-    3,
-    5000,
-    50_000,
-)  # k of precision and recall, images of a part of the IS, of published FIDs
+NEIGHBOR = 3  # k of precision and recall
+PART = 5000  # images per part of the IS
+PUBLISHED = 50_000  # samples of published FIDs
 
 
-def unavailable_metrics(count: int, outputs, extractor, reference, pictures: int) -> dict[str, str]:
-    """For each metric that cannot be had, why: known before the work.
+def unavailable_metrics(
+    count: int, outputs: Collection[str], extractor: Extractor, reference: Summary | None, pictures: int
+) -> dict[str, str]:
+    """Metric -> reason, for each metric that cannot be computed; known before the work starts.
 
     Args:
-        count: samples.
-        outputs: of the extractor for some images.
-        reference: the Summary of statistics, None where the reference is images or there is none.
-        pictures: images that the reference has.
+        count: number of samples.
+        outputs: names of the extractor's outputs.
+        reference: the reference's statistics; None if it has only images or there is no reference.
+        pictures: number of images in the reference.
     """
     found = {}
     if reference is None and not pictures:
-        found = dict.fromkeys(("fid", "sfid", "precision", "recall"), "there is no --reference")
+        found = dict.fromkeys(("fid", "sfid", "precision", "recall"), "no --reference was given")
     elif "spatial" not in outputs:
         found["sfid"] = extractor.why_not("spatial")
     elif reference is not None and reference.spatial is None:
@@ -30,67 +38,93 @@ def unavailable_metrics(count: int, outputs, extractor, reference, pictures: int
     if "probabilities" not in outputs:
         found["is"] = extractor.why_not("probabilities")
     if reference is not None and not pictures:
-        found |= dict.fromkeys(("precision", "recall"), "the reference has no arr_0, its images")
-    for name, number in (("samples", count), ("images of the reference", pictures)):
-        if 0 < number <= NEIGHBOUR:
-            found |= dict.fromkeys(("precision", "recall"), f"more than {NEIGHBOUR} {name} are needed, got {number}")
+        found |= dict.fromkeys(("precision", "recall"), "the reference has no images, arr_0")
+    for name, number in (("samples", count), ("reference images", pictures)):
+        if 0 < number <= NEIGHBOR:
+            found |= dict.fromkeys(("precision", "recall"), f"more than {NEIGHBOR} {name} are needed, got {number}")
     return found
 
 
-def check_dimensions(outputs, reference, where: str) -> None:
-    """Refuse statistics of features of another length."""
+def check_dimensions(outputs: dict[str, torch.Tensor], reference: Summary, where: str) -> None:
+    """Reject statistics of features with a different dimension.
+
+    Raises:
+        EvaluationError: naming both dimensions.
+    """
     for name, gaussian in (("features", reference.gaussian), ("spatial", reference.spatial)):
         if gaussian and name in outputs and len(gaussian[0]) != outputs[name].shape[1]:
             found = outputs[name].shape[1]
             raise EvaluationError(
-                f"{where} holds statistics of {len(gaussian[0])} {name} dimensions, the extractor returns {found}"
+                f"{where} has statistics of {len(gaussian[0])} {name} dimensions, but the extractor returns {found}"
             )
 
 
-def compute_metrics(metrics, samples, reference, device) -> dict[str, float]:
-    """The metrics by name, and the std of IS over its parts, unless there is one; summaries in, which hold what these
-    metrics need.
+def compute_metrics(
+    metrics: set[str], samples: Summary, reference: Summary | None, device: str | torch.device
+) -> dict[str, float]:
+    """Metric -> value, plus the std of the IS over its parts if there is more than one.
+
+    Args:
+        samples, reference: summaries with everything that the metrics need.
 
     Raises:
-        EvaluationError: stored statistics are no covariance, or probabilities do not sum to 1.
+        EvaluationError: stored statistics are not a covariance, or probabilities do not sum to 1.
     """
-    values = {}
+    values: dict[str, float] = {}
     try:
         for name, part in (("fid", "gaussian"), ("sfid", "spatial")):
             if name in metrics:
                 values[name] = frechet_distance(*getattr(samples, part), *getattr(reference, part))
         if "is" in metrics:
+            assert samples.probabilities is not None and samples.count is not None
             values["is"], spread = inception_score(samples.probabilities, PART)
             values |= {"is_std": spread} if samples.count > PART else {}
         if metrics & {"precision", "recall"}:
-            both = precision_recall(reference.features.to(device), samples.features.to(device), NEIGHBOUR)
+            assert reference is not None and reference.features is not None and samples.features is not None
+            both = precision_recall(reference.features.to(device), samples.features.to(device), NEIGHBOR)
             values |= dict(zip(("precision", "recall"), both, strict=True))
     except ValueError as error:
         raise EvaluationError(f"{', '.join(sorted(metrics - values.keys()))}: {error}") from error
     return {name: value for name, value in values.items() if name in metrics or name == "is_std"}
 
 
-def notes(metrics, samples, reference, sizes) -> list[str]:
-    """What makes these numbers differ from published ones."""
-    found = []
+def notes(
+    metrics: dict[str, float], samples: Summary, reference: Summary | None, sizes: Sequence[tuple[int, int]]
+) -> list[str]:
+    """Reasons why these values differ from published ones.
+
+    Args:
+        sizes: (H, W) of the samples and, if it has images, of the reference.
+    """
+    assert samples.count is not None
+    found: list[str] = []
     counts = [side.count for side in (samples, reference) if side is not None and side.count is not None]
     for name, part in (("fid", "gaussian"), ("sfid", "spatial")):
         if name in metrics and min(counts) <= len(getattr(samples, part)[0]):
             found.append(
-                f"{METRICS[name]} is biased upwards: {min(counts)} images in {len(getattr(samples, part)[0])} "
-                "dimensions have a singular covariance"
+                f"{METRICS[name]} is biased upward: the covariance of {min(counts)} images in "
+                f"{len(getattr(samples, part)[0])} dimensions is singular"
             )
     if metrics.keys() & {"fid", "sfid"} and samples.count < PUBLISHED:
-        found.append(f"FID and sFID fall with the number of samples: published ones are of {PUBLISHED}")
+        found.append(f"FID and sFID fall with the number of samples: published values use {PUBLISHED}")
     if "is" in metrics and samples.count % PART:
-        found.append(f"IS is lower of few images: its parts have {PART}, the last one {samples.count % PART}")
+        found.append(f"IS is lower for few images: parts have {PART} images, the last one {samples.count % PART}")
     if len(set(sizes)) > 1:
-        found.append("the samples are {1} x {0}, the reference {3} x {2}".format(*sizes[0], *sizes[1]))
+        found.append("the samples are {1} x {0}, the reference is {3} x {2}".format(*sizes[0], *sizes[1]))
     return found
 
 
-def make_report(o, extractor, values, missing, samples, reference, sizes) -> dict:
-    """All of it, as JSON holds it."""
+def make_report(
+    o: Namespace,
+    extractor: Extractor,
+    values: dict[str, float],
+    missing: dict[str, str],
+    samples: Summary,
+    reference: Summary | None,
+    sizes: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
+    """The report as JSON values."""
+    assert samples.gaussian is not None
     pictures = None if reference is None or reference.features is None else len(reference.features)
     return {
         "metrics": values,
@@ -106,8 +140,8 @@ def make_report(o, extractor, values, missing, samples, reference, sizes) -> dic
     }
 
 
-def format_report(report: dict) -> str:
-    """The report for people."""
+def format_report(report: dict[str, Any]) -> str:
+    """The report as text."""
     values, rows = report["metrics"], []
     for name, title in METRICS.items():
         if name in values:
@@ -115,11 +149,11 @@ def format_report(report: dict) -> str:
             rows.append(f"{title:<10}{values[name]:>10.4f}{spread}")
     rows += [f"{METRICS[name]:<10}{'–':>10}  {why}" for name, why in report["missing"].items()]
     samples, reference, features = report["samples"], report["reference"], report["features"]
-    rows.append(f"samples: {samples['count']} images of {samples['path']}")
+    rows.append(f"samples: {samples['count']} images from {samples['path']}")
     if reference:
-        count = reference["count"] or "statistics of an unstated number of"
-        seen = f", of which {reference['pictures']} for precision and recall" if reference["pictures"] else ""
-        rows.append(f"reference: {count} images of {reference['path']}{seen}")
-    names = dict.fromkeys((features["name"], features["identity"]))  # of a function they are one
+        count = reference["count"] or "an unknown number of"
+        seen = f", {reference['pictures']} of them for precision and recall" if reference["pictures"] else ""
+        rows.append(f"reference: {count} images from {reference['path']}{seen}")
+    names = dict.fromkeys((features["name"], features["identity"]))  # for a function they are equal
     rows.append(f"features: {', '.join(names)}, {features['dimensions']} dimensions")
     return "\n".join(rows + [f"note: {note}" for note in report["notes"]])

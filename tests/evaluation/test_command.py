@@ -57,7 +57,7 @@ def test_the_table_for_people(data, expected, capsys):
     assert rows["IS"] == f"{expected['is']:.4f} ± {expected['is_std']:.4f}"
     assert float(rows["recall"]) == pytest.approx(expected["recall"], abs=1e-4)
     assert rows["samples:"] == f"33 images of {data['fake']}"
-    assert rows["reference:"] == f"40 images of {data['real']}, of which 40 for precision and recall"
+    assert rows["reference:"] == f"40 images from {data['real']}, 40 of them for precision and recall"
     assert re.fullmatch("rich.pt, sha256 [0-9a-f]{16}, 4 dimensions", rows["features:"])
     assert "33/33" in printed.err and "40/40" in printed.err  # the progress bars
 
@@ -68,7 +68,7 @@ def test_chosen_metrics_only(evaluate, data, expected):
     assert found["metrics"] == pytest.approx({"fid": expected["fid"], "recall": expected["recall"]}, rel=1e-4)
     found = evaluate("--samples", data["fake"], "--features", data["rich"])
     assert found["metrics"] == pytest.approx({"is": expected["is"], "is_std": expected["is_std"]}, rel=1e-4)
-    assert found["missing"] == dict.fromkeys(("fid", "sfid", "precision", "recall"), "there is no --reference")
+    assert found["missing"] == dict.fromkeys(("fid", "sfid", "precision", "recall"), "no --reference was given")
     assert found["reference"] is None
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_had_is_said_with_its_reason(evaluate, refusal, data, cap
     assert found["metrics"].keys() == {"fid", "precision", "recall"}
     assert found["missing"] == {"sfid": "waves.pt returns no 'spatial'", "is": "waves.pt returns no 'probabilities'"}
     message = refusal(*options, "--metrics", "fid", "sfid")
-    assert message == "error: --metrics sfid cannot be had: waves.pt returns no 'spatial'"
+    assert message == "error: --metrics sfid cannot be computed: waves.pt returns no 'spatial'"
     main([*options])
     assert "sFID               –  waves.pt returns no 'spatial'" in capsys.readouterr().out.splitlines()
 
@@ -146,23 +146,23 @@ def test_what_few_images_cannot_give(evaluate, data, folder, generate, tmp_path)
     assert found["metrics"].keys() == {"fid", "sfid", "is"}  # of one part there is no std
     assert found["missing"]["recall"] == "more than 3 samples are needed, got 3"
     found = evaluate("--samples", data["fake"], "--reference", few, "--features", data["rich"])
-    assert found["missing"]["precision"] == "more than 3 images of the reference are needed, got 3"
+    assert found["missing"]["precision"] == "more than 3 reference images are needed, got 3"
     np.savez(tmp_path / "one.npz", mu=np.zeros(4), sigma=np.eye(4), arr_0=generate(0, 1))
     found = evaluate("--samples", data["fake"], "--reference", tmp_path / "one.npz", "--features", data["rich"])
     assert found["metrics"].keys() == {"fid", "is"}
-    assert found["missing"]["precision"] == "more than 3 images of the reference are needed, got 1"
+    assert found["missing"]["precision"] == "more than 3 reference images are needed, got 1"
     assert found["missing"]["sfid"] == "the reference has no mu_s, sigma_s"
 
 
 def test_notes(evaluate, data, folder, generate, monkeypatch, tmp_path):
     options = ("--samples", data["fake"], "--reference", data["real"], "--features", data["rich"])
-    fall = "FID and sFID fall with the number of samples: published ones are of 50000"
-    few = "IS is lower of few images: its parts have 5000, the last one {}"
+    fall = "FID and sFID fall with the number of samples: published values use 50000"
+    few = "IS is lower for few images: parts have 5000 images, the last one {}"
     assert evaluate(*options)["notes"] == [fall, few.format(33)]
     assert evaluate(*options, "--metrics", "recall")["notes"] == []
     biased = evaluate(*options, "--num-samples", 12)["notes"]
     assert biased == [
-        "sFID is biased upwards: 12 images in 12 dimensions have a singular covariance",
+        "sFID is biased upward: the covariance of 12 images in 12 dimensions is singular",
         fall,
         few.format(12),
     ]

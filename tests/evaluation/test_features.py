@@ -153,9 +153,9 @@ def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
     torch.save(Trap(), "weights.pt")
     for arguments in ((None, "weights.pt"), ("weights.pt", None)):
         assert "weights.pt is not inception-2015-12-05.pt as published" in refused(*arguments)
-        assert "weights.pt is no TorchScript file" in refused(*arguments, trust=True)
+        assert "weights.pt is not a TorchScript file" in refused(*arguments, trust=True)
     (tmp_path / "weights.pt").write_bytes(b"abc")
-    assert "--features weights.pt is no TorchScript file" in refused("weights.pt", None, trust=True)
+    assert "--features weights.pt is not a TorchScript file" in refused("weights.pt", None, trust=True)
     assert not (tmp_path / "trap").exists()
 
 
@@ -217,8 +217,8 @@ def test_functions_by_name(tmp_path, monkeypatch, pictures):
         (lambda x: x.float(), r"must return features \(B, ·\) with B = 5, got \(5, 3, 33, 21\)"),
         (lambda x: x.float().mean((1, 2, 3))[:3, None], r"must return features .* with B = 5, got \(3, 1\)"),
         (lambda x: {"features": x.flatten(1).float(), "spatial": 3}, "must return spatial .* got int"),
-        (lambda x: x.flatten(1) / 0.0, "returns features that are not finite"),
-        (lambda x: x.no_such_method(), r"cannot take uint8 images \(5, 3, 33, 21\): .*no_such_method"),
+        (lambda x: x.flatten(1) / 0.0, "returns non-finite features"),
+        (lambda x: x.no_such_method(), r"fails on uint8 images \(5, 3, 33, 21\): .*no_such_method"),
     ],
 )
 def test_outputs_that_are_refused(monkeypatch, pictures, returned, message):
@@ -229,6 +229,6 @@ def test_outputs_that_are_refused(monkeypatch, pictures, returned, message):
 
 
 def test_a_script_fails_in_one_line(data, pictures):
-    with pytest.raises(EvaluationError, match=r"^waves.pt cannot take uint8 images \(5, 3, 33, 21\): ") as error:
+    with pytest.raises(EvaluationError, match=r"^waves.pt fails on uint8 images \(5, 3, 33, 21\): ") as error:
         load_extractor(data["waves"], None, "cpu")(pictures)
     assert "\n" not in str(error.value)

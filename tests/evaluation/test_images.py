@@ -110,11 +110,11 @@ def refused(path, read=False):
 
 def test_folders_that_are_refused(tmp_path, data):
     assert "nowhere does not exist" in refused(tmp_path / "nowhere")
-    assert "holds no image (.bmp, .jpeg, .jpg, .pgm, .png, " in refused(tmp_path)
+    assert "contains no images (.bmp, .jpeg, .jpg, .pgm, .png, " in refused(tmp_path)
     Image.fromarray(formula(0)).save(tmp_path / "a.png")
     Image.fromarray(formula(0, 5, 7)).save(tmp_path / "b.png")
     message = refused(tmp_path)
-    assert "one size, got 10 x 6 in " in message and "a.png and 7 x 5 in " in message and "b.png" in message
+    assert "same size, got 10 x 6 in " in message and "a.png and 7 x 5 in " in message and "b.png" in message
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes and links")
@@ -139,7 +139,7 @@ def test_pictures_that_are_refused(tmp_path):
 def test_npz_files_that_are_refused(tmp_path):
     path = tmp_path / "i.npz"
     np.savez(path, images=np.zeros((2, 3, 3, 3), np.uint8), labels=np.zeros(2))
-    assert "holds no arr_0, the images, only images, labels" in refused(path)
+    assert "has no images, arr_0, only images, labels" in refused(path)
     for array in (np.zeros((2, 3, 3, 3)), np.zeros((2, 3, 3), np.uint8), np.zeros((0, 3, 3, 3), np.uint8)):
         np.savez(path, arr_0=array)
         assert f"arr_0 must be uint8 (N, H, W, 3), got {array.dtype} {array.shape}" in refused(path)
@@ -150,7 +150,7 @@ def test_npz_files_that_are_refused(tmp_path):
     path.write_bytes(whole[:1000])
     assert f"{path} is truncated or no npz" in refused(path)
     path.write_bytes(whole[:1000] + b"\x01" + whole[1001:])
-    assert f"{path} is truncated or no npz: Bad CRC-32" in refused(path, read=True)
+    assert f"{path} is truncated or not an npz: Bad CRC-32" in refused(path, read=True)
     with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as member:
         header = {"descr": "|u1", "fortran_order": False, "shape": (2, 3, 3, 3)}
         np.lib.format.write_array_header_1_0(member, header)

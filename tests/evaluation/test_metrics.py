@@ -205,7 +205,7 @@ def one_nan(n, d):
         (lambda: moments(one_nan(3, 4)), "features must be finite, got 1 of 12 values"),
         (lambda: moments(["a"]), "features must be an array or a tensor of numbers, got list"),
         (lambda: moments(np.zeros((3, 2), complex)), "features must be real, got torch.complex128"),
-        (lambda: precision_recall(np.zeros((9, 4)), np.zeros((9, 5))), "fake must have the D = 4 of real, got 5"),
+        (lambda: precision_recall(np.zeros((9, 4)), np.zeros((9, 5))), "fake must have D = 4, like real, got 5"),
         (lambda: precision_recall(np.zeros((9, 4)), np.zeros((3, 4))), "k must be between 1 and 2, .* fake, got 3"),
         (lambda: precision_recall(np.zeros((9, 4)), np.zeros((9, 4)), k=0), "k must be between 1 and 8, .* got 0"),
         (lambda: precision_recall(one_nan(9, 4), np.zeros((9, 4))), "real must be finite, got 1 of 36"),
@@ -217,7 +217,7 @@ def one_nan(n, d):
         (lambda: inception_score(np.array([[1.5, -0.5]]), 1), "probabilities must be >= 0 .* minimum of -0.5"),
         (
             lambda: frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3)),
-            "mean2 must have the D = 2 of mean1",
+            "mean2 must have D = 2, like mean1",
         ),
         (
             lambda: frechet_distance(np.zeros(2), np.eye(3), np.zeros(2), np.eye(2)),
@@ -238,5 +238,5 @@ def test_batches_of_another_dimension_and_too_few():
     sums.add(np.zeros((1, 3)))
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         sums.result()
-    with pytest.raises(ValueError, match="features must have the D = 3 of earlier batches, got 2"):
+    with pytest.raises(ValueError, match="features must have D = 3, like earlier batches, got 2"):
         sums.add(np.zeros((1, 2)))

@@ -22,7 +22,7 @@ def test_options(refusal, data, shared, tmp_path):
     assert "unrecognized arguments: --steps 3" in refusal(*shared, "--steps", 3)
     assert "--batch must be at least 1, got 0" in refusal(*shared, "--batch", 0)
     assert "--num-samples must be at least 2, got 1" in refusal(*shared, "--num-samples", 1)
-    assert "--device must be cpu, cuda or cuda:N, and be there, got tpu" in refusal(*shared, "--device", "tpu")
+    assert "--device must be cpu, cuda or cuda:N, and available, got tpu" in refusal(*shared, "--device", "tpu")
     assert "--device must be" in refusal(*shared, "--device", "cuda:99")
     assert "--device must be" in refusal(*shared, "--device", "meta")
     assert "invalid choice: 'kid'" in refusal(*shared, "--metrics", "kid")
@@ -36,7 +36,7 @@ def test_no_features(refusal, data):
 
 def test_one_process(refusal, shared, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "evaluate is one process: sample with torchrun first" in refusal(*shared)
+    assert "evaluate runs as a single process: sample with torchrun first" in refusal(*shared)
 
 
 def test_images(refusal, data, folder, generate, tmp_path):
@@ -45,7 +45,7 @@ def test_images(refusal, data, folder, generate, tmp_path):
     assert f"--samples {nowhere} does not exist" in refusal("--samples", nowhere, "--reference", data["real"], *tail)
     assert f"--reference {nowhere} does not" in refusal("--samples", data["fake"], "--reference", nowhere, *tail)
     (tmp_path / "empty").mkdir()
-    assert "empty holds no image" in refusal("--samples", tmp_path / "empty", "--reference", data["real"], *tail)
+    assert "empty contains no images" in refusal("--samples", tmp_path / "empty", "--reference", data["real"], *tail)
     one = folder(tmp_path / "one", generate(0, 1))
     assert "one must have at least 2 images, got 1" in refusal("--samples", one, "--reference", data["real"], *tail)
     assert "--reference" in refusal("--samples", data["fake"], "--reference", one, *tail)
@@ -54,7 +54,7 @@ def test_images(refusal, data, folder, generate, tmp_path):
     assert "--reference" in cut and "cut.npz is truncated or no npz" in cut
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     other = refusal("--samples", data["fake"], "--reference", tmp_path / "other.npz", *tail)
-    assert "other.npz holds no arr_0, the images, only x" in other
+    assert "other.npz has no images, arr_0, only x" in other
 
 
 def test_fewer_images_than_asked(refusal, data, shared):
@@ -63,9 +63,11 @@ def test_fewer_images_than_asked(refusal, data, shared):
 
 def test_metrics_that_need_a_reference(refusal, data):
     options = ("--samples", data["fake"], "--features", data["rich"])
-    assert "--metrics fid cannot be had: there is no --reference" in refusal(*options, "--metrics", "fid")
+    assert "--metrics fid cannot be computed: no --reference was given" in refusal(*options, "--metrics", "fid")
     nothing = refusal("--samples", data["fake"], "--features", data["waves"])
-    assert "no metric can be had: fid: there is no --reference" in nothing and "is: waves.pt returns no" in nothing
+    assert (
+        "no metric can be computed: fid: no --reference was given" in nothing and "is: waves.pt returns no" in nothing
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,23 +76,26 @@ def test_metrics_that_need_a_reference(refusal, data):
         ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, "statistics of 2048 features dimensions, the .* returns 4"),
         (
             {"mu": np.zeros(4), "sigma": np.eye(4), "mu_s": np.zeros(3), "sigma_s": np.eye(3)},
-            "statistics of 3 spatial dimensions, the extractor returns 12",
+            "statistics of 3 spatial dimensions, but the extractor returns 12",
         ),
         ({"mu": np.zeros(4)}, "holds mu and no sigma"),
         (
             {"mu": np.zeros(4), "sigma": np.eye(3)},
             r"mu and sigma must be \(D,\) and \(D, D\), got \(4,\) and \(3, 3\)",
         ),
-        ({"mu": np.zeros(4), "sigma": np.diag([1, 1, 1, -1.0])}, "cov2 must be a covariance, got the eigenvalue -1"),
-        ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "mu must hold finite numbers, got float64 with 4 NaN"),
+        (
+            {"mu": np.zeros(4), "sigma": np.diag([1, 1, 1, -1.0])},
+            "cov2 must be a covariance, got eigenvalues from -1",
+        ),
+        ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "mu must be finite numbers, got float64 with 4 NaN"),
         ({"mu": np.zeros(4), "sigma": np.eye(4), "extractor": "sha256 0"}, "statistics of other features, sha256 0"),
         ({"mu": np.array([{}]), "sigma": np.eye(1)}, "allow_pickle=False"),
-        ({"mu": np.full(4, "x"), "sigma": np.eye(4)}, "--reference .*mu must hold finite numbers, got <U1"),
+        ({"mu": np.full(4, "x"), "sigma": np.eye(4)}, "--reference .*mu must be finite numbers, got <U1"),
         (
             {"mu": np.zeros(4), "sigma": np.eye(4) * 1j},
-            "--reference .*sigma must hold finite numbers, got complex128",
+            "--reference .*sigma must be finite numbers, got complex128",
         ),
-        ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.array("x")}, "count must be a whole number .*, got 'x'"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.array("x")}, "count must be an integer .*, got 'x'"),
     ],
 )
 def test_statistics(refusal, data, tmp_path, arrays, message):
@@ -116,8 +121,8 @@ def test_metrics_that_statistics_do_not_give(refusal, data, tmp_path):
     np.savez(path, mu=np.zeros(4), sigma=np.eye(4))
     options = ("--samples", data["fake"], "--reference", path, "--features", data["rich"])
     assert "the reference has no mu_s, sigma_s" in refusal(*options, "--metrics", "sfid")
-    assert "the reference has no arr_0, its images" in refusal(*options, "--metrics", "precision")
-    assert "--save-stats needs a --reference of images" in refusal(*options, "--save-stats", tmp_path / "new.npz")
+    assert "the reference has no images, arr_0" in refusal(*options, "--metrics", "precision")
+    assert "--save-stats needs images as --reference" in refusal(*options, "--save-stats", tmp_path / "new.npz")
 
 
 def test_a_target_that_exists_or_cannot(refusal, shared, tmp_path, monkeypatch):
@@ -125,9 +130,7 @@ def test_a_target_that_exists_or_cannot(refusal, shared, tmp_path, monkeypatch):
     path.write_text("mine")
     assert f"--save-stats {path} exists: choose another name" in refusal(*shared, "--save-stats", path)
     assert path.read_text() == "mine"
-    assert "--save-stats must be in a folder that exists" in refusal(
-        *shared, "--save-stats", tmp_path / "no" / "x.npz"
-    )
+    assert "--save-stats must be in an existing folder" in refusal(*shared, "--save-stats", tmp_path / "no" / "x.npz")
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
@@ -149,8 +152,8 @@ def test_features_that_are_not_numbers(refusal, data, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     options = ("--samples", data["fake"], "--batch", 10, "--reference", data["real"])
     late = refusal(*options, "--features", "bad_features:late")
-    assert "reference 10 to 19: bad_features:late returns features that are not finite" in late
-    assert "features must have the D =" in refusal(*options, "--features", "bad_features:wide")
+    assert "reference 10 to 19: bad_features:late returns non-finite features" in late
+    assert "features must have D =" in refusal(*options, "--features", "bad_features:wide")
     unsure = refusal(*options, "--features", "bad_features:unsure")
     assert "error: is" in unsure and "probabilities must be >= 0 and sum to 1" in unsure
 
