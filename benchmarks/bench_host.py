@@ -1,10 +1,10 @@
-"""From which size on the C++ kernels on the CPU beat PyTorch: the table in ditfast/ops/backends/on_cpu.py.
+"""Find the sizes from which the C++ CPU kernels beat PyTorch, for the table in ditfast/ops/backends/on_cpu.py.
 
     python benchmarks/bench_host.py [--compile] [--json FILE]
 
-One thread, times of the process itself, the least of many runs in turns: so that what else the machine does counts
-as little as it can. Each operation runs forward alone, and forward and backward, on growing sizes. The table has the
-size from which the kernel is the fastest at this and every larger one.
+To minimize the influence of other load, times are process times on one thread, the minimum of many interleaved runs.
+Each operation runs forward only, and forward and backward, at increasing sizes. The table has the smallest size from
+which the kernel is fastest at every measured size.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from ditfast.ops.patches import CHANNELS, PATCH
 from harness.machine import header
 
 SIZES = ((1, 16, 64), (2, 64, 128), (1, 256, 384), (4, 256, 384), (4, 256, 1152))  # B, N, D
-WIDTHS = {  # D -> the width of what counts as elements (B, N, width), where it is not D
+WIDTHS = {  # D -> width of the elements counted, (B, N, width), if it is not D
     "mlp": lambda dim: 4 * dim,
     "attention": lambda dim: dim // heads_of(dim),
     "patchify": lambda dim: CHANNELS * PATCH**2,
     "unpatchify": lambda dim: 2 * CHANNELS * PATCH**2,
 }
-MARGINS = {"mlp": 0.995}  # the share of the other's time that a kernel may take: an MLP is the same GEMMs, mostly
+MARGINS = {"mlp": 0.995}  # largest share of the other's time that counts as faster; an MLP is mostly the same GEMMs
 MARGIN = 0.95
-SECONDS = 0.25  # for the turns of one case
+SECONDS = 0.25  # per variant of a case
 
 
 def run_of(op, named, backend, training, context):
@@ -51,7 +51,7 @@ def compiled_run_of(op, named, backend, training, context):
 
 
 def milliseconds(runs: dict) -> dict:
-    """{name: the least process time of many turns}."""
+    """{name: minimum process time in ms over many interleaved runs}."""
     least = dict.fromkeys(runs, float("inf"))
     for run in runs.values():
         run()
@@ -67,7 +67,7 @@ def milliseconds(runs: dict) -> dict:
 
 
 def cases(op, precision, with_compile):
-    """(elements, mode, {variant: ms}) of each size, forward alone and with backward."""
+    """Yield (elements, mode, {variant: ms}) for each size, forward only and with backward."""
     dtypes = PRECISIONS[precision]
     other = "sdpa" if "sdpa" in op.backends else "reference"
     for size in SIZES:
@@ -88,7 +88,7 @@ def cases(op, precision, with_compile):
 
 
 def table_of(results):
-    """{op: {precision: the least size from which the kernel is the fastest}}."""
+    """{op: {precision: smallest size from which the kernel is fastest}}."""
     table = defaultdict(dict)
     for op, precision in dict.fromkeys((r["op"], r["precision"]) for r in results):
         margin = MARGINS.get(op, MARGIN)
@@ -106,10 +106,10 @@ def table_of(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile, too, which takes long")
-    parser.add_argument("--ops", nargs="*", help="names of operations")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which takes long")
+    parser.add_argument("--ops", nargs="*", help="names of operations (all)")
     parser.add_argument("--precisions", nargs="*", default=list(PRECISIONS), choices=PRECISIONS)
-    parser.add_argument("--json", help="file for what was measured")
+    parser.add_argument("--json", help="write all results to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = []

@@ -1,13 +1,13 @@
-"""Time and peak memory of a training step with a tangent through the model, as MeanFlow and its successors take it.
+"""Measure time and peak memory of a training step with a tangent through the model, as in MeanFlow.
 
     python benchmarks/bench_jvp.py --depth 1 --json out.json      # one block of DiT-S/2 at 1024 tokens, in a minute
 
-u and its tangent by (x, t) come from torch.func.jvp, the tangent goes into the loss as a constant, and the gradients
-of all parameters follow. "explicit" is plain PyTorch, whose attention has tangents where it makes all (B, H, N, N)
-weights; "+compile" compiles the function that calls torch.func.jvp.
+torch.func.jvp computes u and its tangent with respect to (x, t); the tangent enters the loss as a constant, and the
+gradients of all parameters are computed. "explicit" is plain PyTorch with attention that materializes all
+(B, H, N, N) weights, the only form with tangents; "+compile" compiles the function that calls torch.func.jvp.
 
-u, its tangent and the gradients have an error budget. Where ditfast misses it, no time is printed. Exit status: 0; 1
-if ditfast is wrong or was not measured; 2 if the arguments do not fit.
+u, its tangent and the gradients have an error budget. If ditfast exceeds it, no time is printed. Exit status: 0; 1 if
+ditfast is wrong or was not measured; 2 if the arguments are invalid.
 """
 
 import sys

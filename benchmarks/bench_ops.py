@@ -1,13 +1,13 @@
-"""Time each operation in eager PyTorch, in torch.compile and in ditfast, against a copy of the same bytes.
+"""Time each operation in eager PyTorch, torch.compile and ditfast, relative to a copy of the same number of bytes.
 
     python benchmarks/bench_ops.py                                # all operations at DiT sizes
     python benchmarks/bench_ops.py --ops gated_residual --dtypes bf16 --json out.json --plot out.png
     python benchmarks/bench_ops.py --quick                        # tiny, on any machine
 
-Without a GPU it is the C++ kernels that are timed, and MLP and attention besides, against the rate of the library's
-GEMMs; with --quick Triton's kernels run in its interpreter: they are proven, not timed. Where ditfast misses its
-error budget, no time is printed; other variants are timed and marked. Exit status: 0; 1 if ditfast is wrong or was
-not measured; 2 if the arguments do not fit.
+Without a GPU this times the C++ kernels, including MLP and attention, which are relative to the library's GEMM rate;
+with --quick the Triton kernels run in Triton's interpreter, to be verified, not timed. If ditfast exceeds its error
+budget, no time is printed; other variants are timed and marked. Exit status: 0; 1 if ditfast is wrong or was not
+measured; 2 if the arguments are invalid.
 """
 
 import sys

@@ -1,14 +1,14 @@
 """Verify and time everything on this machine's GPU, and write one JSON file.
 
     python benchmarks/gpu_suite.py [--deadline 480] [--commit SHA] [--out DIR]
-    python benchmarks/gpu_suite.py --stages parity tests            # the others keep what they found before
-    python benchmarks/gpu_suite.py --merge FILE FILE --out DIR      # runs of one commit on one machine as one file
-    python benchmarks/gpu_suite.py --interpret                      # a rehearsal without a GPU, at tiny sizes
-    python benchmarks/gpu_suite.py --docs                           # docs/*.md from all results, without running
+    python benchmarks/gpu_suite.py --stages parity tests            # the others keep their earlier results
+    python benchmarks/gpu_suite.py --merge FILE FILE --out DIR      # merge runs of one commit on one machine
+    python benchmarks/gpu_suite.py --interpret                      # rehearse without a GPU, at tiny sizes
+    python benchmarks/gpu_suite.py --docs                           # generate docs/*.md from all results, run nothing
 
-The most important stages run first, each in a process of its own with a share of the time. The file is complete at
-any time, and holds each case a few seconds after it was measured. A stage that fails is recorded red, one that hangs
-is killed, and the rest goes on. Exit status: 0; 1 if a stage is not green; 2 if the arguments do not fit.
+The most important stages run first, each in its own process with a share of the time. The file is always complete and
+contains each case a few seconds after it was measured. A stage that fails is recorded as red, one that hangs is
+killed, and the others still run. Exit status: 0; 1 if a stage is not green; 2 if the arguments are invalid.
 """
 
 import sys

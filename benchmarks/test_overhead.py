@@ -1,7 +1,7 @@
-"""Microseconds of Python for one call of an operation or block: `pytest benchmarks/test_overhead.py`.
+"""Python overhead of one call of an operation or block, in microseconds: `pytest benchmarks/test_overhead.py`.
 
-Tensors are tiny and kernels are replaced by the allocation of their outputs: what is left is checks, choice of
-backend, dispatch and autograd. `plain` is the same in PyTorch operations, which do their arithmetic as well.
+Tensors are tiny and kernels only allocate their outputs, which leaves checks, the choice of backend, dispatch and
+autograd. `plain` uses PyTorch operations, including their arithmetic.
 """
 
 from importlib import import_module
@@ -55,7 +55,7 @@ CASES = {  # name: (ours, plain, shapes of the tensors, other arguments)
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """A second thread takes longer to wake than a call takes."""
+    """Waking a second thread would take longer than a call."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,7 +64,7 @@ def one_thread():
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Let the Triton backend be chosen on the CPU, with launchers that only allocate; `host` runs as it is."""
+    """Make the Triton backend available on the CPU, with launchers that only allocate; `host` is unchanged."""
     pytest.importorskip("triton")
     monkeypatch.setattr("ditfast.ops.backends.choice.why_not", lambda *args: None)
 

@@ -1,1 +1,1 @@
-"""What the commands beside this folder run: one package for each of them, and what these share."""
+"""Implementation of the benchmark commands: one package per command, and shared modules."""

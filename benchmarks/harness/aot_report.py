@@ -1,17 +1,17 @@
-"""What machine code predicts of the row kernels on Hopper, for every D that has a form of its own and every dtype.
+"""Predict the speed of the row kernels on Hopper from machine code, for every D with a specialized form and dtype.
 
     cd benchmarks && python -m harness.aot_report --name NAME [--before results/aot/OTHER.json]
 
-writes results/aot/NAME.json and, beside those of an earlier run, results/aot/rows.md. No GPU is needed or asked.
+writes results/aot/NAME.json and results/aot/rows.md, which can show an earlier run for comparison. No GPU is needed.
 
-A row of D columns takes a multiprocessor at least the largest of three numbers of clocks, at B = 64, N = 256:
+At B = 64, N = 256, a row of D columns takes a multiprocessor at least the largest of three numbers of clocks:
 
-    memory    bytes of the row, and of the sums over tokens that a program leaves, at the speed of a copy
-    issue     instructions of the row, and its part of those outside of the loop (`harness.aot.sass`)
-    latency   bytes that are loaded, by those that all programs of a multiprocessor have on their way per LATENCY
+    memory    bytes of the row, and of the sums over tokens that a program writes, at the speed of a copy
+    issue     instructions of the row, and its share of those outside the loop (`harness.aot.sass`)
+    latency   bytes loaded, divided by the bytes all programs of a multiprocessor keep in flight per LATENCY
 
-The share of a copy is the clocks of the row's bytes alone by that number: what the compiler's result allows, not what
-a GPU will show.
+The share of a copy is the clocks of the row's bytes alone divided by that maximum: an upper bound from the compiler's
+output, not a measurement.
 """
 
 import argparse

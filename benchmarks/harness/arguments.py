@@ -1,4 +1,4 @@
-"""What the command lines share. Every mistake is one line that names the argument, the rule and the value."""
+"""Shared argument parsing. Every error is one line that names the argument, the rule and the value."""
 
 import argparse
 from difflib import get_close_matches
@@ -23,7 +23,7 @@ def one_of(names):
 
 def count(text):
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
     return int(text)
 
 
@@ -44,4 +44,4 @@ def require_writable(options: argparse.Namespace) -> None:
     for flag in ("json", "plot"):
         path = getattr(options, flag)
         if path and not path.parent.is_dir():
-            raise ValueError(f"argument --{flag}: must be in a folder that exists, got {str(path)!r}")
+            raise ValueError(f"argument --{flag}: must be in an existing folder, got {str(path)!r}")

@@ -1,4 +1,4 @@
-"""What this machine can do at best: copies by size, and the library's GEMM on the shapes of a DiT block.
+"""Peak rates of this machine: copies by size, and the library's GEMM on the shapes of a DiT block.
 
 In benchmarks/: python -m harness.ceilings [--quick] [--json FILE]
 """
@@ -20,14 +20,14 @@ SIZES = {False: (64 * 256, 1152), True: (64, 72)}  # B*N, D
 
 
 def copy_gb_per_s(size: int, device: str, repeats: int = 20) -> float:
-    """Of a copy that reads and writes ``size`` bytes together."""
+    """Rate of a copy that reads and writes ``size`` bytes in total."""
     source = torch.randint(127, (size // 2,), dtype=torch.int8, device=device)
     run = partial(torch.empty_like(source).copy_, source)
     return size / _median(run, repeats, device) / 1e6
 
 
 def gemm_tflops(shape, dtype: str, device: str, layout: str = "nn", repeats: int = 20) -> float:
-    """Of the library's product of random matrices; ``layout`` says which of the two lies transposed."""
+    """Rate of the library's product of random matrices; ``layout`` says which operand is transposed ("t")."""
     m, n, k = shape
     kind = PRECISIONS[dtype][1]
     a = torch.randn((m, k) if layout[0] == "n" else (k, m), device=device).to(kind)
@@ -42,7 +42,7 @@ def _median(run, repeats, device):
 
 
 def block_gemms(rows: int, dim: int):
-    """(name, (M, N, K), layout) of the twelve large products of a block, forward and backward."""
+    """Yield (name, (M, N, K), layout) for the twelve large products of a block, forward and backward."""
     for name, (inner, outer) in LINEARS.items():
         i, o = inner * dim, outer * dim
         yield f"{name} forward", (rows, o, i), "nt"
@@ -69,11 +69,11 @@ def run(is_quick: bool) -> dict:
 
 def main(argv=None) -> int:
     parser = Parser(prog="ceilings.py", description="Copies by size, and the GEMMs of a DiT-XL/2 block at B=64.")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--quick", action="store_true", help="smoke test: tiny sizes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
-        torch.set_num_threads(1)  # extra threads slow tiny tensors down
+        torch.set_num_threads(1)  # extra threads slow down tiny tensors
     result = run(options.quick)
     jsonfile.write(options.json, result)
     for copy in result["copies"]:

@@ -1,4 +1,4 @@
-"""An earlier measurement against the present one."""
+"""Comparison with an earlier measurement."""
 
 import json
 from pathlib import Path
@@ -11,28 +11,28 @@ SCHEMA = 1
 
 
 class Incomparable(ValueError):
-    pass
+    """Two measurements are of different machines or workloads."""
 
 
 def load(path: Path) -> dict:
-    """A file that ``--json`` wrote.
+    """Read a file written by ``--json``.
 
     Raises:
         ValueError: it is missing, is not JSON, or has another schema.
     """
     if not path.is_file():
-        raise ValueError(f"must be a file that --json wrote, got {str(path)!r}, which does not exist")
+        raise ValueError(f"must be a file written by --json, got {str(path)!r}, which does not exist")
     try:
         result = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"must be a file that --json wrote, and {str(path)!r} is not JSON") from error
+        raise ValueError(f"must be a file written by --json, but {str(path)!r} is not valid JSON") from error
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-        raise ValueError(f"must be a file that --json wrote with schema {SCHEMA}, got {str(path)!r}")
+        raise ValueError(f"must be a file written by --json with schema {SCHEMA}, got {str(path)!r}")
     return result
 
 
 def require_same(old: dict, machine: dict, workload: dict) -> None:
-    """Raise `Incomparable` unless the earlier measurement was made on this machine, of this work."""
+    """Raise `Incomparable` unless the earlier measurement is of the same machine and workload."""
     for what, then, now in (
         ("machine", old["header"]["machine"], machine),
         ("workload", old["workload"], workload),
@@ -44,7 +44,7 @@ def require_same(old: dict, machine: dict, workload: dict) -> None:
 
 
 def ratios(old: dict, new: dict) -> list[dict]:
-    """For each case of both: the times, and old over new, which is above 1 if the case became faster."""
+    """For each case in both measurements: the times, and old / new, which is above 1 if it became faster."""
     before = {(c["variant"], c["mode"]): c["ms"]["median"] for c in old["cases"] if c["ms"]}
     found = []
     for case in new["cases"]:
@@ -56,7 +56,7 @@ def ratios(old: dict, new: dict) -> list[dict]:
 
 
 def show_ratios(found: list[dict], fail_below: float | None) -> bool:
-    """Print old over new time for each case; whether ditfast is in both, and no case of it is below the limit."""
+    """Print old / new time for each case. Returns whether ditfast is in both and no case of it is below the limit."""
     ours = [r for r in found if is_ours(r["variant"])]
     slower = [r for r in ours if fail_below is not None and r["ratio"] < fail_below]
     rows = []

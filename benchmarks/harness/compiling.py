@@ -1,16 +1,16 @@
-"""How long this process has waited for compilers: on a new machine nothing is cached."""
+"""Time this process has spent compiling, which is high on a new machine, where nothing is cached."""
 
 from functools import wraps
 from importlib.util import find_spec
 
 from torch._dynamo.utils import compilation_time_metrics
 
-SECONDS_PER_KERNEL = 0.35  # assumed of Triton where its interpreter runs, which compiles nothing
+SECONDS_PER_KERNEL = 0.35  # assumed for Triton in its interpreter, which compiles nothing
 INDUCTOR = ("_compile.compile_inner", "backward._backward_impl")
 
 
 class Watch:
-    """Counts Triton's kernels from now on, and Inductor's seconds from the start of the process."""
+    """Counts Triton kernels from now on, and Inductor's seconds since the process started."""
 
     def __init__(self):
         self.kernels, self.seconds, self.seen = 0, 0.0, set()
@@ -32,7 +32,7 @@ class Watch:
             self.kernels, self.seconds = self.kernels + 1, self.seconds + times.total / 1e6
 
     def _interpreted(self, function, args, named):
-        """Count what a GPU would compile: one kernel for each mix of dtypes and constants."""
+        """Count what a GPU would compile: one kernel per combination of dtypes and constants."""
         values = [*args, *(named[name] for name in sorted(named) if name != "grid")]
         key = (function.__name__, *(str(getattr(value, "dtype", value)) for value in values))
         if key not in self.seen:
@@ -41,7 +41,7 @@ class Watch:
 
 
 def _before_each_run(call):
-    """Let Triton's interpreter call ``call(function, args, named arguments)`` before it runs a function."""
+    """Make Triton's interpreter call ``call(function, args, named arguments)`` before it runs a function."""
     from triton.runtime.interpreter import InterpretedFunction
 
     run = getattr(InterpretedFunction.run, "__wrapped__", InterpretedFunction.run)  # without an earlier watch

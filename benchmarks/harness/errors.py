@@ -2,5 +2,5 @@
 
 
 def error_line(error: Exception) -> str:
-    """Its type, and the first line of its message."""
+    """Type and first line of an error."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,18 +1,18 @@
-"""Triton's interpreter, where there is no GPU. It counts only if it is chosen before kernels are defined."""
+"""Triton's interpreter, for machines without a GPU; it must be chosen before kernels are defined."""
 
 import os
 from importlib.util import find_spec
 
 
 def choose_interpreter() -> None:
-    """Let Triton interpret the kernels that are defined from now on."""
+    """Make Triton interpret all kernels defined from now on."""
     os.environ.setdefault("TRITON_INTERPRET", "1")
     if find_spec("triton") is not None:
         _accept_new_numpy()
 
 
 def _accept_new_numpy():
-    """Triton's interpreter before 3.7 makes an int of an array with one element, which numpy refuses since 2.4."""
+    """Before 3.7, Triton's interpreter converts one-element arrays to int, which numpy >= 2.4 rejects."""
     import triton
     from triton.runtime import interpreter
 

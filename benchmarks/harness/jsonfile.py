@@ -1,4 +1,4 @@
-"""Results as JSON files, which are never half-written."""
+"""Results as JSON files that are never half-written."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from ditfast.atomic import atomic_write
 
 
 def write(path: Path | None, result: dict) -> None:
-    """Replace the file as a whole; nothing without a path."""
+    """Replace the file atomically; does nothing if the path is None."""
     if path is None:
         return
     with atomic_write(path, concurrent=True) as part:

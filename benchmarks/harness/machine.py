@@ -1,4 +1,4 @@
-"""What a measurement was made on: machine, versions, commit, date."""
+"""Provenance of a measurement: machine, versions, commit, date."""
 
 import os
 import platform
@@ -15,14 +15,14 @@ CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "driver_ver
 
 
 def machine(device: str) -> dict:
-    """What must be the same for two measurements to be compared."""
+    """The part that must be equal for two measurements to be comparable."""
     if device == "cuda":
         return {"gpu": torch.cuda.get_device_name()}
     return {"cpu": cpu_model(), "threads": torch.get_num_threads()}
 
 
 def header(device: str) -> dict:
-    """Everything that names the measurement. Call it right after the run: clocks fall when a GPU idles."""
+    """Everything that identifies a measurement. Call it right after the run: an idle GPU lowers its clocks."""
     state, _ = attempt(gpu_state) if device == "cuda" else (None, None)
     return {
         "machine": machine(device),
@@ -63,7 +63,7 @@ def gpu_state() -> dict:
 
 
 def commit() -> str:
-    """The commit of this checkout, with "+dirty" if tracked files were changed."""
+    """The commit of this checkout, with "+dirty" if tracked files have changes."""
 
     def git(*args):
         command = ["git", "-C", str(Path(__file__).parent), *args]

@@ -1,4 +1,4 @@
-"""Every operation as a problem of one size and dtype mix: inputs, what a backend computes, what is right."""
+"""Every operation as a problem of a given size and dtype mix: inputs, results of a backend, reference results."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -15,11 +15,11 @@ from ditfast.ops.attention import heads_of
 from ditfast.ops.mlp import gelu_backward
 from ditfast.ops.op import PRECISIONS, Op, RandomTensors
 
-CHUNK_ELEMENTS = 2**25  # of a tensor in float64 at a time, to bound memory
+CHUNK_ELEMENTS = 2**25  # float64 elements per tensor at a time, to bound memory
 
 
 def _gelu(dact, pre, *, backend, recompute):
-    """The pass in the middle of the MLP's backward: kernels write over dact."""
+    """The middle pass of the MLP's backward; kernels overwrite dact."""
     dpre, db1, act = gelu_backward(dact.flatten(0, 1), pre.flatten(0, 1), recompute, backend)
     found = dpre.view_as(pre), db1
     return (*found, act.view_as(pre)) if recompute else found
@@ -42,7 +42,7 @@ def _pass_of_mlp(recompute: bool) -> Op:
 
 MLP_PASSES = {"gelu": _pass_of_mlp(recompute=False), "gelu_recompute": _pass_of_mlp(recompute=True)}
 PROBLEMS = {op.name: op for op in ops.ALL} | MLP_PASSES
-FIXED = {"patch_embed": ("x",)}  # a model wants no gradient of its image
+FIXED = {"patch_embed": ("x",)}  # a model needs no gradient for its image
 
 
 def gpu_kernels() -> list[tuple[str, str, str]]:
@@ -71,7 +71,7 @@ class Problem:
 
     @property
     def is_whole_op(self) -> bool:
-        """Whether it is an operation with gradients, and not one pass of it."""
+        """Whether it is an operation with gradients rather than one pass of it."""
         return self.name not in MLP_PASSES
 
     @property
@@ -83,7 +83,7 @@ class Problem:
         return torch.autocast(self.device, torch.bfloat16) if on else nullcontext()
 
     def call(self, *inputs, backend):
-        """The outputs, as a tuple, in the dtypes that autocast gives them."""
+        """Tuple of outputs, in the dtypes that autocast produces."""
         named = dict(zip(self.input_names, inputs, strict=True))
         with self.context():
             outputs = self.op.function(**self._constants, **named, backend=backend)
@@ -103,7 +103,7 @@ class Problem:
 
     @cached_property
     def _fakes(self):
-        """The arguments without memory."""
+        """The arguments as fake tensors."""
         with FakeTensorMode():
             return self._arguments()
 
@@ -116,7 +116,7 @@ class Problem:
         return {name: value for name, value in self._fakes.items() if not isinstance(value, torch.Tensor)}
 
     def bytes_moved(self, mode: str) -> int:
-        """The fewest bytes that a pass reads and writes; modulation, statistics and partial sums do not count."""
+        """Minimum bytes that a pass reads and writes, not counting modulation, statistics and partial sums."""
         inputs = [self._fakes[name] for name in self.input_names]
         with torch.no_grad(), inputs[0].fake_mode:
             outputs = self.call(*inputs, backend="reference")
@@ -125,7 +125,7 @@ class Problem:
         return sum(sizes[name if name in sizes else name.removeprefix("d")] for name in self.op.moved[mode])
 
     def flops(self, mode: str) -> int:
-        """Of the matrix products of a pass, two per multiply-add."""
+        """FLOPs of a pass's matrix products, two per multiply-add."""
         leaves, (counts, backward) = self.inputs(), (FlopCounterMode(display=False) for _ in range(2))
         with counts:
             outputs = self.call(*leaves, backend="reference")
@@ -136,7 +136,7 @@ class Problem:
         return backward.get_total_flops()
 
     def gemm(self):
-        """A large matrix product of such a model by the library, and its FLOPs."""
+        """Returns (function that runs a large matrix product of such a model by the library, its FLOPs)."""
         rows, kind = self.batch * self.tokens, PRECISIONS[self.dtype][1]
         a, b = (
             torch.randn(shape, device=self.device).to(kind) for shape in ((rows, self.dim), (4 * self.dim, self.dim))
@@ -145,12 +145,12 @@ class Problem:
         return partial(torch.mm, a, b.t(), out=out), 8 * rows * self.dim**2
 
     def grads(self, outputs) -> list[torch.Tensor]:
-        """Random gradients of the outputs, and the same for every backend."""
+        """Random gradients of the outputs, identical for every backend."""
         g = torch.Generator(self.device).manual_seed(8)
         return [torch.randn(t.shape, generator=g, device=self.device).to(t.dtype) for t in outputs]
 
     def results(self, backend, function=None) -> dict[str, torch.Tensor]:
-        """Outputs and gradients by name; ``function`` takes the place of `call`."""
+        """Outputs and gradients by name; ``function`` replaces `call`."""
         leaves = self.inputs()
         outputs = (function or partial(self.call, backend=backend))(*leaves)
         return self._with_gradients(leaves, outputs, self.grads(outputs))
@@ -165,7 +165,7 @@ class Problem:
         return found
 
     def reference(self, low) -> dict[str, torch.Tensor]:
-        """The same in float64, a few samples at a time. ``low``: results, for the dtypes of the outputs."""
+        """Outputs and gradients in float64, a few samples at a time. ``low``: results, for the outputs' dtypes."""
         leaves = self.inputs()
         grads = self.grads([low[name] for name in self.op.outputs])
         step = max(1, CHUNK_ELEMENTS // (self.tokens * self._row_elements))
@@ -188,14 +188,14 @@ class Problem:
         return sum(parts) if self.is_per_batch(name) else torch.cat(parts)
 
     def is_per_batch(self, name: str) -> bool:
-        """Whether a result belongs to no sample: the gradient of a parameter."""
+        """Whether a result has no batch dimension: the gradient of a parameter."""
         return name in [f"d{parameter}" for parameter in self.op.parameters]
 
 
 def judge(problem: Problem, got, low=None, ref=None) -> dict[str, dict]:
-    """Hold ``got`` to the contract: {"fwd": verdict, "bwd": verdict} as far as it holds outputs and gradients.
+    """Check ``got`` against the contract: {"fwd": verdict, "bwd": verdict} for the outputs and gradients it has.
 
-    A verdict is the worst of `ditfast.ops.contract.verdict`.
+    A verdict is the worst one of `ditfast.ops.contract.verdict`.
     """
     low = low or problem.results("reference")
     ref = ref or problem.reference(low)
@@ -209,9 +209,9 @@ def judge(problem: Problem, got, low=None, ref=None) -> dict[str, dict]:
 
 
 def _weight_error(problem):
-    """What float32 logits and their log-sum-exp cost a weight exp(logit - lse) that is computed again in backward.
+    """Error of a weight exp(logit - lse) recomputed in backward, due to float32 logits and log-sum-exp.
 
-    PyTorch's plain softmax divides by its own sum and has no such error.
+    PyTorch's plain softmax divides by its own sum and does not have this error.
     """
     worst, heads = 0.0, heads_of(problem.dim)
     first, *linear = (t.detach().double() for t in problem.inputs())

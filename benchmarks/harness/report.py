@@ -1,15 +1,15 @@
-"""What the reports share: tables on the terminal, and pictures."""
+"""Shared parts of reports: tables on the terminal, and plots."""
 
 import sys
 
 from harness.verdicts import is_excused, is_green, is_ours
 
-WIDTH = 136  # where the output is not a terminal
-OURS, THEIRS = "#d1495b", "#8d99ae"  # colors in pictures
+WIDTH = 136  # columns if the output is not a terminal
+OURS, THEIRS = "#d1495b", "#8d99ae"  # colors in plots
 
 
 def busy(what: str):
-    """A line on the terminal while something takes long."""
+    """Context with a status line on the terminal."""
     from rich.console import Console
 
     return Console(stderr=True).status(what)
@@ -46,8 +46,8 @@ def table(title: str, columns, rows, texts, no_wrap: bool = False):
     """A table for `console`.
 
     Args:
-        rows: cells by column name and a style each, or None for a gap.
-        texts: columns of words.
+        rows: (cells by column name, style) each, or None for a gap.
+        texts: columns of text, which are left-aligned.
     """
     from rich import box
     from rich.table import Table
@@ -79,7 +79,7 @@ def style(case: dict) -> str | None:
 
 
 def parity_text(case: dict) -> str:
-    """The share of the error budget that the worst tensor uses, and whether that counts."""
+    """Share of the error budget used by the worst tensor, and whether it fails."""
     if case["error"] is not None:
         return "FAILED, see below"
     worst = case["parity"]
@@ -91,19 +91,19 @@ def parity_text(case: dict) -> str:
 
 
 def failures(cases, what) -> list[str]:
-    """A line on each case that is not green; ``what(case)`` says which one it is."""
+    """One line per case that is not green; ``what(case)`` identifies it."""
     found = []
     for case in cases:
         if case["error"] is not None:
             found.append(f"{case['variant']}, {what(case)}, failed: {case['error']}")
         elif not is_green(case):
-            how = "failed" if is_ours(case["variant"]) else "misses its error budget"
+            how = "failed" if is_ours(case["variant"]) else "exceeds its error budget"
             found.append(f"{case['variant']}, {what(case)}, {how}: {case['parity']['reason']}")
     return found
 
 
 def digits(value: float) -> str:
-    """At least three significant digits, and no exponent."""
+    """At least three significant digits, without exponent."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}" if value >= 0.01 else f"{value:.4f}"
 
 
@@ -112,7 +112,7 @@ def ms_text(value: float) -> str:
 
 
 def subplots(*shape, **options):
-    """A figure that needs no display, and its axes."""
+    """Returns (figure, axes), without needing a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -125,7 +125,7 @@ def subplots(*shape, **options):
 
 
 def save(figure, path, title: str, header: dict) -> None:
-    """Write the figure under ``title`` and the name of the machine."""
+    """Write the figure, titled with ``title`` and the machine's name."""
     from matplotlib import pyplot
 
     machine = header["machine"]

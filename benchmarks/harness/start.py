@@ -1,4 +1,4 @@
-"""How a command begins, before anything that may be missing is imported."""
+"""Start of every command, before anything that may be missing is imported."""
 
 import sys
 from importlib import import_module
@@ -11,11 +11,10 @@ PACKAGES = ("torch", "ditfast", "rich")
 
 
 def start(name: str, interpret: bool = False) -> int:
-    """Run ``main`` of ``harness.<name>.command``: its exit status.
+    """Run ``main`` of ``harness.<name>.command`` and return its exit status.
 
     Args:
-        interpret: without a GPU, run kernels in Triton's interpreter, which counts only if chosen before Triton is
-            imported.
+        interpret: without a GPU, run kernels in Triton's interpreter, which must be chosen before Triton is imported.
     """
     for package in PACKAGES:
         if find_spec(package) is None:

@@ -1,4 +1,4 @@
-"""Times of several functions in turn, so that a change of clock or load meets all of them alike."""
+"""Interleaved timing of several functions, so changes of clock or load affect all of them equally."""
 
 import resource
 import time
@@ -10,19 +10,19 @@ from harness.errors import error_line
 
 FLUSH_BYTES = 256 * 2**20  # several times any L2
 LEAD_SECONDS = 1e-3  # at least
-LEAD_MARGIN = 1.5  # over the time that Python takes for the slowest function
-CYCLES_PER_SECOND = 2e9  # of the fastest clock: a slower one makes the lead longer
+LEAD_MARGIN = 1.5  # times the Python time of the slowest function
+CYCLES_PER_SECOND = 2e9  # at the highest clock; at a lower one the lead is longer
 
 
 def measure(functions: dict, repeats: int, device: str, warmup: int = 1, prepare=None, errors=None) -> dict:
     """{name: function} -> {name: {"median", "p10", "p90", "repeats"}} in ms, on a CPU also "faults".
 
-    On a GPU each run is enqueued while the GPU is still busy, so that only the GPU's own time counts. Faults are the
-    pages that a run was the first to touch, each of which the system had to clear.
+    On a GPU each run is enqueued while the GPU is still busy, so only GPU time counts. Faults are the pages that a
+    run was first to touch, each of which the system had to clear.
 
     Args:
-        prepare: called before each run, outside of its time.
-        errors: takes {name: why} of functions that fail, which are then left out; without it they raise.
+        prepare: called before each run, untimed.
+        errors: collects {name: reason} for functions that fail, which are then skipped; without it they raise.
     """
     turns = Turns(functions, prepare or (lambda: None), errors)
     for _ in range(warmup):
@@ -31,7 +31,7 @@ def measure(functions: dict, repeats: int, device: str, warmup: int = 1, prepare
 
 
 class Turns:
-    """The functions that still run."""
+    """The functions that have not failed so far."""
 
     def __init__(self, functions, prepare, errors):
         self.functions, self.prepare, self.errors = dict(functions), prepare, errors
@@ -97,7 +97,7 @@ def _on_gpu(turns, repeats):
 
 
 def _lead_cycles(turns) -> int:
-    """How long the GPU must sleep until even the slowest function is enqueued."""
+    """GPU cycles to sleep so that even the slowest function is enqueued in time."""
 
     def enqueue_ms(function):
         torch.cuda.synchronize()

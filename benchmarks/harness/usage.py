@@ -1,4 +1,4 @@
-"""What a call takes from the machine besides its time: memory."""
+"""Memory usage of a call."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def peak_bytes(run, device: str) -> int | None:
-    """The most memory that ``run()`` takes beyond what is there before; None where a CPU's cannot be told."""
+    """Peak memory of ``run()`` in bytes, relative to the start; None where a CPU's is unknown."""
     if device == "cuda":
         return peak_on_gpu(run, device)
     try:
-        _RESET.write_text("5")  # the peak becomes what is resident now
+        _RESET.write_text("5")  # resets the peak to the current resident size
         before = _resident("VmRSS")
         run()
         return _resident("VmHWM") - before

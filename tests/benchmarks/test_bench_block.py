@@ -155,7 +155,7 @@ def test_a_deadline_leaves_out_what_begins_after_it(bench, monkeypatch, tmp_path
         [("eager", False), ("ditfast", False)],
         [("eager", True), ("ditfast", True)],
     ]
-    assert written[-1]["notes"] == ["deadline: compile, forward, left out"]
+    assert written[-1]["notes"] == ["deadline: compile, forward, skipped"]
 
 
 def test_packed_weights_run_forward_alone_and_end(bench, tmp_path):
@@ -225,16 +225,16 @@ def test_compare_refuses_another_machine_and_another_workload(bench, edited, cap
     [
         (["--model", "DiT-XL2"], "--model: must be one of .*'DiT-XL2', did you mean DiT-XL/2?"),
         (["--variants", "eagre"], "--variants: must be one of .*'eagre', did you mean eager?"),
-        (["--batch", "0"], "--batch: must be a whole number >= 1, got '0'"),
-        (["--blocks", "x"], "--blocks: must be a whole number >= 1, got 'x'"),
+        (["--batch", "0"], "--batch: must be an integer >= 1, got '0'"),
+        (["--blocks", "x"], "--blocks: must be an integer >= 1, got 'x'"),
         (["--image-size", "100"], "--image-size: must be a multiple of 16, got 100"),
         (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["--fail-below", "0.9"], "--fail-below: needs --compare, got 0.9 alone"),
         (["--fail-below", "-1", "--compare", "x"], "--fail-below: must be a number > 0, got '-1'"),
         (["--compare"], "--compare: expected one argument"),
         (["--compare", "absent.json"], "--compare: .*absent.json.* does not exist"),
-        (["--compare", __file__], "--compare: .* is not JSON"),
-        (["--json", "absent/out.json"], "--json: must be in a folder that exists"),
+        (["--compare", __file__], "--compare: .* is not valid JSON"),
+        (["--json", "absent/out.json"], "--json: must be in an existing folder"),
         (["--official", "absent"], "--official: must be a checkout of the original with a models.py, got 'absent'"),
     ],
 )

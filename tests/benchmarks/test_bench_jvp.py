@@ -52,9 +52,9 @@ def test_a_wrong_step_gets_no_speed(monkeypatch, capsys, tmp_path, of_tangents):
 @pytest.mark.parametrize(
     ("options", "text"),
     (
-        (["--depth", "0"], "--depth: must be a whole number >= 1, got '0'"),
+        (["--depth", "0"], "--depth: must be an integer >= 1, got '0'"),
         (["--variants", "explict"], "got 'explict', did you mean explicit?"),
-        (["--json", "none/out.json"], "--json: must be in a folder that exists"),
+        (["--json", "none/out.json"], "--json: must be in an existing folder"),
     ),
 )
 def test_bad_arguments_are_one_line(options, text, capsys):

@@ -95,7 +95,7 @@ def test_compare_judges_ditfast_and_refuses_other_work(tmp_path, capsys):
         (["--fail-below", "0.9"], "--fail-below: needs --compare, got 0.9 alone"),
         (["--variants", "eagre"], "got 'eagre', did you mean eager?"),
         (["--model", "DiT-M/2"], "got 'DiT-M/2', did you mean"),
-        (["--compare", "none.json"], "--compare: must be a file that --json wrote, got 'none.json'"),
+        (["--compare", "none.json"], "--compare: must be a file written by --json, got 'none.json'"),
     ],
 )
 def test_bad_arguments_are_one_line(options, text, capsys):

@@ -113,7 +113,7 @@ def test_quick_run(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "of copy" in printed
     if not torch.cuda.is_available():
-        assert "proven in Triton's interpreter, and not timed" in printed
+        assert "verified in Triton's interpreter, not timed" in printed
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU other kernels are timed")
@@ -189,15 +189,15 @@ def test_a_deadline_is_kept_and_said(monkeypatch, capsys):
     clock = iter((0.0, 0.5, 2.0))
     monkeypatch.setattr(bench_ops.time, "monotonic", lambda: next(clock))
     assert bench_ops.main([*SMALL, "--ops", "patchify", "unpatchify", "gated_residual", "--deadline", "1"]) == 0
-    assert "deadline: 2 of 3 problems left out" in capsys.readouterr().out
+    assert "deadline: 2 of 3 problems skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--ops", "gated_residul"], "did you mean gated_residual"),
-        (["--repeats", "0"], "--repeats: must be a whole number >= 1, got '0'"),
-        (["--json", "absent/o.json"], "--json: must be in a folder that exists"),
+        (["--repeats", "0"], "--repeats: must be an integer >= 1, got '0'"),
+        (["--json", "absent/o.json"], "--json: must be in an existing folder"),
     ],
 )
 def test_bad_arguments(capsys, arguments, message):

@@ -206,7 +206,7 @@ def test_a_merge_of_different_machines_is_refused(tmp_path, refusal_of, changes)
     refused = refusal_of(command.main)
     assert "--merge: must be of one commit on one machine" in refused(["--merge", *map(str, files)])
     files[0].write_text("{}")
-    assert "--merge: must be files that gpu_suite.py wrote" in refused(["--merge", str(files[0])])
+    assert "--merge: must be files written by gpu_suite.py" in refused(["--merge", str(files[0])])
 
 
 def test_golden_layouts_are_written_beside_the_record(suite, tmp_path):

@@ -56,7 +56,7 @@ def test_the_table_for_people(data, expected, capsys):
     assert float(rows["sFID"]) == pytest.approx(expected["sfid"], abs=1e-4)
     assert rows["IS"] == f"{expected['is']:.4f} ± {expected['is_std']:.4f}"
     assert float(rows["recall"]) == pytest.approx(expected["recall"], abs=1e-4)
-    assert rows["samples:"] == f"33 images of {data['fake']}"
+    assert rows["samples:"] == f"33 images from {data['fake']}"
     assert rows["reference:"] == f"40 images from {data['real']}, 40 of them for precision and recall"
     assert re.fullmatch("rich.pt, sha256 [0-9a-f]{16}, 4 dimensions", rows["features:"])
     assert "33/33" in printed.err and "40/40" in printed.err  # the progress bars
@@ -173,7 +173,7 @@ def test_notes(evaluate, data, folder, generate, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     large = folder(tmp_path / "large", generate(0, 9, 12, 20))
     found = evaluate("--samples", data["fake"], "--reference", large, "--features", "means:means")
-    assert found["notes"] == ["the samples are 10 x 6, the reference 20 x 12"]
+    assert found["notes"] == ["the samples are 10 x 6, the reference is 20 x 12"]
 
 
 def test_samples_of_a_checkpoint_are_those_of_the_sample_command(evaluate, ckpt, tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def test_inception_that_is_missing_or_something_else(tmp_path, data):
     message = refused(None, None)
     assert "--inception PATH" in message and "DITFAST_INCEPTION" in message and where in message
     message = refused(None, str(tmp_path / "nowhere.pt"))
-    assert "nowhere.pt is no file" in message and where in message
+    assert "nowhere.pt is not a file" in message and where in message
     assert "waves.pt is not inception-2015-12-05.pt" in refused(None, data["waves"])
 
 

@@ -148,7 +148,7 @@ def test_npz_files_that_are_refused(tmp_path):
     np.savez(path, arr_0=np.zeros((20, 8, 8, 3), np.uint8))
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
-    assert f"{path} is truncated or no npz" in refused(path)
+    assert f"{path} is truncated or not an npz" in refused(path)
     path.write_bytes(whole[:1000] + b"\x01" + whole[1001:])
     assert f"{path} is truncated or not an npz: Bad CRC-32" in refused(path, read=True)
     with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as member:

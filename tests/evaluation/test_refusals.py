@@ -16,8 +16,8 @@ def shared(data):
 
 def test_options(refusal, data, shared, tmp_path):
     rich = ("--features", data["rich"])
-    assert "--samples or --ckpt is needed" in refusal(*rich)
-    assert "--samples or --ckpt is needed" in refusal(*rich, "--reference", data["real"])
+    assert "--samples or --ckpt is required" in refusal(*rich)
+    assert "--samples or --ckpt is required" in refusal(*rich, "--reference", data["real"])
     assert "--save-stats needs --reference" in refusal("--samples", data["fake"], *rich, "--save-stats", "x.npz")
     assert "unrecognized arguments: --steps 3" in refusal(*shared, "--steps", 3)
     assert "--batch must be at least 1, got 0" in refusal(*shared, "--batch", 0)
@@ -51,7 +51,7 @@ def test_images(refusal, data, folder, generate, tmp_path):
     assert "--reference" in refusal("--samples", data["fake"], "--reference", one, *tail)
     (tmp_path / "cut.npz").write_bytes(Path(data["real.npz"]).read_bytes()[:3000])
     cut = refusal("--samples", data["fake"], "--reference", tmp_path / "cut.npz", *tail)
-    assert "--reference" in cut and "cut.npz is truncated or no npz" in cut
+    assert "--reference" in cut and "cut.npz is truncated or not an npz" in cut
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     other = refusal("--samples", data["fake"], "--reference", tmp_path / "other.npz", *tail)
     assert "other.npz has no images, arr_0, only x" in other
@@ -73,12 +73,12 @@ def test_metrics_that_need_a_reference(refusal, data):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, "statistics of 2048 features dimensions, the .* returns 4"),
+        ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, "2048 features dimensions, but the .* returns 4"),
         (
             {"mu": np.zeros(4), "sigma": np.eye(4), "mu_s": np.zeros(3), "sigma_s": np.eye(3)},
             "statistics of 3 spatial dimensions, but the extractor returns 12",
         ),
-        ({"mu": np.zeros(4)}, "holds mu and no sigma"),
+        ({"mu": np.zeros(4)}, "has mu but no sigma"),
         (
             {"mu": np.zeros(4), "sigma": np.eye(3)},
             r"mu and sigma must be \(D,\) and \(D, D\), got \(4,\) and \(3, 3\)",

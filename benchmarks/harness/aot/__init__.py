@@ -1,1 +1,1 @@
-"""Kernels compiled ahead of time for GPUs that are not here, and what their machine code says."""
+"""Kernels compiled ahead of time for GPUs that are not present, and analysis of their machine code."""

@@ -1,4 +1,4 @@
-"""Call each launcher on tensors of the shapes and dtypes that the model gives it."""
+"""Calls of each launcher on tensors with the model's shapes and dtypes."""
 
 from contextlib import contextmanager
 
@@ -35,7 +35,7 @@ def row_bytes(case, kernel):
 
 @contextmanager
 def on_architecture(arch, choice):
-    """Launchers see a GPU of compute capability ``arch``, as in 90, and take the tiles of that ``choice``."""
+    """Make launchers see a GPU of compute capability ``arch``, such as 90, and use the tiles of that ``choice``."""
     from ditfast.kernels import attention
 
     capability, tiles = attention.capability, attention.tiles

@@ -1,4 +1,4 @@
-"""Compile what the launchers would launch, for a GPU that is not here.
+"""Compile what the launchers would launch, for a GPU that is not present.
 
 Run as a script, in a process without the interpreter: reads cases as JSON on standard input, writes one line of
 JSON per compiled kernel. A case is {"op", "dtype", "stream_dtype", "shape": [B, N, D], "archs": [80, 90, ...]},
@@ -70,7 +70,7 @@ def signature(kernel, args, kwargs):
 
 
 def build(kernel, args, kwargs, arch):
-    """What `inspect` finds in the cubin, its shared memory, ptxas' advice on wgmma, and the options of the launch."""
+    """Results of `inspect`, shared memory, ptxas' advice on wgmma, and launch options."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -1,12 +1,12 @@
-"""GPUs for which predictions are made, and what is assumed of them."""
+"""GPUs to predict for, and the assumptions about them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class GPU:
-    copy: float  # bytes per second, read and written, that a large copy reaches
-    clock: float = 1.98e9  # Hz, while memory is what limits
+    copy: float  # bytes per second of a large copy, reads plus writes
+    clock: float = 1.98e9  # Hz, when memory-bound
     multiprocessors: int = 132
     registers: int = 65536  # of 32 bits; this and the following are per multiprocessor
     warps: int = 64

@@ -1,4 +1,4 @@
-"""What the machine code of a kernel says: its registers, the widths of its accesses, instructions issued per row.
+"""Analysis of a kernel's machine code: registers, widths of accesses, instructions issued per row.
 
 **Issue slots per row.** A multiprocessor has four schedulers, and each issues at most one instruction of one warp per
 clock. Every instruction of the loop over tokens is issued once by each warp of the program, also where its predicate
@@ -26,7 +26,7 @@ STORE = re.compile(r"\bSTG\.E(\S*)")
 
 
 def tool(name: str) -> Path:
-    """A program of the CUDA toolkit, which Triton brings along."""
+    """Path of a CUDA toolkit program bundled with Triton."""
     import triton
 
     return Path(triton.__file__).parent / "backends/nvidia/bin" / name
@@ -111,7 +111,7 @@ def issue_slots(sass: str, warps: int, column_bytes: int, d: int, lanes: int) ->
     columns = stored * LANES * warps / column_bytes
     rows = math.ceil(columns / lanes)
     if columns < rows * d:
-        raise ValueError(f"a loop stores {columns:g} columns, which is no whole number of rows of {d} to {lanes}")
+        raise ValueError(f"a loop stores {columns:g} columns, not an integer number of rows of {d} to {lanes}")
     outside = len(code) - sum(size for size, _ in found)
     return {
         "slots": size * warps / rows / SCHEDULERS,

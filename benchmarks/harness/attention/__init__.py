@@ -1,1 +1,1 @@
-"""bench_attention.py: attention by ditfast and by its peers."""
+"""bench_attention.py: attention in ditfast and other libraries."""

@@ -1,4 +1,4 @@
-"""Measure attention by ditfast and by its peers: see bench_attention.py."""
+"""Measure attention in ditfast and other libraries: see bench_attention.py."""
 
 import time
 from functools import partial
@@ -37,9 +37,9 @@ def parse(argv):
     add("--total", type=count, metavar="N", help="tokens of all samples together (default 16384)")
     add("--dtypes", nargs="+", choices=("bf16", "fp16", "fp32"), help="default bf16 fp16, on the CPU fp32")
     add("--repeats", type=count, metavar="N", help="timed runs of each case (default 30)")
-    add("--quick", action="store_true", help="tiny shapes and few repeats, to see that everything runs")
-    add("--deadline", type=count, metavar="SECONDS", help="begin no case after this; say how many are left out")
-    add("--json", type=Path, metavar="FILE", help="write everything that was measured, case by case")
+    add("--quick", action="store_true", help="smoke test: tiny shapes, few repeats")
+    add("--deadline", type=count, metavar="SECONDS", help="start no case after this; report how many were skipped")
+    add("--json", type=Path, metavar="FILE", help="write all results, case by case")
     add("--plot", type=Path, metavar="FILE", help="draw TFLOP/s of every peer as bars")
     options = parser.parse_args(argv)
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,13 +55,13 @@ def parse(argv):
 
 
 def executed_flops(mode: str, batch: int, tokens: int, heads: int, head_dim: int) -> int:
-    """Two per multiply-add, at the true head dim: two products forward, five backward, which recomputes one."""
+    """FLOPs, two per multiply-add, at the true head dim: 2 products forward, 5 backward, which recomputes one."""
     products = {"fwd": 2, "bwd": 5, "both": 7}[mode]
     return products * 2 * batch * heads * tokens * tokens * head_dim
 
 
 class Bench:
-    """One size: every peer held to the contract, then timed in turns."""
+    """One size: check every peer against the contract, then time all of them interleaved."""
 
     def __init__(self, problem, options, ceiling):
         self.problem, self.options, self.ceiling = problem, options, ceiling
@@ -82,7 +82,7 @@ class Bench:
         try:
             got = self.problem.results(None, lambda qkv: (function(qkv, self.heads),))
             return judge(self.problem, got, low, ref)
-        except Exception as error:  # a peer that refuses a size must not lose the others
+        except Exception as error:  # a failing peer must not lose the others
             return error_line(error)
 
     def _mode(self, mode, functions, verdicts):
@@ -152,7 +152,7 @@ def run(options) -> dict:
     todo = list(product(options.dtypes, options.tokens, options.head_dims))
     for done, (dtype, tokens, head_dim) in enumerate(todo):
         if time.monotonic() > end:
-            result["notes"].append(f"deadline: {len(todo) - done} of {len(todo)} sizes left out")
+            result["notes"].append(f"deadline: {len(todo) - done} of {len(todo)} sizes skipped")
             break
         heads = HEADS if options.device == "cuda" else 2
         problem = Problem(
@@ -162,8 +162,8 @@ def run(options) -> dict:
         try:
             with busy(what):
                 result["cases"] += Bench(problem, options, ceiling).cases()
-        except Exception as error:  # a reference that does not fit must not lose the others
-            result["notes"].append(f"{what} left out: {error_line(error)}")
+        except Exception as error:  # a failing reference must not lose the others
+            result["notes"].append(f"{what} skipped: {error_line(error)}")
         result["compiling"] = watch.result()
         jsonfile.write(options.json, result)
     result["header"] = header(options.device)
@@ -173,7 +173,7 @@ def run(options) -> dict:
 def main(argv=None) -> int:
     options = parse(argv)
     if options.device == "cpu":
-        torch.set_num_threads(1)  # extra threads slow tiny tensors down
+        torch.set_num_threads(1)  # extra threads slow down tiny tensors
     result = run(options)
     jsonfile.write(options.json, result)
     report.show(result)

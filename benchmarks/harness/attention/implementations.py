@@ -22,7 +22,7 @@ SDPA = {
 
 
 def implementations(device: str) -> dict:
-    """{name: function(qkv, heads)} of what can be tried on this kind of device."""
+    """{name: function(qkv, heads)} for all implementations available on this type of device."""
     found = {"sdpa": _sdpa}
     if device == "cuda":
         found = {name: partial(_forced, kind) for name, kind in SDPA.items()}
@@ -63,7 +63,7 @@ def _first(found):
 
 
 def kernels_seen(run, device: str) -> list[str]:
-    """Names of the kernels that ``run()`` launches; on the CPU of the attention operations that it calls."""
+    """Names of the kernels ``run()`` launches; on the CPU, of the attention operations it calls."""
     kind = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[kind]) as profile:
         run()

@@ -1,4 +1,4 @@
-"""The measurement of attention as tables and as a picture."""
+"""The results for attention, as tables and a plot."""
 
 from harness import report
 from harness.report import digits, ms_text
@@ -25,7 +25,7 @@ def _what(case):
 def _ceiling(ceiling):
     rates = ", ".join(f"{dtype} {digits(v)} TFLOP/s" for dtype, v in ceiling.items() if dtype != "copy_gb_per_s")
     return (
-        f"floor: the fewest bytes at {digits(ceiling['copy_gb_per_s'])} GB/s, or the arithmetic at a GEMM's {rates}"
+        f"floor: the minimum bytes at {digits(ceiling['copy_gb_per_s'])} GB/s, or the FLOPs at the GEMM rate, {rates}"
     )
 
 
@@ -45,7 +45,7 @@ def _cells(case):
 
 
 def plot(result: dict, path) -> None:
-    """TFLOP/s at the true head dim, a panel for each mode and head dim, a group of bars for each N."""
+    """Plot TFLOP/s at the true head dim: one panel per mode and head dim, one group of bars per N."""
     cases = [case for case in result["cases"] if case["ms"] and case["dtype"] == result["cases"][0]["dtype"]]
     dims = sorted({case["head_dim"] for case in cases})
     figure, axes = report.subplots(len(dims), 3, figsize=(12, 3 * len(dims)))

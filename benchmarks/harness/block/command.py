@@ -22,7 +22,7 @@ from harness.verdicts import is_excused, is_green, is_ours, may_be_timed, passes
 
 
 class Bench:
-    """One run: the stacks of all variants, and what they must compute; weights stay packed in ``contexts``."""
+    """One run: the stacks of all variants and their expected results; weights stay packed in ``contexts``."""
 
     def __init__(self, options, contexts):
         torch.compiler.reset()
@@ -53,7 +53,7 @@ class Bench:
         for names in self._rounds(mode, end):
             for name in names:
                 if time.monotonic() > end:
-                    self.notes.append(f"deadline: {name}, {report.MODES[mode]}, left out")
+                    self.notes.append(f"deadline: {name}, {report.MODES[mode]}, skipped")
                     continue
                 with busy(f"{name}, {report.MODES[mode]}: compute and compare"):
                     cases[name], verdicts[name] = self._check(name, mode)
@@ -65,14 +65,14 @@ class Bench:
         self._note_excused(mode, cases)
 
     def _rounds(self, mode, end):
-        """Names of variants, to be timed after each group. With a deadline, what compiles long comes by itself."""
+        """Groups of variants, timed group by group; with a deadline, slow compilers form their own group."""
         stacks = [name for name in self.stacks if mode == "fwd" or name != variants.PACKED]
         late = [name for name in stacks if name in variants.COMPILED and end < float("inf")]
         groups = [name for name in stacks if name not in late], late
         return [group for group in groups if group]
 
     def _time(self, mode, cases):
-        """Time all cases in turns, fill in their speed, and return the ceiling."""
+        """Time all cases interleaved, fill in their speed, and return the ceiling."""
         runs = {name: self._pass(name, mode) for name, case in cases.items() if may_be_timed(case)}
         gemms, gemm_flops = make_gemms(self.workload, mode)
         errors = {}
@@ -108,13 +108,13 @@ class Bench:
             if mode == "fwd_bwd":
                 case["kept_bytes"] = kept = self._kept(name)
                 case["kept_units"] = kept / self.workload.unit / self.workload.blocks
-        except Exception as error:  # one variant that fails must not lose the others
+        except Exception as error:  # a failing variant must not lose the others
             return case | {"error": error_line(error)}, None
         self._note_backends(name, ran)
         return case, verdicts
 
     def _judge(self, cases, verdicts):
-        """Give each case its worst tensor. What is wrong in compile as well is not ditfast's."""
+        """Record each case's worst tensor. Errors that compile shares are not ditfast's."""
         for name, found in verdicts.items():
             if found is None:
                 continue
@@ -191,9 +191,9 @@ def _run(options, contexts):
 
 
 def prove_kernels(dtype, notes):
-    """Parity of the Triton kernels in the interpreter; None, and a note, where there is no Triton."""
+    """Parity of the Triton kernels in the interpreter; None and a note if Triton is not installed."""
     if find_spec("triton") is None:
-        notes.append("triton kernels not shown: triton is not installed")
+        notes.append("Triton kernels were not checked: triton is not installed")
         return None
     return {"error": None} | interpreter.in_subprocess(dtype)
 

@@ -1,4 +1,4 @@
-"""What the benchmark compares with: the block's operations one by one in plain PyTorch, attention by SDPA."""
+"""The eager baseline: the block's operations one by one in plain PyTorch, with SDPA for attention."""
 
 import torch.nn as nn
 import torch.nn.functional as F

@@ -39,9 +39,9 @@ def prove(dtype: str) -> dict:
 
 
 def in_subprocess(dtype: str) -> dict:
-    """`prove` in a process whose Triton interprets; {"error": …} if that fails. In fp32 instead of bf16."""
+    """Run `prove` in a process where Triton interprets, in fp32 instead of bf16; {"error": …} if that fails."""
     if dtype != "fp16":
-        dtype = "fp32"  # the interpreter truncates where a GPU rounds to bf16
+        dtype = "fp32"  # the interpreter truncates to bf16 where a GPU rounds
     environment = {**os.environ, "TRITON_INTERPRET": "1"}  # not 0
     command = [sys.executable, "-m", "harness.block.interpreter", dtype]
     options = {"capture_output": True, "text": True, "timeout": SECONDS}

@@ -1,17 +1,17 @@
-"""Memory of a pass: what is kept for backward, and the peak."""
+"""Memory of a pass: bytes kept for backward, and the peak."""
 
 import torch
 
 
 def kept_bytes(run, parameters) -> int:
-    """Bytes of the unique storages that ``run()`` saves for backward, without parameters and casts of parameters."""
+    """Bytes of the unique storages ``run()`` saves for backward, excluding parameters and their casts."""
     parameters = list(parameters)
     saved, sizes = [], {p.untyped_storage().data_ptr(): 0 for p in parameters}
 
     def pack(t):
         storage = t.untyped_storage()
         if storage.data_ptr() not in sizes:
-            saved.append(t)  # alive until the end: an address must not be used twice
+            saved.append(t)  # kept alive, so no address is reused
             sizes[storage.data_ptr()] = 0 if _is_cast(t, parameters) else storage.nbytes()
         return t
 
@@ -22,14 +22,14 @@ def kept_bytes(run, parameters) -> int:
 
 
 def _is_cast(t, parameters):
-    """Whether ``t`` holds the values of a parameter, maybe transposed, in another dtype."""
+    """Whether ``t`` is a cast of a parameter, possibly transposed."""
     t = t.detach()
     views = (v.detach() for p in parameters for v in ((p, p.t()) if p.dim() == 2 else (p,)) if v.shape == t.shape)
     return any(torch.equal(t, v.to(t.dtype)) for v in views)
 
 
 def peak_bytes(run, device: str) -> int | None:
-    """The most memory that ``run()`` allocates on the GPU beyond what is there before; None on the CPU."""
+    """Peak GPU memory of ``run()`` in bytes, relative to the start; None on the CPU."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()

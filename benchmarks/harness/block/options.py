@@ -69,10 +69,14 @@ def _parser():
     parser = Parser(prog="bench_block.py", description="Time DiT blocks in eager, torch.compile and ditfast.")
     add = parser.add_argument
     add("--model", type=one_of(DiT_models), metavar="NAME", help="DiT-XL/2 … DiT-S/8 (default DiT-XL/2)")
-    add("--image-size", type=count, metavar="PIXELS", help="the latent is an eighth of it (default 256)")
+    add("--image-size", type=count, metavar="PIXELS", help="image size; latents are 1/8 of it (default 256)")
     add("--batch", type=count, metavar="N", help="samples (default 64 on a GPU, 1 on the CPU)")
     add("--blocks", type=count, metavar="N", help="blocks in the stack (default 4 on a GPU, 1 on the CPU)")
-    add("--dtype", choices=DTYPES, help="of weights and inputs; autocast: fp32 under bf16 autocast (bf16, CPU: fp32)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        help="of weights and inputs; autocast: fp32 under bf16 autocast (bf16, CPU: fp32)",
+    )
     add("--mode", nargs="+", choices=RUN, default=list(RUN), help="forward without gradients, and with them")
     add(
         "--variants",
@@ -82,11 +86,11 @@ def _parser():
         help=f"of {', '.join(variants.VARIANTS)}",
     )
     add("--repeats", type=count, metavar="N", help="timed runs of each case (default 50, on the CPU 7)")
-    add("--quick", action="store_true", help="small shapes and few repeats, to see that everything runs")
+    add("--quick", action="store_true", help="smoke test: small shapes, few repeats")
     add("--official", metavar="DIR", help="also time the DiTBlock of this checkout of the original (needs timm)")
-    add("--deadline", type=count, metavar="SECONDS", help="begin no case after this; say how many are left out")
-    add("--json", type=Path, metavar="FILE", help="write everything that was measured, case by case")
+    add("--deadline", type=count, metavar="SECONDS", help="start no case after this; report how many were skipped")
+    add("--json", type=Path, metavar="FILE", help="write all results, case by case")
     add("--plot", type=Path, metavar="FILE", help="draw the variants as bars under the GEMM ceiling")
-    add("--compare", type=Path, metavar="OLD.json", help="print old over new time; exit 2 if machine or work differ")
-    add("--fail-below", type=ratio, metavar="RATIO", help="with --compare: exit 1 if old over new time is below")
+    add("--compare", type=Path, metavar="OLD.json", help="print old / new time; exit 2 if machine or workload differ")
+    add("--fail-below", type=ratio, metavar="RATIO", help="with --compare: exit 1 if old / new time is lower")
     return parser

@@ -1,4 +1,4 @@
-"""Whether a variant computes the right thing: output and every gradient, held to the numerical contract."""
+"""Correctness of a variant: output and every gradient against the numerical contract."""
 
 from copy import deepcopy
 
@@ -8,16 +8,16 @@ from ditfast.ops import contract
 from harness.block.variants import Stack
 
 CHUNK = 8  # samples in float64 at a time, to bound memory
-MARGIN = 1.25  # ditfast+compile and compile are not fused alike: they round differently
+MARGIN = 1.25  # ditfast+compile and compile fuse, and so round, differently
 
 
 def names(stack) -> list[str]:
-    """What each tensor of `workload.forward_backward` is."""
+    """Names of the tensors returned by `workload.forward_backward`."""
     return ["out", *(f"grad of {n}" for n in ("x", "c", *(n for n, _ in stack.named_parameters())))]
 
 
 def reference(blocks, inputs):
-    """What `forward_backward` gives in float64."""
+    """Results of `forward_backward` in float64."""
     stack = Stack(deepcopy(blocks).double())
     parts, total = [], None
     for x, c, grad in zip(*(t.detach().double().split(CHUNK) for t in inputs), strict=True):
@@ -30,7 +30,7 @@ def reference(blocks, inputs):
 
 
 def compare(labels, got, low, ref) -> list[dict]:
-    """The verdict on each tensor: `ditfast.ops.contract.verdict`. A forward alone gives the first, the output."""
+    """Verdict of `ditfast.ops.contract.verdict` on each tensor; forward alone gives only the first, the output."""
     if len(got) == 1:
         labels, low, ref = labels[:1], low[:1], ref[:1]
     rows = zip(labels, got, low, ref, strict=True)

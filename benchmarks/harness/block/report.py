@@ -1,4 +1,4 @@
-"""The measurement of blocks as a table and as a picture."""
+"""The results for blocks, as a table and a plot."""
 
 from harness import report
 from harness.report import OURS, THEIRS, digits, ms_text
@@ -28,7 +28,7 @@ def show(result: dict) -> None:
     """Print header, table, footnotes and the backends that ran."""
     w = result["workload"]
     title = f"{w['model']} {w['image_size']}² · {_size(w)} H={w['heads']} · {w['dtype']}"
-    left_out = "page\nfaults" if _has_peak(result) else "peak\nGB"  # a GPU has the one, a CPU the other
+    left_out = "page\nfaults" if _has_peak(result) else "peak\nGB"  # a GPU has one of them, a CPU the other
     columns = [c for c in COLUMNS if c != left_out]
     report.show(result, [report.table(title, columns, _rows(result), TEXTS, no_wrap=True)], _foot(result))
 
@@ -92,22 +92,22 @@ def _ceiling(ceiling):
 
 
 def _foot(result):
-    peak = " peak: beyond weights." if _has_peak(result) else ""
-    yield f"ms: median of {result['repeats']} runs, variants in turns, L2 flushed before each on a GPU."
+    peak = " peak: excluding weights." if _has_peak(result) else ""
+    yield f"ms: median of {result['repeats']} runs, variants interleaved, L2 flushed before each on a GPU."
     yield "TFLOP/s: 2 per multiply-add, without recomputation."
-    yield "GMACs: multiply-adds of one sample, the paper's Gflops. of GEMM: of the library's rate on those alone."
-    yield f"kept: for backward, without weights; U = B*N*D*2 bytes.{peak}"
-    yield "parity: error of output and gradients against float64, in the maximum and in the L2 norm of each sample;"
+    yield "GMACs: multiply-adds of one sample, the paper's Gflops. of GEMM: share of the library's GEMM rate on them."
+    yield f"kept: for backward, excluding weights; U = B*N*D*2 bytes.{peak}"
+    yield "parity: error of output and gradients relative to float64, in the maximum and in each sample's L2 norm;"
     yield "budget: 2x that of eager, + 2 ulp in the maximum, + 1 ulp in the norm."
     for variant, ops in result["backends"].items():
         yield f"{variant} ran on {_grouped(ops) or 'plain operations, as torch.compile fused them'}"
     yield from report.failures(result["cases"], lambda case: MODES[case["mode"]])
     kernels = result["kernels"]
     if kernels and kernels["error"] is not None:
-        yield f"triton kernels failed: {kernels['error']}"
+        yield f"Triton kernels failed: {kernels['error']}"
     elif kernels:
         shape = f"{_size(kernels['workload'])} in {kernels['workload']['dtype']}"
-        yield f"triton kernels, {shape}, ran on {_grouped(kernels['backends'])}"
+        yield f"Triton kernels, {shape}, ran on {_grouped(kernels['backends'])}"
 
 
 def _grouped(ops):
@@ -119,7 +119,7 @@ def _grouped(ops):
 
 
 def plot(result: dict, path) -> None:
-    """Bars of TFLOP/s for each variant, the GEMM ceiling as a line; one panel for each mode."""
+    """Plot TFLOP/s of each variant as bars, with the GEMM ceiling as a line; one panel per mode."""
     modes = result["ceiling"]
     figure, axes = report.subplots(1, len(modes), figsize=(5.5 * len(modes), 3.6))
     for axis, mode in zip(axes[0], modes, strict=True):

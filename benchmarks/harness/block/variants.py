@@ -1,4 +1,4 @@
-"""The same stack of blocks, with the same weights, executed in different ways."""
+"""Variants: one stack of blocks, with the same weights, executed in different ways."""
 
 import copy
 import importlib.util
@@ -25,7 +25,7 @@ COMPILED = {  # arguments of torch.compile
     "compile-max-autotune": {"mode": "max-autotune-no-cudagraphs"},
     "ditfast+compile": {},
 }
-PACKED = "ditfast+packed"  # inference on packed weights: forward alone
+PACKED = "ditfast+packed"  # inference with packed weights, forward only
 VARIANTS = ("eager", "compile", "compile-no-mix-order", "compile-max-autotune", "ditfast", PACKED, "ditfast+compile")
 
 
@@ -53,7 +53,7 @@ class CarriedStack(Stack):
 
 
 def with_weights_of(blocks, make_block):
-    """New blocks on the very same parameters."""
+    """New blocks that share the parameters."""
     made = torch.nn.ModuleList([make_block() for _ in blocks])
     made.load_state_dict(blocks.state_dict(keep_vars=True), assign=True)
     return made

@@ -1,4 +1,4 @@
-"""What is measured: a stack of blocks, its inputs, its arithmetic and the matrix products inside it."""
+"""The workload: a stack of blocks, its inputs, its FLOPs and its matrix products."""
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -55,7 +55,7 @@ class Workload:
         return PRODUCTS[mode] * self.blocks * (12 * n * d * d + 2 * n * n * d + 6 * d * d)
 
     def flops(self, mode):
-        """Two per multiply-add, for the whole batch; recomputation does not count."""
+        """FLOPs, two per multiply-add, for the whole batch, without recomputation."""
         return 2 * self.batch * self.macs(mode)
 
     def context(self):
@@ -65,7 +65,7 @@ class Workload:
 
 
 def make_blocks(workload: Workload) -> torch.nn.ModuleList:
-    """Blocks with random weights. Gates are not zero as in adaLN-Zero: that would hide every error behind them."""
+    """Blocks with random weights, including the gates: adaLN-Zero's zeros would hide every error behind them."""
     torch.manual_seed(0)
     blocks = torch.nn.ModuleList([EagerBlock(workload.dim, workload.heads) for _ in range(workload.blocks)])
     for name, p in blocks.named_parameters():
@@ -85,13 +85,13 @@ def make_inputs(workload: Workload):
 
 
 def forward(stack, workload, inputs):
-    """The output alone, as in inference."""
+    """The output only, as in inference."""
     with torch.no_grad(), workload.context():
         return [stack(*inputs[:2])]
 
 
 def forward_backward(stack, workload, inputs):
-    """The output, and the gradients by x, c and the parameters."""
+    """The output, and the gradients with respect to x, c and the parameters."""
     x, c, grad = inputs
     with workload.context():
         out = stack(x, c)

@@ -25,14 +25,14 @@ def make_model(options, dtype):
     torch.manual_seed(0)
     model = DiT_models[options.model](input_size=options.size, learn_sigma=False)
     del model.blocks[options.depth :]
-    for p in model.parameters():  # gates that start at zero would leave the blocks out
+    for p in model.parameters():  # zero gates would disable the blocks
         if p.requires_grad:
             torch.nn.init.normal_(p, std=0.02)
     return model.to(dtype).eval()
 
 
 def make_inputs(options, dtype):
-    """Latents, times and labels, and the direction of the tangent in latents and times."""
+    """Latents, times, labels, and the tangent's direction in latents and times."""
     generator = torch.Generator().manual_seed(0)
     shape = options.batch, 4, options.size, options.size
     x, v = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
@@ -46,7 +46,7 @@ def make_step(model, inputs, backend, compiled):
 
     def with_tangent(x, t, v, dt):
         u, du = jvp(lambda x, t: model(x, t, y), (x, t), (v, dt))
-        return u, du.detach()  # inside: a compiled graph has the gradients of all that it returns
+        return u, du.detach()  # inside the function: a compiled graph differentiates all its outputs
 
     if compiled:
         with_tangent = torch.compile(with_tangent, fullgraph=True)
@@ -62,14 +62,14 @@ def make_step(model, inputs, backend, compiled):
 
 
 def results(model, step):
-    """What a step computes: u, its tangent, and the gradient of each parameter."""
+    """Results of a step: u, its tangent, and the gradient of each parameter."""
     u, du = step()
     named = {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
     return {"u": u.detach(), "tangent of u": du, **{f"grad of {name}": value for name, value in named.items()}}
 
 
 def judge(got, low, ref):
-    """The worst verdict: outputs are held sample by sample."""
+    """The worst verdict; outputs are checked per sample."""
     return contract.worst(contract.verdict(k, got[k], low[k], ref[k], k in ("u", "tangent of u")) for k in ref)
 
 
@@ -87,7 +87,7 @@ def measure(options, dtype):
         steps[name] = make_step(model, inputs, *VARIANTS[name])
         try:
             case["parity"] = judge(results(model, steps[name]), low, ref)
-        except Exception as error:  # one variant that fails must not lose the others
+        except Exception as error:  # a failing variant must not lose the others
             case["error"] = error_line(error)
         else:
             case["peak_bytes"] = usage.peak_bytes(steps[name], DEVICE)
@@ -106,7 +106,7 @@ def show(result):
         title = f"{o['model']}, {blocks}, latents {o['size']}², B={o['batch']}, {dtype}"
         tables.append(report.table(title, COLUMNS, [(_cells(c), report.style(c)) for c in cases], COLUMNS[::5]))
     foot = [
-        "ms: median, variants in turns. peak: what a step takes on top of what the process held before it.",
+        "ms: median, variants interleaved. peak: memory added by a step.",
         "parity: u, its tangent and all gradients against float64; budget: 2x that of explicit, + 2 ulp.",
     ]
     report.show(result, tables, foot + report.failures(result["cases"], lambda case: case["dtype"]))
@@ -132,7 +132,7 @@ def parse(argv=None):
     add("--dtypes", nargs="+", default=list(DTYPES), type=one_of(DTYPES), metavar="DTYPE", help="fp32, bf16 (both)")
     names = ", ".join(VARIANTS)
     add("--variants", nargs="+", default=list(VARIANTS), type=one_of(VARIANTS), metavar="NAME", help=f"of {names}")
-    add("--json", type=Path, metavar="FILE", help="write everything that was measured, case by case")
+    add("--json", type=Path, metavar="FILE", help="write all results, case by case")
     options = parser.parse_args(argv)
     options.plot = None
     try:

@@ -19,7 +19,7 @@ from harness.model.workload import MODES, make_inputs, make_model
 from harness.report import busy
 from harness.verdicts import is_ours, may_be_timed, passes
 
-BASES = ("eager", "compile", "compile-frozen", "diffusers")  # what ditfast is compared with
+BASES = ("eager", "compile", "compile-frozen", "diffusers")  # baselines
 EMPTY = ("error", "parity", "ms", "images_per_s", "tflops", "gemm_share", "peak_bytes")
 
 
@@ -57,7 +57,7 @@ class Bench:
                 got = parity.compute(name, mode, self.model, self.workload, self.inputs)
             excuse = verdicts.get("compile") if name == "ditfast+compile" else None
             case["parity"], verdicts[name] = truth.judge(got, excuse)
-        except Exception as error:  # one variant that fails must not lose the others
+        except Exception as error:  # a failing variant must not lose the others
             return case | {"error": error_line(error)}
         if is_ours(name):
             known = self.backends.setdefault(name, {})
@@ -65,7 +65,7 @@ class Bench:
         return case
 
     def _run(self, name, mode):
-        """A function that does the work of one case, and how many steps it takes."""
+        """Returns (function that does the work of one case, number of steps it takes)."""
         model, w, inputs = self.model, self.workload, self.inputs
         if mode == "train":
             return _Call(make_step(name, model, w), inputs), 1
@@ -74,7 +74,7 @@ class Bench:
         return _Call(_without_gradients(build(name, model), w), inputs), 1
 
     def _time(self, mode, cases):
-        """Time all cases in turns, fill in what was found, and return the ceiling."""
+        """Time all cases interleaved, fill in the results, and return the ceiling."""
         runs, errors = {}, {}
         for name, case in cases.items():
             if may_be_timed(case):

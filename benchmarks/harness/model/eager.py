@@ -1,4 +1,4 @@
-"""What the benchmark compares with: a DiT's operations one by one in plain PyTorch, attention by SDPA."""
+"""The eager baseline: a DiT's operations one by one in plain PyTorch, with SDPA for attention."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The measurement of a model as a table and as a picture."""
+"""The results for a model, as a table and a plot."""
 
 from harness import report
 from harness.model.workload import MODES
@@ -63,12 +63,12 @@ def _parity(case):
 
 def _foot(result):
     repeats, steps = result["repeats"], result["workload"]["steps"]
-    yield f"ms: median of {repeats} runs, variants in turns. TFLOP/s: 2 per multiply-add of the paper's count."
-    yield f"guided step: of a run of {steps} steps of DDIM; what is done once for a run has its share in it,"
-    yield "the packing of weights, which is done once for all runs, has none."
-    yield "training step: forward, backward, clipping, fused AdamW, average of the weights."
-    yield "of GEMM: of the library's rate on the blocks' products alone. peak: memory beyond what is there before."
-    yield "parity: error against float64; budget: 2x that of eager, + 2 ulp in the maximum, + 1 ulp in the norm."
+    yield f"ms: median of {repeats} runs, variants interleaved. TFLOP/s: 2 per multiply-add of the paper's count."
+    yield f"guided step: one of a {steps}-step DDIM run, including its share of the run's one-time work;"
+    yield "weights are packed once for all runs, which is not included."
+    yield "training step: forward, backward, clipping, fused AdamW, weight averaging."
+    yield "of GEMM: share of the library's rate on the blocks' products alone. peak: memory added by the run."
+    yield "parity: error relative to float64; budget: 2x that of eager, + 2 ulp in the maximum, + 1 ulp in the norm."
     for variant, ops in result["backends"].items():
         ran = ", ".join(f"{op}: {' + '.join(names)}" for op, names in sorted(ops.items()))
         yield f"{variant} ran on {ran or 'plain operations, as torch.compile fused them'}"
@@ -76,7 +76,7 @@ def _foot(result):
 
 
 def plot(result: dict, path) -> None:
-    """Bars of images per second for each variant; one panel for each mode."""
+    """Plot images per second of each variant as bars; one panel per mode."""
     modes = result["ceiling"]
     figure, axes = report.subplots(1, len(modes), figsize=(5.5 * len(modes), 3.6))
     for axis, mode in zip(axes[0], modes, strict=True):

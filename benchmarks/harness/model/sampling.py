@@ -1,4 +1,4 @@
-"""Guided steps of DDIM: a run of as many as the workload says, with all that is done once for a run."""
+"""Guided DDIM steps: a run of the workload's length, including its one-time work."""
 
 from contextlib import nullcontext
 
@@ -15,7 +15,7 @@ SCALE, CHANNELS, NULL = 4.0, 3, 1000
 
 
 class Guided:
-    """A model that is called with its latents twice, as the original does."""
+    """A model called with duplicated latents, as in the original."""
 
     def __init__(self, model, source):
         self.model, self.y_embedder = model, source.y_embedder
@@ -26,7 +26,7 @@ class Guided:
 
 
 def make_run(variant: str, model, workload):
-    """A function that samples: from x (B, C, S, S) and labels (B,) to x after the first steps."""
+    """A sampling function: x (B, C, S, S) and labels (B,) to x after the first steps."""
     if not is_ours(variant) or variant == PATCHED:
         return _Run(Guided(build(variant, model), model), workload)
     dtype = torch.bfloat16 if workload.dtype == "autocast" else torch.float32  # of autocast

@@ -1,4 +1,4 @@
-"""A training step: forward, backward, clipping, fused AdamW, the average of the weights."""
+"""A training step: forward, backward, clipping, fused AdamW, weight averaging."""
 
 from copy import deepcopy
 
@@ -13,7 +13,7 @@ LR, CLIP, DECAY = 1e-4, 1.0, 0.9999
 
 
 def gradients(model, workload, inputs):
-    """The model's output, and the gradients of the mean loss by the parameters, in their order.
+    """The model's output and the gradients of the mean loss with respect to the parameters, in order.
 
     Not the losses: a mean over all pixels is as good as right by chance, which would leave others no budget.
     """
@@ -32,7 +32,7 @@ def gradients(model, workload, inputs):
 
 
 def make_step(variant: str, model, workload):
-    """A function that takes a step on weights of its own."""
+    """A function that takes training steps on its own copy of the weights."""
     own = deepcopy(model)
     step = _OursStep if is_ours(variant) else _PlainStep
     return step(own, build(variant, own), workload)
@@ -51,7 +51,7 @@ class _Step:
 
 
 class _PlainStep(_Step):
-    """As it is written by hand, with PyTorch's own fused and foreach functions."""
+    """A hand-written step with PyTorch's fused and foreach functions."""
 
     def start(self):
         self.params = [p for p in self.model.parameters() if p.requires_grad]
@@ -68,7 +68,7 @@ class _PlainStep(_Step):
 
 
 class _OursStep(_Step):
-    """As `ditfast.train` does it."""
+    """A step as in `ditfast.train`."""
 
     def start(self):
         self.weights = Weights(self.model, LR, 0)

@@ -1,4 +1,4 @@
-"""The same model, with the same weights, executed in different ways."""
+"""Variants: one model, with the same weights, executed in different ways."""
 
 import importlib.util
 
@@ -70,7 +70,7 @@ def _diffusers(model, patched):
         theirs = DiTTransformer2DModel(**config)
     theirs.load_state_dict(state, assign=True, strict=False)
     device = model.pos_embed.device
-    theirs.pos_embed.pos_embed = model.pos_embed.detach().clone()  # a buffer that is in no state
+    theirs.pos_embed.pos_embed = model.pos_embed.detach().clone()  # a buffer outside the state dict
     match_original(theirs)
     if patched:
         patch(theirs)

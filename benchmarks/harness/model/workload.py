@@ -1,4 +1,4 @@
-"""What is measured: a DiT, its inputs, its arithmetic and the matrix products inside it."""
+"""The workload: a DiT, its inputs, its FLOPs and its matrix products."""
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ PASSES = {"fwd": 1, "guided": 2, "train": 3}  # both halves; each matrix product
 
 @dataclass(frozen=True)
 class Workload:
-    """``steps``: how many guided steps are one run, so that what is done once for a run has its share in each."""
+    """``steps``: guided steps per run; each step includes its share of the run's one-time work."""
 
     model: str
     image_size: int
@@ -46,7 +46,7 @@ class Workload:
             return sum(cost.macs(DiT_models[self.model](input_size=self.latent)).values())
 
     def flops(self, mode):
-        """Of a step: two per multiply-add."""
+        """FLOPs of a step, two per multiply-add."""
         return 2 * self.batch * PASSES[mode] * self.macs()
 
     def context(self):
@@ -55,7 +55,7 @@ class Workload:
         return nullcontext()
 
     def gemms(self, mode):
-        """The large matrix products of the blocks in one step, by the library: a function, and its FLOPs."""
+        """Returns (function that runs the blocks' large matrix products of a step by the library, its FLOPs)."""
         depth = len(make_model(self, "meta").blocks)
         batch = self.batch * (2 if mode == "guided" else 1)
         blocks = Blocks(self.model, self.image_size, batch, depth, self.dtype, self.device)
@@ -63,7 +63,7 @@ class Workload:
 
 
 def make_model(workload: Workload, device=None) -> DiT:
-    """A model with random weights, none of them zero as in adaLN-Zero: that would hide every error behind them."""
+    """A model with random weights throughout: adaLN-Zero's zeros would hide every error behind them."""
     device = device or workload.device
     with on_meta():
         model = DiT_models[workload.model](input_size=workload.latent)

@@ -21,7 +21,7 @@ from harness.verdicts import may_be_timed, passes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRODUCTS = tuple(op.name for op in (ops.MLP, ops.ATTENTION, ops.QKV_ATTENTION))  # bound by the GEMMs' rate
-# on a GPU attention has a benchmark of its own, and of the MLP it is the passes that count
+# on a GPU attention has its own benchmark, and of the MLP only the middle passes matter
 OPS = tuple(name for name, op in PROBLEMS.items() if (op.moved and name not in PRODUCTS) or DEVICE == "cpu")
 DEFAULTS = {  # (device, quick): batches, tokens, hidden sizes, dtypes, variants, repeats; what matters most first
     ("cuda", False): ([64, 32, 256], 256, [1152, 1024], list(PRECISIONS), ["eager", "compile", "ditfast"], 30),
@@ -42,9 +42,9 @@ def parse(argv):
     add("--dtypes", nargs="+", choices=PRECISIONS, help="autocast: an fp32 stream with bf16 branches")
     add("--variants", nargs="+", choices=("eager", "compile", "ditfast"), help="what to time")
     add("--repeats", type=count, metavar="N", help="timed runs of each case (default 30)")
-    add("--quick", action="store_true", help="tiny shapes and few repeats, to see that everything runs")
-    add("--deadline", type=count, metavar="SECONDS", help="begin no case after this; say how many are left out")
-    add("--json", type=Path, metavar="FILE", help="write everything that was measured, case by case")
+    add("--quick", action="store_true", help="smoke test: tiny shapes, few repeats")
+    add("--deadline", type=count, metavar="SECONDS", help="start no case after this; report how many were skipped")
+    add("--json", type=Path, metavar="FILE", help="write all results, case by case")
     add("--plot", type=Path, metavar="FILE", help="draw GB/s of each operation under the line of a copy")
     options = parser.parse_args(argv)
     options.backend = "triton" if DEVICE == "cuda" or options.quick else "host"
@@ -69,12 +69,12 @@ def problems(options) -> list[Problem]:
 
 
 def is_timed(variant: str, backend: str) -> bool:
-    """What the interpreter takes says nothing of a kernel."""
+    """Times in the interpreter say nothing about a kernel."""
     return variant != "ditfast" or DEVICE == "cuda" or backend == "host"
 
 
 class Bench:
-    """One problem: its variants held to the contract, then timed in turns with a copy or a GEMM."""
+    """One problem: check its variants against the contract, then time them interleaved with a copy or GEMM."""
 
     def __init__(self, problem, options):
         torch.compiler.reset()
@@ -98,7 +98,7 @@ class Bench:
             timed = [name for name, case in cases.items() if may_be_timed(case) and is_timed(name, backend)]
             try:
                 self._time(mode, {name: cases[name] for name in timed})
-            except Exception as error:  # one problem that does not fit must not lose the others
+            except Exception as error:  # a problem that fails must not lose the others
                 for name in timed:
                     cases[name]["error"] = error_line(error)
             found += cases.values()
@@ -169,30 +169,30 @@ class Bench:
         return partial(torch.autograd.grad, outputs, wanted, self.problem.grads(outputs), retain_graph=True)
 
     def _prepare(self, leaves):
-        """The MLP's pass overwrites its first input: give it fresh values, or it would end at zeros."""
+        """The MLP's pass overwrites its first input, which needs fresh values or would end at zeros."""
         if self.problem.is_whole_op:
             return None
         return partial(leaves[0].copy_, leaves[0].clone())
 
 
 def run(options) -> dict:
-    functorch.donated_buffer = False  # a backward that is timed many times keeps its graph
+    functorch.donated_buffer = False  # a backward timed repeatedly must keep its graph
     end, watch = time.monotonic() + (options.deadline or float("inf")), compiling.Watch()
     result = {"schema": 1, "benchmark": "ops", "header": header(DEVICE), "repeats": options.repeats}
     result |= {"cases": [], "notes": []}
     if options.backend == "triton" and DEVICE == "cpu":
-        result["notes"].append("no GPU: kernels were proven in Triton's interpreter, and not timed")
+        result["notes"].append("no GPU: kernels were verified in Triton's interpreter, not timed")
     todo = problems(options)
     for done, problem in enumerate(todo):
         if time.monotonic() > end:
-            result["notes"].append(f"deadline: {len(todo) - done} of {len(todo)} problems left out")
+            result["notes"].append(f"deadline: {len(todo) - done} of {len(todo)} problems skipped")
             break
         what = f"{problem.name} {problem.shape} {problem.dtype}"
         try:
             with busy(what):
                 result["cases"] += Bench(problem, options).cases()
-        except Exception as error:  # a reference that does not fit must not lose the others
-            result["notes"].append(f"{what} left out: {error_line(error)}")
+        except Exception as error:  # a failing reference must not lose the others
+            result["notes"].append(f"{what} skipped: {error_line(error)}")
         result["compiling"] = watch.result()
         jsonfile.write(options.json, result)
     result["header"] = header(DEVICE)
@@ -202,7 +202,7 @@ def run(options) -> dict:
 def main(argv=None) -> int:
     options = parse(argv)
     if DEVICE == "cpu" and options.quick:
-        torch.set_num_threads(1)  # extra threads slow tiny tensors down
+        torch.set_num_threads(1)  # extra threads slow down tiny tensors
     result = run(options)
     jsonfile.write(options.json, result)
     report.show(result)

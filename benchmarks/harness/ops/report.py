@@ -1,4 +1,4 @@
-"""The measurement of the operations as tables and as a picture."""
+"""The results for operations, as tables and a plot."""
 
 from harness import report
 from harness.report import OURS, THEIRS, digits, ms_text
@@ -28,7 +28,7 @@ def show(result: dict) -> None:
         title = f"{TITLES[mode]} · B={b} N={n} D={d} · {dtype}"
         columns = [c for c in COLUMNS if c not in PRODUCTS or any("tflops" in case for case in cases)]
         tables.append(report.table(title, columns, [(_cells(c), report.style(c)) for c in cases], TEXTS))
-    foot = ["of copy: time of copying the fewest bytes that the pass must move, over its time."]
+    foot = ["of copy: time of a copy of the minimum bytes the pass must move, divided by its time."]
     if any("tflops" in case for case in result["cases"]):
         foot.append("of GEMM: rate of the pass's matrix products over that of a large one by the library.")
     report.show(result, tables, foot + report.failures(result["cases"], _what))
@@ -53,7 +53,7 @@ def _cells(case):
 
 
 def plot(result: dict, path) -> None:
-    """GB/s of every case over the bytes that it must move; a copy of as many bytes is the line above."""
+    """Plot GB/s of every case over the bytes it must move, under the line of a copy of equal size."""
     cases = [case for case in result["cases"] if case["ms"] and case["bytes"]]
     figure, ((axis,),) = report.subplots(figsize=(8, 4.5))
     for (variant, mode), chosen in report.groups(cases, "variant", "mode").items():

@@ -22,18 +22,18 @@ def parse(argv):
     names = [stage.name for stage in STAGES]
     add("--stages", nargs="+", type=one_of(names), default=names, metavar="NAME", help=f"of {', '.join(names)}")
     add("--deadline", type=count, default=480, metavar="SECONDS", help="for all stages together (default 480)")
-    add("--commit", metavar="SHA", help="what is measured, where it is no git checkout")
+    add("--commit", metavar="SHA", help="the measured commit, if this is not a git checkout")
     add("--out", type=Path, metavar="DIR", help="folder of the JSON (default benchmarks/results/<GPU>)")
-    add("--merge", nargs="+", type=Path, metavar="FILE", help="write the newest result of every stage, and stop")
+    add("--merge", nargs="+", type=Path, metavar="FILE", help="merge the newest result of every stage, and exit")
     add("--interpret", action="store_true", help="rehearse without a GPU: tiny sizes, kernels in the interpreter")
     add(
         "--docs",
         action="store_true",
-        help="generate docs/verification.md, docs/performance.md and README's first table, and stop",
+        help="generate docs/verification.md, docs/performance.md and README's first table, and exit",
     )
     options = parser.parse_args(argv)
     if not (options.docs or options.merge or options.interpret or torch.cuda.is_available()):
-        parser.error("argument --interpret: must be given where there is no CUDA GPU")
+        parser.error("argument --interpret: required without a CUDA GPU")
     if options.commit and not re.fullmatch(r"[0-9a-f]{7,40}(\+dirty)?", options.commit):
         parser.error(f"argument --commit: must be 7 to 40 hexadecimal digits, got {options.commit!r}")
     try:
@@ -44,7 +44,7 @@ def parse(argv):
 
 
 def run(stages, options) -> list[dict]:
-    """What the stages found. The file is complete at any time, and keeps what other stages found before."""
+    """Run stages and return their results. The file is always complete and keeps earlier results of other stages."""
     head = header("cpu" if options.interpret else "cuda")
     head["commit"] = options.commit or head["commit"]
     path = record.result_path(options.out, head)
@@ -68,7 +68,7 @@ def run(stages, options) -> list[dict]:
 
 
 def _earlier(path, made):
-    """The record that is in the file, if it may be merged."""
+    """The record in the file, if it can be merged."""
     try:
         found = record.load(path)
         record.merge([found, made])
@@ -98,6 +98,6 @@ def main(argv=None) -> int:
         print(path)
         stages = options.merged["stages"]
     else:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a stage started must end with it
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stage's subprocesses end too
         stages = run([stage for stage in STAGES if stage.name in options.stages], options)
     return 0 if all(stage["status"] == "green" for stage in stages) else 1

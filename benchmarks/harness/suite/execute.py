@@ -1,4 +1,4 @@
-"""Run one stage in a process of its own, and say what it found so far."""
+"""Run a stage in a subprocess and report its results as they appear."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ from harness.errors import error_line
 from harness.suite.stages import BENCHMARKS, ROOT
 
 REHEARSAL = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-GRACE = 8  # seconds between the request to stop and the end by force
-POLL = 2  # seconds between two looks at what is written
-TAIL = 20  # lines of a red stage's output that are kept
+GRACE = 8  # seconds between SIGINT and SIGKILL
+POLL = 2  # seconds between looks at the output
+TAIL = 20  # lines to keep of a red stage's output
 
 
 def run_stage(stage, seconds: float, is_rehearsal: bool, folder: Path, save, golden: Path):
     """Call ``save(found, checks)`` every few seconds, and at the end.
 
     Args:
-        folder: for the stage's output.
-        golden: where its tests write what is to be recorded from this machine.
+        folder: receives the stage's output.
+        golden: where its tests write golden values of this machine.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     found = {"name": stage.name, "date": now, "status": "skipped", "seconds": 0.0, "why": "no time left"}
@@ -60,7 +60,7 @@ def _environment(is_rehearsal, golden):
 
 
 def _read(stage, out, found):
-    """Fill in the result, as far as it is written; the checks."""
+    """Fill in the result as far as it is written; returns the checks."""
     if found["status"] == "running" and not out.exists():
         return []
     try:
@@ -73,7 +73,7 @@ def _read(stage, out, found):
 
 
 def _execute(command, cwd, environment, seconds, grace, log, look) -> int | None:
-    """Exit status; None if it had to be stopped. Nothing that it started is left behind."""
+    """Returns the exit status, or None if it had to be stopped. Leaves no subprocess behind."""
     end = time.monotonic() + seconds
     with log.open("w") as output:
         options = {"cwd": cwd, "env": environment, "stdout": output, "stderr": subprocess.STDOUT}
@@ -102,5 +102,5 @@ def _tail(log):
 
 
 def _clean(text):
-    """Without the names of this machine's folders."""
+    """Remove the names of this machine's folders."""
     return text.replace(str(ROOT), ".").replace(str(Path.home()), "~")

@@ -1,4 +1,4 @@
-"""README's tables from what bench_block.py and bench_model.py measured on CPUs."""
+"""README's tables, from CPU results of bench_block.py and bench_model.py."""
 
 from pathlib import Path
 
@@ -15,15 +15,15 @@ ON_MODELS |= {"diffusers": "diffusers", "ditfast": "ditfast", "ditfast+compile":
 
 
 def update(path: Path, blocks: list[dict], models: list[dict]) -> None:
-    """Replace what lies between the marks of a README."""
+    """Replace the text between the markers in a README."""
     path.write_text(updated(path.read_text(), blocks, models))
 
 
 def updated(text: str, blocks: list[dict], models: list[dict]) -> str:
-    """The same text with the tables of today's results.
+    """The text with tables of the given results.
 
     Raises:
-        ValueError: it has no marks.
+        ValueError: it has no markers.
     """
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
@@ -34,12 +34,12 @@ def updated(text: str, blocks: list[dict], models: list[dict]) -> str:
 
 
 def table(blocks: list[dict]) -> list[str]:
-    """Forward and backward of each block, what takes longest first."""
+    """Forward and backward of each block, slowest first."""
     return _table(VARIANTS, [_times(run, "fwd_bwd", VARIANTS) for run in blocks])
 
 
 def model_table(models: list[dict]) -> list[str]:
-    """A step of each whole model, what takes longest first."""
+    """A step of each whole model, slowest first."""
     return _table(ON_MODELS, [_times(run, mode, ON_MODELS) for run in models for mode in STEPS])
 
 
@@ -51,7 +51,7 @@ def _table(variants, found):
 
 
 def _times(run, mode, variants):
-    """What was measured, and its cases by variant; None unless ditfast and PyTorch were."""
+    """Returns (description, cases by variant); None unless both ditfast and PyTorch were measured."""
     cases = {c["variant"]: c for c in run["cases"] if c["mode"] == mode and c["ms"] and c["variant"] in variants}
     w = run["workload"]
     step = f"{STEPS[mode]}, " if mode in STEPS else ""

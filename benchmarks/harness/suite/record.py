@@ -1,4 +1,4 @@
-"""What gpu_suite.py writes: one record of one commit on one machine, with the newest result of every stage."""
+"""The record that gpu_suite.py writes: the newest result of every stage for one commit on one machine."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ def new(head: dict, options) -> dict:
 
 
 def result_path(folder: Path | None, head: dict) -> Path:
-    """The file of a record with this header, in a folder that exists."""
+    """The file of a record with this header; creates its folder."""
     gpu = head["machine"].get("gpu", "").replace(" ", "-")
     folder = folder or (BENCHMARKS / "results" / gpu if gpu else ROOT / "build" / "gpu_suite")
     folder.mkdir(parents=True, exist_ok=True)
@@ -21,17 +21,17 @@ def result_path(folder: Path | None, head: dict) -> Path:
 
 
 def load(path: Path) -> dict:
-    """A record.
+    """Read a record.
 
     Raises:
-        ValueError: there is none in the file.
+        ValueError: the file does not contain one.
     """
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"must be files that gpu_suite.py wrote, got {str(path)!r}: {error}") from error
+        raise ValueError(f"must be files written by gpu_suite.py, got {str(path)!r}: {error}") from error
     if not isinstance(record, dict) or record.get("benchmark") != "gpu_suite":
-        raise ValueError(f"must be files that gpu_suite.py wrote, got {str(path)!r}")
+        raise ValueError(f"must be files written by gpu_suite.py, got {str(path)!r}")
     return record
 
 
@@ -39,7 +39,7 @@ def merge(records: list[dict]) -> dict:
     """One record with the newest result of every stage, and the newest header.
 
     Raises:
-        ValueError: they are not of one commit on one machine.
+        ValueError: they are not all of one commit on one machine.
     """
     first, *rest = map(_identity, records)
     for other in rest:
@@ -61,7 +61,7 @@ def _identity(record):
 
 
 def _rank(stage):
-    """A stage that found nothing does not replace one that did."""
+    """A stage without a result does not replace one with a result."""
     return stage["result"] is not None, stage["date"]
 
 

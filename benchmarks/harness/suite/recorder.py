@@ -1,4 +1,4 @@
-"""A pytest plugin, `-p harness.suite.recorder`: writes what each test found as soon as the test has ended."""
+"""A pytest plugin, `-p harness.suite.recorder`, that writes the result of each test as soon as it has ended."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ def pytest_configure(config):
 
 
 class Recorder:
-    """Keeps the file complete: how many tests passed, failed and were skipped, the failures, and the checks.
+    """Keeps the file complete: numbers of passed, failed and skipped tests, failures, and checks.
 
-    A test with the property `direction` is a check: its properties name a kernel, which kept the contract or did not.
+    A test with the property `direction` is a check of the kernel that its properties name.
     """
 
     def __init__(self, path: Path):

@@ -1,4 +1,4 @@
-"""The stages of gpu_suite.py: how each is started, and what its output says."""
+"""The stages of gpu_suite.py: how to start each and read its output."""
 
 import json
 import sys
@@ -17,10 +17,10 @@ class Stage:
     """One subprocess.
 
     Attributes:
-        weight: its share of the time, among the stages that are still to come; here in seconds of the default.
+        weight: its share of the time among the remaining stages, in seconds at the default deadline.
         command: (output file, seconds, is rehearsal) -> arguments.
-        read: text of the output file -> (result, checks). A check says of one kernel whether it kept the contract.
-        folder: where it is started.
+        read: text of the output file -> (result, checks). A check says whether one kernel kept the contract.
+        folder: working directory.
     """
 
     name: str
