@@ -1,10 +1,14 @@
 """The adaLN-Zero block of a DiT and its final layer."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch.distributed as dist
 import torch.nn as nn
+from torch import Tensor
 
 from ditfast import ops
-from ditfast.models.carry import Carry, add_pending, junction, modulation, set_pending, split_rows, start_carry
+from ditfast.models.carry import Carry, as_tokens, junction, modulation, set_pending, split_rows, start_carry
 from ditfast.models.plain import (
     are_plain,
     has_original_forward,
@@ -21,22 +25,22 @@ from ditfast.ops.sdpa import sdpa
 
 @remember_forward
 class Attention(nn.Module):
-    """Multi-head self-attention with a packed qkv Linear; (B, N, D) -> (B, N, D).
+    """Multi-head self-attention with a packed qkv Linear: (B, N, D) -> (B, N, D).
 
     Args:
         dim: D.
         num_heads: H; the head dim is d = D / H.
-        qkv_bias, proj_bias: whether the Linears of qkv and of the output have a bias.
-        qk_norm: a norm over d of q and of k.
-        attn_drop, proj_drop: probability of dropping an attention weight, an output; in training only.
-        norm_layer: class of that norm.
+        qkv_bias, proj_bias: whether the qkv and output Linears have a bias.
+        qk_norm: whether to normalize q and k over d.
+        attn_drop, proj_drop: dropout probability of attention weights and outputs, in training only.
+        norm_layer: class of the q and k norms.
 
     Attributes:
-        fused_attn: set it to False to have the attention weights (B, H, N, N) pass through the module ``attn_drop``,
-            where a hook sees them; that runs on plain PyTorch.
+        fused_attn: set to False to pass the attention weights (B, H, N, N) through the module ``attn_drop``, where a
+            hook can see them; this runs on plain PyTorch.
 
     Raises:
-        ValueError: D is not divisible by H.
+        ValueError: H does not divide D.
 
     Source: Vaswani et al., "Attention Is All You Need", section 3.2.
     """
@@ -45,14 +49,14 @@ class Attention(nn.Module):
 
     def __init__(
         self,
-        dim,
-        num_heads=8,
-        qkv_bias=False,
-        qk_norm=False,
-        proj_bias=True,
-        attn_drop=0.0,
-        proj_drop=0.0,
-        norm_layer=nn.LayerNorm,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
+        proj_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
     ):
         super().__init__()
         if dim % num_heads:
@@ -67,12 +71,13 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x, backends=None):
+    def forward(self, x: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
         return self.proj_drop(self.proj(self._attend(x, backends)))
 
-    def forward_without_bias(self, x, backends):
-        """The output without the bias of ``proj``, and that bias (None where it is already added)."""
-        drop, proj = self._modules["proj_drop"], self._modules["proj"]
+    def forward_without_bias(self, x: Tensor, backends: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return (output without the bias of ``proj``, that bias, or None if already added)."""
+        parts: dict[str, Any] = self._modules
+        drop, proj = parts["proj_drop"], parts["proj"]
         drops = not is_plain(drop, nn.Dropout) or (drop.training and drop.p > 0)
         if drops or not is_plain(proj, nn.Linear):
             return self.forward(x, backends), None
@@ -80,11 +85,11 @@ class Attention(nn.Module):
         return out, parameter(proj, "bias")
 
     def _attend(self, x, backends):
-        parts = self._modules  # several times faster than attributes of a module
+        parts = self._modules  # several times faster than attribute access
         qkv, q_norm, k_norm, drop = parts["qkv"], parts["q_norm"], parts["k_norm"], parts["attn_drop"]
         fused = self.fused_attn and has_original_forward(drop, nn.Dropout)
         dropout = drop.p if fused and self.training else 0.0
-        # the fused operations take q and k as the Linear wrote them, and drop nothing
+        # the fused operations support neither q and k norms nor dropout
         if fused and dropout == 0 and is_plain(q_norm, nn.Identity) and is_plain(k_norm, nn.Identity):
             if is_plain(qkv, nn.Linear):
                 weight, bias = parameter(qkv, "weight"), parameter(qkv, "bias")
@@ -104,40 +109,42 @@ class Attention(nn.Module):
 
 @remember_forward
 class Mlp(nn.Module):
-    """Linear, GELU (tanh), Linear; (B, N, D) -> (B, N, D).
+    """Linear, tanh GELU, Linear: (B, N, D) -> (B, N, D).
 
     Args:
         in_features: D.
         hidden_features: width between the two Linears.
 
     Attributes:
-        recompute: keep the tensor before GELU for backward and compute the one after it again (False by default).
+        recompute: save only the tensor before GELU and recompute the activation in backward (default False).
 
     Source: Peebles & Xie, section 3.2, "pointwise feedforward".
     """
 
-    def __init__(self, in_features, hidden_features):
+    def __init__(self, in_features: int, hidden_features: int):
         super().__init__()
         self.fc1 = nn.Linear(in_features, hidden_features)
         self.act = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(hidden_features, in_features)
         self.recompute = False
 
-    def forward(self, x, backends=None):
+    def forward(self, x: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
         weights = self._weights()
         if weights is None:
             return self.fc2(self.act(self.fc1(x)))
-        return ops.mlp(x, *weights, self.recompute, backend=backends)
+        w1, b1, w2, b2 = weights
+        return ops.mlp(x, w1, b1, w2, b2, self.recompute, backend=backends)
 
-    def forward_without_bias(self, x, backends):
-        """The output without the bias of ``fc2``, and that bias (None where it is already added)."""
+    def forward_without_bias(self, x: Tensor, backends: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return (output without the bias of ``fc2``, that bias, or None if already added)."""
         weights = self._weights()
         if weights is None:
             return self.forward(x, backends), None
-        return ops.mlp(x, *weights[:3], recompute=self.recompute, backend=backends), weights[3]
+        w1, b1, w2, b2 = weights
+        return ops.mlp(x, w1, b1, w2, recompute=self.recompute, backend=backends), b2
 
     def _weights(self):
-        """What the fused operation takes; None if it cannot take the place of the submodules."""
+        """The weights to pass to the fused operation; None if it cannot replace the submodules."""
         parts = self._modules
         fc1, act, fc2 = parts["fc1"], parts["act"], parts["fc2"]
         if not (is_plain(fc1, nn.Linear) and is_plain(fc2, nn.Linear) and is_plain(act, nn.GELU)):
@@ -148,16 +155,16 @@ class Mlp(nn.Module):
         return parameter(fc1, "weight"), bias, parameter(fc2, "weight"), parameter(fc2, "bias")
 
 
-def call_branch(module: nn.Module, h, backends):
-    """The output of ``module``, an `Attention` or `Mlp` or what replaced it."""
+def call_branch(module: nn.Module, h: Tensor, backends: tuple[str, ...]) -> Tensor:
+    """Call ``module``: an `Attention`, an `Mlp`, or a replacement of one."""
     native = has_original_forward(module, Attention) or has_original_forward(module, Mlp)
     return module(h, backends=backends) if native else module(h)
 
 
-def call_without_bias(module: nn.Module, h, backends):
-    """The same without its last bias, and that bias; None where it is already added."""
+def call_without_bias(module: nn.Module, h: Tensor, backends: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
+    """Like `call_branch`; return (output without the final bias, that bias, or None if already added)."""
     if is_plain(module, Attention) or is_plain(module, Mlp):
-        return module.forward_without_bias(h, backends)
+        return module.forward_without_bias(h, backends)  # type: ignore[operator]  # one of the two
     return call_branch(module, h, backends), None
 
 
@@ -172,11 +179,11 @@ _PARTS = {  # of a `DiTBlock`
 
 @remember_forward
 class DiTBlock(nn.Module):
-    """A transformer block with adaptive LayerNorm whose gates start at zero (adaLN-Zero).
+    """A transformer block with adaptive LayerNorm and gates that start at zero (adaLN-Zero).
 
-    ``block(x, c)`` maps tokens (B, N, D) and conditioning (B, D) to tokens (B, N, D). ``block(carry, c)`` with
-    a `Carry` returns a `Carry`: the same tokens with the last branch still to be added. The backends are those in
-    force, ``backends`` if given, or those that the carry names.
+    ``block(x, c)`` maps tokens (B, N, D) and conditioning (B, D) to tokens (B, N, D). Given a `Carry`, ``block(carry,
+    c)`` returns a `Carry`: the same tokens, with the last branch still to be added. The backends are those of the
+    carry, else ``backends``, else those in force.
 
     Args:
         hidden_size: D.
@@ -185,13 +192,13 @@ class DiTBlock(nn.Module):
         block_kwargs: ``qk_norm``, ``proj_bias``, ``attn_drop``, ``proj_drop``, ``norm_layer`` of `Attention`.
 
     Raises:
-        TypeError: another keyword.
-        ValueError: the heads do not divide D.
+        TypeError: any other keyword.
+        ValueError: num_heads does not divide D.
 
     Source: Peebles & Xie, section 3.2, "adaLN-Zero block".
     """
 
-    def __init__(self, hidden_size, num_heads, mlp_ratio=4.0, **block_kwargs):
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, **block_kwargs: Any):
         super().__init__()
         unknown = block_kwargs.keys() - {"qk_norm", "proj_bias", "attn_drop", "proj_drop", "norm_layer"}
         if unknown:
@@ -208,20 +215,21 @@ class DiTBlock(nn.Module):
     takes_carry = True
 
     @property
-    def is_native(self):
+    def is_native(self) -> bool:
+        """Whether the block runs the package's own forward."""
         return has_original_forward(self, DiTBlock)
 
-    def forward(self, x, c, backends=None):
+    def forward(self, x: Tensor | Carry, c: Tensor, backends: tuple[str, ...] | None = None) -> Tensor | Carry:
         if isinstance(x, Carry):
             done = self._unfused(x)
             return self._fused(x, c) if done is None else done
         reject_symbolic(x)
         carry = start_carry(x, c, backends or names_in_force())
         done = self._unfused(carry)
-        return add_pending(self._fused(carry, c)).x if done is None else add_unfused(done)
+        return as_tokens(self._fused(carry, c)) if done is None else add_unfused(done)
 
-    def forward_rows(self, carry, rows):
-        """The block on a `Carry`, where it is known what adaLN makes of the conditioning: rows (B or 1, 6*D)."""
+    def forward_rows(self, carry: Carry, rows: Tensor) -> Carry:
+        """Run the block on a `Carry` with precomputed modulation: rows (B or 1, 6*D)."""
         done = self._unfused(carry, rows)
         return self._fused(carry, None, rows) if done is None else done
 
@@ -255,7 +263,7 @@ class FinalLayer(nn.Module):
     Source: Peebles & Xie, section 3.2, "Transformer decoder".
     """
 
-    def __init__(self, hidden_size, patch_size, out_channels):
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
@@ -264,16 +272,17 @@ class FinalLayer(nn.Module):
     takes_carry = True
 
     @property
-    def is_native(self):
+    def is_native(self) -> bool:
+        """Whether the layer runs the package's own forward."""
         return has_original_forward(self, FinalLayer)
 
-    def forward(self, x, c, backends=None):
+    def forward(self, x: Tensor | Carry, c: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
         reject_symbolic(x)
         carry = x if isinstance(x, Carry) else start_carry(x, c, backends or names_in_force())
         return self.forward_rows(carry, modulation(self.adaLN_modulation, c, carry))
 
-    def forward_rows(self, carry, rows):
-        """The layer on a `Carry`, where it is known what adaLN makes of the conditioning: rows (B or 1, 2*D)."""
+    def forward_rows(self, carry: Carry, rows: Tensor) -> Tensor:
+        """Run the layer on a `Carry` with precomputed modulation: rows (B or 1, 2*D)."""
         shift, scale = split_rows(rows, 2, carry.x)  # (B, D) each
         _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
         return self.linear(h)  # (B, N, p*p*C)

@@ -1,13 +1,14 @@
 """The paper's other ways to condition on timestep and class, and the table of all four.
 
-The attention and the MLP are those of the adaLN-Zero block; a branch is added as it is, without a gate.
+Attention and MLP are those of the adaLN-Zero block; branches are added without a gate.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call_branch
 from ditfast.models.carry import norm_modulate, one_per_sample, split_rows
@@ -27,12 +28,12 @@ class AdaLNBlock(nn.Module):
         mlp_ratio: width of the MLP over D.
 
     Raises:
-        ValueError: the heads do not divide D.
+        ValueError: num_heads does not divide D.
 
     Source: Peebles & Xie, section 3.2, "Adaptive layer norm (adaLN) block".
     """
 
-    def __init__(self, hidden_size, num_heads, mlp_ratio=4.0):
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
@@ -41,10 +42,11 @@ class AdaLNBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 4 * hidden_size))
 
     @property
-    def is_native(self):
+    def is_native(self) -> bool:
+        """Whether the block runs the package's own forward."""
         return has_original_forward(self, AdaLNBlock)
 
-    def forward(self, x, c, backends=None):
+    def forward(self, x: Tensor, c: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
         reject_symbolic(x)
         backends = backends or names_in_force()
         rows = split_rows(self.adaLN_modulation(c), 4, x)
@@ -55,7 +57,7 @@ class AdaLNBlock(nn.Module):
 
 @remember_forward
 class InContextBlock(nn.Module):
-    """A plain transformer block; the conditioning is among its tokens: (B, N + 2, D) -> (B, N + 2, D).
+    """A plain transformer block; two of its tokens are the conditioning: (B, N + 2, D) -> (B, N + 2, D).
 
     Args:
         hidden_size: D.
@@ -63,12 +65,12 @@ class InContextBlock(nn.Module):
         mlp_ratio: width of the MLP over D.
 
     Raises:
-        ValueError: the heads do not divide D.
+        ValueError: num_heads does not divide D.
 
     Source: Peebles & Xie, section 3.2, "In-context conditioning".
     """
 
-    def __init__(self, hidden_size, num_heads, mlp_ratio=4.0):
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
@@ -76,10 +78,11 @@ class InContextBlock(nn.Module):
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
 
     @property
-    def is_native(self):
+    def is_native(self) -> bool:
+        """Whether the block runs the package's own forward."""
         return has_original_forward(self, InContextBlock)
 
-    def forward(self, x, c=None, backends=None):
+    def forward(self, x: Tensor, c: Tensor | None = None, backends: tuple[str, ...] | None = None) -> Tensor:
         reject_symbolic(x)
         backends = backends or names_in_force()
         x = x + call_branch(self.attn, self.norm1(x), backends)
@@ -87,7 +90,7 @@ class InContextBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of tokens to M vectors: (B, N, D), (B, M, D) -> (B, N, D).
+    """Multi-head attention of tokens over M vectors: (B, N, D), (B, M, D) -> (B, N, D).
 
     Args:
         dim: D.
@@ -96,14 +99,14 @@ class CrossAttention(nn.Module):
     Source: Vaswani et al., "Attention Is All You Need", section 3.2.
     """
 
-    def __init__(self, dim, num_heads):
+    def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x, c):
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, d)
         k, v = self.kv(c).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, d)
         out = sdpa(q, k, v)  # (B, H, N, d)
@@ -112,20 +115,20 @@ class CrossAttention(nn.Module):
 
 @remember_forward
 class CrossAttentionBlock(nn.Module):
-    """A transformer block that attends to timestep and class after itself: (B, N, D), (B, 2, D) -> (B, N, D).
+    """Self-attention, then cross-attention to timestep and class, then an MLP: (B, N, D), (B, 2, D) -> (B, N, D).
 
     Args:
         hidden_size: D.
-        num_heads: attention heads, of both attentions; must divide D.
+        num_heads: heads of both attentions; must divide D.
         mlp_ratio: width of the MLP over D.
 
     Raises:
-        ValueError: the heads do not divide D.
+        ValueError: num_heads does not divide D.
 
     Source: Peebles & Xie, section 3.2, "Cross-attention block".
     """
 
-    def __init__(self, hidden_size, num_heads, mlp_ratio=4.0):
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
@@ -135,10 +138,11 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
 
     @property
-    def is_native(self):
+    def is_native(self) -> bool:
+        """Whether the block runs the package's own forward."""
         return has_original_forward(self, CrossAttentionBlock)
 
-    def forward(self, x, c, backends=None):
+    def forward(self, x: Tensor, c: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
         reject_symbolic(x)
         backends = backends or names_in_force()
         x = x + call_branch(self.attn, self.norm1(x), backends)
@@ -157,12 +161,12 @@ class PlainFinalLayer(nn.Module):
     Source: Peebles & Xie, section 3.2, "Transformer decoder": the LayerNorm is adaptive only with adaLN.
     """
 
-    def __init__(self, hidden_size, patch_size, out_channels):
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6)
         self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
 
-    def forward(self, x, c=None):
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.linear(self.norm_final(x))
 
 
@@ -180,11 +184,11 @@ def _append_tokens(x, t, y):
 
 
 class Conditioning(NamedTuple):
-    """How a DiT takes in timestep and class."""
+    """How timestep and class enter a DiT."""
 
-    block: type[nn.Module]
-    final: type[nn.Module]
-    combine: Callable  # (x (B, N, D), t, y (B or 1, D)) -> the tokens and the conditioning that blocks are given
+    block: Callable[..., Any]  # (hidden_size, num_heads, mlp_ratio) -> a module
+    final: Callable[..., Any]  # (hidden_size, patch_size, out_channels) -> a module
+    combine: Callable  # (x (B, N, D), t, y (B or 1, D)) -> (tokens, conditioning) for the blocks
 
 
 CONDITIONINGS = {
@@ -196,7 +200,7 @@ CONDITIONINGS = {
 
 
 def check_conditioning(name: str) -> None:
-    """Raise a ValueError that suggests the nearest name, if there is no conditioning ``name``."""
+    """Raise a ValueError that suggests the closest name, if there is no conditioning ``name``."""
     if name not in CONDITIONINGS:
         hint = did_you_mean(name, CONDITIONINGS)
         raise ValueError(f"conditioning must be one of {', '.join(CONDITIONINGS)}, got {name!r}{hint}")

@@ -4,12 +4,16 @@ from ditfast.models.dit import DiT
 from ditfast.models.meta import on_meta
 from ditfast.models.presets import DiT_models
 
-DTYPES = {"bf16": (2, 2), "fp32": (4, 4), "autocast": (4, 2)}  # bytes in the residual stream, in the branches
-ROWS = {"adaln_zero": 6, "adaln": 4, "cross_attention": 0, "in_context": 0}  # shifts, scales, gates of a block
+DTYPES = {
+    "bf16": (2, 2),
+    "fp32": (4, 4),
+    "autocast": (4, 2),
+}  # bytes per element in the residual stream, in the branches
+ROWS = {"adaln_zero": 6, "adaln": 4, "cross_attention": 0, "in_context": 0}  # shifts, scales and gates per block
 
 
 def macs(model: DiT) -> dict[str, int]:
-    """Multiply-adds of one sample's forward, by operator."""
+    """Multiply-adds of one sample's forward pass, by operator."""
     n, m, d, depth, width = _sizes(model)
     table, times = model.conditioning in ("adaln_zero", "adaln"), 1 + (model.r_embedder is not None)
     patch = model.patch_size**2
@@ -27,18 +31,19 @@ def macs(model: DiT) -> dict[str, int]:
 
 
 def kept_bytes(model: DiT, batch: int = 1, dtype: str = "bf16") -> dict[str, int]:
-    """Bytes kept for backward, by operator, on this package's kernels; parameters and their casts do not count.
+    """Bytes saved for backward by this package's kernels, by operator; parameters and their casts do not count.
 
-    A tensor is counted once, where it is read: what a Linear reads is also what the operation before it kept.
+    A tensor counts once, where it is read: a Linear's input is also what the operation before it saved.
     """
     n, m, d, depth, width = _sizes(model)
     stream, branch = (size * batch for size in DTYPES[dtype])
     zero, adaptive, cross = model.conditioning == "adaln_zero", ROWS[model.conditioning] > 0, _is_cross(model)
     unit, lse = m * d, batch * 4 * m * model.num_heads
-    norm = unit * stream + batch * 4 * 2 * m  # what a LayerNorm reads, mean and rstd
-    pending = zero * unit * branch  # the branch that a junction adds
-    hiddens = 1 if depth and model.blocks[0].mlp.recompute else 2  # before and after GELU
-    casts = stream != branch  # autocast casts the conditioning anew for each Linear that reads it
+    norm = unit * stream + batch * 4 * 2 * m  # a LayerNorm's input, mean and rstd
+    pending = zero * unit * branch  # the branch added by a junction
+    recomputes = bool(depth) and model.blocks[0].mlp.recompute  # type: ignore[union-attr]
+    hiddens = 1 if recomputes else 2  # before and after GELU
+    casts = stream != branch  # under autocast each Linear casts the conditioning again
     silus = 1 if zero and not casts else depth + 1
     return {
         "embedders": n * model.patch_size**2 * model.in_channels * branch
@@ -57,7 +62,7 @@ def kept_bytes(model: DiT, batch: int = 1, dtype: str = "bf16") -> dict[str, int
 
 
 def parameters(model: DiT) -> dict[str, int]:
-    """Parameters by operator, the frozen position embedding among those of the embedders."""
+    """Parameters by operator; the frozen position embedding belongs to the embedders."""
     found = dict.fromkeys(macs(model), 0)
     for name, p in model.named_parameters():
         found[_operator(name)] += p.numel()
@@ -71,7 +76,7 @@ def _operator(name):
 
 
 def _sizes(model):
-    """N, tokens inside the blocks, D, depth, the MLP's width."""
+    """(N, tokens inside the blocks, D, depth, MLP width)."""
     _, n, d = model.pos_embed.shape
     m = n + 2 if model.conditioning == "in_context" else n
     return n, m, d, len(model.blocks), model.blocks[0].mlp.fc1.out_features if len(model.blocks) else 0
@@ -82,12 +87,12 @@ def _is_cross(model):
 
 
 def training_macs(model: DiT, batch: int, steps: int) -> int:
-    """The paper's training compute: 3 x forward x batch x steps, since backward costs twice the forward."""
+    """The paper's training compute, 3 x forward x batch x steps: backward costs twice the forward."""
     return 3 * sum(macs(model).values()) * batch * steps
 
 
 def build_on_meta(name: str, conditioning: str = "adaln_zero", image_size: int = 256) -> DiT:
-    """A model of the paper without memory for its parameters; latents have an eighth of the image's size."""
+    """Build one of the paper's models on the meta device; latents are an eighth of the image's size."""
     if image_size % 8:
         raise ValueError(f"image_size must be a multiple of 8, got {image_size}")
     with on_meta():

@@ -1,12 +1,13 @@
-"""What the arguments of a `DiT` can be. Checked before a module is built: a config may come from a file of others."""
+"""Limits of a `DiT`'s arguments, checked before a module is built: a config may come from an untrusted file."""
 
 import math
 from numbers import Integral, Real
 from reprlib import repr as short
+from typing import Any
 
-import torch
+from torch import Tensor
 
-POSITIONS = 2**28  # numbers of the position embedding, N * D, which is computed in float64
+POSITIONS = 2**28  # values in the position embedding, N * D, which is computed in float64
 _WHOLE = {
     "patch_size": (1, 2**12),
     "in_channels": (1, 2**16),
@@ -22,12 +23,12 @@ _REAL = {
     "norm2_eps": (0, 1),
 }
 _POSITIVE = ("mlp_ratio", "norm2_eps")
-_SIZE = (1, 2**16)  # of a side of the latent
+_SIZE = (1, 2**16)  # of one side of the latent
 _SWITCHES = ("learn_sigma", "recompute_mlp", "second_time")
 
 
 def check_arguments(config: dict) -> None:
-    """Refuse arguments of `DiT` that no model has; those that are missing are not looked at.
+    """Reject arguments of `DiT` that are out of range; missing ones are not checked.
 
     Raises:
         ValueError: naming the argument, the rule and the value.
@@ -43,7 +44,7 @@ def check_arguments(config: dict) -> None:
             raise ValueError(f"{name} must be true or false, got {short(config[name])}")
     for name in ("conditioning", "backend"):
         if config.get(name) is not None and not isinstance(config[name], str):
-            raise ValueError(f"{name} must be a name, got {short(config[name])}")
+            raise ValueError(f"{name} must be a string, got {short(config[name])}")
     if "input_size" in config:
         _check_size(config)
     if config.get("hidden_size", 4) % 4:
@@ -57,22 +58,23 @@ def check_arguments(config: dict) -> None:
         )
 
 
-def check_tensors(**values) -> None:
+def check_tensors(**values: object) -> None:
+    """Require tensors."""
     for name, value in values.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
-def check_number(name: str, value) -> None:
-    """``value`` is a finite number."""
+def check_number(name: str, value: Any) -> None:
+    """Require a finite number."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {short(value)}")
 
 
-def whole(name: str, value, low: int, high: int) -> None:
-    """``value`` is a whole number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
-        raise ValueError(f"{name} must be a whole number in [{low}, {high}], got {short(value)}")
+def whole(name: str, value: Any, low: int, high: int) -> None:
+    """Require an integer in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise ValueError(f"{name} must be an integer in [{low}, {high}], got {short(value)}")
 
 
 def _real(name, value, low, high):
@@ -86,7 +88,7 @@ def _check_size(config):
     size, patch = config["input_size"], config.get("patch_size", 1)
     sides = size if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2:
-        raise ValueError(f"input_size must be one whole number, or two, got {short(size)}")
+        raise ValueError(f"input_size must be one integer or two, got {short(size)}")
     for side in sides:
         whole("input_size", side, *_SIZE)
     if any(side % patch for side in sides):
@@ -95,5 +97,5 @@ def _check_size(config):
     if tokens * dim > POSITIONS:
         raise ValueError(
             f"input_size={size} with patch_size={patch} makes {tokens} tokens of hidden_size={dim}: "
-            f"more than {POSITIONS} numbers"
+            f"more than {POSITIONS} values"
         )

@@ -1,22 +1,24 @@
-"""Models without memory: their names, shapes and arithmetic."""
+"""Models without memory, for their names, shapes and costs."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
+_DRAWS = (Tensor.normal_, Tensor.uniform_)
 
 
 @contextmanager
-def on_meta():
-    """Make modules on the meta device, and skip the random numbers of their initialisation."""
+def on_meta() -> Iterator[None]:
+    """Create modules on the meta device and skip their random initialization."""
     with torch.device("meta"), _WithoutDraws():
         yield
 
 
 class _WithoutDraws(TorchFunctionMode):
-    """On the meta device a draw would do nothing but import torch.compile, which takes a second."""
+    """On the meta device a random draw would only import torch.compile, which takes a second."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -1,5 +1,6 @@
 """Weights packed for inference on the CPU."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.nn as nn
@@ -8,7 +9,7 @@ from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp
 from ditfast.models.plain import is_plain
 from ditfast.ops.gemm import packed
 
-_LINEARS = {  # the Linears that run on packed weights, by their owner
+_LINEARS = {  # the Linears that run on packed weights, by owner
     Attention: ("qkv", "proj"),
     Mlp: ("fc1", "fc2"),
     DiTBlock: ("adaLN_modulation.1",),
@@ -17,17 +18,17 @@ _LINEARS = {  # the Linears that run on packed weights, by their owner
 
 
 @contextmanager
-def packed_weights(model: nn.Module):
-    """Run the Linears of a model's blocks on weights packed as the CPU reads them, inside the ``with`` block.
+def packed_weights(model: nn.Module) -> Iterator[None]:
+    """Run the Linears of a model's blocks on weights packed for the CPU inside the ``with`` block.
 
-    The packed copies take as much memory as the weights. They are made on entry, freed on exit, and count in the
-    thread that enters, where packing was measured to gain: bfloat16 on CPUs with AVX512_BF16. Elsewhere nothing is
-    packed. They are passed over wherever they do not stand for the weight: with gradients or function transforms,
-    under autocast to another dtype, for Linears that are hooked, replaced or adapted, and for a weight that was
-    written to or replaced since. A write through ``.data`` goes unseen, as it does everywhere in PyTorch.
+    The packed copies take as much memory as the weights. They are created on entry, freed on exit and used only by
+    the thread that enters. Weights are packed only where measurements showed a gain: bfloat16 with AVX512_BF16. A
+    copy is ignored where it cannot replace the weight: with gradients or function transforms, under autocast to
+    another dtype, for hooked, replaced or adapted Linears, and for a weight written to or replaced since. A write
+    through ``.data`` goes unnoticed, as everywhere in PyTorch.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

@@ -1,10 +1,15 @@
-"""Whether a fusion may take the place of a submodule's own call, and what none can work on."""
+"""Whether a fusion may replace a call of a submodule."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
-ORDINARY = (torch.Tensor, torch.nn.Parameter)  # types of tensors that are just memory
+_Module = TypeVar("_Module", bound=type[nn.Module])
+ORDINARY = (Tensor, nn.Parameter)  # tensor types that are plain memory
 _FUSED = (
     nn.Linear,
     nn.LayerNorm,
@@ -16,35 +21,35 @@ _FUSED = (
     nn.Conv2d,
     nn.Embedding,
 )
-# class -> its own forward, for which fusions stand; None where it was replaced before this was imported
-_ORIGINAL = {
+# class -> the forward that fusions replace; None if it was patched before this import
+_ORIGINAL: dict[type[nn.Module], Callable | None] = {
     cls: cls.forward if cls.forward.__module__ == cls.__module__ and not hasattr(cls.forward, "__wrapped__") else None
     for cls in _FUSED
 }
 
 
-def remember_forward(cls: type) -> type:
-    """A class decorator: from now on `is_plain` and `has_original_forward` know the class."""
+def remember_forward(cls: _Module) -> _Module:
+    """Class decorator: make the class known to `is_plain` and `has_original_forward`."""
     _ORIGINAL[cls] = cls.forward
     return cls
 
 
-def forget_forward(cls: type) -> None:
-    """From now on `is_plain` and `has_original_forward` know the class, and say no."""
+def forget_forward(cls: type[nn.Module]) -> None:
+    """Make `is_plain` and `has_original_forward` return False for the class from now on."""
     _ORIGINAL[cls] = None
 
 
-def is_original(cls: type) -> bool:
-    """Whether ``cls`` still has the forward that was remembered."""
+def is_original(cls: type[nn.Module]) -> bool:
+    """Whether ``cls`` still has the forward it was registered with."""
     return cls.forward is _ORIGINAL[cls]
 
 
-def is_plain(module: torch.nn.Module, cls: type) -> bool:
-    """Whether calling ``module`` does exactly what the forward of ``cls`` does, and nobody watches the call.
+def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether calling ``module`` does exactly what the forward of ``cls`` does, unobserved.
 
     False for subclasses (LoRA, float8, parametrizations), for hooks (the module's or torch.nn's global ones), for
     a ``forward`` patched on the instance or the class, and for parameters of a special tensor type (quantized,
-    distributed). Nothing is remembered between calls.
+    distributed). Nothing is cached between calls.
     """
     if type(module) is not cls or cls.forward is not _ORIGINAL[cls] or "forward" in module.__dict__:
         return False
@@ -58,8 +63,8 @@ def is_plain(module: torch.nn.Module, cls: type) -> bool:
     return True
 
 
-def are_plain(modules: dict[str, torch.nn.Module], kinds: dict[str, type]) -> bool:
-    """Whether ``modules`` have these names and classes, and each `is_plain` but for its parameters."""
+def are_plain(modules: dict[str, nn.Module], kinds: dict[str, type[nn.Module]]) -> bool:
+    """Whether ``modules`` have these names and classes, and each `is_plain` apart from its parameters."""
     if tuple(modules) != tuple(kinds) or _has_any_global_hook():
         return False
     for module, cls in zip(modules.values(), kinds.values(), strict=True):
@@ -73,8 +78,8 @@ def are_plain(modules: dict[str, torch.nn.Module], kinds: dict[str, type]) -> bo
     return True
 
 
-def is_bare_layer_norm(module: torch.nn.Module) -> bool:
-    """Whether ``module`` is a plain LayerNorm over the last dimension without parameters, as adaLN modulates it."""
+def is_bare_layer_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a plain LayerNorm over the last dimension without parameters, as in adaLN."""
     return (
         is_plain(module, nn.LayerNorm)
         and module.weight is None
@@ -83,33 +88,33 @@ def is_bare_layer_norm(module: torch.nn.Module) -> bool:
     )
 
 
-def is_known(module: torch.nn.Module) -> bool:
-    """Whether `is_plain` holds for the class that ``module`` has."""
+def is_known(module: nn.Module) -> bool:
+    """Whether ``module`` `is_plain` for its own class."""
     return type(module) in _ORIGINAL and is_plain(module, type(module))
 
 
-def has_original_forward(module: torch.nn.Module, cls: type) -> bool:
-    """Whether ``module`` executes the forward of ``cls``, replaced neither in a class nor on the instance."""
+def has_original_forward(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether ``module`` runs the original forward of ``cls``, not one patched on a class or the instance."""
     return getattr(type(module), "forward", None) is _ORIGINAL[cls] and "forward" not in module.__dict__
 
 
-def parameter(module: torch.nn.Module, name: str):
-    """What ``module.<name>`` gives, several times faster."""
+def parameter(module: nn.Module, name: str) -> Any:
+    """``module.<name>``, several times faster."""
     value = module._parameters.get(name)
     return getattr(module, name) if value is None else value
 
 
-def is_watched(module: torch.nn.Module) -> bool:
-    """Whether calling ``module`` runs hooks other than those of torch.distributed, which take any structure."""
+def is_watched(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs hooks other than torch.distributed's, which accept any structure."""
     dicts = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
-    if not any(dicts):  # as nearly always
+    if not any(dicts):  # nearly always
         return _has_any_global_hook()
     found = [hook for hooks in dicts for hook in hooks.values()]
     foreign = [hook for hook in found if not (getattr(hook, "__module__", "") or "").startswith("torch.distributed.")]
     return bool(foreign) or _has_any_global_hook()
 
 
-def reject_symbolic(x) -> None:
-    """Raise a TypeError if x is what ``torch.fx.symbolic_trace`` passes through a module."""
+def reject_symbolic(x: object) -> None:
+    """Raise a TypeError if x is a Proxy of ``torch.fx.symbolic_trace``."""
     if isinstance(x, torch.fx.Proxy):
-        raise TypeError("x must be a tensor, got a Proxy: use torch.export in place of torch.fx.symbolic_trace")
+        raise TypeError("x must be a tensor, got a Proxy: use torch.export instead of torch.fx.symbolic_trace")

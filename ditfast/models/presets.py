@@ -1,9 +1,12 @@
-"""The twelve models of the paper by name: sizes S, B, L, XL (table 1), patches of 2, 4 and 8 latent pixels."""
+"""The paper's twelve models by name: sizes S, B, L, XL (table 1), patches of 2, 4 and 8 latent pixels."""
+
+from collections.abc import Callable
+from typing import Any
 
 from ditfast.models.dit import DiT
 from ditfast.suggest import did_you_mean
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
     "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16},
     "B": {"depth": 12, "hidden_size": 768, "num_heads": 12},
@@ -11,8 +14,8 @@ SIZES = {
 }
 
 
-def _preset(size, patch_size):
-    def build(**kwargs):
+def _preset(size: str, patch_size: int) -> Callable[..., DiT]:
+    def build(**kwargs: Any) -> DiT:
         return DiT(patch_size=patch_size, **SIZES[size], **kwargs)
 
     build.__name__ = build.__qualname__ = f"DiT_{size}_{patch_size}"

@@ -1,35 +1,35 @@
-"""What a model under forward-mode AD refuses before PyTorch fails on it, which happens later and with less to say."""
+"""Checks of a model under forward-mode AD, where PyTorch would fail later and with a worse message."""
 
 import torch
+import torch.nn as nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ditfast.models.wrappers import is_checkpoint
 
 
-def check_tangents(**values) -> None:
-    """Raise a TypeError if a tensor has a tangent of another dtype; PyTorch has checked that the shape is its own.
-
-    What is no tensor has none.
-    """
+def check_tangents(**values: object) -> None:
+    """Raise a TypeError if a tensor's tangent has another dtype; PyTorch checks its shape. Ignores non-tensors."""
     for name, value in values.items():
-        tangent = forward_ad.unpack_dual(value).tangent if isinstance(value, torch.Tensor) else None
+        if not isinstance(value, Tensor):
+            continue
+        tangent = forward_ad.unpack_dual(value).tangent
         if tangent is not None and tangent.dtype != value.dtype:
             raise TypeError(f"the tangent of {name} must have its dtype, {value.dtype}, got {tangent.dtype}")
 
 
-def reject_layer(layer) -> None:
-    """Raise if ``layer`` is wrapped in what takes no tangents.
+def reject_layer(layer: nn.Module) -> None:
+    """Raise if ``layer`` is wrapped in something that does not support tangents.
 
     Raises:
-        NotImplementedError: activation checkpointing in eager mode, where gradients are wanted; FSDP2 outside of
-            ``torch.func.jvp``.
+        NotImplementedError: activation checkpointing in eager mode with gradients; FSDP2 outside ``torch.func.jvp``.
     """
     if torch.compiler.is_compiling():
         return
     if is_checkpoint(layer) and torch.is_grad_enabled():
         raise NotImplementedError(
-            "activation checkpointing takes no tangents in eager mode: what it computes again has none and saves "
+            "activation checkpointing does not support tangents in eager mode: the recomputation has none and saves "
             "fewer tensors; compile the function that calls torch.func.jvp, or use recompute_mlp=True instead"
         )
     if hasattr(layer, "set_requires_gradient_sync") and not torch._C._are_functorch_transforms_active():
-        raise NotImplementedError("FSDP2 takes no tangents of forward_ad.dual_level: use torch.func.jvp")
+        raise NotImplementedError("FSDP2 does not support forward_ad.dual_level: use torch.func.jvp")

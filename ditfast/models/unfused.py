@@ -1,13 +1,16 @@
-"""An adaLN-Zero block in PyTorch's own operations: on the CPU, where no kernel would be taken.
+"""An adaLN-Zero block in PyTorch's own operations, for the CPU when no kernel would be chosen.
 
-There the fused operations, each of which checks its arguments and chooses a backend, cost more than they compute. So
-all that is asked once for the whole block. Whatever is not as usual is left to them: their checks explain it, their
-choice honours it.
+There the fused operations, which each check their arguments and choose a backend, cost more than they compute. So
+this checks once for the whole block. Anything unusual is left to them: their checks explain it, and their backend
+choice respects it.
 """
+
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from ditfast.models.carry import Carry, modulates_as_usual, set_pending
 from ditfast.models.plain import ORDINARY, are_plain
@@ -31,26 +34,26 @@ _ADALN = {"0": nn.SiLU, "1": nn.Linear}
 
 
 def may_be_unfused(carry: Carry) -> bool:
-    """Whether `forward_unfused` is worth a try, by what costs next to nothing to ask."""
+    """Whether `forward_unfused` is worth trying, by checks that cost next to nothing."""
     x = carry.x
-    if type(x) is not torch.Tensor or not x.is_cpu or torch.compiler.is_compiling():
+    if type(x) is not Tensor or not x.is_cpu or torch.compiler.is_compiling():
         return False
     is_eager = torch._C._get_tracing_state() is None and not torch.is_autocast_enabled("cpu")
     return is_eager and is_automatic(carry.backends)
 
 
-def forward_unfused(parts: dict[str, nn.Module], carry: Carry, rows=None) -> Carry | None:
-    """What a block of these parts makes of ``carry``, or None: ask the fused operations.
+def forward_unfused(parts: dict[str, Any], carry: Carry, rows: Tensor | None = None) -> Carry | None:
+    """Run a block on ``carry``; None if the fused operations must do it.
 
     Args:
-        parts: the submodules of a `DiTBlock`, all of which are plain.
-        rows: (B, 6*D) that its adaLN makes of the conditioning, where that is known.
+        parts: the submodules of a `DiTBlock`, all of them plain.
+        rows: (B, 6*D) modulation, if it is already computed.
     """
     attn, mlp = parts["attn"], parts["mlp"]
-    linears, weights = _linears(attn._modules, mlp._modules, parts["adaLN_modulation"]._modules), []
-    for linear in linears:
+    weights: list[Any] = []
+    for linear in _linears(attn._modules, mlp._modules, parts["adaLN_modulation"]._modules):
         own = linear._parameters
-        weights += (own.get("weight", linear), own.get("bias", linear))  # what is no parameter does not fit
+        weights += (own.get("weight", linear), own.get("bias", linear))  # a module never fits
     norms, heads, x = (parts["norm1"], parts["norm2"]), attn.num_heads, carry.x
     fits = weights and _are_usual(attn, mlp, norms) and _fit(weights, carry, rows)
     if not (fits and x.shape[2] % heads == 0):
@@ -65,30 +68,31 @@ def forward_unfused(parts: dict[str, nn.Module], carry: Carry, rows=None) -> Car
     checks.factor("scale", attn.scale)
     try:
         done = _forward(carry, rows, weights, heads, attn.scale, norms[0].eps, norms[1].eps)
-    except (RuntimeError, TypeError):  # of dtypes that do not go together
+    except (RuntimeError, TypeError):  # incompatible dtypes
         return None
-    for t in (done.x, done.y, done.gate):  # others were promoted
+    for t in (done.x, done.y, done.gate):  # otherwise something was promoted
         if t.dtype is not x.dtype:
             return None
     _note(carry)
     return done
 
 
-def add_unfused(carry: Carry):
-    """The tokens of what `forward_unfused` has made."""
+def add_unfused(carry: Carry) -> Tensor:
+    """The tokens of `forward_unfused`'s result."""
     note(GATED_RESIDUAL.name, "reference")
-    return torch.addcmul(carry.x, carry.gate.unsqueeze(1), carry.y)
+    x, y, gate, *_ = carry
+    return torch.addcmul(x, gate.unsqueeze(1), y)  # type: ignore[union-attr,arg-type]  # both are set
 
 
 def _linears(attn, mlp, adaln):
-    """Of the modulation, of qkv, the projection, the two of the MLP; none if a module is not plain."""
+    """The Linears of modulation, qkv, projection and MLP; empty if a module is not plain."""
     if not (are_plain(attn, _ATTENTION) and are_plain(mlp, _MLP) and are_plain(adaln, _ADALN)):
         return ()
     return adaln["1"], attn["qkv"], attn["proj"], mlp["fc1"], mlp["fc2"]
 
 
 def _are_usual(attn, mlp, norms) -> bool:
-    """Whether these modules have the settings for which `_forward` stands."""
+    """Whether these modules have the settings that `_forward` implements."""
     if not modulates_as_usual() or not attn.fused_attn or mlp.recompute or mlp._modules["act"].approximate != "tanh":
         return False
     for norm in norms:
@@ -103,8 +107,8 @@ def _are_usual(attn, mlp, norms) -> bool:
     return True
 
 
-def _fit(weights, carry, rows) -> bool:
-    """Whether all tensors are memory of the CPU in the shapes of a block: PyTorch takes some others in silence."""
+def _fit(weights, carry, rows):
+    """Whether all are plain CPU tensors with a block's shapes; PyTorch would silently accept some others."""
     x, y, gate, bias, silu_c, _ = carry
     shape, w1 = x.shape, weights[6]
     if len(shape) != 3 or x.numel() == 0 or type(w1) not in ORDINARY:
@@ -147,7 +151,7 @@ def _norm_modulate(x, shift, scale, eps):
 
 
 def _note(carry):
-    """Tell `record` which operations these were."""
+    """Log the equivalent operations for `record`."""
     if current_log() is not None:
         note(LAYER_NORM_MODULATE.name if carry.y is None else JUNCTION.name, "reference")
         note(ATTENTION.name, "sdpa")

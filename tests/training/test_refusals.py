@@ -26,7 +26,7 @@ import pytest
         (("--seed", 2**64), "--seed must be at most"),
         (("--batch", 10**12), "--batch must be at most"),
         (("--workers", 10**6), "--workers must be at most"),
-        (("--depth", 10**9), "--depth must be a whole number in [0, 1024], got 1000000000"),
+        (("--depth", 10**9), "--depth must be an integer in [0, 1024], got 1000000000"),
         (("--data", ""), "--data must be a path, got ''"),
         (("--resume", "x" * 300), "--resume cannot be xxx"),
         (("--parallel", "fsdp"), "--parallel fsdp needs torchrun, even for a single process"),
