@@ -1,10 +1,10 @@
-"""What runs on this machine, and why the rest does not.
+"""Report what runs on this machine, and why the rest does not.
 
     python -m ditfast.doctor [--json] [--verify]
 
-It reports, it does not judge: the exit status is 0 whatever is missing; with --verify it is 1 if a kernel is
-wrong. Only the standard library is imported
-at the top, and each probe is guarded: it starts without torch, without triton and without the extension.
+It reports but does not judge: the exit status is 0 whatever is missing, and 1 only if --verify finds a wrong kernel.
+Only the standard library is imported at the top and every probe is guarded, so it starts without torch, triton or the
+extension.
 """
 
 import argparse
@@ -13,15 +13,17 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import ditfast
 from ditfast.command import words
 from ditfast.load_extension import load_extension
 
 
-def attempt(probe, *args) -> tuple:
-    """(what the probe returned, None), or (None, why it could not)."""
+def attempt(probe: Callable, *args: object) -> tuple[Any, str | None]:
+    """Return (the probe's result, None), or (None, why it failed)."""
     try:
         return probe(*args), None
     except ModuleNotFoundError as error:
@@ -31,12 +33,13 @@ def attempt(probe, *args) -> tuple:
 
 
 def version(module: str) -> str:
+    """The version of a module, or why it is missing."""
     found, why = attempt(lambda: str(import_module(module).__version__))
     return found or f"missing ({why})"
 
 
 def driver_gpus() -> list[dict]:
-    """The GPUs as the driver sees them: needs no torch."""
+    """The GPUs seen by the driver; does not need torch."""
     fields = ["name", "compute_cap", "memory.total", "driver_version"]
     query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
@@ -45,6 +48,7 @@ def driver_gpus() -> list[dict]:
 
 
 def torch_gpus() -> list[dict]:
+    """The GPUs that torch can use."""
     cuda = import_module("torch").cuda
     if not cuda.is_available():
         return []
@@ -56,6 +60,7 @@ def torch_gpus() -> list[dict]:
 
 
 def why_no_gpu() -> str:
+    """Why torch has no GPU."""
     torch = import_module("torch")
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
@@ -63,7 +68,7 @@ def why_no_gpu() -> str:
 
 
 def gpus() -> dict:
-    """The devices that torch can use; else those that the driver shows, and why torch cannot use them."""
+    """The devices that torch can use; if none, those that the driver lists and why torch cannot use them."""
     driver, _ = attempt(driver_gpus)
     usable, why = attempt(torch_gpus)
     if not usable:
@@ -75,13 +80,14 @@ def gpus() -> dict:
 
 
 def extension() -> dict:
+    """How the extension was built, why it does not load, and whether its GPU code runs."""
     config, why = attempt(lambda: dict(load_extension().build_config()))
     probe, failed = attempt(lambda: load_extension().cuda_probe(0))
     return {"build_config": config, "why_not": why, "gpu_code": why or failed or probe or "runs on GPU 0"}
 
 
 def operations(device_type: str) -> dict:
-    """For each op, each backend: None if it runs on the device type, else the reason why it does not."""
+    """For each op and backend: None if it runs on this device type, else why not."""
 
     def probe() -> dict:
         ops, why_not = import_module("ditfast.ops"), import_module("ditfast.ops.backends.availability").why_not
@@ -94,18 +100,20 @@ def operations(device_type: str) -> dict:
 
 
 def choices() -> dict:
-    """What the automatic choice has taken for attention on this GPU, and the microseconds that it measured."""
+    """Attention's automatic choices on this GPU so far, with the microseconds measured."""
     torch, cache = import_module("torch"), import_module("ditfast.ops.backends.cache")
     answers = cache.load(torch.device("cuda", torch.cuda.current_device()))
     return {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
 
 
-def ask_why_not(why_not, *args) -> str | None:
+def ask_why_not(why_not: Callable, *args: object) -> str | None:
+    """The reason that ``why_not`` returns or raises, if any."""
     answer, failed = attempt(why_not, *args)
     return failed or answer
 
 
 def report() -> dict:
+    """Everything the doctor knows, ready for JSON."""
     gpu = gpus()
     return {
         "ditfast": ditfast.__version__,
@@ -125,7 +133,10 @@ def report() -> dict:
 
 
 def as_text(found: dict) -> str:
-    rows = [(name, found[name]) for name in ("ditfast", "python", "platform", "torch", "triton", "numpy")]
+    """Format a `report` for people."""
+    rows: list[tuple[str, ...]] = [
+        (name, found[name]) for name in ("ditfast", "python", "platform", "torch", "triton", "numpy")
+    ]
 
     gpu = found["gpu"]
     rows += [("gpu", pairs(device)) for device in gpu["devices"]]
@@ -157,18 +168,19 @@ def as_text(found: dict) -> str:
 
 
 def pairs(mapping: dict) -> str:
+    """Names and values on one line."""
     texts = {key: " ".join(value) if isinstance(value, list) else value for key, value in mapping.items()}
     return ", ".join(f"{key} {text or 'none'}" for key, text in texts.items())
 
 
 def align(rows: list[tuple]) -> list[str]:
-    """Left-aligned columns; the last one is as long as it likes."""
+    """Left-align all columns except the last."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 
 def verify() -> int:
-    """Check every kernel, print a line for each, and return how many failed."""
+    """Check every kernel, print one line per kernel, and return how many failed."""
     results, why = attempt(lambda: import_module("ditfast.ops.verify").verify_in_subprocess())
     failed = 0
     try:
@@ -187,12 +199,13 @@ def verify() -> int:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m ditfast.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--verify", action="store_true", help="also run every kernel's self-check, afresh")
+    parser.add_argument("--verify", action="store_true", help="also rerun every kernel's self-check")
     arguments = parser.parse_args(words())
     if arguments.json and arguments.verify:
-        parser.error("argument --verify: prints a line per kernel, so it goes without --json")
+        parser.error("argument --verify: not allowed with --json, since it prints a line per kernel")
     found = report()
     print(json.dumps(found, indent=2, default=str) if arguments.json else as_text(found))
     if arguments.verify:

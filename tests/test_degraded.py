@@ -103,7 +103,7 @@ def library_of_something_else():
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (cut(0.3), "is cut short: "),  # loaded, it would end the process
+        (cut(0.3), "is truncated: "),  # loaded, it would end the process
         (library_of_something_else, "dynamic module does not define module export function"),
     ],
 )
