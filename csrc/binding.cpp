@@ -13,8 +13,8 @@
 #include "host/isa.h"
 #include "without_gil.h"
 
-// Tensors come in as addresses, sizes and strides in elements, so that one binary serves every
-// version of torch.
+// Tensors arrive as addresses, sizes and strides in elements, so that one binary works with every version of
+// torch.
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -64,9 +64,9 @@ void jvp_host(Address qkv, Address qkv_t, Address out, Address lse, Address out_
     host::kernels().attention_jvp(call, threads);
 }
 
-void backward_host(Address dout, Address qkv, Address out, Address lse, Address dqkv,
-                   Address dbias, const std::string& dtype, std::int64_t batch, std::int64_t tokens,
-                   std::int64_t heads, std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
+void backward_host(Address dout, Address qkv, Address out, Address lse, Address dqkv, Address dbias,
+                   const std::string& dtype, std::int64_t batch, std::int64_t tokens, std::int64_t heads,
+                   std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
                    std::int64_t dout_stride_b, std::int64_t dout_stride_n, std::int64_t dout_stride_c,
                    float scale, int threads) {
     const AttentionBackward call{
@@ -99,9 +99,9 @@ void forward_cuda(Address qkv, Address out, Address lse, const std::string& dtyp
     attention_forward_cuda(call, device, stream);
 }
 
-void backward_cuda(Address dout, Address qkv, Address out, Address lse, Address dqkv,
-                   Address dbias, const std::string& dtype, std::int64_t batch, std::int64_t tokens,
-                   std::int64_t heads, std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
+void backward_cuda(Address dout, Address qkv, Address out, Address lse, Address dqkv, Address dbias,
+                   const std::string& dtype, std::int64_t batch, std::int64_t tokens, std::int64_t heads,
+                   std::int64_t head_dim, std::int64_t stride_b, std::int64_t stride_n,
                    std::int64_t dout_stride_b, std::int64_t dout_stride_n, float scale, int device,
                    Address stream) {
     const AttentionBackward call{
@@ -148,28 +148,27 @@ PYBIND11_MODULE(_C, m) {
     m.def("attention_jvp_host", without_gil(ditfast::jvp_host), py::kw_only(), "qkv"_a, "qkv_t"_a, "out"_a,
           "lse"_a, "out_t"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a,
           "stride_n"_a, "qkv_t_stride_b"_a, "qkv_t_stride_n"_a, "scale"_a, "threads"_a,
-          "As attention_forward_host; also, from the tangent of qkv, that of out (B, N, H * d).");
+          "Like attention_forward_host; also computes the tangent of out from that of qkv.");
     m.def("attention_backward_host", without_gil(ditfast::backward_host), py::kw_only(), "dout"_a, "qkv"_a,
           "out"_a, "lse"_a, "dqkv"_a, "dbias"_a = ditfast::Address{0}, "dtype"_a, "batch"_a, "tokens"_a,
           "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a,
           "dout_stride_c"_a, "scale"_a, "threads"_a,
-          "dout (B, N, H * d), qkv, out, lse -> dqkv (B, N, 3, H, d); where dbias (B, 3, H, d) is given, "
+          "dout (B, N, H * d), qkv, out, lse -> dqkv (B, N, 3, H, d); if dbias (B, 3, H, d) is given, "
           "also the sums of dqkv over N.");
     m.def("attention_forward_cuda", without_gil(ditfast::forward_cuda), py::kw_only(), "qkv"_a, "out"_a,
           "lse"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a,
-          "scale"_a, "device"_a, "stream"_a, "As attention_forward_host, launched on a stream of a GPU.");
-    m.def(
-        "attention_backward_cuda", without_gil(ditfast::backward_cuda), py::kw_only(), "dout"_a, "qkv"_a,
-        "out"_a, "lse"_a, "dqkv"_a, "dbias"_a = ditfast::Address{0}, "dtype"_a, "batch"_a, "tokens"_a,
-        "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a, "scale"_a,
-        "device"_a, "stream"_a,
-        "As attention_backward_host, launched on a stream of a GPU. The channels of dout have unit stride; "
-        "dbias is (B * attention_backward_groups(tokens), 3, H, d).");
+          "scale"_a, "device"_a, "stream"_a, "Like attention_forward_host, on a GPU stream.");
+    m.def("attention_backward_cuda", without_gil(ditfast::backward_cuda), py::kw_only(), "dout"_a, "qkv"_a,
+          "out"_a, "lse"_a, "dqkv"_a, "dbias"_a = ditfast::Address{0}, "dtype"_a, "batch"_a, "tokens"_a,
+          "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "dout_stride_b"_a, "dout_stride_n"_a,
+          "scale"_a, "device"_a, "stream"_a,
+          "Like attention_backward_host, on a GPU stream. The channels of dout have unit stride; "
+          "dbias is (B * attention_backward_groups(tokens), 3, H, d).");
     m.def("attention_backward_groups", &ditfast::backward_groups, "tokens"_a,
           "Rows of dbias that attention_backward_cuda writes for each sample.");
     m.def("cuda_attention_supported", without_gil(ditfast::cuda_attention_supported), "device"_a,
-          "Why the CUDA kernels of attention cannot run on a device, or ''.");
+          "Why the CUDA attention kernels cannot run on a device, or ''.");
     ditfast::host::bind(m);
-    m.def("attention_probe", without_gil(ditfast::probe), py::kw_only(), "matrices"_a, "operands"_a,
-          "out"_a, "device"_a, "stream"_a, "Record the layouts of mma and ldmatrix.");
+    m.def("attention_probe", without_gil(ditfast::probe), py::kw_only(), "matrices"_a, "operands"_a, "out"_a,
+          "device"_a, "stream"_a, "Record the layouts of mma and ldmatrix.");
 }

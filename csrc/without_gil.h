@@ -7,8 +7,8 @@
 
 namespace ditfast {
 
-// The function, to be called without Python's global lock. Not by pybind11's guard: once the interpreter ends, taking
-// the lock back ends the thread, which unwinds its stack, and must not do so from a destructor.
+// Wraps a function to be called without the GIL. pybind11's guard will not do: once the interpreter has shut
+// down, reacquiring the lock ends the thread and unwinds its stack, which must not happen in a destructor.
 template <class Result, class... Args>
 auto without_gil(Result (*function)(Args...)) {
     return [function](Args... args) -> Result {

@@ -1,13 +1,13 @@
 """Self-attention on packed qkv, without padding head dim 72; contract: ditfast/ops/attention.py.
 
-A head's d columns are MAIN = 64 and TAIL = 16 of which d - 64 are real (none for d = 64): tensor cores want powers
-of two, and 80 columns cost less than 128. Every program owns a tile of rows of one head and walks over the other
-tiles. In backward one kernel owns keys (dK, dV) and one owns queries (dQ), so nothing is added from two places;
-both compute delta = rowsum(dO * O) themselves. Softmax is in powers of two.
+A head's d columns are split into MAIN = 64 and TAIL = 16, of which d - 64 are real (none for d = 64): tensor cores
+need powers of two, and 80 columns cost less than 128. Each program owns a tile of rows of one head and loops over the
+other tiles. In backward, one kernel owns keys (dK, dV) and one owns queries (dQ), so no sum has two writers; both
+compute delta = rowsum(dO * O) themselves. Softmax uses base 2.
 
-The gradient of qkv's bias, dqkv summed over tokens, comes from the kernel of dQ alone, before rounding. With P the
-weights, whose rows sum to one: the sum of dV = P^T dO is that of dO. The sum of dK = scale * dS^T Q is zero, as every
-row of dS = P * (dP - delta) sums to zero: a bias of the keys shifts all logits of a query alike.
+The gradient of qkv's bias, dqkv summed over tokens, comes from the dQ kernel alone, before rounding. With P the
+attention weights, whose rows sum to one, the sum of dV = P^T dO equals that of dO. The sum of dK = scale * dS^T Q is
+zero, since every row of dS = P * (dP - delta) sums to zero: a bias on the keys shifts all logits of a query alike.
 
 Names of strides (qkv_b, qkv_n): kernels/strides.py.
 """
@@ -27,7 +27,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def locate(N, H, BLOCK: tl.constexpr):
-    """Sample, head and first row of a program; the heads of a sample are neighbours, as they are in memory."""
+    """Sample, head and first row of a program; a sample's heads are adjacent, as in memory."""
     program = tl.program_id(0).to(tl.int64)
     tiles = tl.cdiv(N, BLOCK)
     return program // tiles // H, program // tiles % H, program % tiles * BLOCK
@@ -37,7 +37,7 @@ def locate(N, H, BLOCK: tl.constexpr):
 def tile_at(base, first, stride, N, D: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Pointers and mask of rows from ``first`` and columns from FIRST on, within N rows and D columns.
 
-    The first row's address is int64, the offsets inside a tile are int32: they need fewer registers.
+    The first row's address is int64; offsets inside a tile are int32, which takes fewer registers.
     """
     rows, cols = tl.arange(0, ROWS), FIRST + tl.arange(0, COLS)
     mask = (rows < N - first)[:, None] & (cols < D)[None, :]
@@ -61,14 +61,14 @@ def store_tile(
 
 @triton.jit
 def store_sums(at, value, D: tl.constexpr, FIRST: tl.constexpr, COLS: tl.constexpr):
-    """The sums of the columns of ``value`` (ROWS, COLS), in float32."""
+    """Store the column sums of ``value`` (ROWS, COLS) in float32."""
     cols = FIRST + tl.arange(0, COLS)
     tl.store(at + cols, tl.sum(value.to(tl.float32), 0), mask=cols < D)
 
 
 @triton.jit
 def dot(a, b, UPCAST: tl.constexpr):
-    """a @ b with float32 sums; UPCAST for the interpreter, which cannot multiply bfloat16."""
+    """a @ b, accumulated in float32; UPCAST is for the interpreter, which cannot multiply bfloat16."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
@@ -171,7 +171,7 @@ def backward_dq_kernel(
     D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     UPCAST: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """BIAS: also the tile's part of the gradient of qkv's bias, to a row of partial (B * tiles, 3*H*d) float32."""
+    """With BIAS, also write the tile's share of qkv's bias gradient to a row of partial (B * tiles, 3*H*d)."""
     b, h, own = locate(N, H, BLOCK_M)
     q = qkv + b * qkv_b + h * D
     k, v = q + H * D, q + 2 * H * D
@@ -212,14 +212,14 @@ def backward_dq_kernel(
     store_tile(dq, own, 3 * H * D, N, dq0 * scale, D, 0, BLOCK_M, MAIN)
     if TAIL:
         store_tile(dq, own, 3 * H * D, N, dq1 * scale, D, MAIN, BLOCK_M, TAIL)
-    if BIAS:  # rows behind the last token add nothing: their q and dO are zero, and so is ds
+    if BIAS:  # rows past the last token add nothing: their q, dO and hence ds are zero
         store_sums(db, dq0 * scale, D, 0, MAIN)
         if TAIL:
             store_sums(db, dq1 * scale, D, MAIN, TAIL)
 
 
-# (BLOCK_M, BLOCK_N, warps, stages) by compute capability: what compiles without spills. Of two, the first is taken
-# until both have been timed. A second stage of dK/dV would make ptxas serialize its wgmma.
+# (BLOCK_M, BLOCK_N, warps, stages) by compute capability: the ones that compile without spills. Of two, the first is
+# used until both have been timed. With a second stage for dK/dV, ptxas would serialize its wgmma.
 TILES = {
     (9, 0): {
         "forward": ((128, 64, 8, 3), (64, 64, 4, 3)),
@@ -247,7 +247,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 def tiles(qkv, kernel: str, choice: int = 0) -> dict:
-    """Launch parameters of "forward", "dkdv", "dq" or "jvp": Hopper's, or those that fit every GPU since Ampere."""
+    """Launch parameters of "forward", "dkdv", "dq" or "jvp": Hopper's own, or ones that fit any GPU since Ampere."""
     table = FLOAT32_TILES if qkv.dtype == torch.float32 else TILES.get(capability(qkv.device), TILES[8, 0])
     m, n, warps, stages = table[kernel][min(choice, len(table[kernel]) - 1)]
     return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages, **FUSE}
@@ -273,9 +273,9 @@ def forward(qkv, num_heads, scale):
 
 
 def backward(dout, qkv, out, lse, scale, bias_dtype: torch.dtype | None = None):
-    """dqkv (B, N, 3*H*d), and its sum over B and N in ``bias_dtype``; None without one.
+    """dqkv (B, N, 3*H*d), and its sum over B and N in ``bias_dtype``, or None.
 
-    dout has unit stride in its last dimension, out is contiguous.
+    dout has unit stride in its last dimension; out is contiguous.
     """
     (b, n, width), num_heads = qkv.shape, lse.shape[1]
     keys, queries = tiles(qkv, "dkdv"), tiles(qkv, "dq")

@@ -3,15 +3,15 @@
 With S = scale * Q K^T, P = softmax(S), O = P V, and a tangent's name ending in _t:
 
     S_t = scale * (Q_t K^T + Q K_t^T)
-    O_t = P V_t + (P * (S_t - r)) V,  r = rowsum(P * S_t), the same for all keys of a query.
+    O_t = P V_t + (P * (S_t - r)) V,  r = rowsum(P * S_t), one value per query.
 
-r is known only behind the last key. So the pass sums P V_t + (P * (S_t - c)) V and drift = rowsum(P * (S_t - c)),
-each scaled down with O as the largest logit grows, and takes drift * O off at the end, which is right for any c of a
-query. c is what r is in the first tile of keys, so that what the tangents of a query's logits have in common (that
-of the keys' bias makes nothing else) is gone before weights are rounded to 16 bits.
+r is known only after the last key. So the pass sums P V_t + (P * (S_t - c)) V and drift = rowsum(P * (S_t - c)), both
+rescaled with O as the largest logit grows, and subtracts drift * O at the end, which is exact for any c per query. c
+is r over the first tile of keys, so that whatever a query's logit tangents have in common (all that the tangent of
+the keys' bias contributes) cancels before weights are rounded to 16 bits.
 
 Source: Lu & Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", appendix on the JVP of
-flash attention, which has no c. Tiles, split of a head and names are those of kernels/attention.py.
+flash attention, which has no c. Tiles, head split and names are those of kernels/attention.py.
 """
 
 import torch

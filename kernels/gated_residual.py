@@ -55,7 +55,7 @@ def backward_kernel(
         if HAS_BIAS:
             sum0, sum1 = sum0 + dout0, sum1 + dout1
     partial += program * D  # (1 or 2, B, chunks, D): dgate, dbias
-    if HAS_BIAS:  # what it adds to y is the same for every token
+    if HAS_BIAS:  # the bias is the same for every token
         bias0, bias1 = load_row(bias, D, MAIN, TAIL)
         dgate0, dgate1 = dgate0 + bias0 * sum0, dgate1 + bias1 * sum1
         dbias = partial + tl.num_programs(0).to(tl.int64) * D
@@ -69,7 +69,7 @@ def jvp_kernel(
     x_b, x_n, y_b, y_n, gate_b, x_t_b, x_t_n, y_t_b, y_t_n, gate_t_b,
     D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A bias or a tangent is None where it is zero."""
+    """The bias and each tangent may be None, meaning zero."""
     _, b, first = locate(N, chunk)
     gate0, gate1 = load_row(gate + b * gate_b, D, MAIN, TAIL)
     bias0, bias1 = load_optional_row(bias, 0, D, MAIN, TAIL)
@@ -122,7 +122,7 @@ def backward(dout, y, gate, bias):
 
 
 def jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t):
-    """What `forward` returns and its tangent, in the same dtype.
+    """The output of `forward` and its tangent, in the same dtype.
 
     x_t, y_t, gate_t and bias_t are the tangents of x, y, gate and bias, None for zero.
     """

@@ -1,7 +1,7 @@
 """Backward and tangent of GELU (tanh) between the two GEMMs of the MLP; contract: ditfast/ops/mlp.py.
 
-gelu(x) = x * sigmoid(z) with z = 2 * sqrt(2/pi) * (x + CUBIC * x^3), which does not cancel for negative x as
-1 + tanh does.
+gelu(x) = x * sigmoid(z) with z = 2 * sqrt(2/pi) * (x + CUBIC * x^3); unlike 1 + tanh, this does not cancel for
+negative x.
 
 Names of strides (pre_m): kernels/strides.py.
 """
@@ -14,15 +14,15 @@ from ditfast.kernels.rows import FUSE
 from ditfast.kernels.strides import unit_stride
 from ditfast.kernels.sums import sum_partials
 
-SLOPE_AT_ZERO = tl.constexpr(1.5957691216057308)  # dz/dx there: 2 * sqrt(2/pi)
+SLOPE_AT_ZERO = tl.constexpr(1.5957691216057308)  # dz/dx at 0: 2 * sqrt(2/pi)
 CUBIC = tl.constexpr(0.044715)
 CUBIC_OF_SLOPE = tl.constexpr(0.134145)  # 3 * CUBIC
-LARGE = tl.constexpr(1e37)  # where exp(-z) is cut: infinity times a sigmoid of zero would be NaN
+LARGE = tl.constexpr(1e37)  # upper limit for exp(-z): infinity times a sigmoid of zero would be NaN
 
 
 @triton.jit
 def sigmoid_and_derivative(x):
-    """sigmoid(z), by which x becomes gelu(x), and gelu's derivative."""
+    """sigmoid(z), so that gelu(x) = x * sigmoid(z), and gelu's derivative."""
     e = tl.minimum(tl.exp(x * (1.0 + x * x * CUBIC) * -SLOPE_AT_ZERO), LARGE)  # exp(-z)
     sigmoid = 1.0 / (1.0 + e)
     rest = e * sigmoid  # 1 - sigmoid, without cancellation
@@ -35,7 +35,7 @@ def backward_kernel(
     dact, pre, act, partial, M,
     F: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, CHUNK: tl.constexpr, KEEP_ACT: tl.constexpr,
 ):  # fmt: skip
-    """dact (M, F) becomes the gradient before GELU, in place; act (M, F) is written where KEEP_ACT."""
+    """Overwrite dact (M, F) with the gradient before GELU; with KEEP_ACT also write act (M, F)."""
     blocks = tl.cdiv(F, COLS)
     program = tl.program_id(0).to(tl.int64)
     cols = program % blocks * COLS + tl.arange(0, COLS)
@@ -72,7 +72,7 @@ def jvp_kernel(pre, pre_t, act, act_t, M, pre_m, pre_t_m, F: tl.constexpr, ROWS:
 
 
 def backward_(dact, pre, keep_act: bool, bias_dtype):
-    """Overwrite dact (M, F) with the gradient before GELU; also act (M, F), if kept, and dbias (F,)."""
+    """Overwrite dact (M, F) with the gradient before GELU; return act (M, F) if kept, and dbias (F,)."""
     m, f = pre.shape
     chunk = 64 if m >= 8192 else 16
     chunks = triton.cdiv(m, chunk)
@@ -87,7 +87,7 @@ def backward_(dact, pre, keep_act: bool, bias_dtype):
 
 
 def jvp(pre, pre_t):
-    """act (M, F), gelu of pre, and its tangent act_t, of which pre_t is that of pre."""
+    """act = gelu(pre), (M, F), and its tangent act_t, given the tangent pre_t of pre."""
     m, f = pre.shape
     pre, pre_t = unit_stride(pre), unit_stride(pre_t)
     act, act_t = pre.new_empty(pre.shape), pre.new_empty(pre.shape)

@@ -41,7 +41,7 @@ def forward_kernel(
         x0, x1 = load_row(x + b * x_b + n * x_n, D, MAIN, TAIL)
         y0, y1 = load_row(y + b * y_b + n * y_n, D, MAIN, TAIL)
         x0, x1 = x0 + gate0 * (y0 + bias0), x1 + gate1 * (y1 + bias1)
-        # LN reads what the next kernel will read: x_new as stored
+        # LN reads x_new as stored, like the next kernel
         x0, x1 = x0.to(x_new.dtype.element_ty).to(tl.float32), x1.to(x_new.dtype.element_ty).to(tl.float32)
         row = b * N + n
         store_row(x_new + row * D, x0, x1, D, MAIN, TAIL)
@@ -85,7 +85,7 @@ def backward_kernel(
             sum0, sum1 = sum0 + dx0, sum1 + dx1
     partial += program * D  # (3 or 4, B, chunks, D): dgate, dshift, dscale, dbias
     kind = tl.num_programs(0).to(tl.int64) * D
-    if HAS_BIAS:  # what it adds to y is the same for every token
+    if HAS_BIAS:  # the bias is the same for every token
         bias0, bias1 = load_row(bias, D, MAIN, TAIL)
         dgate0, dgate1 = dgate0 + bias0 * sum0, dgate1 + bias1 * sum1
         store_row(partial + 3 * kind, sum0 * gate0, sum1 * gate1, D, MAIN, TAIL)
@@ -101,7 +101,7 @@ def jvp_kernel(
     x_b, x_n, y_b, y_n, gate_b, shift_b, scale_b, x_t_b, x_t_n, y_t_b, y_t_n, gate_t_b, shift_t_b, scale_t_b,
     D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A bias or a tangent is None where it is zero."""
+    """The bias and each tangent may be None, meaning zero."""
     _, b, first = locate(N, chunk)
     gate0, gate1 = load_row(gate + b * gate_b, D, MAIN, TAIL)
     shift0, shift1 = load_row(shift + b * shift_b, D, MAIN, TAIL)
@@ -122,7 +122,7 @@ def jvp_kernel(
         x_t0, x_t1 = x_t0 + gate0 * y_t0 + gate_t0 * y0, x_t1 + gate1 * y_t1 + gate_t1 * y1
         store_row(x_new_t + row * D, x_t0, x_t1, D, MAIN, TAIL)  # to LN it goes as it is, before rounding
         x0, x1 = x0 + gate0 * y0, x1 + gate1 * y1
-        # LN reads what the next kernel will read: x_new as stored
+        # LN reads x_new as stored, like the next kernel
         x0, x1 = x0.to(x_new.dtype.element_ty).to(tl.float32), x1.to(x_new.dtype.element_ty).to(tl.float32)
         store_row(x_new + row * D, x0, x1, D, MAIN, TAIL)
         mu, r, x0, x1 = normalize(x0, x1, eps, D, MAIN, TAIL)
@@ -170,7 +170,7 @@ def backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
 
 
 def jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_t, shift_t, scale_t, bias_t):
-    """What `forward` returns, and the tangents of x_new and h in their dtypes.
+    """The outputs of `forward`, then the tangents of x_new and h in the same dtypes.
 
     x_t, y_t, gate_t, shift_t, scale_t and bias_t are the tangents of the inputs, None for zero.
     """

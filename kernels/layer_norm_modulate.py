@@ -77,7 +77,7 @@ def jvp_kernel(
     x_b, x_n, shift_b, scale_b, x_t_b, x_t_n, shift_t_b, scale_t_b,
     D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A tangent is None where it is zero."""
+    """Each tangent may be None, meaning zero."""
     _, b, first = locate(N, chunk)
     shift0, shift1 = load_row(shift + b * shift_b, D, MAIN, TAIL)
     scale0, scale1 = load_row(scale + b * scale_b, D, MAIN, TAIL)

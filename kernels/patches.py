@@ -1,6 +1,6 @@
 """Between images (B, C, H, W) and patch tokens (B, N, C*p*p); contract: ditfast/ops/patches.py.
 
-A token's elements are ordered (c, ph, pw), or (ph, pw, c) where LAST. Images may have any strides.
+A token's elements are ordered (c, ph, pw), or (ph, pw, c) with LAST. Images may have any strides.
 Names of strides (x_b, x_c): kernels/strides.py.
 """
 
@@ -12,7 +12,7 @@ from ditfast.kernels.rows import FUSE
 
 @triton.jit
 def element(j, C: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr):
-    """Channel, row and column inside the patch of a token's j-th element."""
+    """Channel, row and column of a token's j-th element inside its patch."""
     if LAST:
         c, ph, pw = j % C, j // (C * P), j // C % P
     else:
@@ -79,6 +79,7 @@ def embed_kernel(
 
 
 def patchify(x, patch_size, channels_last):
+    """(B, C, H, W) -> (B, N, C*p*p)."""
     b, c, height, width = x.shape
     p, n = patch_size, (height // patch_size) * (width // patch_size)
     tokens = x.new_empty(b, n, c * p * p)
@@ -90,6 +91,7 @@ def patchify(x, patch_size, channels_last):
 
 
 def unpatchify(tokens, patch_size, grid_h, grid_w, channels_last):
+    """(B, N, C*p*p) -> (B, C, H, W)."""
     (b, _, width), p = tokens.shape, patch_size
     c = width // (p * p)
     x = tokens.new_empty(b, c, grid_h * p, grid_w * p)
@@ -108,7 +110,7 @@ def patch_embed(x, weight, bias, pos, patch_size, out_dtype):
     out = x.new_empty(b, n, d, dtype=out_dtype)
     if out.numel():
         exact = any(t.element_size() > 2 for t in (x, weight))
-        block_n, block_d = (32, 64) if exact else (64, 128)  # float32 sums on ordinary units, many per thread
+        block_n, block_d = (32, 64) if exact else (64, 128)  # no tensor cores: many sums per thread
         tiles = triton.cdiv(n, block_n) * triton.cdiv(d, block_d)
         embed_kernel[(b * tiles,)](
             x, weight, bias, pos, out, width // p, n, *x.stride(), pos.stride(0),

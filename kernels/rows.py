@@ -1,21 +1,21 @@
-"""What the kernels over token rows (B, N, D) share.
+"""Shared by the kernels over token rows (B, N, D).
 
-Every program owns a chunk of consecutive tokens of one sample and walks over them with the whole row (D)
-in registers, so that the sample's shift, scale and gate are loaded once per chunk. Backward programs keep
+Each program owns a chunk of consecutive tokens of one sample and loops over them with the whole row (D) in
+registers, so that the sample's shift, scale and gate are loaded once per chunk. Backward programs accumulate
 their sums over tokens in float32 registers and write them once per chunk; kernels/sums.py adds the chunks.
 
-A row is held in two pieces, as registers come in powers of two: x0 are its first MAIN columns, x1 the TAIL behind
-them. The last piece is masked where MAIN + TAIL > D; without a tail x1 is a single zero.
+A row is held in two pieces, since Triton's blocks are powers of two: x0 holds the first MAIN columns, x1 the TAIL
+after them. The last piece is masked if MAIN + TAIL > D; without a tail x1 is a single zero.
 """
 
 import triton
 import triton.language as tl
 
-FUSE = {"enable_fp_fusion": True}  # a * b + c in one rounding; Triton wants it said, its default is changing
+FUSE = {"enable_fp_fusion": True}  # a * b + c with one rounding; explicit, since Triton's default is changing
 
 
-# D: (MAIN, TAIL, warps) of forward and of backward, the forms without spills that issue the fewest instructions per
-# row. Every lane loads at least 8 bytes of a piece; so in two warps the tail of 128 is a masked 256.
+# D: (MAIN, TAIL, warps) of forward and of backward: the spill-free forms with the fewest instructions per row.
+# Every lane loads at least 8 bytes of a piece, so with two warps the tail of 128 becomes a masked 256.
 FORMS = {
     384: ((256, 128, 1), (256, 128, 1)),
     768: ((512, 256, 1), (512, 256, 2)),
@@ -26,38 +26,38 @@ FORMS = {
 
 
 def forward_options(batch: int, tokens: int, d: int, loads: int) -> tuple[int, dict]:
-    """Tokens per program, at most 4 and so that about 1024 programs remain, and the kernel's options.
+    """Tokens per program, at most 4 and few enough for about 1024 programs, and the kernel's options.
 
-    ``loads``: tensors (B, N, D) that it reads.
+    ``loads``: number of tensors (B, N, D) that it reads.
     """
     form = FORMS[d][0] if d in FORMS else _masked(d, per_thread=16)
     return _chunk_size(batch * tokens, programs=1024, most=4), _options(d, form, loads, ahead=2)
 
 
 def backward_options(batch: int, tokens: int, d: int, loads: int) -> tuple[int, dict]:
-    """As `forward_options`, at most 32 tokens: the sums over tokens live in registers until the program ends."""
+    """Like `forward_options`, with up to 32 tokens: sums over tokens stay in registers until the program ends."""
     form = FORMS[d][1] if d in FORMS else _masked(d, per_thread=8)
     programs = 1024 if form[2] == 1 else 512
     return _chunk_size(batch * tokens, programs, most=32), _options(d, form, loads, ahead=3)
 
 
 def jvp_options(batch: int, tokens: int, d: int, loads: int) -> tuple[int, dict]:
-    """As `forward_options`, but in the forms of backward: as many rows are held in registers."""
+    """Like `forward_options`, but with backward's forms, since as many rows are held in registers."""
     form = FORMS[d][1] if d in FORMS else _masked(d, per_thread=8)
     return _chunk_size(batch * tokens, programs=1024, most=4), _options(d, form, loads, ahead=2)
 
 
 def _masked(d, per_thread):
-    """One power of two, masked to D, so that accesses are as wide as can be; lanes beyond D idle."""
+    """A single power of two, masked to D, for the widest accesses; lanes beyond D idle."""
     block = max(32, triton.next_power_of_2(d))
     return block, 0, min(32, max(1, block // (32 * per_thread)))
 
 
 def _options(d, form, loads, ahead):
-    """A row is copied to shared memory at most ``ahead`` rows before its use: some 12 KB in 16-bit dtypes.
+    """Prefetch rows to shared memory, at most ``ahead`` of them: about 12 KB in 16-bit dtypes.
 
-    Several programs share a multiprocessor, which has to have some 32 KB on their way. Rows beyond 2048 are not
-    copied: they would not fit into the 99 KB that some GPUs have.
+    Several programs share a multiprocessor, which needs about 32 KB in flight. Rows longer than 2048 are not
+    prefetched: they would not fit into the 99 KB of some GPUs.
     """
     main, tail, warps = form
     rows = max(1, min(ahead, 12 * 1024 // (loads * 2 * d))) if d <= 2048 else 0
@@ -100,7 +100,7 @@ def load_row(at, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
 
 @triton.jit
 def load_optional_row(base, offset, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
-    """The row at ``base + offset``; zeros where base is None."""
+    """The row at ``base + offset``; zeros if base is None."""
     if base is None:
         row0, row1 = zero_row(MAIN, TAIL)
     else:
@@ -140,7 +140,7 @@ def centre_piece(piece, mean, FIRST: tl.constexpr, COLS: tl.constexpr, D: tl.con
 
 @triton.jit
 def centre(x0, x1, mean, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
-    """The row less its mean, zeros from D on."""
+    """The row minus its mean, zeros from D on."""
     return centre_piece(x0, mean, 0, MAIN, D), centre_piece(x1, mean, MAIN, TAIL, D)
 
 
@@ -155,7 +155,7 @@ def total(x0, x1, TAIL: tl.constexpr):
 
 @triton.jit
 def normalize(x0, x1, eps, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
-    """Mean and 1/sigma of a row, two-pass in float32, and the centred row with zeros beyond D."""
+    """Mean and 1/sigma of a row, two-pass in float32, and the centered row, zero beyond D."""
     mean = total(x0, x1, TAIL) / D
     x0, x1 = centre(x0, x1, mean, D, MAIN, TAIL)
     variance = total(x0 * x0, x1 * x1, TAIL) / D
@@ -164,7 +164,7 @@ def normalize(x0, x1, eps, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constex
 
 @triton.jit
 def layer_norm_grad(dh0, dh1, xhat0, xhat1, scale0, scale1, rstd, D: tl.constexpr, TAIL: tl.constexpr):
-    """Gradient of xhat * scale + shift by x, where xhat = LN(x). All rows are zero beyond D."""
+    """Gradient of xhat * scale + shift with respect to x, where xhat = LN(x). All rows are zero beyond D."""
     g0, g1 = dh0 * scale0, dh1 * scale1
     c1 = total(g0, g1, TAIL) / D
     c2 = total(g0 * xhat0, g1 * xhat1, TAIL) / D
@@ -173,9 +173,9 @@ def layer_norm_grad(dh0, dh1, xhat0, xhat1, scale0, scale1, rstd, D: tl.constexp
 
 @triton.jit
 def layer_norm_tangent(x_t0, x_t1, xhat0, xhat1, rstd, D: tl.constexpr, TAIL: tl.constexpr):
-    """Tangent of xhat = LN(x), where x_t is that of x. All rows are zero beyond D, but not the result.
+    """Tangent of xhat = LN(x), given the tangent x_t of x. All inputs are zero beyond D; the result is not.
 
-    The mean of x_t is taken out before the second sum: the sum of xhat, which would multiply it, is zero to rounding.
+    The mean of x_t is subtracted before the second sum: its factor there, the sum of xhat, is zero up to rounding.
     """
     c1 = total(x_t0, x_t1, TAIL) / D
     x_t0, x_t1 = x_t0 - c1, x_t1 - c1

@@ -1,4 +1,4 @@
-"""The sums over chunks of tokens that backward programs leave to a second launch, all of one operation together."""
+"""Sums of the per-chunk partials of a backward kernel: one second launch per operation."""
 
 import torch
 import triton
@@ -9,7 +9,7 @@ from ditfast.kernels.rows import FUSE
 
 @triton.jit
 def sum_rows(at, count, D, block, out, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Add up COLS columns of ``count`` contiguous rows of D, in an order that depends on ``count`` alone."""
+    """Sum COLS columns over ``count`` contiguous rows of D, in an order that depends only on ``count``."""
     cols = block * COLS + tl.arange(0, COLS)
     total = tl.zeros((ROWS, COLS), tl.float32)
     for first in range(0, count, ROWS):
@@ -24,9 +24,9 @@ def sum_partials_kernel(
     partial, sums, dbias, samples, chunks, groups, D,
     HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, BIAS_ROWS: tl.constexpr, BIAS_COLS: tl.constexpr,
 ):  # fmt: skip
-    """partial: (groups, chunks, D), a group for each kind and sample; behind them samples * chunks rows of the bias.
+    """partial: (groups, chunks, D), one group per kind and sample, followed by samples * chunks rows of the bias.
 
-    The bias's sums are the longest, so the first programs do them, in more and narrower blocks of columns.
+    The bias's sums are the longest, so the first programs compute them, in more and narrower column blocks.
     """
     program = tl.program_id(0).to(tl.int64)
     if HAS_BIAS:
@@ -42,11 +42,11 @@ def sum_partials_kernel(
 
 
 def sum_partials(partial: torch.Tensor, sums: torch.dtype, bias: torch.dtype | None):
-    """Add up partial (kinds, B, chunks, D) float32, in an order fixed by its shape.
+    """Sum partial (kinds, B, chunks, D) float32, in an order fixed by its shape.
 
     Returns:
-        (kinds, B, D) in the dtype ``sums``, summed over chunks. With ``bias`` the last kind is not among them.
-        (D,) in the dtype ``bias``, the last kind summed over samples too; None without.
+        (kinds, B, D) in the dtype ``sums``, summed over chunks; without the last kind if ``bias`` is given.
+        (D,) in the dtype ``bias``: the last kind, summed over samples as well; None without ``bias``.
     """
     kinds, b, chunks, d = partial.shape
     kinds -= bias is not None

@@ -3,8 +3,8 @@
 #include "backward_dkdv.cuh"
 #include "backward_dq.cuh"
 
-// Of two neighbouring blocks one computes dk and dv and the other dq, of the same head and so from
-// the same rows: what the one has read, the other finds in the cache.
+// Of two adjacent blocks, one computes dk and dv and the other dq of the same head, hence from the same rows:
+// what one has read, the other finds in the cache.
 
 namespace ditfast {
 

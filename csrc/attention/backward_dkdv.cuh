@@ -2,12 +2,12 @@
 
 #include "stream.cuh"
 
-// dv = p^T dout and dk = scale * ds^T q, with p and ds as in backward_dq.cuh. A warp holds 16 keys and walks
-// over tiles of queries and of dout, computing p and ds transposed: rows are keys, columns queries.
+// dv = p^T dout and dk = scale * ds^T q, with p and ds as in backward_dq.cuh. A warp holds 16 keys and loops
+// over tiles of queries and dout, computing p and ds transposed: rows are keys, columns queries.
 
 namespace ditfast {
 
-// For each query of a tile in shared memory: its log-sum-exp to base 2, and delta = dout . out.
+// Per query of a tile, in shared memory: its log-sum-exp to base 2, and delta = dout . out.
 template <class T, int D>
 struct QueryStatistics {
     Matrix<const Bits16> out;
@@ -26,7 +26,7 @@ struct QueryStatistics {
         }
     }
 
-    // Four lanes take a row.
+    // Four lanes per row.
     DITFAST_DEVICE void compute(int tile, int slot, std::uint32_t dout_tile, std::uint32_t out_tile) const {
 #pragma unroll 1
         for (int row = ptx::warp() * 8 + ptx::lane() / 4; row < kTile; row += ptx::warps() * 8) {
@@ -38,7 +38,7 @@ struct QueryStatistics {
             sum = quad_sum(sum);
             if (ptx::lane() % 4 != 0) continue;
             const std::uint32_t at = lse_log2(slot) + 4 * row;
-            // A query that does not exist weighs nothing: exp2(0 - inf).
+            // A query past the end gets zero weight: exp2(0 - inf).
             const bool inside = tile * kTile + row < tokens;
             ptx::store_shared_float(at, inside ? ptx::load_shared_float(at) * kLog2E : INFINITY);
             ptx::store_shared_float(delta(slot) + 4 * row, sum);
@@ -102,9 +102,10 @@ struct KeyGradient {
     }
 };
 
-// The tiles of queries and of dout with their statistics. A tile of out is needed only until delta is known.
-// That is one tile ahead, so that out lies where the queries of the same tile come next, and takes no memory.
-// The queries of tile 0 come at once: its out lies where those of tile 2 come, or behind a shorter head.
+// The tiles of queries and dout with their statistics. A tile of out is needed only until delta is known,
+// which is one tile ahead. So out borrows the slot that the same tile's queries fill next, and takes no extra
+// memory. Tile 0's queries are loaded at once, so its out borrows the slot of tile 2, or follows a shorter
+// head.
 template <class T, int D>
 struct QueryStream {
     TileStream<D> tiles;
@@ -123,7 +124,7 @@ struct QueryStream {
         return tiles.first_tile(tile > 0 ? tile : exists(1) ? 2 : 1);
     }
 
-    // What delta is made of.
+    // The inputs of delta.
     DITFAST_DEVICE void copy_outs(int tile) const {
         if (!exists(tile)) return;
         tiles.copy_second(tile);
@@ -144,7 +145,7 @@ struct QueryStream {
         ptx::commit_copies();
     }
 
-    // As in TileStream. The second barrier says that delta is known, and the place of out free.
+    // As in TileStream. After the second barrier delta is known and the slot of out is free.
     DITFAST_DEVICE void advance(int tile) const {
         ptx::wait_for_copies<0>();
         ptx::sync_block();

@@ -3,10 +3,11 @@
 #include "stream.cuh"
 
 // dq = scale * ds k with ds = p * (dp - delta), p the weights, dp = dout v^T and delta = rowsum(dout * out).
-// A warp holds 16 queries and walks over tiles of keys and values.
+// A warp holds 16 queries and loops over tiles of keys and values.
 //
-// The gradient of a bias added to qkv, dqkv summed over tokens, is made here alone, before rounding. Rows of
-// p sum to one: the sum of dv = p^T dout is that of dout. Rows of ds sum to zero: dk = scale * ds^T q too.
+// The gradient of a bias on qkv, dqkv summed over tokens, is computed only here, before rounding. Rows of p
+// sum to one, so the sum of dv = p^T dout is that of dout. Rows of ds sum to zero, and so does dk = scale *
+// ds^T q.
 
 namespace ditfast {
 
@@ -33,7 +34,7 @@ struct QueryGradient {
         clear<D>(dquery);
     }
 
-    // The lane's share of the inner product of two rows.
+    // The lane's part of the inner product of two rows.
     static DITFAST_DEVICE float inner_product(const LeftOperand<D>& a, const LeftOperand<D>& b, int half) {
         float sum = 0.0f;
         const auto add = [&](std::uint32_t x, std::uint32_t y) {
@@ -49,7 +50,7 @@ struct QueryGradient {
         return sum;
     }
 
-    // `keys` and `values` are 16 rows, of which `count` exist.
+    // `keys` and `values` are 16 rows, `count` of them valid.
     DITFAST_DEVICE void step(std::uint32_t keys, std::uint32_t values, int count, float scale_log2) {
         float s[2][4], ds[2][4];  // (16, 16)
         multiply_rows<T, D>(s, query, keys);
@@ -59,7 +60,7 @@ struct QueryGradient {
             const int half = i / 2 % 2;
             const bool inside = i / 4 * 8 + lane_column() + i % 2 < count;
             const float weight = ptx::exp2(fmaf(s[i / 4][i % 4], scale_log2, -lse_log2[half]));
-            // A key that does not exist has a logit of zero, and perhaps an infinite weight.
+            // A key past the end has a logit of zero, hence possibly an infinite weight.
             ds[i / 4][i % 4] = inside ? weight * (ds[i / 4][i % 4] - delta[half]) : 0.0f;
         }
         std::uint32_t left[4];
@@ -67,8 +68,8 @@ struct QueryGradient {
         add_product<T, D>(dquery, left, keys);
     }
 
-    // To the warp's place in shared memory: the sums over its rows of dq, then of dout. Rows behind the last
-    // token add nothing: their q and dout are zero, and so is ds.
+    // Stores the sums of dq, then of dout, over the warp's rows to its part of shared memory. Rows past the
+    // last token add nothing: their q, dout and hence ds are zero.
     DITFAST_DEVICE void sum_columns(std::uint32_t sums, float scale) const {
         const int lane = ptx::lane_again();
         const std::uint32_t to = sums + ptx::opaque(ptx::warp()) * 2 * D * 4 + lane_column(lane) * 4;
@@ -94,7 +95,7 @@ struct QueryGradient {
     }
 };
 
-// A row of dbias from what each warp left in shared memory.
+// A row of dbias from the sums that each warp left in shared memory.
 template <int D>
 DITFAST_DEVICE void store_dbias(float* row, int heads, std::uint32_t sums) {
     for (int i = ptx::opaque(ptx::thread()); i < 3 * D; i += ptx::threads()) {
@@ -145,7 +146,7 @@ DITFAST_DEVICE void backward_dq(const AttentionBackward& call, const RowGroups& 
         ptx::sync_block();
         const Head again(p, blocks_per_head);
         store_dbias<D>(again.dbias<D>(call, group / groups.rows(), groups.count()), again.heads, sums);
-        ptx::sync_block();  // until all have read, no warp may write the sums of its next rows
+        ptx::sync_block();  // until all have read, no warp may write its next sums
     }
 }
 

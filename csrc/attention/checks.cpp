@@ -66,7 +66,7 @@ void check_cuda_problem(const AttentionProblem& p) {
     check_fits_int("heads", p.heads);
     check_fits_int("3 * heads * head_dim", 3 * p.heads * p.head_dim);
     check_fits_int("batch * heads", p.batch * p.heads);
-    const std::int64_t groups = p.tokens / 64 + 1;  // more than either kernel makes of a head
+    const std::int64_t groups = p.tokens / 64 + 1;  // more than either kernel uses per head
     if (p.batch * p.heads > std::numeric_limits<int>::max() / 2 / groups) {
         fail("batch * heads * tokens", "less than 2^36",
              std::to_string(p.batch * p.heads) + " * " + std::to_string(p.tokens));

@@ -13,7 +13,7 @@ void check(const AttentionJvp& call);
 void check(const AttentionBackward& call);
 void check_threads(int threads);
 
-// What the CUDA kernels ask for besides.
+// Additional requirements of the CUDA kernels.
 void check_cuda(const AttentionForward& call);
 void check_cuda(const AttentionBackward& call);
 

@@ -48,7 +48,7 @@ int multiprocessors(int device) {
     return count;
 }
 
-// Once for each kernel and device. No operation of a stream: allowed while a graph is recorded.
+// Once per kernel and device. Not a stream operation, so allowed during graph capture.
 void allow_shared_memory(const Kernel& kernel, int device) {
     static std::mutex mutex;
     static std::set<std::pair<const void*, int>> allowed;
@@ -59,7 +59,7 @@ void allow_shared_memory(const Kernel& kernel, int device) {
                 std::string(kernel.name) + ": cudaFuncSetAttribute");
     };
     set(cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.most_shared_bytes);
-    // L1 shares its memory: left to itself, the driver may leave room for one block alone.
+    // L1 shares this memory: by default the driver may leave room for only one block.
     set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     allowed.insert({kernel.function, device});
 }
@@ -98,7 +98,7 @@ Kernel select_backward(const AttentionProblem& p) {
             backward_shared_bytes(kTile * kResidentTiles)};
 }
 
-// Throws what keeps the kernels from running.
+// Throws if the kernels cannot run, with the reason.
 void require_support(int device) {
     int major = 0, minor = 0;
     require(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "CUDA");

@@ -5,8 +5,8 @@
 
 #include "params.h"
 
-// Attention on a GPU. Each call launches one kernel on the stream and returns; nothing is allocated and
-// nothing waits, so that a CUDA graph can record it. Errors of CUDA come as std::runtime_error.
+// Attention on a GPU. Each call launches one kernel on the stream and returns without allocating or waiting,
+// so a CUDA graph can capture it. CUDA errors are thrown as std::runtime_error.
 
 namespace ditfast {
 
@@ -17,7 +17,7 @@ std::string cuda_attention_supported(int device);
 void attention_forward_cuda(const AttentionForward& call, int device, std::uintptr_t stream);
 void attention_backward_cuda(const AttentionBackward& call, int device, std::uintptr_t stream);
 
-// The layouts of mma and ldmatrix as this GPU has them; see probe.cuh.
+// This GPU's layouts of mma and ldmatrix; see probe.cuh.
 void attention_probe(const std::uint16_t* matrices, const std::uint16_t* operands, std::uint16_t* out,
                      int device, std::uintptr_t stream);
 

@@ -2,8 +2,8 @@
 
 #include "stream.cuh"
 
-// out = softmax(scale * q k^T) v and the log of each row's sum. A warp holds 16 queries and walks
-// over tiles of keys and values with a running softmax.
+// out = softmax(scale * q k^T) v, and the log-sum-exp of each row. A warp holds 16 queries and loops over
+// tiles of keys and values with an online softmax.
 
 namespace ditfast {
 
@@ -40,7 +40,7 @@ struct ForwardRows {
         }
     }
 
-    // Keys behind the last token are zero in shared memory; a logit of zero could be the largest.
+    // Keys past the last token are zero in shared memory, and a logit of zero could be the largest.
     static DITFAST_DEVICE void mask(float (&s)[kTile / 16][2][4], int count) {
 #pragma unroll
         for (int i = 0; i < kTile / 2; ++i) {
@@ -49,8 +49,8 @@ struct ForwardRows {
         }
     }
 
-    // Logits of one row become weights relative to the largest so far; what was accumulated
-    // relative to the largest before is brought in line.
+    // Turn a row's logits into weights relative to the largest so far, and rescale what was accumulated
+    // relative to the previous largest.
     DITFAST_DEVICE void soften(float (&s)[kTile / 16][2][4], int half, float scale_log2) {
         float largest = maximum[half];
 #pragma unroll
@@ -58,7 +58,7 @@ struct ForwardRows {
             largest = fmaxf(largest, s[i / 4][i / 2 % 2][2 * half + i % 2]);
         }
         largest = quad_max(largest);
-        // While every logit is -inf, subtracting the largest would give inf - inf.
+        // If every logit is -inf, subtracting the largest would give -inf + inf.
         const float origin = largest == -INFINITY ? 0.0f : largest * scale_log2;
         const float correction = ptx::exp2(maximum[half] * scale_log2 - origin);
         maximum[half] = largest;

@@ -3,8 +3,8 @@
 #include "plan.h"
 #include "ptx.h"
 
-// What a warp holds in registers. Lane i has the rows i / 4 and i / 4 + 8 of 16, and of each 8
-// columns the two from 2 * (i % 4) on: the layout of mma's operands and results.
+// A warp's fragments in registers. Lane i holds rows i / 4 and i / 4 + 8 of 16 and, of every 8 columns, the
+// two from 2 * (i % 4) on: the layout of mma's operands and results.
 
 namespace ditfast {
 
@@ -52,7 +52,7 @@ DITFAST_DEVICE void load(LeftOperand<D>& a, Matrix<const Bits16> m, int first, i
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int row = first + lane_row(lane) + 8 * half;
-        const bool inside = row < tokens;  // rows behind the last token count as zero
+        const bool inside = row < tokens;  // rows past the last token count as zero
         const Bits16* from = m.row(inside ? row : 0) + lane_column(lane);
 #pragma unroll
         for (int step = 0; step < D / 16; ++step) {
@@ -63,12 +63,12 @@ DITFAST_DEVICE void load(LeftOperand<D>& a, Matrix<const Bits16> m, int first, i
     }
 }
 
-// c (16, 16) = a b^T with b 16 rows in shared memory.
+// c (16, 16) = a b^T, with the 16 rows of b in shared memory.
 template <class T, int D>
 DITFAST_DEVICE void multiply_rows(float (&c)[2][4], const LeftOperand<D>& a, std::uint32_t b) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) c[0][i] = c[1][i] = 0.0f;
-    // Matrices in the order: rows 0..7, columns 0..7 and 8..15, then rows 8..15.
+    // Order of matrices: rows 0..7, columns 0..7 and 8..15, then rows 8..15.
     const std::uint32_t rows =
         b + (ptx::lane() / 16 * 8 + ptx::lane() % 8) * kPitch + ptx::lane() / 8 % 2 * 16;
 #pragma unroll
@@ -86,10 +86,10 @@ DITFAST_DEVICE void multiply_rows(float (&c)[2][4], const LeftOperand<D>& a, std
     }
 }
 
-// c (16, D) += a (16, 16) b with b 16 rows in shared memory.
+// c (16, D) += a (16, 16) b, with the 16 rows of b in shared memory.
 template <class T, int D>
 DITFAST_DEVICE void add_product(float (&c)[D / 8][4], const std::uint32_t (&a)[4], std::uint32_t b) {
-    // Matrices in the order: columns 0..7, rows 0..7 and 8..15, then columns 8..15.
+    // Order of matrices: columns 0..7, rows 0..7 and 8..15, then columns 8..15.
     const std::uint32_t rows = b + ptx::lane() % 16 * kPitch;
 #pragma unroll
     for (int pair = 0; pair < D / 16; ++pair) {
@@ -121,8 +121,8 @@ DITFAST_DEVICE void clear(float (&c)[D / 8][4]) {
     }
 }
 
-// factor * c, one factor for each of the lane's two rows. Neighbouring lanes swap halves of two
-// column groups, so that each stores 8 bytes and a quad 32 in a row.
+// factor * c, with one factor per row of the lane. Adjacent lanes swap halves of two column groups, so that
+// each stores 8 bytes and a quad 32 contiguous ones.
 template <class T, int D>
 DITFAST_DEVICE void store(Matrix<Bits16> m, int first, int tokens, const float (&c)[D / 8][4],
                           const float (&factor)[2]) {

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-// The 16-bit floating-point types as plain bits: portable to compilers that have neither.
+// The 16-bit floating-point types as plain bits, portable to compilers that lack them.
 // Rounding is to nearest, ties to even; subnormals, infinities and NaN are kept.
 
 namespace ditfast {
@@ -56,7 +56,7 @@ inline float from_float<float>(float value) {
 template <>
 inline BFloat16 from_float<BFloat16>(float value) {
     const std::uint32_t bits = float_bits(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) {  // NaN: rounding could carry it into infinity
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {  // NaN: rounding could turn it into infinity
         return {static_cast<std::uint16_t>((bits >> 16) | 0x0040u)};
     }
     const std::uint32_t half = 0x7fffu + ((bits >> 16) & 1u);

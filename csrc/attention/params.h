@@ -6,8 +6,8 @@ namespace ditfast {
 
 enum class DType { kFloat32, kBFloat16, kFloat16 };
 
-// B, N, H, d, and the packed input qkv (B, N, 3, H, d). Its last three dimensions are contiguous;
-// the other two have any stride, counted in elements.
+// B, N, H, d, and the packed input qkv (B, N, 3, H, d). Its last three dimensions are contiguous; the other
+// two have any stride, in elements.
 struct AttentionProblem {
     DType dtype;
     std::int64_t batch;
@@ -30,21 +30,21 @@ struct AttentionForward {
 
 struct AttentionJvp {
     AttentionForward forward;
-    const void* qkv_t;  // the tangent of qkv, with strides of its own
-    void* out_t;        // (B, N, H, d), contiguous: that of out
+    const void* qkv_t;  // the tangent of qkv, with its own strides
+    void* out_t;        // (B, N, H, d), contiguous: the tangent of out
     std::int64_t qkv_t_stride_b;
     std::int64_t qkv_t_stride_n;
 };
 
 struct AttentionBackward {
     AttentionProblem problem;
-    const void* dout;  // (B, N, H * d), any strides: those of an expanded gradient are zero
+    const void* dout;  // (B, N, H * d), any strides, zero for an expanded gradient
     const void* qkv;   // (B, N, 3, H, d)
     const void* out;   // (B, N, H, d), contiguous
     const float* lse;  // (B, H, N), contiguous
     void* dqkv;        // (B, N, 3, H, d), contiguous
-    // (rows, 3, H, d), contiguous, or null: rows that add up to the gradient of a bias added to qkv, which is
-    // dqkv summed over B and N. On the host there is one for each sample, on a GPU more (plan.h).
+    // (rows, 3, H, d), contiguous, or null: rows that add up to the gradient of a bias on qkv, i.e. dqkv
+    // summed over B and N. The host writes one per sample, a GPU more (plan.h).
     float* dbias;
     std::int64_t dout_stride_b;
     std::int64_t dout_stride_n;

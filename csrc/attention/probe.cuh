@@ -2,12 +2,12 @@
 
 #include "ptx.h"
 
-// What ldmatrix and mma give to each lane, for comparison with the emulator that the tests use.
+// What ldmatrix and mma deliver to each lane, for comparison with the tests' emulator.
 
 namespace ditfast {
 
-constexpr int kProbeOperands = 6;  // words of a lane for one type: a[4], b[2]
-constexpr int kProbeResults = 28;  // words of a lane
+constexpr int kProbeOperands = 6;  // words per lane and type: a[4], b[2]
+constexpr int kProbeResults = 28;  // words per lane
 
 template <class T>
 DITFAST_DEVICE void probe_mma(const std::uint16_t* operands, std::uint16_t* out) {

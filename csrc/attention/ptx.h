@@ -12,9 +12,8 @@
 #define DITFAST_DEVICE __device__ __forceinline__
 #define DITFAST_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 
-// Every instruction that touches memory or needs the whole warp. Addresses of shared memory are
-// 32-bit. Assembly that reads or writes memory is volatile: it
-// stays in program order.
+// Every instruction that touches memory or needs the whole warp. Shared memory addresses are 32-bit. Assembly
+// that reads or writes memory is volatile, so it stays in program order.
 
 namespace ditfast::ptx {
 
@@ -33,8 +32,8 @@ DITFAST_DEVICE int warps() { return static_cast<int>(blockDim.x / 32); }
 DITFAST_DEVICE int threads() { return static_cast<int>(blockDim.x); }
 DITFAST_DEVICE int block() { return static_cast<int>(blockIdx.x); }
 
-// Hides where a value comes from: addresses made of it are computed there, where otherwise they
-// would be computed early and hold registers until then.
+// Hides a value's origin from the compiler, which would otherwise compute addresses from it early and hold
+// them in registers.
 template <class V>
 DITFAST_DEVICE V opaque(V value) {
     asm volatile("" : "+r"(value));
@@ -100,7 +99,7 @@ DITFAST_DEVICE void store_shared_float(std::uint32_t to, float value) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }
 
-// Asynchronous copies from global to shared memory; zeros are written where nothing is read.
+// Asynchronous copies from global to shared memory; bytes not read are written as zeros.
 
 DITFAST_DEVICE void copy_16_bytes(std::uint32_t to, const void* from, bool read) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read ? 16 : 0)
@@ -114,7 +113,7 @@ DITFAST_DEVICE void copy_4_bytes(std::uint32_t to, const void* from, bool read) 
 
 DITFAST_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `Pending` of this thread's committed groups are under way.
+// Waits until at most `Pending` of this thread's committed groups are in flight.
 template <int Pending>
 DITFAST_DEVICE void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
@@ -181,7 +180,7 @@ DITFAST_DEVICE void mma(float (&c)[4], const std::uint32_t (&a)[2], std::uint32_
 #undef DITFAST_MMA_K16
 #undef DITFAST_MMA_K8
 
-// Numbers. A word holds two 16-bit ones, the first in its low half.
+// Numbers. A word holds two 16-bit numbers, the first in its low half.
 
 template <class T>
 DITFAST_DEVICE std::uint32_t pack(float first, float second) {

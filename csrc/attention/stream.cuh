@@ -3,8 +3,8 @@
 #include "fragment.cuh"
 #include "params.h"
 
-// How the operands reach a block: where a head lies in global memory, and the tiles of it that are
-// copied into shared memory ahead of their use.
+// How operands reach a block: a head's location in global memory, and its tiles, copied into shared memory
+// ahead of use.
 
 namespace ditfast {
 
@@ -12,8 +12,8 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 enum class Part { kQuery, kKey, kValue };
 
-// The head of one sample that a block works on. To be made again for each use: what is computed
-// from it would otherwise hold registers between uses.
+// The head of one sample that a block works on. Construct it anew for each use: values derived from it would
+// otherwise hold registers between uses.
 struct Head {
     int heads;
     int b;
@@ -39,7 +39,7 @@ struct Head {
         return {static_cast<Bits16*>(call.dqkv) + b * call.problem.tokens * width + column, width};
     }
 
-    // Of a row of dbias (rows, 3, H, d), contiguous: that of one of a sample's `groups`.
+    // Of the row of dbias (rows, 3, H, d), contiguous, for one of a sample's `groups`.
     template <int D>
     DITFAST_DEVICE float* dbias(const AttentionBackward& call, int group, int groups) const {
         return call.dbias + (std::int64_t{b} * groups + group) * 3 * heads * D + h * D;
@@ -66,12 +66,12 @@ struct Head {
     }
 };
 
-// The block's threads copy one tile; rows behind the last token become zero.
+// The block's threads copy one tile; rows past the last token become zero.
 template <int D>
 DITFAST_DEVICE void copy_tile(std::uint32_t to, Matrix<const Bits16> from, int tile, int tokens) {
-    constexpr int kChunks = D / 8;  // of 16 bytes, in a row
+    constexpr int kChunks = D / 8;  // of 16 bytes, per row
 
-    // opaque: the addresses are not kept in registers from one tile to the next
+    // opaque: keeps no addresses in registers between tiles
     for (int i = ptx::opaque(ptx::thread()); i < kTile * kChunks; i += ptx::threads()) {
         const int row = tile * kTile + i / kChunks;
         const bool inside = row < tokens;
@@ -80,7 +80,7 @@ DITFAST_DEVICE void copy_tile(std::uint32_t to, Matrix<const Bits16> from, int t
     }
 }
 
-// Two matrices of one head, tile by tile, in as many slots as plan.h gives.
+// Two matrices of one head, tile by tile, in as many slots as plan.h allows.
 template <int D>
 struct TileStream {
     Matrix<const Bits16> first;
@@ -110,8 +110,8 @@ struct TileStream {
         ptx::commit_copies();
     }
 
-    // Makes a tile readable. The barrier also says that every warp has left the tile before, whose
-    // slot takes the next copy. A group is committed even if empty: waiting counts groups.
+    // Makes a tile readable. After the barrier every warp has also finished the previous tile, whose slot
+    // takes the next copy. Groups are committed even if empty, because waiting counts them.
     DITFAST_DEVICE void advance(int tile) const {
         ptx::wait_for_copies<1>();
         ptx::sync_block();
@@ -120,7 +120,7 @@ struct TileStream {
     }
 };
 
-// The rows that a warp takes: groups of 16 * warps rows, dealt in turn to the blocks of a head.
+// The rows of a warp: groups of 16 * warps rows, assigned round-robin to the blocks of a head.
 struct RowGroups {
     int part;
     int parts;
