@@ -1,6 +1,6 @@
-"""Gaussian diffusion: the forward process, its learned reverse, losses and samplers, with the names of the original.
+"""Gaussian diffusion with the original's API: the forward process, its learned reverse, losses and samplers.
 
-Nothing here knows the model: it is any callable ``model(x, t, **model_kwargs)``.
+A model is any callable ``model(x, t, **model_kwargs)``.
 """
 
 from ditfast.diffusion.gaussian_diffusion import GaussianDiffusion, create_diffusion

@@ -1,12 +1,12 @@
-"""Argument checks: one clear error that names the argument, the rule and the value. None of them reads a tensor."""
+"""Argument checks. Each error names the argument, the rule and the value; none of them reads tensor values."""
 
 from numbers import Integral, Real
 
 import torch
 
 
-def floating(name: str, value) -> None:
-    """``value`` is a floating-point tensor with a batch dimension."""
+def floating(name: str, value: object) -> None:
+    """Check that ``value`` is a floating-point tensor with a batch dimension."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if not value.is_floating_point():
@@ -15,8 +15,8 @@ def floating(name: str, value) -> None:
         raise ValueError(f"{name} must have shape (B, …), got ()")
 
 
-def timesteps(t, x: torch.Tensor) -> None:
-    """``t`` is (B,), integer, on the device of x (B, …)."""
+def timesteps(t: object, x: torch.Tensor) -> None:
+    """Check that ``t`` is an integer tensor (B,) on the device of x (B, …)."""
     if not isinstance(t, torch.Tensor):
         raise TypeError(f"t must be a tensor, got {type(t).__name__}")
     if t.dtype not in (torch.int64, torch.int32):
@@ -27,8 +27,8 @@ def timesteps(t, x: torch.Tensor) -> None:
         raise ValueError(f"t must be on the device of x, {x.device}, got {t.device}")
 
 
-def like(name: str, value, of: str, x: torch.Tensor) -> None:
-    """``value`` is a floating-point tensor with the shape and device of x, an argument called ``of``."""
+def like(name: str, value: torch.Tensor, of: str, x: torch.Tensor) -> None:
+    """Check that ``value`` is a floating-point tensor with the shape and device of x, the argument named ``of``."""
     floating(name, value)
     if value.shape != x.shape:
         raise ValueError(f"{name} must have the shape of {of}, {tuple(x.shape)}, got {tuple(value.shape)}")
@@ -36,17 +36,15 @@ def like(name: str, value, of: str, x: torch.Tensor) -> None:
         raise ValueError(f"{name} must be on the device of {of}, {x.device}, got {value.device}")
 
 
-def eta(value) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+def eta(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"eta must be in [0, 1], got {value!r}")
 
 
-def model_output(output, x: torch.Tensor, learned_variance: bool) -> None:
-    """``output`` is (B, C, …) as x, or (B, 2C, …) where the model predicts a variance too."""
+def model_output(output: object, x: torch.Tensor, learned_variance: bool) -> None:
+    """Check that ``output`` is (B, C, …) like x, or (B, 2C, …) if the model also predicts a variance."""
     if not isinstance(output, torch.Tensor):
-        raise TypeError(
-            f"the model must return a tensor, or a pair that starts with one, got {type(output).__name__}"
-        )
+        raise TypeError(f"the model must return a tensor or a pair that starts with one, got {type(output).__name__}")
     channels = x.shape[1] * (2 if learned_variance else 1)
     expected = (x.shape[0], channels, *x.shape[2:])
     if tuple(output.shape) != expected:
@@ -58,8 +56,8 @@ def model_output(output, x: torch.Tensor, learned_variance: bool) -> None:
         raise ValueError(f"the model's output must have {rule}: {expected}, got {tuple(output.shape)}")
 
 
-def sample_shape(value) -> None:
-    """``value`` is (B, C, …), whole numbers."""
+def sample_shape(value: object) -> None:
+    """Check that ``value`` is (B, C, …), non-negative integers."""
     sizes = value if isinstance(value, tuple | list) else ()
-    if len(sizes) < 2 or not all(isinstance(each, Integral) and each >= 0 for each in sizes):
-        raise ValueError(f"shape must be (B, C, …), whole numbers, got {value!r}")
+    if len(sizes) < 2 or not all(isinstance(each, Integral) and int(each) >= 0 for each in sizes):
+        raise ValueError(f"shape must be (B, C, …), non-negative integers, got {value!r}")

@@ -1,7 +1,11 @@
-"""Guidance by a classifier's gradient: ``cond_fn(x, t, **model_kwargs)`` returns that of log p(y | x_t) for x_t.
+"""Classifier guidance. ``cond_fn(x, t, **model_kwargs)`` returns the gradient of log p(y | x_t) with respect to x_t.
 
-What takes a diffusion here, but for `_gradient`, is a method of `GaussianDiffusion`.
+The public functions are methods of `GaussianDiffusion`.
 """
+
+from collections.abc import Callable
+
+import torch
 
 from ditfast.diffusion import equations
 
@@ -10,14 +14,28 @@ def _gradient(diffusion, cond_fn, x, t, model_kwargs):
     return cond_fn(x, diffusion.original_timesteps(t), **(model_kwargs or {}))
 
 
-def condition_mean(diffusion, cond_fn, p_mean_var, x, t, model_kwargs=None):
-    """The mean of `p_mean_variance`, moved along the gradient. Source: Dhariwal & Nichol 2021, algorithm 1."""
+def condition_mean(
+    diffusion,
+    cond_fn: Callable[..., torch.Tensor],
+    p_mean_var: dict,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    model_kwargs: dict | None = None,
+) -> torch.Tensor:
+    """The mean from `p_mean_variance`, shifted along the gradient. Source: Dhariwal & Nichol 2021, algorithm 1."""
     gradient = _gradient(diffusion, cond_fn, x, t, model_kwargs)
     return p_mean_var["mean"] + p_mean_var["variance"] * gradient
 
 
-def condition_score(diffusion, cond_fn, p_mean_var, x, t, model_kwargs=None):
-    """A copy of `p_mean_variance`'s dict for the noise moved along the gradient.
+def condition_score(
+    diffusion,
+    cond_fn: Callable[..., torch.Tensor],
+    p_mean_var: dict,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    model_kwargs: dict | None = None,
+) -> dict:
+    """A copy of the dict from `p_mean_variance`, with the predicted noise shifted along the gradient.
 
     Source: Dhariwal & Nichol 2021, algorithm 2; Song et al. 2021, "Score-Based Generative Modeling through SDEs".
     """

@@ -4,7 +4,7 @@ import enum
 
 
 class ModelMeanType(enum.Enum):
-    """What the model's first C output channels are."""
+    """What the model's first C output channels predict."""
 
     START_X = enum.auto()  # the clean sample
     EPSILON = enum.auto()  # the noise
@@ -15,13 +15,13 @@ class ModelVarType(enum.Enum):
 
     FIXED_SMALL = enum.auto()  # the posterior's
     FIXED_LARGE = enum.auto()  # beta
-    LEARNED_RANGE = enum.auto()  # C more output channels, which interpolate between the two
+    LEARNED_RANGE = enum.auto()  # interpolated between the two by another C output channels
 
 
 class LossType(enum.Enum):
-    """What `training_losses` returns as the loss."""
+    """The loss in `training_losses`."""
 
     MSE = enum.auto()  # squared error, plus the variational bound for a learned variance
-    RESCALED_MSE = enum.auto()  # the same, the bound weighted by T / 1000
+    RESCALED_MSE = enum.auto()  # MSE, with the bound weighted by T / 1000
     KL = enum.auto()  # the variational bound alone
     RESCALED_KL = enum.auto()  # the bound times T: an estimate of the whole sum over timesteps

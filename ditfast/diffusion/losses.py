@@ -1,32 +1,37 @@
-"""Training losses and the variational bound. What takes a diffusion here is a method of `GaussianDiffusion`."""
+"""Training losses and the variational bound. Public functions of a diffusion are methods of `GaussianDiffusion`."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from ditfast.diffusion import checks, equations
 from ditfast.diffusion.kinds import LossType, ModelMeanType, ModelVarType
-from ditfast.diffusion.noise import noise_like
+from ditfast.diffusion.noise import Generators, noise_like
 
 
-def mean_flat(x):
-    """(B, …) -> (B,)."""
+def mean_flat(x: torch.Tensor) -> torch.Tensor:
+    """The mean over all dimensions but the first: (B, …) -> (B,)."""
     return x.flatten(1).mean(1)
 
 
-def normal_kl(mean1, log_variance1, mean2, log_variance2):
-    """KL divergence, in nats, of a diagonal Gaussian from another."""
+def normal_kl(
+    mean1: torch.Tensor, log_variance1: torch.Tensor, mean2: torch.Tensor, log_variance2: torch.Tensor
+) -> torch.Tensor:
+    """The elementwise KL divergence, in nats, of one diagonal Gaussian from another."""
     log_ratio = -1 + log_variance2 - log_variance1 + torch.exp(log_variance1 - log_variance2)
     return 0.5 * (log_ratio + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
 
 
 def _normal_cdf(x):
-    """A tanh approximation of the standard normal's cumulative distribution."""
+    """A tanh approximation of the standard normal's cumulative distribution function."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def discretized_gaussian_log_likelihood(x, means, log_scales):
-    """Log probability, in nats, of the one of 256 equal bins of [-1, 1] that holds x; the outer two are unbounded.
+def discretized_gaussian_log_likelihood(
+    x: torch.Tensor, means: torch.Tensor, log_scales: torch.Tensor
+) -> torch.Tensor:
+    """The log probability, in nats, of x's bin among 256 equal bins of [-1, 1]; the outer two are unbounded.
 
     Source: Ho et al. 2020, equation 13.
     """
@@ -46,11 +51,19 @@ def _bound(x_start, x_t, t, truth, prediction):
     return torch.where(t == 0, nll, kl) / math.log(2)
 
 
-def vb_terms_bpd(diffusion, model, x_start, x_t, t, clip_denoised=True, model_kwargs=None):
-    """One term of the variational bound for each sample, in bits per dimension.
+def vb_terms_bpd(
+    diffusion,
+    model: Callable,
+    x_start: torch.Tensor,
+    x_t: torch.Tensor,
+    t: torch.Tensor,
+    clip_denoised: bool = True,
+    model_kwargs: dict | None = None,
+) -> dict[str, torch.Tensor]:
+    """One term of the variational bound per sample, in bits per dimension.
 
     Returns:
-        A dict of ``output`` (B,): at t = 0 the negative log likelihood of x_start, else a KL divergence; and
+        A dict of ``output`` (B,), the negative log likelihood of x_start at t = 0, else a KL divergence; and
         ``pred_xstart`` (B, C, …).
     """
     prediction = diffusion.p_mean_variance(model, x_t, t, clip_denoised, model_kwargs=model_kwargs)
@@ -58,17 +71,25 @@ def vb_terms_bpd(diffusion, model, x_start, x_t, t, clip_denoised=True, model_kw
     return {"output": _bound(x_start, x_t, t, truth, prediction), "pred_xstart": prediction["pred_xstart"]}
 
 
-def training_losses(diffusion, model, x_start, t, model_kwargs=None, noise=None, generator=None):
-    """The loss of each sample.
+def training_losses(
+    diffusion,
+    model: Callable,
+    x_start: torch.Tensor,
+    t: torch.Tensor,
+    model_kwargs: dict | None = None,
+    noise: torch.Tensor | None = None,
+    generator: Generators = None,
+) -> dict[str, torch.Tensor]:
+    """The training loss of each sample.
 
     Args:
         model: see `p_mean_variance`.
         x_start: (B, C, …) clean samples.
         t: (B,) timesteps.
-        noise: (B, C, …); drawn, from ``generator``, where None.
+        noise: (B, C, …); drawn from ``generator`` if None.
 
     Returns:
-        A dict of ``loss`` (B,) and its terms: ``mse``, and ``vb`` where the variance is learned.
+        A dict of ``loss`` (B,) and its terms: ``mse``, and ``vb`` for a learned variance.
 
     Source: Ho et al. 2020, equation 14; Nichol & Dhariwal 2021, equation 16.
     """
@@ -82,14 +103,15 @@ def training_losses(diffusion, model, x_start, t, model_kwargs=None, noise=None,
         return {"loss": weight * bound["output"]}
     output, _ = diffusion.call_model(model, x_t, t, model_kwargs)
     target = noise if diffusion.model_mean_type is ModelMeanType.EPSILON else x_start
-    terms = {"mse": mean_flat((target - output[:, : x_start.shape[1]]) ** 2)}
-    if diffusion.model_var_type is ModelVarType.LEARNED_RANGE:
-        terms["vb"] = _variance_bound(diffusion, output, x_start, x_t, t)
-    return {**terms, "loss": sum(terms.values())}
+    mse = mean_flat((target - output[:, : x_start.shape[1]]) ** 2)
+    if diffusion.model_var_type is not ModelVarType.LEARNED_RANGE:
+        return {"mse": mse, "loss": mse}
+    vb = _variance_bound(diffusion, output, x_start, x_t, t)
+    return {"mse": mse, "vb": vb, "loss": mse + vb}
 
 
 def _variance_bound(diffusion, output, x_start, x_t, t):
-    """The bound (B,) as a loss for the variance alone: the mean gets no gradient."""
+    """The bound (B,) as a loss of the variance alone: the mean gets no gradient."""
     mean, v = output.chunk(2, dim=1)
     frozen = torch.cat([mean.detach(), v], dim=1)  # (B, 2C, …)
     prediction = diffusion.read_output(frozen, x_t, t, clip_denoised=False)
@@ -99,7 +121,7 @@ def _variance_bound(diffusion, output, x_start, x_t, t):
 
 
 def _prior_bpd(diffusion, x_start):
-    """KL divergence of q(x_T | x_0) from the standard normal, in bits per dimension: (B,)."""
+    """The KL divergence of q(x_T | x_0) from the standard normal, in bits per dimension: (B,)."""
     t = torch.full((len(x_start),), diffusion.num_timesteps - 1, device=x_start.device)
     mean, _, log_variance = diffusion.q_mean_variance(x_start, t)
     zero = torch.zeros_like(mean)
@@ -107,11 +129,18 @@ def _prior_bpd(diffusion, x_start):
 
 
 @torch.no_grad()
-def calc_bpd_loop(diffusion, model, x_start, clip_denoised=True, model_kwargs=None, generator=None):
-    """The whole variational bound, in bits per dimension, and its terms.
+def calc_bpd_loop(
+    diffusion,
+    model: Callable,
+    x_start: torch.Tensor,
+    clip_denoised: bool = True,
+    model_kwargs: dict | None = None,
+    generator: Generators = None,
+) -> dict[str, torch.Tensor]:
+    """The full variational bound, in bits per dimension, and its terms.
 
     Returns:
-        A dict of ``total_bpd`` and ``prior_bpd`` (B,), and, from t = T - 1 down to 0, each (B, T): ``vb``, the terms
+        A dict of ``total_bpd`` and ``prior_bpd`` (B,), and, each (B, T) from t = T - 1 down to 0: ``vb``, the terms
         of the bound; ``xstart_mse`` and ``mse``, the squared errors of the predicted x_0 and noise.
 
     Source: Ho et al. 2020, equation 5.

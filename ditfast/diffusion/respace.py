@@ -1,4 +1,4 @@
-"""Processes of fewer timesteps: which are kept, and the variances of their steps, in float64 on the host."""
+"""Processes with fewer timesteps: which ones to keep, and the variances of the steps, in float64 on the host."""
 
 import math
 from collections.abc import Iterable
@@ -8,17 +8,17 @@ import numpy as np
 
 
 def space_timesteps(num_timesteps: int, section_counts: str | int | Iterable[int]) -> set[int]:
-    """The timesteps to keep of ``num_timesteps``.
+    """Choose the timesteps to keep out of ``num_timesteps``.
 
     Args:
         num_timesteps: T of the full process.
-        section_counts: how many to keep of each of as many equal sections, as integers or as text, ``"10,15,20"``;
-            each section keeps both ends, and its first step where it keeps one. A single step is the last, since
-            sampling starts there, from noise. ``"ddimN"`` keeps N at an even stride from 0: a whole one where there
-            is one, as the original has it.
+        section_counts: how many steps to keep in each of equal sections, as integers or as a string, ``"10,15,20"``.
+            A section keeps both its ends, or its first step if it keeps one; a single step in all is the last, where
+            sampling starts from noise. ``"ddimN"`` keeps N steps at an even stride from 0, an integer one if
+            possible, as in the original.
 
     Raises:
-        ValueError: not such a specification, or more steps than there are.
+        ValueError: any other specification, or more steps than exist.
 
     Source: Nichol & Dhariwal 2021, section 4; Song et al. 2021, appendix D.2 (linear, "ddimN").
     """
@@ -28,7 +28,8 @@ def space_timesteps(num_timesteps: int, section_counts: str | int | Iterable[int
     if counts == [1]:
         return {num_timesteps - 1}
     size, larger = divmod(num_timesteps, len(counts))
-    kept, start = set(), 0
+    kept: set[int] = set()
+    start = 0
     for i, count in enumerate(counts):
         length = size + (i < larger)
         kept.update(start + step for step in _spread(length, count))
@@ -51,7 +52,7 @@ def _parse(section_counts):
     counts = section_counts.split(",") if isinstance(section_counts, str) else section_counts
     counts = list(counts) if isinstance(counts, Iterable) else [counts]
     try:
-        # through text, so that 2.5 and True are refused
+        # via str, to reject 2.5 and True
         counts = [int(str(count)) for count in counts]
     except ValueError:
         counts = []
@@ -64,17 +65,17 @@ def _parse(section_counts):
 
 
 def _spread(length, count):
-    """``count`` of range(length), as even as rounding allows, both ends among them."""
+    """``count`` of range(length), including both ends, as even as rounding allows."""
     if count > length:
         raise ValueError(f"timestep_respacing must keep at most the {length} steps of a section, got {count}")
     stride = (length - 1) / (count - 1) if count > 1 else 1
-    # summed, not multiplied: rounding errors of the sum decide ties, and the original's steps are those of the sum
+    # summed, not multiplied: rounding errors of the sum decide ties, as in the original
     positions = accumulate(repeat(stride, max(count - 1, 0)), initial=0.0)
     return [round(position) for position in positions][:count]
 
 
 def respace(betas: np.ndarray, timesteps: list[int]) -> np.ndarray:
-    """The variances of the process that visits only ``timesteps``: (T,) -> (len(timesteps),).
+    """The variances of the process that only visits ``timesteps``: (T,) -> (len(timesteps),).
 
     Source: Nichol & Dhariwal 2021, equation 19.
     """

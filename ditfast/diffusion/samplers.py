@@ -1,26 +1,29 @@
-"""DDPM and DDIM sampling. What takes a diffusion here is a method of `GaussianDiffusion`.
+"""DDPM and DDIM sampling. Public functions of a diffusion are methods of `GaussianDiffusion`.
 
 A step reads nothing back from the device and, once the tables are there, copies nothing to it: after one step, the
 next can be captured in a CUDA graph.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
 import torch
 
 from ditfast.diffusion import checks, equations
-from ditfast.diffusion.noise import noise_like, starting_noise
+from ditfast.diffusion.noise import Generators, noise_like, starting_noise
 
 
 def p_sample(
     diffusion,
-    model,
-    x,
-    t,
-    clip_denoised=True,
-    denoised_fn=None,
-    cond_fn=None,
-    model_kwargs=None,
-    generator=None,
-):
+    model: Callable,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    generator: Generators = None,
+) -> dict[str, torch.Tensor]:
     """One step of ancestral sampling: x_{t-1} from x_t.
 
     Args:
@@ -28,7 +31,7 @@ def p_sample(
         x: (B, C, …) noisy samples.
         t: (B,) timesteps.
         cond_fn: see `condition_mean`.
-        generator: a `torch.Generator` for the step's noise, or a list of them, one per sample.
+        generator: for the step's noise, see `noise_like`.
 
     Returns:
         A dict of ``sample`` (B, C, …), in the dtype of x, and ``pred_xstart``.
@@ -45,17 +48,17 @@ def p_sample(
 
 def ddim_sample(
     diffusion,
-    model,
-    x,
-    t,
-    clip_denoised=True,
-    denoised_fn=None,
-    cond_fn=None,
-    model_kwargs=None,
-    eta=0.0,
-    generator=None,
-):
-    """One step of DDIM: x_{t-1} from x_t. As `p_sample`, and eta: 0 adds no noise, 1 as much as DDPM.
+    model: Callable,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    eta: float = 0.0,
+    generator: Generators = None,
+) -> dict[str, torch.Tensor]:
+    """One step of DDIM: x_{t-1} from x_t. Like `p_sample`; eta = 0 adds no noise, eta = 1 as much as DDPM.
 
     Source: Song et al. 2021, equation 12.
     """
@@ -64,15 +67,23 @@ def ddim_sample(
     c = diffusion.coefficients(t, x)
     sigma = equations.ddim_sigma(c, eta)
     mean = equations.ddim_mean(c.alphas_cumprod_prev, pred_xstart, equations.eps(c, x, pred_xstart), sigma)
-    # drawn at eta = 0 too, as the original does: the random stream is then that of its seeds
+    # drawn even at eta = 0, to match the original's random stream
     sample = mean + _where_noisy(x, t) * sigma * noise_like(x, generator)
     return {"sample": sample.to(x.dtype), "pred_xstart": pred_xstart}
 
 
 def ddim_reverse_sample(
-    diffusion, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0
-):
-    """One step of DDIM backwards in time, x_{t+1} from x_t, without noise: encodes a sample. As `ddim_sample`.
+    diffusion,
+    model: Callable,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    eta: float = 0.0,
+) -> dict[str, torch.Tensor]:
+    """One step of DDIM toward noise, x_{t+1} from x_t, deterministic: encodes a sample. Like `ddim_sample`.
 
     Raises:
         ValueError: an eta other than 0.
@@ -87,30 +98,30 @@ def ddim_reverse_sample(
     return {"sample": sample.to(x.dtype), "pred_xstart": pred_xstart}
 
 
-def p_sample_loop(diffusion, model, shape, *args, **options):
-    """Samples (B, C, …) from noise; as `p_sample_loop_progressive`, whose last sample it is."""
+def p_sample_loop(diffusion, model: Callable, shape: Sequence[int], *args: Any, **options: Any) -> torch.Tensor:
+    """The last sample (B, C, …) of `p_sample_loop_progressive`, with the same arguments."""
     return _last(diffusion.p_sample_loop_progressive(model, shape, *args, **options))
 
 
 def p_sample_loop_progressive(
     diffusion,
-    model,
-    shape,
-    noise=None,
-    clip_denoised=True,
-    denoised_fn=None,
-    cond_fn=None,
-    model_kwargs=None,
-    device=None,
-    progress=False,
-    generator=None,
-):
-    """Ancestral sampling from noise, step by step: yields what `p_sample` returns, T times.
+    model: Callable,
+    shape: Sequence[int],
+    noise: torch.Tensor | None = None,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    generator: Generators = None,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Ancestral sampling from noise, step by step: yields the dict of `p_sample`, T times.
 
     Args:
         shape: (B, C, …) of the samples.
-        noise: where to start; drawn, from ``generator``, where None.
-        device: of the samples; by default that of noise, or of the model's parameters.
+        noise: the starting noise; drawn from ``generator`` if None.
+        device: of the samples; by default that of the noise or of the model's parameters.
         progress: show a progress bar (needs tqdm).
         others: see `p_sample`.
     """
@@ -122,26 +133,26 @@ def p_sample_loop_progressive(
     return _loop(diffusion, step, start, progress)
 
 
-def ddim_sample_loop(diffusion, model, shape, *args, **options):
-    """Samples (B, C, …) from noise; as `ddim_sample_loop_progressive`, whose last sample it is."""
+def ddim_sample_loop(diffusion, model: Callable, shape: Sequence[int], *args: Any, **options: Any) -> torch.Tensor:
+    """The last sample (B, C, …) of `ddim_sample_loop_progressive`, with the same arguments."""
     return _last(diffusion.ddim_sample_loop_progressive(model, shape, *args, **options))
 
 
 def ddim_sample_loop_progressive(
     diffusion,
-    model,
-    shape,
-    noise=None,
-    clip_denoised=True,
-    denoised_fn=None,
-    cond_fn=None,
-    model_kwargs=None,
-    device=None,
-    progress=False,
-    eta=0.0,
-    generator=None,
-):
-    """DDIM sampling from noise, step by step; as `p_sample_loop_progressive`, with the eta of `ddim_sample`."""
+    model: Callable,
+    shape: Sequence[int],
+    noise: torch.Tensor | None = None,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    eta: float = 0.0,
+    generator: Generators = None,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """DDIM sampling from noise, step by step. Like `p_sample_loop_progressive`; ``eta`` as in `ddim_sample`."""
     start = starting_noise(model, shape, noise, device, generator)
 
     def step(x, t):
@@ -158,7 +169,7 @@ def _pred_xstart(diffusion, model, x, t, clip_denoised, denoised_fn, cond_fn, mo
 
 
 def _where_noisy(x, t):
-    """(B, 1, …): 0 for the last step, t = 0, which adds no noise, else 1."""
+    """(B, 1, …): 0 at t = 0, the last step, which adds no noise; else 1."""
     return (t != 0).to(torch.float32).view(-1, *[1] * (x.dim() - 1))
 
 
@@ -177,8 +188,8 @@ def _last(steps):
     return sample
 
 
-def with_progress(steps, progress):
-    """``steps``, behind a progress bar where one is wanted."""
+def with_progress(steps: Iterable, progress: bool) -> Iterable:
+    """``steps``, with a progress bar if ``progress``."""
     if not progress:
         return steps
     try:

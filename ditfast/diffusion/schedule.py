@@ -1,19 +1,20 @@
-"""Noise schedules, and the tables that follow: all in float64, on the host."""
+"""Noise schedules and the tables computed from them, in float64 on the host."""
 
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ditfast.suggest import did_you_mean
 
-MOST_STEPS = 10**6  # more of them than any process has; the tables are in memory
+MOST_STEPS = 10**6  # more than any process needs; the tables are in memory
 SCHEDULES = ("linear", "squaredcos_cap_v2")
-LEAST_SIGNAL = -5.1  # log(alpha / sigma) where sampling starts: that of DPM-Solver's code (Lu et al. 2022)
+LEAST_SIGNAL = -5.1  # log(alpha / sigma) where sampling starts, as in DPM-Solver's code (Lu et al. 2022)
 
 
 class Tables(NamedTuple):
-    """One value per timestep of each quantity, or, gathered at the timesteps of a batch, one per sample (B, 1, …)."""
+    """Each quantity per timestep, an array (T,), or gathered at a batch's timesteps, a tensor (B, 1, …)."""
 
     betas: Any
     alphas_cumprod: Any
@@ -34,7 +35,7 @@ class Tables(NamedTuple):
 
 
 def get_named_beta_schedule(name: str, steps: int) -> np.ndarray:
-    """The variances (T,) of the steps of the forward process, from ``"linear"`` or ``"squaredcos_cap_v2"``.
+    """The variances (T,) of the forward process's steps, for ``"linear"`` or ``"squaredcos_cap_v2"``.
 
     Raises:
         ValueError: an unknown name, fewer than one step, or so few that a linear variance would reach 1.
@@ -58,11 +59,11 @@ def get_named_beta_schedule(name: str, steps: int) -> np.ndarray:
     )
 
 
-def check_betas(betas) -> np.ndarray:
-    """``betas`` as a float64 array (T,) of values strictly between 0 and 1.
+def check_betas(betas: npt.ArrayLike) -> np.ndarray:
+    """Convert ``betas`` to a float64 array (T,) of values strictly between 0 and 1.
 
     Raises:
-        ValueError: another shape, or a value outside, NaN among them.
+        ValueError: another shape, or a value out of range, including NaN.
     """
     betas = np.array(betas, dtype=np.float64)
     if betas.ndim != 1 or not len(betas):
@@ -74,10 +75,10 @@ def check_betas(betas) -> np.ndarray:
 
 
 def noisiest_step(betas: np.ndarray) -> int:
-    """The last step whose signal is not lost: where sampling has to start that does not clamp x_0.
+    """The last step with enough signal, where sampling must start if x_0 is not clamped.
 
-    x_0 follows from the noise, as predicted, with its error times sigma / alpha. The linear schedule ends at 157; the
-    squared cosine has 160 at step 995 of 1000, and then 214, 321, 642, 20291.
+    Computing x_0 from the predicted noise multiplies the prediction error by sigma / alpha. The linear schedule ends
+    at 157; the squared cosine has 160 at step 995 of 1000, then 214, 321, 642, 20291.
     """
     alphas_cumprod = np.cumprod(1 - betas)  # (T,)
     signal = 0.5 * np.log(alphas_cumprod / (1 - alphas_cumprod))
@@ -85,7 +86,7 @@ def noisiest_step(betas: np.ndarray) -> int:
 
 
 def make_tables(betas: np.ndarray) -> Tables:
-    """Everything that the equations read, from the variances (T,).
+    """Compute all tables from the variances (T,).
 
     Source: Ho et al. 2020, equations 4 and 7.
     """

@@ -1,18 +1,21 @@
 """Schedulers of diffusers (DPM-Solver++, UniPC, Euler, …) as samplers. Only `make_scheduler` imports diffusers."""
 
 import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from ditfast.diffusion import checks
+from ditfast.diffusion.gaussian_diffusion import GaussianDiffusion
 from ditfast.diffusion.kinds import ModelMeanType
-from ditfast.diffusion.noise import starting_noise
+from ditfast.diffusion.noise import Generators, starting_noise
 from ditfast.diffusion.samplers import with_progress
 from ditfast.diffusion.schedule import noisiest_step
 from ditfast.suggest import did_you_mean
 
-NAMES = {
+NAMES: dict[str, tuple[str, dict]] = {  # class in diffusers, preset options
     "ddim": ("DDIMScheduler", {}),
     "deis": ("DEISMultistepScheduler", {}),
     "dpm++": ("DPMSolverMultistepScheduler", {}),
@@ -24,28 +27,28 @@ NAMES = {
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 
-# what a scheduler for a `GaussianDiffusion` has; those of flow matching and of other noise levels do not
+# parameters of a scheduler for a `GaussianDiffusion`; flow matching and other noise levels lack them
 REQUIRED = {"trained_betas", "prediction_type"}
-DISTILLED = "original_inference_steps"  # what one for a distilled model has; others lose their spread with it
-STRIDED = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")  # their steps all go T // steps back
-# with fewer steps the demo's digits are not legible
+DISTILLED = "original_inference_steps"  # a parameter only of schedulers for distilled models
+STRIDED = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")  # each of their steps goes T // steps back
+# with fewer steps, the demo's digits are illegible
 LEAST_STEPS = {"DDIMScheduler": 2, "DDIMParallelScheduler": 2, "PNDMScheduler": 4, "SASolverScheduler": 10}
 LEAST_STEPS_OF_ORDER_2 = 8
 
 
-def make_scheduler(name, diffusion, **options):
-    """A scheduler of diffusers for models trained with ``diffusion``: the full process's betas, no clipping.
+def make_scheduler(name: str, diffusion: GaussianDiffusion, **options: Any) -> Any:
+    """Make a scheduler of diffusers for models trained with ``diffusion``: the full process's betas, no clipping.
 
-    It starts at `noisiest_step`, or, where its steps are of one length, that length before the end, as DDIM does.
+    It starts at `noisiest_step`, or, if its steps have equal lengths, one length before the end, as DDIM does.
 
     Args:
-        name: one of `NAMES`, or the name of a class of diffusers that takes what is `REQUIRED`.
-        diffusion: a `GaussianDiffusion`; which of its steps are kept does not matter here.
-        options: more arguments of the class, such as ``use_karras_sigmas=True``.
+        name: one of `NAMES`, or a class of diffusers with the `REQUIRED` parameters.
+        diffusion: the process; its respacing does not matter.
+        options: further arguments of the class, such as ``use_karras_sigmas=True``.
 
     Raises:
-        ImportError: diffusers, or what the class needs besides, is not installed.
-        ValueError: an unknown name, or a class that is not for these betas.
+        ImportError: diffusers, or another package that the class needs, is not installed.
+        ValueError: an unknown name, or a class that cannot use these betas.
     """
     if not isinstance(name, str):
         raise TypeError(f"scheduler must be a name, got {name!r}")
@@ -63,13 +66,13 @@ def make_scheduler(name, diffusion, **options):
         "prediction_type": predicts,
         "clip_sample": False,
         "timestep_spacing": "leading" if strided else "trailing",
-        # over an even step from pure noise, methods that call the model twice are far off
+        # methods that call the model twice per step are far off over an even first step from pure noise
         "use_karras_sigmas": scheduler_class.order == 2,
     }
-    with torch.device("cpu"):  # whatever the default device: its tables are read on the host
+    with torch.device("cpu"):  # whatever the default device: the host reads its tables
         scheduler = scheduler_class(**{k: v for k, v in wanted.items() if k in known} | preset | options)
     if not np.allclose(scheduler.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-3, atol=0):
-        raise ValueError(f"scheduler must keep to the betas that it is given, got {name!r}, which changes them")
+        raise ValueError(f"scheduler must use the betas it is given, got {name!r}, which changes them")
     return scheduler
 
 
@@ -80,46 +83,45 @@ def _find_scheduler(class_name):
         raise ImportError("make_scheduler needs diffusers: pip install 'ditfast[sample]'") from None
     if class_name.endswith(("Scheduler", "Discrete")) and hasattr(diffusers, class_name):
         found = getattr(diffusers, class_name)
-        if needs := getattr(found, "_backends", None):  # diffusers' stand-in for a class whose packages are missing
+        if needs := getattr(found, "_backends", None):  # diffusers' dummy class for missing packages
             raise ImportError(f"{class_name} needs {' and '.join(needs)}")
         return found
     classes = [each for each in dir(diffusers) if each.endswith("Scheduler")]
     hint = did_you_mean(class_name, [*NAMES, *classes])
     raise ValueError(
-        f"scheduler must be one of {', '.join(NAMES)}, or a class of diffusers, got {class_name!r}{hint}"
+        f"scheduler must be one of {', '.join(NAMES)}, or a class in diffusers, got {class_name!r}{hint}"
     )
 
 
 @torch.no_grad()
 def sample_with_scheduler(
-    model,
-    scheduler,
-    shape,
-    steps,
-    noise=None,
-    model_kwargs=None,
-    device=None,
-    generator=None,
-    learn_sigma=True,
-    progress=False,
-    clip_denoised=False,
-    **step_options,
-):
-    """Samples (B, C, …) from noise, the steps taken by a scheduler of diffusers.
+    model: Callable[..., torch.Tensor],
+    scheduler: Any,
+    shape: Sequence[int],
+    steps: int,
+    noise: torch.Tensor | None = None,
+    model_kwargs: dict | None = None,
+    device: str | torch.device | None = None,
+    generator: Generators = None,
+    learn_sigma: bool = True,
+    progress: bool = False,
+    clip_denoised: bool = False,
+    **step_options: Any,
+) -> torch.Tensor:
+    """Samples (B, C, …) from noise, with a scheduler of diffusers.
 
     Args:
-        model: called as ``model(x, t, **model_kwargs)``, t in the full process, maybe fractional.
-        scheduler: of diffusers, on the betas that the model was trained with; see `make_scheduler`.
+        model: called as ``model(x, t, **model_kwargs)``, with t in the full process, possibly fractional.
+        scheduler: of diffusers, with the betas of the model's training; see `make_scheduler`.
         shape, noise, device, generator, progress: see `p_sample_loop_progressive`.
-        steps: how many; some schedulers call the model twice in a step.
-        learn_sigma: the model's output is (B, 2C, …): noise, then variance, which only a scheduler with
-            ``variance_type="learned_range"`` is given.
-        clip_denoised: clamp the prediction of x_0 to [-1, 1], whatever the scheduler: it is given the noise that
-            follows from the clamped one.
-        step_options: more arguments of ``scheduler.step``, such as ``eta``.
+        steps: number of steps; some schedulers call the model twice per step.
+        learn_sigma: the model's output is (B, 2C, …): noise, then variance, which is only passed to a scheduler with
+            ``variance_type="learned_range"``.
+        clip_denoised: clamp the prediction of x_0 to [-1, 1] before it reaches the scheduler.
+        step_options: further arguments of ``scheduler.step``, such as ``eta``.
 
     Raises:
-        ValueError: a scheduler for another kind of model, or steps, noise or an output of the model that do not fit.
+        ValueError: a scheduler for another kind of model, or steps, noise or a model output that do not fit.
     """
     set_steps(scheduler, steps)
     x = starting_noise(model, shape, noise, device, generator)
@@ -142,15 +144,15 @@ def sample_with_scheduler(
     return x
 
 
-def set_steps(scheduler, steps):
-    """Set the scheduler's timesteps, on the host: indexing by one on the device would make every step wait for it.
+def set_steps(scheduler: Any, steps: int) -> None:
+    """Set the scheduler's timesteps on the host, since indexing by device timesteps would synchronize every step.
 
     Raises:
-        ValueError: a scheduler for another kind of model, or steps that it cannot take.
+        ValueError: a scheduler for another kind of model, or a number of steps that it cannot take.
     """
     _check_fits(scheduler)
     _check_steps(scheduler, steps)
-    with torch.device("cpu"):  # some ignore the argument
+    with torch.device("cpu"):  # some schedulers ignore the argument
         scheduler.set_timesteps(steps, device="cpu")
     if scheduler.timesteps[0] < scheduler.timesteps[-1]:
         got = type(scheduler).__name__
@@ -167,24 +169,25 @@ def _check_steps(scheduler, steps):
         nearest = sorted(sorted(fitting, key=lambda n: abs(n - steps))[:2])
         rule = f"divide {most} and be at least {least} for {name}, as {' and '.join(map(str, nearest))} do"
     else:
-        fitting, rule = range(least, most + 1), f"be from {least} to {most} for {name} and this noise schedule"
+        fitting = [*range(least, most + 1)]
+        rule = f"be from {least} to {most} for {name} and this noise schedule"
     if steps not in fitting:
         raise ValueError(f"steps must {rule}, got {steps}")
 
 
 def _noise_ratios(scheduler):
-    """sigma / alpha at each of the timesteps; between two its logarithm is linear, as the schedulers have it."""
+    """sigma / alpha at each timestep, with a log-linear interpolation, as in the schedulers."""
     alphas_cumprod = np.asarray(scheduler.alphas_cumprod, dtype=np.float64)  # (T,)
     log_ratios = 0.5 * np.log(1 / alphas_cumprod - 1)
     return np.exp(np.interp(scheduler.timesteps, np.arange(len(log_ratios)), log_ratios)).tolist()
 
 
 def _clip(output, x, noise_ratio, prediction_type):
-    """The output (B, C or 2C, …) for x (B, C, …), changed where its prediction of x_0 is beyond [-1, 1]."""
+    """The output (B, C or 2C, …) for x (B, C, …), with its prediction of x_0 clamped to [-1, 1]."""
     prediction, *variance = output.split(x.shape[1], dim=1)
     if prediction_type == "sample":
         return torch.cat([prediction.clamp(-1, 1), *variance], dim=1)
-    # in float32: at pure noise the ratio is large, and x_0 the difference of two large numbers
+    # in float32: near pure noise the ratio is large, and x_0 the difference of two large numbers
     x_start = (1 + noise_ratio**2) ** 0.5 * x.float() - noise_ratio * prediction.float()
     beyond = x_start - x_start.clamp(-1, 1)
     return torch.cat([(prediction + beyond / noise_ratio).to(output.dtype), *variance], dim=1)
@@ -192,9 +195,9 @@ def _clip(output, x, noise_ratio, prediction_type):
 
 def _check_parameters(parameters, got):
     if not parameters.keys() >= REQUIRED:
-        raise ValueError(f"scheduler must be of a class that takes {' and '.join(sorted(REQUIRED))}, got {got}")
+        raise ValueError(f"scheduler's class must have {' and '.join(sorted(REQUIRED))}, got {got}")
     if DISTILLED in parameters:
-        raise ValueError(f"scheduler must not be of a class for distilled models, which takes {DISTILLED}, got {got}")
+        raise ValueError(f"scheduler must not be for distilled models, which have {DISTILLED}, got {got}")
 
 
 def _check_fits(scheduler):

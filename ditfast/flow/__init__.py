@@ -1,6 +1,6 @@
-"""Flows from noise to data, with the names and semantics of SiT, and MeanFlow.
+"""Flows from noise to data, with SiT's API and semantics, and MeanFlow.
 
-Time runs from 0, noise, to 1, data. Nothing here knows the model: it is any callable ``model(x, t, **model_kwargs)``.
+Time runs from 0, noise, to 1, data. A model is any callable ``model(x, t, **model_kwargs)``.
 """
 
 from ditfast.flow.meanflow import MeanFlow

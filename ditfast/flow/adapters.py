@@ -1,10 +1,14 @@
-"""Models in other conventions of time and sign than `ditfast.flow`'s."""
+"""Adapt models to other conventions of time and sign than `ditfast.flow`'s."""
+
+from collections.abc import Callable
+
+import torch
 
 
-def diffusers_flow(model):
-    """A model of velocities as diffusers' flow schedulers call it: f(x, timestep, **kwargs).
+def diffusers_flow(model: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A model of velocities in the convention of diffusers' flow schedulers: f(x, timestep, **kwargs).
 
-    There timesteps are 1000 times the noise level, 1 - t, and the velocity goes from data to noise.
+    There, a timestep is 1000 times the noise level, 1 - t, and velocities point from data to noise.
     """
 
     def predict(x, timestep, **kwargs):
@@ -13,10 +17,10 @@ def diffusers_flow(model):
     return predict
 
 
-def paper_mean_flow(model):
-    """A model of average velocities as in MeanFlow's paper: u(z, r, t, **kwargs), r <= t.
+def paper_mean_flow(model: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A model of average velocities in the convention of MeanFlow's paper: u(z, r, t, **kwargs), r <= t.
 
-    There time runs from 0, data, to 1, noise; z is at t, and z - (t - r) u is at r.
+    There, time runs from 0, data, to 1, noise; z is at time t, and z - (t - r) u at time r.
     """
 
     def average_velocity(z, r, t, **kwargs):

@@ -1,38 +1,42 @@
-"""Argument checks: one clear error that names the argument, the rule and the value."""
+"""Argument checks. Each error names the argument, the rule and the value."""
 
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 import torch
 
 from ditfast.suggest import did_you_mean
 
-MOST = 10**6  # steps, of which each is a call of the model
+MOST = 10**6  # steps; each calls the model
 
 
-def choice(name: str, value, known) -> None:
-    """``value`` is one of ``known``, which may have None among them."""
+def choice(name: str, value: object, known: Iterable[str | None]) -> None:
+    """Check that ``value`` is one of ``known``, which may include None."""
     if value not in [*known]:
         names = ", ".join(map(str, known))
         raise ValueError(f"{name} must be one of {names}, got {value!r}{did_you_mean(value, [*filter(None, known)])}")
 
 
-def number(name: str, value, low: float, high: float = math.inf) -> None:
-    """``value`` is a finite number in [low, high]."""
+def number(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Check that ``value`` is a finite number in [low, high]."""
     real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not real or not low <= value <= high:
         rule = f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
         raise ValueError(f"{name} must be {rule}, got {value!r}")
 
 
-def whole(name: str, value, low: int) -> None:
-    """``value`` is a whole number in [low, MOST]."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= MOST:
-        raise ValueError(f"{name} must be a whole number in [{low}, {MOST}], got {value!r}")
+def integer(name: str, value: int, low: int) -> None:
+    """Check that ``value`` is an integer in [low, MOST]."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= MOST:
+        raise ValueError(f"{name} must be an integer in [{low}, {MOST}], got {value!r}")
 
 
-def times(name: str, t, x: torch.Tensor) -> None:
-    """``t`` is (B,), floating-point, on the device of x (B, …), in [0, 1]; values on a GPU are not read."""
+def times(name: str, t: torch.Tensor, x: torch.Tensor) -> None:
+    """Check that ``t`` is a floating-point tensor (B,) in [0, 1], on the device of x (B, …).
+
+    Values on a GPU are not read.
+    """
     if not isinstance(t, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     if not t.is_floating_point():
@@ -46,23 +50,23 @@ def times(name: str, t, x: torch.Tensor) -> None:
 
 
 def is_readable(t: torch.Tensor) -> bool:
-    """Whether its values can be looked at without waiting for a device, or ending a trace."""
+    """Whether its values can be read without synchronizing with a device or breaking a trace."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     return t.device.type == "cpu"
 
 
-def model_output(output, x: torch.Tensor) -> torch.Tensor:
-    """What the model predicts, (B, C, …) as x, in float32 or better.
+def model_output(output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Check the model's output and return its prediction, (B, C, …) like x, in float32 or better.
 
-    A second half of the channels, of models with learn_sigma=True, is dropped: flows have no variance to learn.
+    The second half of the channels of a model with learn_sigma=True is dropped: flows have no variance to learn.
     """
     if not isinstance(output, torch.Tensor):
         raise TypeError(f"the model must return a tensor, got {type(output).__name__}")
     single, double = (x.shape[0], x.shape[1], *x.shape[2:]), (x.shape[0], 2 * x.shape[1], *x.shape[2:])
     if tuple(output.shape) not in (single, double):
         raise ValueError(
-            f"the model's output must have the shape of x, or twice its channels: {single} or {double}, "
+            f"the model's output must have the shape of x or twice its channels: {single} or {double}, "
             f"got {tuple(output.shape)}"
         )
     return output[:, : x.shape[1]].to(torch.promote_types(output.dtype, torch.float32))

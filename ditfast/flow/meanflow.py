@@ -1,4 +1,6 @@
-"""MeanFlow: models of the average velocity over a stretch of time, which draw a sample in one step."""
+"""MeanFlow: models of the average velocity over a time interval, which sample in one step."""
+
+from collections.abc import Callable
 
 import torch
 
@@ -6,28 +8,28 @@ from ditfast.diffusion.checks import floating, like
 from ditfast.diffusion.losses import mean_flat
 from ditfast.diffusion.noise import noise_like
 from ditfast.flow import checks
-from ditfast.flow.times import TimeSampling
+from ditfast.flow.times import TimeDistribution, TimeSampling
 
 
 class MeanFlow:
-    """How a model of average velocities is trained, and sampled from.
+    """Training and sampling of a model of average velocities.
 
-    A model is any callable ``model(x, t, r=r, **model_kwargs)``, as a `DiT` with ``second_time=True``: of x at time t
-    it predicts the average velocity on the way to time r, so that x + (r - t) * model(x, t, r=r) is x at time r. Time
-    is SiT's, from 0, noise, to 1, data, and t <= r. (The paper counts from data to noise: see
-    `adapters.paper_mean_flow`.) Labels are dropped by the caller: all calls of a step have to see the same ones.
+    A model is any callable ``model(x, t, r=r, **model_kwargs)``, such as a `DiT` with ``second_time=True``. From x at
+    time t it predicts the average velocity until time r: x + (r - t) * model(x, t, r=r) is x at time r. As in SiT,
+    time runs from 0, noise, to 1, data, and t <= r. (The paper's runs the other way: see `adapters.paper_mean_flow`.)
+    The caller drops labels, since all model calls of a training step must see the same ones.
 
     Args:
-        time_sampling, time_mean, time_std: of both times, see `TimeSampling`; the later one is r.
-        interval_ratio: how often r differs from t; else the model learns the velocity itself.
+        time_sampling, time_mean, time_std: of both times, see `TimeSampling`; r is the later one.
+        interval_ratio: probability that r differs from t; else the model learns the velocity itself.
         adaptive_power, adaptive_eps: p and c in the weight 1 / (|error|^2 + c)^p of a sample's squared error.
-        guidance: omega, the scale of the guidance that the model learns; 1 for none.
-        guidance_mix: kappa, how much of the model's own guided velocity stands in for the data's.
-        guidance_interval: guide only at these times t.
-        target_apart: make the target in a call of its own that keeps nothing for backward, before the model is called
-            for its output: one forward more, and about half the memory. For activation checkpointing, through which
-            PyTorch takes no tangents.
-        null_label: what ``y`` in model_kwargs is where there is no label; needed for guidance.
+        guidance: omega, the guidance scale that the model learns; 1 for none.
+        guidance_mix: kappa, the share of the model's own guided velocity that replaces the data's.
+        guidance_interval: guide only at times t in this interval.
+        target_apart: compute the target in a separate call without autograd, before the call for the output: one more
+            forward, about half the memory. Needed for activation checkpointing, which does not support forward-mode
+            AD.
+        null_label: the value of ``y`` in model_kwargs for no label; needed for guidance.
 
     Raises:
         ValueError: naming the argument.
@@ -39,17 +41,17 @@ class MeanFlow:
     def __init__(
         self,
         *,
-        time_sampling="logit-normal",
-        time_mean=0.4,
-        time_std=1.0,
-        interval_ratio=0.25,
-        adaptive_power=1.0,
-        adaptive_eps=0.01,
-        guidance=1.0,
-        guidance_mix=0.0,
-        guidance_interval=(0.0, 1.0),
-        target_apart=False,
-        null_label=None,
+        time_sampling: TimeDistribution = "logit-normal",
+        time_mean: float = 0.4,
+        time_std: float = 1.0,
+        interval_ratio: float = 0.25,
+        adaptive_power: float = 1.0,
+        adaptive_eps: float = 0.01,
+        guidance: float = 1.0,
+        guidance_mix: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        target_apart: bool = False,
+        null_label: int | None = None,
     ):
         self.times = TimeSampling(time_sampling, time_mean, time_std)
         checks.number("interval_ratio", interval_ratio, 0, 1)
@@ -66,25 +68,36 @@ class MeanFlow:
         self.guidance, self.mix, self.guided_times = guidance, guidance_mix, (low, high)
         self.null_label, self.target_apart = null_label, target_apart
 
-    def draw_times(self, count: int, device, generator=None):
-        """t and r, (B,) each, t <= r."""
+    def draw_times(
+        self, count: int, device: str | torch.device, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw t and r, (B,) each, t <= r."""
         first, second = (self.times.draw(count, device, generator) for _ in range(2))
         t, r = torch.minimum(first, second), torch.maximum(first, second)
         apart = torch.rand(count, device=device, generator=generator) < self.interval_ratio
         return t, torch.where(apart, r, t)
 
-    def training_losses(self, model, x1, model_kwargs=None, *, t=None, r=None, noise=None):
-        """The loss of each sample, by one forward-mode derivative of the model.
+    def training_losses(
+        self,
+        model: Callable,
+        x1: torch.Tensor,
+        model_kwargs: dict | None = None,
+        *,
+        t: torch.Tensor | None = None,
+        r: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The training loss of each sample, from one forward-mode derivative (JVP) of the model.
 
         Args:
             x1: (B, C, …) data.
             model_kwargs: further arguments of the model, such as ``{"y": labels}``.
-            t, r: (B,) times, t <= r; both drawn where t is None, and r = t where r is.
-            noise: (B, C, …); drawn where None.
+            t, r: (B,) times, t <= r. If t is None, both are drawn; if only r is None, r = t.
+            noise: (B, C, …); drawn if None.
 
         Returns:
             A dict of ``loss`` (B,); ``pred`` (B, C, …), the model's output; ``mse`` (B,), the squared error without
-            its weight, which makes the loss of every sample about 1 where adaptive_power is.
+            the adaptive weight, which with adaptive_power=1 makes every sample's loss about 1.
 
         Raises:
             TypeError, ValueError: an argument, or the model's output, has the wrong dtype, shape or values.
@@ -95,7 +108,7 @@ class MeanFlow:
         noise = noise_like(x1) if noise is None else noise
         like("noise", noise, "x1", x1)
         if t is None and r is not None:
-            raise ValueError("t must be given where r is, got None")
+            raise ValueError("t must be given if r is, got None")
         if t is None:
             t, r = self.draw_times(len(x1), x1.device)
         r = t if r is None else r
@@ -109,7 +122,8 @@ class MeanFlow:
             return checks.model_output(model(x, t, r=r, **kwargs), x)
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.target_apart):
-            pred, change = torch.func.jvp(average_velocity, (x, t), (v.to(x.dtype), torch.ones_like(t)))
+            tangents = v.to(x.dtype), torch.ones_like(t)
+            pred, change, *_ = torch.func.jvp(average_velocity, (x, t), tangents)
         pred = average_velocity(x, t) if self.target_apart else pred
         target = (v + _per_sample(r - t, x1) * change).detach()
         squares = (pred - target) ** 2
@@ -119,7 +133,7 @@ class MeanFlow:
 
     @torch.no_grad()
     def _guided(self, model, x, t, v, kwargs):
-        """The velocity that the target is made of: the data's, or guided. Source: equations 19 and 21."""
+        """The velocity in the target: the data's, or guided. Source: equations 19 and 21."""
         if self.guidance == 1 and not self.mix:
             return v
         y, (low, high) = kwargs["y"], self.guided_times
@@ -131,17 +145,19 @@ class MeanFlow:
         return torch.where(_per_sample(applies, x), guided, v)
 
     @torch.no_grad()
-    def sample(self, model, noise, y=None, steps=1):
-        """Samples (B, C, …) from noise, in ``steps`` equal steps of one call each.
+    def sample(
+        self, model: Callable, noise: torch.Tensor, y: torch.Tensor | None = None, steps: int = 1
+    ) -> torch.Tensor:
+        """Samples (B, C, …) from noise of that shape, in ``steps`` equal steps with one model call each.
 
         Args:
-            y: (B,) labels; None for a model without.
+            y: (B,) labels; None for a model without labels.
 
         Raises:
-            TypeError, ValueError: noise, steps or an output of the model that do not fit.
+            TypeError, ValueError: noise, steps or a model output that do not fit.
         """
         floating("noise", noise)
-        checks.whole("steps", steps, 1)
+        checks.integer("steps", steps, 1)
         x, kwargs = noise.to(torch.promote_types(noise.dtype, torch.float32)), {} if y is None else {"y": y}
         for step in range(steps):
             t, r = (torch.full((len(x),), i / steps, dtype=x.dtype, device=x.device) for i in (step, step + 1))
@@ -149,8 +165,8 @@ class MeanFlow:
         return x.to(noise.dtype)
 
 
-def check_order(t, r, x) -> None:
-    """t and r are times (B,), and t is not after r."""
+def check_order(t: torch.Tensor, r: torch.Tensor, x: torch.Tensor) -> None:
+    """Check that t and r are times (B,) with t <= r."""
     checks.times("t", t, x)
     checks.times("r", r, x)
     if checks.is_readable(t) and (t > r).any():

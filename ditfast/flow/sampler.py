@@ -1,23 +1,25 @@
-"""Samples from a model of a flow, by its ODE or an SDE of the same marginals; and likelihoods."""
+"""Sample from a model of a flow, by its ODE or an SDE with the same marginals, and compute likelihoods."""
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 import torch
 
 from ditfast.diffusion.checks import floating
-from ditfast.diffusion.noise import noise_like
+from ditfast.diffusion.noise import Generators, noise_like
 from ditfast.flow import checks, ode, paths, sde
 from ditfast.flow.times import shift_times
 from ditfast.flow.transport import Transport
 
-SINGULAR_EPS = 1e-3  # how far an SDE stays from a time at which its drift is infinite, where no sample_eps says
+SINGULAR_EPS = 1e-3  # distance of an SDE from times at which its drift is infinite, if sample_eps is 0
 
 
 class Sampler:
-    """Samplers of models that were trained with ``transport``, with SiT's names and semantics.
+    """Samplers for models trained with ``transport``, with SiT's API and semantics.
 
-    Each method returns a function ``fn(init, model, **model_kwargs)`` of noise (B, C, …), or what it says.
+    The ``sample_*`` methods return a function ``fn(init, model, **model_kwargs)``; init (B, C, …) is noise, or data
+    where noted.
     """
 
     def __init__(self, transport: Transport):
@@ -26,27 +28,27 @@ class Sampler:
     def sample_ode(
         self,
         *,
-        sampling_method="dopri5",
-        num_steps=50,
-        atol=1e-6,
-        rtol=1e-3,
-        reverse=False,
-        time_shift=1.0,
-        last_only=False,
-    ):
-        """The probability flow: a function that returns all of its points, (num_steps, B, C, …), samples last.
+        sampling_method: str = "dopri5",
+        num_steps: int = 50,
+        atol: float = 1e-6,
+        rtol: float = 1e-3,
+        reverse: bool = False,
+        time_shift: float = 1.0,
+        last_only: bool = False,
+    ) -> Callable[..., torch.Tensor]:
+        """Sample by the probability flow ODE. The function returns all points, (num_steps, B, C, …), samples last.
 
         Args:
-            sampling_method: "euler" or "heun2" in num_steps - 1 steps, or one of torchdiffeq's, see `ode.METHODS`.
-            num_steps: points in time. An adaptive method takes steps of its own between them.
+            sampling_method: "euler" or "heun2" with num_steps - 1 steps, or a torchdiffeq method, see `ode.METHODS`.
+            num_steps: number of points in time. An adaptive method chooses its own steps between them.
             atol, rtol: tolerances of an adaptive method.
-            reverse: from data to noise.
-            time_shift: more steps near noise, see `shift_times`.
-            last_only: return the last point alone, as (1, B, C, …).
+            reverse: go from data to noise.
+            time_shift: above 1 puts more steps near noise, see `shift_times`.
+            last_only: only return the last point, as (1, B, C, …).
 
         Raises:
             ValueError: naming the argument.
-            ImportError: torchdiffeq is needed and missing.
+            ImportError: torchdiffeq is needed but missing.
         """
         ode.check_method(sampling_method)
         _check_tolerances(atol, rtol)
@@ -66,9 +68,9 @@ class Sampler:
 
         return sample
 
-    def ode_times(self, num_steps: int, reverse=False, time_shift=1.0) -> list[float]:
+    def ode_times(self, num_steps: int, reverse: bool = False, time_shift: float = 1.0) -> list[float]:
         """The points in time of `sample_ode`."""
-        checks.whole("num_steps", num_steps, 2)
+        checks.integer("num_steps", num_steps, 2)
         checks.number("time_shift", time_shift, 1e-3, 1e3)
         low, high = self.transport.interval(self.transport.sample_eps)
         even = torch.linspace(0, 1, num_steps, dtype=torch.float64, device="cpu")
@@ -78,26 +80,26 @@ class Sampler:
     def sample_sde(
         self,
         *,
-        sampling_method="Euler",
-        diffusion_form="SBDM",
-        diffusion_norm=1.0,
-        last_step="Mean",
-        last_step_size=0.04,
-        num_steps=250,
-        generator=None,
-        last_only=False,
-    ):
-        """An SDE: a function that returns a list of x after each of num_steps steps, samples last.
+        sampling_method: str = "Euler",
+        diffusion_form: str = "SBDM",
+        diffusion_norm: float = 1.0,
+        last_step: str | None = "Mean",
+        last_step_size: float = 0.04,
+        num_steps: int = 250,
+        generator: Generators = None,
+        last_only: bool = False,
+    ) -> Callable[..., list[torch.Tensor]]:
+        """Sample by an SDE. The function returns a list of x after each of num_steps steps, samples last.
 
         Args:
             sampling_method: "Euler" or "Heun".
             diffusion_form, diffusion_norm: of the diffusion w, see `paths.DIFFUSION_FORMS`.
-            last_step: without noise: "Mean", along the drift; "Euler", along the velocity; "Tweedie", the expected
-                data; None for none.
-            last_step_size: its length in time; the steps before end there.
-            num_steps: all of them, the last one too.
-            generator: of the noise; one, or one for each sample.
-            last_only: return the last x alone, in a list.
+            last_step: the final step, without noise: "Mean", along the drift; "Euler", along the velocity; "Tweedie",
+                the expected data; None to omit it.
+            last_step_size: the time interval of the last step.
+            num_steps: number of steps, including the last one.
+            generator: of the noise, see `noise_like`.
+            last_only: only return the last x, as a list of one.
 
         Raises:
             ValueError: naming the argument.
@@ -116,29 +118,45 @@ class Sampler:
 
         return sample
 
-    def sde_times(self, sampling_method, diffusion_form, last_step, last_step_size, num_steps) -> list[float]:
-        """The points in time of `sample_sde`, up to the last step."""
+    def sde_times(
+        self,
+        sampling_method: str,
+        diffusion_form: str,
+        last_step: str | None,
+        last_step_size: float,
+        num_steps: int,
+    ) -> list[float]:
+        """The points in time of `sample_sde`, until the last step."""
         checks.choice("sampling_method", sampling_method, sde.METHODS)
         checks.choice("diffusion_form", diffusion_form, paths.DIFFUSION_FORMS)
         checks.choice("last_step", last_step, sde.LAST_STEPS)
-        checks.whole("num_steps", num_steps, 3)
+        checks.integer("num_steps", num_steps, 3)
         low, high = self.transport.interval(self.transport.sample_eps)
         if diffusion_form == "SBDM" and self.transport.path_type != "VP":
-            low = low or SINGULAR_EPS  # there w is infinite at noise
+            low = low or SINGULAR_EPS  # w is infinite at noise
         if last_step is not None:
             checks.number("last_step_size", last_step_size, 1e-6, 0.999 - low)
             high = 1 - last_step_size
         elif sampling_method == "Heun":
-            high = min(high, 1 - SINGULAR_EPS)  # the score at the end is asked for, and infinite at data
+            high = min(high, 1 - SINGULAR_EPS)  # needs the score at the end, which is infinite at data
         return torch.linspace(low, high, num_steps, dtype=torch.float64, device="cpu").tolist()
 
-    def sample_ode_likelihood(self, *, sampling_method="dopri5", num_steps=50, atol=1e-6, rtol=1e-3, generator=None):
-        """A function of data (B, C, …) that returns its log likelihood (B,), in nats, and its noise (B, C, …).
+    def sample_ode_likelihood(
+        self,
+        *,
+        sampling_method: str = "dopri5",
+        num_steps: int = 50,
+        atol: float = 1e-6,
+        rtol: float = 1e-3,
+        generator: Generators = None,
+    ) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        """The likelihood. The function maps data (B, C, …) to the log likelihood (B,), in nats, and noise (B, C, …).
 
-        The divergence is estimated with one random sign for each number, the same at all times.
+        The divergence is estimated with one random sign per element, the same at all times.
 
         Args:
-            generator: of the signs; others: see `sample_ode`.
+            generator: of the signs.
+            others: see `sample_ode`.
 
         Source: Grathwohl et al. 2019, "FFJORD", section 3.1; Hutchinson 1990.
         """
@@ -166,7 +184,7 @@ class Sampler:
         return likelihood
 
     def _call(self, model, dtype, model_kwargs):
-        """The model's checked output as a function of a time, a number or (), and of x."""
+        """The model's checked output as a function of a time, a number or a tensor (), and x."""
 
         def call(t, x):
             given = x.to(dtype)
@@ -192,13 +210,13 @@ class Sampler:
 
 
 def _start(init):
-    """Where a solver starts, in float32 or better."""
+    """The start of a solver, in float32 or better."""
     floating("init", init)
     return init.to(torch.promote_types(init.dtype, torch.float32))
 
 
 def _kept(points, last_only):
-    """The points, or the last of them alone, as a list."""
+    """The points, or only the last, as a list."""
     return list(deque(points, maxlen=1 if last_only else None))
 
 
@@ -208,10 +226,10 @@ def _check_tolerances(atol, rtol):
 
 
 def _random_signs(x, generator):
-    """1 or -1 for each number, from the one place where noise is drawn."""
+    """1 or -1 per element, from the only function that draws noise."""
     return torch.where(noise_like(x, generator) < 0, -1.0, 1.0).to(x.dtype)
 
 
 def _normal_log_density(x):
-    """Of the standard normal, for each sample: (B,)."""
+    """Of the standard normal, per sample: (B,)."""
     return -0.5 * (x.flatten(1) ** 2).sum(1) - 0.5 * x[0].numel() * math.log(2 * math.pi)

@@ -1,14 +1,16 @@
-"""Flow schedulers of diffusers as samplers of a model of velocities on the linear path."""
+"""Flow schedulers of diffusers as samplers for models of velocities on the linear path."""
 
 import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from ditfast.diffusion.noise import starting_noise
+from ditfast.diffusion.noise import Generators, starting_noise
 from ditfast.flow import checks
 from ditfast.flow.adapters import diffusers_flow
 
-NAMES = {  # the class in diffusers, and what makes it one for flows
+NAMES: dict[str, tuple[str, dict]] = {  # class in diffusers, and the options that make it a flow scheduler
     "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "flow-heun": ("FlowMatchHeunDiscreteScheduler", {}),
     "flow-dpm++": ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
@@ -16,8 +18,8 @@ NAMES = {  # the class in diffusers, and what makes it one for flows
 }
 
 
-def make_scheduler(name: str, time_shift: float = 1.0):
-    """A flow scheduler of diffusers.
+def make_scheduler(name: str, time_shift: float = 1.0) -> Any:
+    """Make a flow scheduler of diffusers.
 
     Args:
         name: one of `NAMES`.
@@ -36,36 +38,45 @@ def make_scheduler(name: str, time_shift: float = 1.0):
     class_name, options = NAMES[name]
     scheduler_class = getattr(diffusers, class_name)
     shift = "shift" if "shift" in inspect.signature(scheduler_class.__init__).parameters else "flow_shift"
-    with torch.device("cpu"):  # whatever the default device: its tables are read on the host
+    with torch.device("cpu"):  # whatever the default device: the host reads its tables
         return scheduler_class(**options, **{shift: time_shift})
 
 
-def set_steps(scheduler, steps: int) -> list[float]:
-    """Set the steps of a flow scheduler; the times, 0 noise and 1 data, of its calls of the model.
+def set_steps(scheduler: Any, steps: int) -> list[float]:
+    """Set a flow scheduler's steps, and return the times of its model calls, from 0, noise, to 1, data.
 
     Raises:
-        ValueError: no flow scheduler, or steps that it cannot take.
+        ValueError: another kind of scheduler, or an invalid number of steps.
     """
     config = getattr(scheduler, "config", {})
     if "Flow" not in type(scheduler).__name__ and not config.get("use_flow_sigmas"):
-        raise ValueError(f"scheduler must be one of diffusers' for flows, got {type(scheduler).__name__}")
-    checks.whole("steps", steps, 1)
+        raise ValueError(f"scheduler must be a flow scheduler of diffusers, got {type(scheduler).__name__}")
+    checks.integer("steps", steps, 1)
     with torch.device("cpu"):
         scheduler.set_timesteps(steps, device="cpu")
     return [1 - t / 1000 for t in scheduler.timesteps.tolist()]
 
 
 @torch.no_grad()
-def sample_with_scheduler(model, scheduler, shape, steps, noise=None, model_kwargs=None, device=None, generator=None):
-    """Samples (B, C, …) from noise, the steps taken by a flow scheduler of diffusers.
+def sample_with_scheduler(
+    model: Callable[..., torch.Tensor],
+    scheduler: Any,
+    shape: Sequence[int],
+    steps: int,
+    noise: torch.Tensor | None = None,
+    model_kwargs: dict | None = None,
+    device: str | torch.device | None = None,
+    generator: Generators = None,
+) -> torch.Tensor:
+    """Samples (B, C, …) from noise, with a flow scheduler of diffusers.
 
     Args:
-        model: as all of this package's: t from 0, noise, to 1, data.
+        model: in this package's convention, t from 0, noise, to 1, data.
         scheduler: see `make_scheduler`.
-        shape, noise, device, generator: see `ditfast.diffusion`'s `p_sample_loop_progressive`.
+        shape, noise, device, generator: see `p_sample_loop_progressive` in `ditfast.diffusion`.
 
     Raises:
-        ValueError: a scheduler for another kind of model, or steps, noise or an output of the model that do not fit.
+        ValueError: a scheduler for another kind of model, or steps, noise or a model output that do not fit.
     """
     set_steps(scheduler, steps)
     x = starting_noise(model, shape, noise, device, generator)

@@ -1,4 +1,7 @@
-"""A flow from noise to data: how a model of it is trained, and what its output says."""
+"""A flow from noise to data: the training loss, and conversions of the model's output."""
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -6,34 +9,37 @@ from ditfast.diffusion.checks import floating, like
 from ditfast.diffusion.losses import mean_flat
 from ditfast.diffusion.noise import noise_like
 from ditfast.flow import checks, paths
-from ditfast.flow.times import TimeSampling
+from ditfast.flow.times import TimeDistribution, TimeSampling
 
 PREDICTIONS = ("velocity", "noise", "score")
 LOSS_WEIGHTS = (None, "velocity", "likelihood")
+PathType = Literal["Linear", "GVP", "VP"]
+Prediction = Literal["velocity", "noise", "score"]
+LossWeight = Literal["velocity", "likelihood"] | None
 
 
 def create_transport(
-    path_type="Linear",
-    prediction="velocity",
-    loss_weight=None,
-    train_eps=None,
-    sample_eps=None,
+    path_type: PathType = "Linear",
+    prediction: Prediction = "velocity",
+    loss_weight: LossWeight = None,
+    train_eps: float | None = None,
+    sample_eps: float | None = None,
     *,
-    time_sampling="uniform",
-    time_mean=0.0,
-    time_std=1.0,
-    time_shift=1.0,
-):
-    """The flow of a SiT.
+    time_sampling: TimeDistribution = "uniform",
+    time_mean: float = 0.0,
+    time_std: float = 1.0,
+    time_shift: float = 1.0,
+) -> "Transport":
+    """Create the flow of a SiT.
 
     Args:
         path_type: "Linear", "GVP" or "VP", see `paths`.
-        prediction: what the model's output is: "velocity", "noise" or "score".
-        loss_weight: of the squared error of noise or score: "velocity" or "likelihood", which weight it as the error
-            of the velocity, and as a bound of the likelihood; None for none. The error of a velocity has no weight.
-        train_eps, sample_eps: how far from times at which something is infinite training and sampling stay. By
-            default 0 where nothing is, else 1e-3, and 1e-5 for training on VP.
-        time_sampling, time_mean, time_std, time_shift: the times to train on, see `TimeSampling`.
+        prediction: the model's output: "velocity", "noise" or "score".
+        loss_weight: weight of the squared error of noise or score: "velocity", as in the error of the velocity;
+            "likelihood", as in a bound on the likelihood; None for none. Ignored for prediction="velocity".
+        train_eps, sample_eps: distance that training and sampling keep from singular times. By default 0 if there are
+            none, else 1e-3, and 1e-5 for training on VP.
+        time_sampling, time_mean, time_std, time_shift: the training times, see `TimeSampling`.
 
     Raises:
         ValueError: an unknown name, or a number out of range.
@@ -43,15 +49,26 @@ def create_transport(
 
 
 class Transport:
-    """See `create_transport`.
+    """A flow; see `create_transport` for the arguments.
 
-    Time is SiT's: t in [0, 1], 0 noise, 1 data, given to the model as it is. A model is any callable
+    Time is SiT's, t in [0, 1] from noise to data, and passed to the model unscaled. A model is any callable
     ``model(x, t, **model_kwargs)`` that returns (B, C, …), or (B, 2C, …), whose second half is dropped.
 
     Source: Ma et al. 2024, "SiT"; Lipman et al. 2023, "Flow Matching for Generative Modeling".
     """
 
-    def __init__(self, path_type, prediction, loss_weight, train_eps, sample_eps, times: TimeSampling):
+    train_eps: float
+    sample_eps: float
+
+    def __init__(
+        self,
+        path_type: PathType,
+        prediction: Prediction,
+        loss_weight: LossWeight,
+        train_eps: float | None,
+        sample_eps: float | None,
+        times: TimeSampling,
+    ):
         checks.choice("path_type", path_type, paths.PATHS)
         checks.choice("prediction", prediction, PREDICTIONS)
         checks.choice("loss_weight", loss_weight, LOSS_WEIGHTS)
@@ -65,26 +82,36 @@ class Transport:
             setattr(self, name, value)
 
     def interval(self, eps: float) -> tuple[float, float]:
-        """The times that are at least ``eps`` from one at which something is infinite; VP starts at noise itself."""
+        """The times at least ``eps`` from the singular ones; VP has no singularity at noise."""
         return 0.0 if self.path_type == "VP" else eps, 1 - eps
 
-    def point(self, t, x) -> paths.Point:
-        """The path at the times t (B,) in float32 or better, for x (B, …)."""
+    def point(self, t: torch.Tensor, x: torch.Tensor) -> paths.Point:
+        """The path at times t (B,), in float32 or better, which broadcasts with x (B, …)."""
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         return paths.PATHS[self.path_type](t.view(-1, *[1] * (x.dim() - 1)))
 
-    def draw_times(self, count: int, device, generator=None):
-        """Times to train on: (B,) float32."""
+    def draw_times(
+        self, count: int, device: str | torch.device, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Draw training times (B,), float32."""
         return self.times.draw(count, device, generator, *self.interval(self.train_eps))
 
-    def training_losses(self, model, x1, model_kwargs=None, *, t=None, noise=None):
-        """The loss of each sample.
+    def training_losses(
+        self,
+        model: Callable,
+        x1: torch.Tensor,
+        model_kwargs: dict | None = None,
+        *,
+        t: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The training loss of each sample.
 
         Args:
             x1: (B, C, …) data.
             model_kwargs: further arguments of the model, such as ``{"y": labels}``.
-            t: (B,) times; drawn where None.
-            noise: (B, C, …); drawn, before t as in SiT, where None.
+            t: (B,) times; drawn if None.
+            noise: (B, C, …); drawn if None, before t, as in SiT.
 
         Returns:
             A dict of ``loss`` (B,) and ``pred`` (B, C, …), the model's output.
@@ -112,15 +139,15 @@ class Transport:
         w = paths.diffusivity(p)
         return (w / p.sigma**2 if self.loss_weight == "likelihood" else (w / p.sigma) ** 2) * error**2
 
-    def velocity(self, p, x, output):
-        """The velocity that a model's output at x means."""
+    def velocity(self, p: paths.Point, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Convert a model's output at x to a velocity."""
         if self.prediction == "velocity":
             return output
         score = output if self.prediction == "score" else -output / p.sigma
         return paths.velocity_from_score(p, x, score)
 
-    def score(self, p, x, output):
-        """The score, the gradient of the log density, that a model's output at x means."""
+    def score(self, p: paths.Point, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Convert a model's output at x to a score, the gradient of the log density."""
         if self.prediction == "score":
             return output
         noise = output if self.prediction == "noise" else paths.noise_from_velocity(p, x, output)

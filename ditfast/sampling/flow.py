@@ -1,6 +1,6 @@
 """Samplers for models of a flow or of its average velocity."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -84,7 +84,7 @@ class FlowSampler:
         return run, schedulers.set_steps(scheduler, steps)
 
     def __call__(
-        self, model: Callable[..., torch.Tensor], noise: torch.Tensor, generators: Sequence[torch.Generator]
+        self, model: Callable[..., torch.Tensor], noise: torch.Tensor, generators: list[torch.Generator]
     ) -> torch.Tensor:
         """Samples (B, C, S, S) from noise of that shape, with one generator per sample for the steps."""
         return self._run(model, noise, generators)

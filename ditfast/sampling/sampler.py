@@ -1,7 +1,8 @@
 """From noise to samples: the steps, the guidance, the precision."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,11 +40,11 @@ class Sampler:
     def __init__(self, name: str, steps: int, learn_sigma: bool, clip: bool, noise_schedule: str = "linear"):
         self.name, self.steps, self.learn_sigma, self.clip = name, steps, learn_sigma, clip
         try:
-            process = {"noise_schedule": noise_schedule, "learn_sigma": learn_sigma}
-            self.diffusion = create_diffusion("", **process)
+            make = partial(create_diffusion, noise_schedule=noise_schedule, learn_sigma=learn_sigma)
+            self.diffusion = make("")
             if name in OWN:
                 last = None if clip else noisiest_step(self.diffusion.original_betas)
-                self.diffusion = create_diffusion(OWN[name].format(steps), last_step=last, **process)
+                self.diffusion = make(OWN[name].format(steps), last_step=last)
             self.scheduler = None if name in OWN else make_scheduler(name, self.diffusion)
             timesteps = self._timesteps()
         except (ValueError, ImportError) as error:
@@ -58,15 +59,15 @@ class Sampler:
         return self.scheduler.timesteps.tolist()
 
     def __call__(
-        self, model: Callable[..., torch.Tensor], noise: torch.Tensor, generators: Sequence[torch.Generator]
+        self, model: Callable[..., torch.Tensor], noise: torch.Tensor, generators: list[torch.Generator]
     ) -> torch.Tensor:
         """Samples (B, C, S, S) from noise of that shape, with one generator per sample for the steps."""
-        shape, shared = noise.shape, {"noise": noise, "generator": generators, "clip_denoised": self.clip}
+        shared: dict[str, Any] = {"noise": noise, "generator": generators, "clip_denoised": self.clip}
         if self.scheduler is not None:
             shared["learn_sigma"] = self.learn_sigma
-            return sample_with_scheduler(model, self.scheduler, shape, self.steps, **shared)
+            return sample_with_scheduler(model, self.scheduler, noise.shape, self.steps, **shared)
         loop = {"ddpm": self.diffusion.p_sample_loop, "ddim": self.diffusion.ddim_sample_loop}[self.name]
-        return loop(model, shape, **shared)
+        return loop(model, noise.shape, **shared)
 
 
 class Guidance(NamedTuple):

@@ -64,7 +64,7 @@ def test_model_output(name):
     rule = "the model's output must have twice the channels of x, for learn_sigma=True"
     with pytest.raises(ValueError, match=rf"{rule}: \(2, 6, 4, 4\), got \(2, 3, 4, 4\)"):
         call(name, model=lambda x, t: x)
-    with pytest.raises(TypeError, match="the model must return a tensor, or a pair .*, got NoneType"):
+    with pytest.raises(TypeError, match="the model must return a tensor or a pair .*, got NoneType"):
         call(name, model=lambda x, t: None)
 
 
@@ -102,11 +102,15 @@ def test_eta(eta):
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({}, ValueError, "device must be given, or noise, for a model without parameters"),
-        ({"noise": X[:1]}, ValueError, r"noise must have the shape asked for, \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
+        ({}, ValueError, "device or noise must be given for a model without parameters"),
+        ({"noise": X[:1]}, ValueError, r"noise must have the requested shape, \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
         ({"noise": X.long()}, TypeError, "noise must be floating-point, got torch.int64"),
         ({"noise": X, "device": "meta"}, ValueError, "noise must be on device=meta, got cpu"),
-        ({"device": "cpu", "generator": [torch.Generator()]}, ValueError, "one or one per sample, 2, got 1"),
+        (
+            {"device": "cpu", "generator": [torch.Generator()]},
+            ValueError,
+            "one generator or one per sample, 2, got 1",
+        ),
         ({"device": "cpu", "generator": 7}, TypeError, "generator must be a torch.Generator, .*, got int"),
         (
             {"device": "meta", "generator": torch.Generator()},

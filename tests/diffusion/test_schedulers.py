@@ -178,10 +178,10 @@ def test_progress(kit, capsys):
         ("dpm+", r"scheduler must be one of ddim, .*, got 'dpm\+'; did you mean 'dpm\+\+'"),
         ("EulerScheduler", "got 'EulerScheduler'; did you mean"),
         ("DiTPipeline", "got 'DiTPipeline'"),
-        ("FlowMatchEulerDiscreteScheduler", "of a class that takes prediction_type and trained_betas, got 'FlowM"),
-        ("IPNDMScheduler", "of a class that takes prediction_type and trained_betas, got 'IPNDMScheduler'"),
-        ("LCMScheduler", "not be of a class for distilled models, which takes original_inference_steps, got 'LCMS"),
-        ("CogVideoXDDIMScheduler", "must keep to the betas that it is given, got 'CogVideoXDDIMScheduler', which"),
+        ("FlowMatchEulerDiscreteScheduler", "class must have prediction_type and trained_betas, got 'FlowM"),
+        ("IPNDMScheduler", "class must have prediction_type and trained_betas, got 'IPNDMScheduler'"),
+        ("LCMScheduler", "must not be for distilled models, which have original_inference_steps, got 'LCMS"),
+        ("CogVideoXDDIMScheduler", "must use the betas it is given, got 'CogVideoXDDIMScheduler', which"),
     ],
 )
 def test_unknown_schedulers(name, message):
@@ -190,9 +190,9 @@ def test_unknown_schedulers(name, message):
 
 
 def test_schedulers_that_do_not_fit():
-    with pytest.raises(ValueError, match="of a class that takes .*, got FlowMatchEulerDiscreteScheduler"):
+    with pytest.raises(ValueError, match="class must have .*, got FlowMatchEulerDiscreteScheduler"):
         sample(None, diffusers.FlowMatchEulerDiscreteScheduler())
-    with pytest.raises(ValueError, match="of a class that takes .*, got str"):
+    with pytest.raises(ValueError, match="class must have .*, got str"):
         sample(None, "unipc")
     with pytest.raises(ValueError, match="from noise to samples, got DDIMInverseScheduler, which goes the other"):
         sample(None, make_scheduler("DDIMInverseScheduler", create_diffusion("")))
@@ -210,7 +210,7 @@ def test_schedulers_that_do_not_fit():
             {"learn_sigma": True},
             r"twice the channels of x, for learn_sigma=True: \(64, 2, 8, 8\), got \(64, 1, 8, 8\)",
         ),
-        ({"noise": torch.zeros(1)}, r"noise must have the shape asked for, \(64, 1, 8, 8\), got \(1,\)"),
+        ({"noise": torch.zeros(1)}, r"noise must have the requested shape, \(64, 1, 8, 8\), got \(1,\)"),
     ],
 )
 def test_bad_input(kit, options, message):

@@ -68,7 +68,7 @@ def test_losses(name, options, error, message):
     [
         ({"t": T, "r": torch.tensor([0.3, 0.8])}, "r must be at or after t, .*: got r=0.8 for t=0.9"),
         ({"t": T, "r": T + 0.2}, r"r must be in \[0, 1\], got values from 0.4 to 1.1"),
-        ({"r": T}, "t must be given where r is, got None"),
+        ({"r": T}, "t must be given if r is, got None"),
     ],
 )
 def test_stretches_of_time(options, message):
@@ -99,8 +99,8 @@ ODE, SDE = Sampler(create_transport()).sample_ode, Sampler(create_transport()).s
     "sampler, options, message",
     [
         (ODE, {"sampling_method": "Euler"}, "sampling_method must be one of euler, .*; did you mean 'euler'"),
-        (ODE, {"num_steps": 1}, r"num_steps must be a whole number in \[2, 1000000\], got 1"),
-        (ODE, {"num_steps": 2.5}, r"num_steps must be a whole number in \[2, 1000000\], got 2.5"),
+        (ODE, {"num_steps": 1}, r"num_steps must be an integer in \[2, 1000000\], got 1"),
+        (ODE, {"num_steps": 2.5}, r"num_steps must be an integer in \[2, 1000000\], got 2.5"),
         (ODE, {"atol": -1}, "atol must be at least 0, got -1"),
         (ODE, {"time_shift": 0}, r"time_shift must be in \[0.001, 1000\], got 0"),
         (SDE, {"sampling_method": "euler"}, "sampling_method must be one of Euler, Heun, got 'euler'"),
@@ -108,7 +108,7 @@ ODE, SDE = Sampler(create_transport()).sample_ode, Sampler(create_transport()).s
         (SDE, {"diffusion_norm": -1}, "diffusion_norm must be at least 0, got -1"),
         (SDE, {"last_step": "mean"}, "last_step must be one of None, Mean, .*; did you mean 'Mean'"),
         (SDE, {"last_step_size": 1.0}, r"last_step_size must be in \[1e-06, 0.998\], got 1.0"),
-        (SDE, {"num_steps": 2}, r"num_steps must be a whole number in \[3, 1000000\], got 2"),
+        (SDE, {"num_steps": 2}, r"num_steps must be an integer in \[3, 1000000\], got 2"),
     ],
 )
 def test_samplers(sampler, options, message):
@@ -125,7 +125,7 @@ def test_what_samplers_start_from(sampler):
 
 
 def test_steps_of_a_mean_flow():
-    with pytest.raises(ValueError, match=r"steps must be a whole number in \[1, 1000000\], got 0"):
+    with pytest.raises(ValueError, match=r"steps must be an integer in \[1, 1000000\], got 0"):
         MeanFlow().sample(model, X, steps=0)
 
 
@@ -133,9 +133,9 @@ def test_schedulers():
     diffusers = pytest.importorskip("diffusers")
     with pytest.raises(ValueError, match="scheduler must be one of flow-euler, .*; did you mean 'flow-heun'"):
         make_scheduler("flow-heu")
-    with pytest.raises(ValueError, match="scheduler must be one of diffusers' for flows, got DDIMScheduler"):
+    with pytest.raises(ValueError, match="scheduler must be a flow scheduler of diffusers, got DDIMScheduler"):
         sample_with_scheduler(model, diffusers.DDIMScheduler(), X.shape, 5, X)
-    with pytest.raises(ValueError, match=r"steps must be a whole number in \[1, 1000000\], got 0"):
+    with pytest.raises(ValueError, match=r"steps must be an integer in \[1, 1000000\], got 0"):
         sample_with_scheduler(model, make_scheduler("flow-euler"), X.shape, 0, X)
 
 
