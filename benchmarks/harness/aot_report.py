@@ -134,7 +134,7 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", required=True, help="of the JSON file in results/aot")
-    parser.add_argument("--before", type=Path, metavar="FILE", help="JSON of an earlier run, to be shown beside it")
+    parser.add_argument("--before", type=Path, metavar="FILE", help="JSON of an earlier run to compare with")
     options = parser.parse_args()
     kernels = [r for d in columns() for op in OPS for dtype in DTYPES for r in measure(op, dtype, d)]
     result = {"benchmark": "aot", "name": options.name, "triton": triton.__version__, "arch": 90, "kernels": kernels}

@@ -47,7 +47,7 @@ class Run:
 
     Attributes:
         step, seen: optimizer steps taken, and samples read by all ranks.
-        saved: path of the last checkpoint; None if there is none.
+        saved: path of the last checkpoint; None before the first.
         about: description of the run that checkpoints record.
 
     Raises:

@@ -62,7 +62,7 @@ def with_weights_of(blocks, make_block):
 def build(variant: str, workload: Workload, blocks, official_block=None):
     """The stack that ``variant`` names, on the parameters of ``blocks``; on copies of them, where they are packed."""
     if variant == PACKED:
-        blocks = copy.deepcopy(blocks)  # of the same weights `ditfast` would take the packed ones, too
+        blocks = copy.deepcopy(blocks)  # otherwise `ditfast`, sharing the weights, would use the packed ones too
     if variant == "official":
         return Stack(with_weights_of(blocks, lambda: official_block(workload.dim, workload.heads)))
     if is_ours(variant):
