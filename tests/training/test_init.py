@@ -115,7 +115,7 @@ def test_another_size_of_the_images(kit, begun):
         (
             {"conditioning": "adaln"},
             ("--conditioning", "adaln_zero"),
-            "--conditioning must be adaln, as in --init model",
+            "has conditioning adaln, so --conditioning",
         ),
         ({"in_channels": 3}, (), r"weights do not fit the model: x_embedder.proj.weight is (32, 3, 2, 2) float32"),
     ],
