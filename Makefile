@@ -1,4 +1,4 @@
-# make bench | test | lint | sanitize | install | clean
+# make bench | test | lint | docs | sanitize | install | clean
 # Each but the last installs what it needs into $(VENV) first. With `VENV=` the active environment is used as it is, and
 # only the package itself is installed into it, offline. Another torch: make test TORCH=torch==2.12.0 CONSTRAINTS=
 PYTHON      ?= python3
@@ -29,7 +29,7 @@ endif
 PIP := $(PY) -m pip --disable-pip-version-check
 sanitize: export PATH := $(if $(VENV),$(abspath $(VENV))/bin:)$(PATH)
 
-.PHONY: bench test lint sanitize install install-package compiler clean
+.PHONY: bench test lint docs sanitize install install-package compiler clean
 
 bench: $(INSTALLED)
 	$(PY) benchmarks/bench_block.py $(BENCH_ARGS)
@@ -43,6 +43,12 @@ lint: $(INSTALLED)
 	$(PY) -m mypy
 	@if command -v clang-format >/dev/null; then find csrc -name '*.[ch]*' -o -name '*.cu*' | xargs clang-format --dry-run -Werror; \
 	else echo "clang-format is not installed: csrc/ was not checked"; fi
+
+# the site, in site/; needs the extra docs alone, not the package
+docs:
+	@test -x $(PY) || command -v $(PY) >/dev/null || $(PYTHON) -m venv $(VENV)
+	$(if $(VENV),$(PIP) install -q $(addprefix -c ,$(CONSTRAINTS)) $(PIP_ARGS) mkdocs mkdocs-material 'mkdocstrings[python]')
+	$(PY) -m mkdocs build --strict
 
 # every CPU kernel, in every instruction set of this CPU
 sanitize: $(INSTALLED)
@@ -72,5 +78,5 @@ compiler:
 	@command -v $(firstword $(CXX)) >/dev/null || { echo "ditfast: no C++ compiler ($(CXX)): install one, or set CXX to yours"; exit 1; }
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks ditfast/_C.* $(addsuffix /.ditfast-*,$(VENV))
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks ditfast/_C.* $(addsuffix /.ditfast-*,$(VENV))
 	find ditfast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

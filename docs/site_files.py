@@ -1,0 +1,32 @@
+"""A hook of mkdocs: the site's files are those of the repository, in their places, so that links hold in both."""
+
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")  # relative ones
+LIST = re.compile(r"(?<=:\n)(?=- )")  # one that follows a line of text
+
+
+def on_files(files: Files, config) -> Files:
+    """The theme's own files, all pages of the navigation, and what they link to."""
+    pages = [ROOT / name for name in _pages(config["nav"])]
+    linked = {(page.parent / link).resolve() for page in pages for link in LINK.findall(page.read_text("utf-8"))}
+    found = {path for path in {*pages, *linked} if path.is_file()}
+    place = config["site_dir"], config["use_directory_urls"]
+    kept = [file for file in files if not file.src_dir or Path(file.src_dir) != ROOT / "docs"]
+    return Files([*kept, *(File(str(path.relative_to(ROOT)), str(ROOT), *place) for path in sorted(found))])
+
+
+def on_page_markdown(markdown: str, **_) -> str:
+    """GitHub needs no empty line before a list, the site's Markdown does."""
+    return LIST.sub("\n", markdown)
+
+
+def _pages(nav):
+    """The paths of a navigation, which nests."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for part in (nav.values() if isinstance(nav, dict) else nav) for page in _pages(part)]
