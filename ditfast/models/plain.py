@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as _module
 
 _Module = TypeVar("_Module", bound=type[nn.Module])
 ORDINARY = (Tensor, nn.Parameter)  # tensor types that are plain memory
@@ -26,6 +26,15 @@ _ORIGINAL: dict[type[nn.Module], Callable | None] = {
     cls: cls.forward if cls.forward.__module__ == cls.__module__ and not hasattr(cls.forward, "__wrapped__") else None
     for cls in _FUSED
 }
+
+
+# hooks for every module: torch fills and empties these, and never replaces them
+_FORWARD, _FORWARD_PRE = _module._global_forward_hooks, _module._global_forward_pre_hooks
+_BACKWARD, _BACKWARD_PRE = _module._global_backward_hooks, _module._global_backward_pre_hooks
+
+
+def _has_global_hook() -> bool:
+    return bool(_FORWARD or _FORWARD_PRE or _BACKWARD or _BACKWARD_PRE)
 
 
 def remember_forward(cls: _Module) -> _Module:
@@ -55,7 +64,7 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
         return False
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
-    if _has_any_global_hook():
+    if _has_global_hook():
         return False
     for p in module._parameters.values():
         if p is not None and type(p) not in ORDINARY:
@@ -65,7 +74,7 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
 
 def are_plain(modules: dict[str, nn.Module], kinds: dict[str, type[nn.Module]]) -> bool:
     """Whether ``modules`` have these names and classes, and each `is_plain` apart from its parameters."""
-    if tuple(modules) != tuple(kinds) or _has_any_global_hook():
+    if tuple(modules) != tuple(kinds) or _has_global_hook():
         return False
     for module, cls in zip(modules.values(), kinds.values(), strict=True):
         if type(module) is not cls or cls.forward is not _ORIGINAL[cls]:
@@ -108,10 +117,10 @@ def is_watched(module: nn.Module) -> bool:
     """Whether calling ``module`` runs hooks other than torch.distributed's, which accept any structure."""
     dicts = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
     if not any(dicts):  # nearly always
-        return _has_any_global_hook()
+        return _has_global_hook()
     found = [hook for hooks in dicts for hook in hooks.values()]
     foreign = [hook for hook in found if not (getattr(hook, "__module__", "") or "").startswith("torch.distributed.")]
-    return bool(foreign) or _has_any_global_hook()
+    return bool(foreign) or _has_global_hook()
 
 
 def reject_symbolic(x: object) -> None:
