@@ -78,7 +78,10 @@ def test_pure_wheel(wheel):
     assert wheel.name == f"ditfast-{ditfast.__version__}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
     assert not [name for name in names if name.endswith((".so", ".pyd", ".cpp", ".cu"))]
-    assert {"ditfast/kernels/attention.py", "ditfast/assets/digits/model.safetensors"} <= names
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ditfast").rglob("*.py")}
+    kernels = {f"ditfast/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
+    assert modules | kernels == {name for name in names if name.endswith(".py")}
+    assert {"ditfast/py.typed", "ditfast/assets/digits/model.safetensors"} <= names
     assert {name.split("/")[0] for name in names} == {"ditfast", f"ditfast-{ditfast.__version__}.dist-info"}
 
 

@@ -1,6 +1,7 @@
 """How ditfast._C was built: what it says of itself, what it links, and whether its CUDA half works."""
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 import ditfast
 
 _C = pytest.importorskip("ditfast._C")
+# In manylinux_2_28 too: glibc 2.34 moved these functions from libpthread, libdl and librt into libc, under a new
+# version; the variable is used by libstdc++'s headers only where glibc has it.
+IN_OLDER_GLIBC = re.compile(r"(pthread_|sem_|dl|shm_)\w+@GLIBC_2\.34|__libc_single_threaded@GLIBC_2\.32")
 
 
 def test_build_config():
@@ -30,6 +34,15 @@ def test_binary_stands_alone():
     linked = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True).stdout
     assert "libc.so" in linked
     assert not re.search(r"libtorch|libc10|libcudart|libcuda\b|not found", linked)
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_nothing_is_needed_that_manylinux_2_28_lacks():
+    command = ["readelf", "--wide", "--dyn-syms", _C.__file__]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r" UND (\w+@GLIBC_2\.(\d+))", symbols)
+    assert needed
+    assert not [name for name, minor in needed if int(minor) > 28 and not IN_OLDER_GLIBC.fullmatch(name)]
 
 
 def test_cuda_probe_says_why_not():
