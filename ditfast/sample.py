@@ -1,6 +1,6 @@
 """Sample images from a DiT.
 
-    python -m ditfast.sample --demo
+    python -m ditfast.sample --demo [--one-step]
     python -m ditfast.sample --ckpt DiT-XL-2-256x256.pt --classes 207 360 387 974 --grid grid.png
     torchrun --nproc-per-node 8 -m ditfast.sample --ckpt … --num-samples 50000 --cfg 1.5 --vae ema --npz samples.npz
 
@@ -8,14 +8,14 @@ Sample i is the same image, up to rounding, for any batch size and number of pro
 its noise and, unless given, its class. Repeating the command resumes it; a larger --num-samples adds samples.
 
 --demo samples handwritten digits from a small model that ships with the package, on a CPU too, and draws them in
-demo.png, one column per class. It only changes defaults: any option can still be given.
+demo.png, one column per class. With --one-step, a MeanFlow model draws each digit in a single call, in
+demo-one-step.png. Both only change defaults: any option can still be given.
 
 For speed: --dtype auto computes in bf16 where the hardware supports it (the demo's default); --compile spends a few
 seconds to a minute on each new shape. Whatever depends on timesteps and classes alone is precomputed.
 """
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from ditfast.ranks import Ranks, exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError, speed
 from ditfast.sampling.decode import Decoder, to_uint8
+from ditfast.sampling.demo import DEMO, ONE_STEP
 from ditfast.sampling.engine import Engine
 from ditfast.sampling.files import SampleFolder, check_grid, check_target, write_grid, write_npz
 from ditfast.sampling.flow import ADAPTIVE, FLOW_SAMPLERS, MEAN_SAMPLERS, FlowSampler
@@ -45,20 +46,6 @@ SAMPLER_HELP = f"""diffusion: {", ".join(SAMPLERS)} or a diffusers scheduler cla
 UNTOLD = {"num_heads": "--num-heads N", "input_size": "--image-size HEIGHT WIDTH"}  # model argument -> option
 MOST_IMAGES = 10**7  # each is a file, and an integer in memory
 MOST_PIXELS = 2**16  # per side
-DEMO = {  # defaults; examples/digits.py trained the model
-    "ckpt": str(Path(__file__).parent / "assets" / "digits"),
-    "decoder": "pixel",
-    "classes": [*range(10)] * 6,
-    "sampler": "ddim",
-    "steps": 25,
-    "cfg": 1.5,
-    "dtype": "auto",
-    "batch": 60,
-    "out": "demo",
-    "grid": "demo.png",
-    "grid_columns": 10,
-    "grid_scale": 8,
-}
 
 
 def run_rank(o: Namespace, ranks: Ranks) -> None:
@@ -205,6 +192,9 @@ def parse_options(arguments: list[str] | None) -> Namespace:
     if demo:
         parser.set_defaults(**DEMO)
     o = parser.parse_args(arguments)
+    if o.one_step:
+        parser.set_defaults(**ONE_STEP)
+        o = parser.parse_args(arguments)
     if o.num_samples is not None:
         o.classes = None  # drop the demo's
     o.count = len(o.classes) if o.classes else o.num_samples
@@ -219,6 +209,7 @@ def make_parser(demo: bool) -> ArgumentParser:
     )
     add = parser.add_argument
     add("--demo", action="store_true", help="sample handwritten digits to demo.png; needs no other option")
+    add("--one-step", action="store_true", help="with --demo: sample from a MeanFlow model, one call per digit")
     add("--ckpt", required=not demo, metavar="PATH", help="a folder, a file, a released name, or a name on the Hub")
     size: dict[str, Any] = {"type": int, "nargs": "+", "metavar": "PIXELS"}
     add("--image-size", **size, help="side, or height and width (the checkpoint's)")
@@ -255,6 +246,8 @@ def make_parser(demo: bool) -> ArgumentParser:
 
 
 def check_options(parser: ArgumentParser, o: Namespace) -> None:
+    if o.one_step and not o.demo:
+        parser.error("--one-step needs --demo; for your own model use --sampler one-step")
     check_paths(parser, o, "--ckpt", "--vae", "--out", "--grid", "--npz")
     if o.image_size is not None and len(o.image_size) > 2:
         parser.error(f"--image-size must be a side, or height and width, got {len(o.image_size)} numbers")

@@ -47,8 +47,9 @@ def test_data_files_are_installed_with_the_package(tmp_path):
     commands = ("egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib")
     done = run(sys.executable, "setup.py", "-q", *commands)
     assert done.returncode == 0, done.stderr
-    installed = {path.name for path in (tmp_path / "lib/ditfast/assets/digits").iterdir()}
-    assert installed == {"config.json", "model.safetensors", "README.md"}
+    for model in ("digits", "one-step-digits"):
+        installed = {path.name for path in (tmp_path / "lib/ditfast/assets" / model).iterdir()}
+        assert installed == {"config.json", "model.safetensors", "README.md"}
     assert (tmp_path / "lib/ditfast/py.typed").is_file()
 
 
