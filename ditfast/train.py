@@ -29,6 +29,7 @@ from ditfast.training.backends import check_backend
 from ditfast.training.config import Config, check_config, check_paths, fill_defaults
 from ditfast.training.config_file import flags_from_yaml
 from ditfast.training.encoder import Encoder
+from ditfast.training.heap import keep_freed_memory
 from ditfast.training.init import check_init, read_init
 from ditfast.training.loop import Run
 from ditfast.training.parallel import TIMEOUT
@@ -41,7 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
         config, dry = parse_config(arguments)
         with ExitStack() as held:
             with joined_ranks(TIMEOUT, nccl=True) as ranks:
-                if ranks.device != "cpu":
+                if ranks.device == "cpu":
+                    keep_freed_memory()
+                else:
                     torch.set_float32_matmul_precision("high")  # TF32, as in the original
                 init = read_init(config)
                 config = fill_defaults(config, ranks.device, init)
