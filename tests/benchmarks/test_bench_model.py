@@ -105,11 +105,18 @@ def test_bad_arguments_are_one_line(options, text, capsys):
     assert stopped.value.code == 2 and text in said and len(said.splitlines()) == 1
 
 
-def test_memory_is_that_of_the_call():
-    size = 64 * 2**20
-    kept = []
-    peak = usage.peak_bytes(lambda: kept.append(bytearray(b"x" * size)), "cpu")
-    assert peak is None or size <= peak < 4 * size
+@pytest.mark.parametrize("block", (2**16, 100 * 2**20))
+def test_memory_is_that_of_the_call(block):
+    """Whatever an earlier call took and gave back, which malloc may have kept."""
+
+    def take(size):
+        return [bytearray(block) + b"x" for _ in range(size // block)]
+
+    size = 100 * 2**20
+    last = [take(2 * size)[-1] for _ in range(2)]  # the end of the heap is in use, what is before it is free
+    peak = usage.peak_bytes(lambda: take(size), "cpu")
+    del last
+    assert peak is None or 0.9 * size <= peak <= 2.2 * size
 
 
 def test_flops_are_the_papers_for_each_mode():
