@@ -219,7 +219,7 @@ def test_golden_layouts_are_written_beside_the_record(suite, tmp_path):
     "arguments, message",
     [
         (["--interpret", "--commit", "main"], "--commit: must be 7 to 40 hexadecimal digits, got 'main'"),
-        (["--interpret", "--deadline", "0"], "--deadline: must be a whole number >= 1"),
+        (["--interpret", "--deadline", "0"], "--deadline: must be an integer >= 1"),
         (["--interpret", "--stages", "atention"], "did you mean attention"),
     ],
 )

@@ -64,7 +64,7 @@ def _parity(case):
 def _foot(result):
     repeats, steps = result["repeats"], result["workload"]["steps"]
     yield f"ms: median of {repeats} runs, variants interleaved. TFLOP/s: 2 per multiply-add of the paper's count."
-    yield f"guided step: one of a {steps}-step DDIM run, including its share of the run's one-time work;"
+    yield f"guided step: in a DDIM run of {steps} steps, including its share of the run's one-time work;"
     yield "weights are packed once for all runs, which is not included."
     yield "training step: forward, backward, clipping, fused AdamW, weight averaging."
     yield "of GEMM: share of the library's rate on the blocks' products alone. peak: memory added by the run."

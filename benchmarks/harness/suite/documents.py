@@ -214,7 +214,7 @@ def _model(result):
     w = result["workload"]
     yield from (f"### {w['model']}, {w['image_size']}², B={w['batch']}, {w['dtype']}", "")
     if any(case["mode"] == "guided" for case in result["cases"]):
-        yield from (f"Guided steps of a {w['steps']}-step run, including their share of its one-time work.", "")
+        yield from (f"Guided steps in a run of {w['steps']}, including their share of its one-time work.", "")
     yield from table(("variant", "step", "ms", "images/s", "of GEMM", *(f"vs {base}" for base in bases)), rows)
 
 
