@@ -63,7 +63,7 @@ def test_a_rendezvous_that_cannot_complete_ends(kit):
     processes[1].kill()
     code, text = kit.finish(processes)[0]
     assert code == 1 and "error: rank 0 of 2 did not reach the others at 127.0.0.1:" in text.splitlines()[-1]
-    assert "in 2 seconds (DITFAST_RENDEZVOUS_SECONDS is another time)" in text
+    assert "within 2 seconds (set DITFAST_RENDEZVOUS_SECONDS to change this)" in text
     assert time.monotonic() - started < 120
 
 
