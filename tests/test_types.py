@@ -19,25 +19,24 @@ def public(package) -> dict[str, object]:
 
 
 def signatures(name, value):
-    """Each function behind a public name: itself, or a class's constructor and public methods, inherited ones too."""
+    """(name, function, whether its first parameter is bound) of a function, or of a class and its ditfast bases."""
     if not inspect.isclass(value):
-        yield name, value
+        yield name, value, False
         return
-    for cls in value.__mro__:
-        if not cls.__module__.startswith("ditfast"):
-            continue
+    for cls in (cls for cls in value.__mro__ if cls.__module__.startswith("ditfast")):
         for key, member in vars(cls).items():
-            function = getattr(
-                member, "fget", getattr(member, "__func__", member)
-            )  # property, class or static method
-            if inspect.isfunction(function) and (key in ("__init__", "__call__") or not key.startswith("_")):
-                yield f"{name}.{key}", function
+            # of a property, of a class or static method
+            function = getattr(member, "fget", getattr(member, "__func__", member))
+            if key.startswith("_") and key not in ("__init__", "__call__"):
+                continue
+            if inspect.isfunction(function) and function.__module__ != "typing":  # a Protocol's __init__ is
+                yield f"{name}.{key}", function, not isinstance(member, staticmethod)
 
 
-def unannotated(name, function):
+def unannotated(name, function, is_bound):
     found = inspect.signature(function)
-    for parameter in found.parameters.values():
-        if parameter.annotation is parameter.empty and parameter.name not in ("self", "cls"):
+    for parameter in list(found.parameters.values())[is_bound:]:
+        if parameter.annotation is parameter.empty:
             yield f"{name}: {parameter.name}"
     if found.return_annotation is found.empty and not name.endswith(".__init__"):
         yield f"{name}: its result"
@@ -63,9 +62,12 @@ def test_a_missing_annotation_is_found():
         @classmethod
         def of(cls, x: int, *rest): ...
 
+        @staticmethod
+        def area(side) -> float: ...
+
     Base.__module__ = Shape.__module__ = "ditfast"
     missing = [text for each in signatures("Shape", Shape) for text in unannotated(*each)]
-    assert missing == ["Shape.of: rest", "Shape.of: its result", "Shape.__init__: size"]
+    assert missing == ["Shape.of: rest", "Shape.of: its result", "Shape.area: side", "Shape.__init__: size"]
 
 
 def test_every_package_with_public_names_is_checked():
