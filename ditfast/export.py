@@ -1,15 +1,16 @@
-"""Write the weights in a training checkpoint as a model: config.json and model.safetensors.
+"""Export a training checkpoint as a model: config.json and model.safetensors.
 
     python -m ditfast.export runs/xl2 xl2-model
     python -m ditfast.sample --ckpt xl2-model --classes 207 360
 
-Of a run's folder the newest checkpoint is taken.
+For a run's folder, the newest checkpoint is used.
 """
 
 import argparse
 import sys
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,12 +26,12 @@ from ditfast.training.checkpoint import Checkpoints, checkpoint_at
 from ditfast.training.resume import recorded_sampling
 
 
-def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool = False) -> None:
-    """Write a checkpoint's averaged ("ema") or last ("model") weights, in float32, for `DiT.from_pretrained`.
+def export(checkpoint: Path, folder: Path, weights: Literal["ema", "model"] = "ema", overwrite: bool = False) -> None:
+    """Write a checkpoint's EMA ("ema") or last ("model") weights, in float32, for `DiT.from_pretrained`.
 
     Raises:
-        TrainError: the checkpoint is not whole.
-        FileExistsError: the folder has a model, and ``overwrite`` is false.
+        TrainError: the checkpoint is incomplete.
+        FileExistsError: the folder has a model and ``overwrite`` is false.
     """
     checkpoints = Checkpoints(checkpoint.parent, 1, Ranks())
     about = checkpoints.read_about(checkpoint)
@@ -47,20 +48,22 @@ def export(checkpoint: Path, folder: Path, weights: str = "ema", overwrite: bool
     save_pretrained(model, folder, overwrite=overwrite)
 
 
-def main(arguments=None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m ditfast.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="of a run, or the run's folder")
-    parser.add_argument("folder", type=Path, help="where config.json and model.safetensors are written")
-    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged, or the last (ema)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
+    parser.add_argument("folder", type=Path, help="output folder of config.json and model.safetensors")
+    parser.add_argument(
+        "--weights", choices=("ema", "model"), default="ema", help="which weights: their average or the last (ema)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
     o = parser.parse_args(words(arguments))
     check_paths(parser, o, "checkpoint", "folder")
     try:
         checkpoint = checkpoint_at(o.checkpoint)
         if checkpoint is None:
-            raise TrainError(f"{o.checkpoint} is no checkpoint and no run")
+            raise TrainError(f"{o.checkpoint} is neither a checkpoint nor a run")
         export(checkpoint, o.folder, o.weights, o.overwrite)
     except (TrainError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

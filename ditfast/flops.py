@@ -1,9 +1,9 @@
-"""What a DiT costs: multiply-adds, FLOPs, parameters, memory kept for backward, and the price of training.
+"""The cost of a DiT: multiply-adds, FLOPs, parameters, memory kept for backward, and training.
 
     python -m ditfast.flops [--model DiT-XL/2 | --all] [--conditioning adaln_zero | all] [--image-size 256]
                             [--batch 1] [--dtype bf16] [--train-steps N] [--plot FILE] [--json]
 
-The paper's "Gflops" are multiply-adds, of one image's forward, in billions (GMACs): matrix products, with both of the
+The paper's "Gflops" are multiply-adds of one image's forward, in billions (GMACs): matrix products, including both in
 attention, and nothing elementwise. One multiply-add is two FLOPs.
 """
 
@@ -31,8 +31,15 @@ PAPER_XL_2 = {  # conditioning -> Gflops, FID-50K
 }  # fmt: skip
 
 
-def analyse(name, conditioning="adaln_zero", image_size=256, batch=1, dtype="bf16", train_steps=None) -> dict:
-    """Everything about one model of the paper, as plain numbers."""
+def analyse(
+    name: str,
+    conditioning: str = "adaln_zero",
+    image_size: int = 256,
+    batch: int = 1,
+    dtype: str = "bf16",
+    train_steps: int | None = None,
+) -> dict:
+    """All costs of one of the paper's models, as JSON values."""
     model = cost.build_on_meta(name, conditioning, image_size)
     macs, kept = cost.macs(model), cost.kept_bytes(model, batch, dtype)
     parts = {"macs": macs, "parameters": cost.parameters(model), "kept_bytes": kept}
@@ -64,7 +71,7 @@ def analyse(name, conditioning="adaln_zero", image_size=256, batch=1, dtype="bf1
 
 
 def show(results: list[dict]) -> None:
-    """One model: a table of its operators; several: a line each."""
+    """Print one model as a table of its operators, several as one line each."""
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 136, highlight=False)
@@ -132,14 +139,15 @@ def _notes(results):
 
 
 def correlations(results: list[dict]) -> tuple[float, float]:
-    """Pearson's, of log FID-50K and of FID-50K itself, with log Gflops."""
+    """Pearson correlations of log Gflops with log FID-50K and with FID-50K."""
     gflops = torch.tensor([math.log(r["paper_gflops"]) for r in results], dtype=torch.float64)
     fid = torch.tensor([r["published_fid_50k"] for r in results], dtype=torch.float64)
-    return tuple(torch.corrcoef(torch.stack([gflops, y]))[0, 1].item() for y in (fid.log(), fid))
+    both_logs, one_log = (torch.corrcoef(torch.stack([gflops, y]))[0, 1].item() for y in (fid.log(), fid))
+    return both_logs, one_log
 
 
 def plot(path: str) -> None:
-    """The paper's FID-50K against Gflops, for its twelve models, as a picture."""
+    """Plot the paper's FID-50K against Gflops for its twelve models."""
     from matplotlib.figure import Figure
 
     results = [analyse(name) for name in PAPER]
@@ -175,14 +183,18 @@ def _points(results):
 def _parse(arguments):
     parser = argparse.ArgumentParser(prog="python -m ditfast.flops", description=__doc__.split("\n")[0])
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", choices=DiT_models, default="DiT-XL/2", metavar="NAME", help="such as DiT-B/4")
+    which.add_argument(
+        "--model", choices=DiT_models, default="DiT-XL/2", metavar="NAME", help="model, such as DiT-B/4"
+    )
     which.add_argument("--all", action="store_true", help="all twelve models")
     parser.add_argument("--conditioning", choices=[*CONDITIONINGS, "all"], default="adaln_zero")
     parser.add_argument("--image-size", type=int, default=256, metavar="PIXELS")
-    parser.add_argument("--batch", type=int, metavar="B", help="1 unless given")
-    parser.add_argument("--dtype", choices=cost.DTYPES, default="bf16", help="of what is kept for backward")
-    parser.add_argument("--train-steps", type=int, metavar="N", help="the price of N training steps; needs --batch")
-    parser.add_argument("--plot", metavar="FILE", help="write the paper's FID against Gflops as a picture")
+    parser.add_argument("--batch", type=int, metavar="B", help="batch size (1)")
+    parser.add_argument("--dtype", choices=cost.DTYPES, default="bf16", help="dtype of what is kept for backward")
+    parser.add_argument(
+        "--train-steps", type=int, metavar="N", help="add the cost of N training steps; needs --batch"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="plot the paper's FID against Gflops to a file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(words(arguments))
     if options.train_steps and options.batch is None:
@@ -194,7 +206,7 @@ def _parse(arguments):
     return options
 
 
-def main(arguments=None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     o = _parse(arguments)
     models = DiT_models if o.all else [o.model]
     kinds = CONDITIONINGS if o.conditioning == "all" else [o.conditioning]

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python examples/digits.py --out digits
 
-Needs scikit-learn, safetensors and tqdm besides ditfast, and no download: scikit-learn brings the digits, 1797 images
-of 8 x 8 pixels by 13 writers (Alpaydin & Kaynak 1998, UCI). Every fourth is held out, for judging the samples.
+Needs scikit-learn, safetensors and tqdm besides ditfast, and no download: scikit-learn includes the digits, 1797
+images of 8 x 8 pixels by 13 writers (Alpaydin & Kaynak 1998, UCI). Every fourth is held out to judge the samples.
 """
 
 import argparse
@@ -31,7 +31,7 @@ MODEL = {
 
 
 def digits(held_out: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (n, 1, 8, 8) in [-1, 1] and their labels (n,): every fourth, or the others, which are trained on."""
+    """Images (n, 1, 8, 8) in [-1, 1] and labels (n,): the held-out ones, every fourth, or the training set."""
     data = load_digits()
     chosen = (torch.arange(len(data.target)) % 4 == 0) == held_out
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1  # from 0 … 16
@@ -39,7 +39,7 @@ def digits(held_out: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(steps: int, seed: int) -> DiT:
-    """The exponential moving average of a model after so many steps."""
+    """Train a model, and return its exponential moving average."""
     torch.manual_seed(seed)
     images, labels = digits()
     diffusion = create_diffusion("", noise_schedule=SCHEDULE, learn_sigma=False)
@@ -63,20 +63,20 @@ def train(steps: int, seed: int) -> DiT:
 
 
 def learning_rate(step: int) -> float:
-    """Its share of the highest: up in a line, then down along half a cosine."""
+    """The factor of the peak rate: linear warm-up, then half a cosine down."""
     return min(1, (step + 1) / WARMUP) * (1 + math.cos(math.pi * min(1, step / DECAY))) / 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5000, metavar="N", help="of training (5000)")
+    parser.add_argument("--steps", type=int, default=5000, metavar="N", help="training steps (5000)")
     parser.add_argument("--out", default="digits", metavar="DIR", help="a new folder for the checkpoint (digits)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights, batches and noise (0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of weights, batches and noise (0)")
     o = parser.parse_args()
     if o.steps < 1:
         parser.error(f"--steps must be at least 1, got {o.steps}")
     if Path(o.out).exists():
-        parser.error(f"--out must be a new folder, and {o.out} exists")
+        parser.error(f"--out must be a new folder, but {o.out} exists")
     model = train(o.steps, o.seed).half()  # 16 bits: half the size
     model.sampling = {"objective": "diffusion", "noise_schedule": SCHEDULE, "vae": None}
     model.save_pretrained(o.out)

@@ -1,4 +1,4 @@
-"""Weights on disk: the original's files, this package's folders, diffusers' format. Nothing in a file is executed."""
+"""Weights on disk: the original's files, this package's folders, diffusers' format. No file content is executed."""
 
 from ditfast.checkpoints.convert import from_diffusers, match_original, patch_diffusers, to_diffusers
 from ditfast.checkpoints.files import find_model

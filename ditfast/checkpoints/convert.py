@@ -1,16 +1,18 @@
-"""Between this package's weights and those of diffusers' DiTTransformer2DModel.
+"""Convert between this package's weights and those of diffusers' DiTTransformer2DModel.
 
-diffusers' model is not the function of the original:
+diffusers' model does not compute the original's function:
 
-- its timestep frequencies end at 1 / 10000 itself (``downscale_freq_shift=1``), which is not in its config;
+- its timestep frequencies end at exactly 1 / 10000 (``downscale_freq_shift=1``), which is not in its config;
 - the LayerNorm before the MLP has eps 1e-5 instead of 1e-6, ``norm_eps`` in its config;
-- every block has its own copy of the embedders of timestep and label, the final layer reads that of block 0;
-- q, k and v are three Linears; the position embedding is no weight;
-- there always is a null label, behind the others.
+- every block has its own copy of the timestep and label embedders, the final layer uses block 0's;
+- q, k and v are three Linears; the position embedding is not stored;
+- there always is a null label, after the others.
 
-`DiT` takes both numbers as arguments, so that conversion from diffusers is exact. In the other direction all but the
-frequencies is: give the new model to `match_original`.
+`DiT` takes the first two as arguments, so conversion from diffusers is exact. The other direction is exact except for
+the frequencies, which `match_original` sets on the new model.
 """
+
+from typing import Any
 
 import torch
 
@@ -47,23 +49,23 @@ _ONLY = {
 
 
 def is_diffusers(config: dict) -> bool:
-    """Whether this is the config of diffusers' model, under its present or its former class name."""
+    """Whether this is the config of diffusers' model, under its current or former class name."""
     return config.get("_class_name") in ("DiTTransformer2DModel", "Transformer2DModel")
 
 
 def from_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
-    """The arguments and the weights of the `DiT` that computes what diffusers' model does.
+    """The arguments and weights of the `DiT` equivalent to diffusers' model.
 
     Raises:
-        ValueError: an option that no `DiT` has; a weight is missing or left over; blocks that embed timestep and
-            label differently, after training in diffusers.
+        ValueError: an option that `DiT` lacks; a missing or unexpected weight; blocks whose embedders differ, after
+            training in diffusers.
     """
     ours = config_from_diffusers(config)
     return ours, _state_from(dict(state), ours)
 
 
 def config_from_diffusers(config: dict) -> dict:
-    """The arguments alone."""
+    """The arguments of `from_diffusers`, without the weights."""
     for name, value in _ONLY.items():
         if config.get(name, value) != value:
             raise ValueError(f"{name} must be {value!r} to convert from diffusers, got {config[name]!r}")
@@ -91,10 +93,10 @@ def config_from_diffusers(config: dict) -> dict:
 
 
 def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
-    """The config and the weights of diffusers' DiTTransformer2DModel, from ``model.config, model.state_dict()``.
+    """The config and weights of diffusers' DiTTransformer2DModel, from ``model.config, model.state_dict()``.
 
-    The embedders' copies share their memory. Without ``timestep_freq_shift=1`` in the config, `match_original` must
-    follow. A row of zeros stands for the null label of a model that has none.
+    The copies of the embedders share memory. Call `match_original` on the new model, unless the config has
+    ``timestep_freq_shift=1``. A model without a null label gets a row of zeros for it.
 
     Raises:
         ValueError: a model that diffusers cannot express: another conditioning, MLP or pos_embed, a
@@ -113,7 +115,7 @@ def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
         if config[name] not in values:
             raise ValueError(f"diffusers cannot express {name}={config[name]!r}")
     if not is_sincos(state["pos_embed"], grid_of(config)):
-        raise ValueError("diffusers cannot express a pos_embed that is not of sines and cosines")
+        raise ValueError("diffusers cannot express a pos_embed other than sines and cosines")
     channels, heads = config["in_channels"], config["num_heads"]
     theirs = {
         "num_attention_heads": heads,
@@ -132,10 +134,10 @@ def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
     return theirs, _state_to(state, config["depth"])
 
 
-def match_original(model, timestep_freq_shift: float = 0, norm2_eps: float = 1e-6) -> None:
-    """Make diffusers' model, in place, the function of the original, or of a `DiT` with these two arguments.
+def match_original(model: Any, timestep_freq_shift: float = 0, norm2_eps: float = 1e-6) -> None:
+    """Make diffusers' model compute the original's function, or that of a `DiT` with these arguments, in place.
 
-    diffusers stores neither change: repeat this after its ``from_pretrained``.
+    diffusers does not store the changes: repeat this after its ``from_pretrained``.
     """
     for block in model.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = timestep_freq_shift
@@ -146,7 +148,7 @@ patch_diffusers = match_original  # its former name
 
 
 def _names(depth):
-    """This package's names and diffusers', of the weights that are the same tensor."""
+    """Pairs of this package's and diffusers' names for weights that are the same tensor."""
     pairs = list(_ENDS.items())
     for i in range(depth):
         pairs += [(f"blocks.{i}.{ours}", f"transformer_blocks.{i}.{theirs}") for ours, theirs in _BLOCK.items()]
@@ -165,7 +167,7 @@ def _state_to(state, depth):
 
 
 def _state_from(left, config):
-    """The weights under this package's names, taken out of ``left``."""
+    """Pop the weights from ``left``, and return them under this package's names."""
 
     def take(name):
         if name not in left:
@@ -178,10 +180,10 @@ def _state_from(left, config):
         for ours, theirs in _EMBED.items():
             value = take(f"{block}norm1.emb.{theirs}")
             if not torch.equal(out.setdefault(ours, value), value):
-                raise ValueError(f"{block}norm1.emb.{theirs} differs from block 0's: a DiT has one for all blocks")
+                raise ValueError(f"{block}norm1.emb.{theirs} differs from block 0's: a DiT shares one")
         for kind in ("weight", "bias"):
             out[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat([take(f"{block}{name}.{kind}") for name in _QKV])
     if left:
-        raise ValueError(f"these are not the weights of diffusers' DiT: {min(left)} is left over")
+        raise ValueError(f"these are not the weights of diffusers' DiT: {min(left)} is unexpected")
     dtype = out["x_embedder.proj.weight"].dtype
     return {"pos_embed": sincos(config["hidden_size"], grid_of(config), dtype), **out}

@@ -1,4 +1,4 @@
-"""Read weights from files, without executing anything that is in them."""
+"""Read weights from files without executing anything in them."""
 
 import os
 from difflib import get_close_matches
@@ -14,30 +14,34 @@ from ditfast.suggest import did_you_mean
 
 RELEASED = ("DiT-XL-2-256x256.pt", "DiT-XL-2-512x512.pt")
 URL = "https://dl.fbaipublicfiles.com/DiT/models/"
-WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # of names: see `_unwrap`
+WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "_checkpoint_wrapped_module",
+    "_fsdp_wrapped_module",
+)  # prefixes of names, see `_unwrap`
 
 
 class Content(NamedTuple):
-    weights: dict[str, torch.Tensor]  # may be mapped: gone with the file
-    args: dict  # of the script that trained them, as far as the file tells
+    weights: dict[str, torch.Tensor]  # may be memory-mapped
+    args: dict  # of the training script; {} if the file has none
 
 
-def find_model(path) -> dict[str, torch.Tensor]:
-    """The weights in a file, on the CPU.
+def find_model(path: str | Path) -> dict[str, torch.Tensor]:
+    """Load the weights in a file, on the CPU.
 
     Args:
         path: a bare state dict, a training checkpoint of the original ({"model", "ema", "opt", "args"}; "ema" is
-            preferred), or a .safetensors file. A name in `RELEASED` that is no file here is downloaded, once, to
+            preferred), or a .safetensors file. A name in `RELEASED` that is not a file here is downloaded, once, to
             torch.hub's folder.
 
     Returns:
-        The state dict. Its tensors are independent of the file. Their names are those of the model itself, without
-        what DDP, torch.compile and other wrappers add to them.
+        The state dict. Its tensors do not depend on the file; its names are the model's own, without the prefixes of
+        DDP, torch.compile and other wrappers.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, holds no weights, or would have to execute code to be read.
-        ImportError: a .safetensors file without the package safetensors.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is truncated, has no weights, or reading it would execute code.
     """
     path = Path(path)
     if is_released(path):
@@ -46,16 +50,16 @@ def find_model(path) -> dict[str, torch.Tensor]:
 
 
 def is_released(path: Path) -> bool:
-    """Whether this is a name to be downloaded, and no file here."""
+    """Whether this is the name of a download, and not an existing file."""
     return str(path) in RELEASED and not path.exists()
 
 
 def read_file(path: Path) -> Content:
-    """What `find_model` finds, mapped where it can be, and the ``args`` beside it."""
+    """The weights of `find_model`, memory-mapped if possible, and the ``args`` beside them."""
     if is_released(path):
         return Content(_download(path.name), {})
     if not path.is_file():
-        text = f"no file {str(path)!r}; names that are downloaded: {', '.join(RELEASED)}"
+        text = f"no file {str(path)!r}; downloadable names: {', '.join(RELEASED)}"
         raise FileNotFoundError(text + suggest_source(path))
     try:
         _refuse_text(path)
@@ -70,7 +74,7 @@ def read_file(path: Path) -> Content:
 
 
 def near_path(path: Path) -> Path | None:
-    """What is there and most like a path that is not."""
+    """The existing path most similar to one that does not exist."""
     folder = path.parent if path.parent.is_dir() else path.parent.name and near_path(path.parent)
     if not folder or not os.access(folder, os.R_OK) or not folder.is_dir():
         return None
@@ -79,7 +83,7 @@ def near_path(path: Path) -> Path | None:
 
 
 def suggest_source(path: Path) -> str:
-    """The end of an error about a path that is not there: what may have been meant, or nothing."""
+    """The end of an error about a missing path: a suggestion, or nothing."""
     near = near_path(path)
     return f"; did you mean {str(near)!r}?" if near else did_you_mean(path, RELEASED, cutoff=0.6)
 
@@ -90,33 +94,33 @@ def _download(name):
 
 
 def _refuse_text(path):
-    """Name what is often found in the place of weights."""
+    """Reject what is often found in place of weights."""
     with open(path, "rb") as file:
         start = file.read(40).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a pointer of Git LFS, not the weights that it points to: git lfs pull")
+        raise ValueError(f"{path} is a Git LFS pointer, not the weights: run git lfs pull")
     if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        raise ValueError(f"{path} is a web page: the download gave that instead of weights")
+        raise ValueError(f"{path} is a web page, not weights: the download failed")
 
 
 def _read_safetensors(path):
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
 def _weights(path, content):
-    """The state dict in what a file holds, its average first."""
+    """The state dict in a file's content, preferably the averaged one."""
     if isinstance(content, dict):
         content = next((content[key] for key in ("ema", "model") if isinstance(content.get(key), dict)), content)
         if content and all(isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
             return content
-    raise ValueError(f"{path} holds no weights: neither a state dict of tensors nor one under 'ema' or 'model'")
+    raise ValueError(f"{path} has no weights: neither a state dict of tensors nor one under 'ema' or 'model'")
 
 
 def _check_bytes(path, weights):
-    """Refuse tensors that are larger than the file: an expanded one takes up a single number of it."""
+    """Reject tensors larger than the file: an expanded tensor stores a single number."""
     held = path.stat().st_size
     if sum(value.numel() * value.element_size() for value in weights.values()) > held:
         name, value = max(weights.items(), key=lambda each: each[1].numel())
@@ -126,10 +130,10 @@ def _check_bytes(path, weights):
 
 
 def _unwrap(state):
-    """The state dict under the names of the model itself.
+    """The state dict under the model's own names, without wrappers.
 
-    A wrapper around the whole model begins every name, one around a block is inside some; "module", which may be a
-    name of the model's own, is taken away only at the beginning of all. torch's AveragedModel counts, too.
+    A wrapper of the whole model prefixes every name, one of a block is inside some. "module" may also be the model's
+    own name, so it is only removed if every name starts with it. Covers torch's AveragedModel.
     """
     names = {name: name.split(".") for name in state if name != "n_averaged"}
     names = {name: [part for part in parts if part not in WRAPPERS[1:]] for name, parts in names.items()}

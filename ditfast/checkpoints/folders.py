@@ -1,4 +1,4 @@
-"""Folders of a config and weights, here and on the Hugging Face Hub: this package's and diffusers'."""
+"""Folders with a config and weights, local or on the Hugging Face Hub, in this package's or diffusers' format."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -10,14 +10,14 @@ from ditfast.optional import import_optional
 from ditfast.small_files import read_object
 
 WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-ENDINGS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")  # of files, which no repository has
+ENDINGS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")  # of files, never of repositories
 
 
 def read_folder(folder: Path, variant: str = "") -> tuple[dict, dict[str, torch.Tensor]]:
-    """config.json and the weights of a folder.
+    """Read config.json and the weights of a folder.
 
-    Weights may be in one file or in several, which an index lists. Those of a variant, as "fp16", are read if it is
-    asked for, or if there are no others.
+    Weights may be in one file, or in several that an index lists. A variant, such as "fp16", is read if requested, or
+    if it is the only one.
     """
     files, config = _find_weights(folder, variant), read_config(folder)
     return config, {name: value for file in files for name, value in find_model(file).items()}
@@ -30,25 +30,25 @@ def read_config(folder: Path) -> dict:
 
 
 def download(repo: str, subfolder: str = "", variant: str = "") -> Path:
-    """The folder of a repository on the Hugging Face Hub, of which only the model is downloaded, once."""
+    """Download the model of a Hugging Face Hub repository, once, and return its folder."""
     hub, dot = import_optional("huggingface_hub"), f".{variant}" if variant else ""
     steps = [[pattern for name in WEIGHTS if name.endswith(end) for pattern in _patterns(name, dot)] for end in KINDS]
     steps += [] if variant else [[pattern for name in WEIGHTS for pattern in _patterns(name, ".*")]]
-    for patterns in steps:  # until there are weights: no kind is downloaded beside another
+    for patterns in steps:  # stop at the first kind of weights found
         wanted = [str(PurePosixPath(subfolder, name)) for name in ("config.json", *patterns)]
         try:
             folder = Path(hub.snapshot_download(repo, allow_patterns=wanted))
         except (OSError, ValueError) as error:  # the bases of the hub's errors: network, no such repository, bad name
             raise FileNotFoundError(
-                f"{repo!r} is no file or folder here, and could not be read from the Hugging Face Hub: {error}"
+                f"{repo!r} is not a local file or folder, and could not be read from the Hugging Face Hub: {error}"
             ) from error
         if any(list_weights(folder / subfolder).values()):
             break
     return folder
 
 
-def is_hub_name(source) -> bool:
-    """Whether a source that is not here may be a repository: "owner/name", and no path that was mistyped."""
+def is_hub_name(source: str | Path) -> bool:
+    """Whether a source that does not exist here may be a Hub repository, "owner/name", and not a mistyped path."""
     name = str(source)
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or name.endswith(ENDINGS):
         return False
@@ -59,7 +59,7 @@ KINDS = (".safetensors", ".bin")
 
 
 def _patterns(name, dot):
-    """The names that a file of weights can have in a variant ``dot`` (".fp16", or "" for none), and in parts."""
+    """The possible names of weights, whole or in parts, in a variant ``dot`` (".fp16", or "" for none)."""
     stem, kind = name.rsplit(".", 1)
     return [
         f"{stem}{dot}.{kind}",
@@ -69,9 +69,9 @@ def _patterns(name, dot):
     ]
 
 
-def list_weights(folder):
-    """Variant ("" for none) -> the files or indices of weights in a folder, the preferred first."""
-    found = {}
+def list_weights(folder: Path) -> dict[str, list[str]]:
+    """Map each variant ("" for none) to a folder's weights files or indices, preferred first."""
+    found: dict[str, list[str]] = {}
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ()
     for whole in WEIGHTS:
         stem, kind = whole.rsplit(".", 1)
@@ -84,7 +84,7 @@ def list_weights(folder):
 
 
 def _find_weights(folder, variant):
-    """The files that make the state dict."""
+    """The files of the state dict."""
     found = list_weights(folder)
     if not variant and "" not in found and len(found) > 1:
         raise ValueError(f"{str(folder)!r} holds several variants: variant must be one of {', '.join(sorted(found))}")
@@ -98,17 +98,17 @@ def _find_weights(folder, variant):
 
 
 def _suggest_inside(folder):
-    """The end of an error about a folder that is no model's: the model in it, as in a run's, or how to make one."""
+    """The end of an error about a folder without a model: the model inside it, or how to export one."""
     inside = [path.parent for path in sorted(folder.glob("*/config.json"))]
     if len(inside) == 1:
         return f"; did you mean {str(inside[0])!r}?"
     if (folder / "checkpoint.json").is_file() or (folder / "checkpoints").is_dir():
-        return f"; it is of a training run: python -m ditfast.export {folder} MODEL makes a model of it"
+        return f"; it belongs to a training run: python -m ditfast.export {folder} MODEL exports a model"
     return ""
 
 
 def _parts(index):
-    """The files of weights in parts."""
+    """The weights files that an index lists."""
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
         raise ValueError(f"{index} must have a weight_map of names of files beside it")

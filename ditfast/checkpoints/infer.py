@@ -1,7 +1,8 @@
-"""The arguments of `DiT`: told from weights, and checked."""
+"""Infer the arguments of `DiT` from weights, and check them."""
 
 import inspect
 import math
+from typing import Any
 
 from ditfast.models.dit import DiT
 from ditfast.models.limits import check_arguments
@@ -14,26 +15,26 @@ HEADS = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
 
 
 class Untold(ValueError):
-    """The weights do not tell ``argument``, which has to be given."""
+    """The weights do not determine ``argument``, which must be given."""
 
     def __init__(self, text: str, argument: str, form: str = ""):
         super().__init__(f"{text}: give {argument}{form}")
         self.argument = argument
 
 
-def infer_config(state: dict, **known) -> dict:
-    """The arguments of the DiT that a state dict belongs to.
+def infer_config(state: dict, **known: Any) -> dict[str, Any]:
+    """Infer the arguments of a state dict's `DiT`.
 
     Args:
         state: weights with the names of the original.
-        known: arguments that weights do not tell: ``num_heads`` for a hidden size that is none of the paper's,
+        known: arguments that weights do not determine: ``num_heads`` for a hidden size that is not in the paper,
             ``input_size`` unless the grid is square, ``class_dropout_prob=0`` if there is no null label.
 
     Returns:
-        Arguments for `DiT`. Those that are neither in the weights nor known are left to their defaults.
+        Arguments for `DiT`. Those that are neither inferred nor known are omitted.
 
     Raises:
-        ValueError: the weights are not those of a DiT, or (`Untold`) tell less than is needed.
+        ValueError: the weights are not those of a DiT, or (`Untold`) do not determine an argument.
     """
     hidden, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4)
     _, tokens, _ = _shape(state, "pos_embed", 3)
@@ -56,12 +57,12 @@ def infer_config(state: dict, **known) -> dict:
     }
 
 
-def infer_file(state: dict, args: dict, known: dict) -> dict:
-    """`infer_config` of weights that lie beside the arguments of the script that trained them.
+def infer_file(state: dict, args: dict, known: dict) -> dict[str, Any]:
+    """`infer_config` for weights stored with the arguments of their training script.
 
     Args:
-        args: such as the original keeps in a checkpoint; its ``num_classes`` are those of the data.
-        known: arguments of the model that is wanted; they come before what ``args`` tell, but for the null label.
+        args: as in the original's checkpoints; ``num_classes`` is the data's.
+        known: arguments of the requested model, which take precedence over ``args``, except for the null label.
     """
     names, rows = ("num_heads", "input_size"), len(state.get(TABLE, ()))
     told = {name: args[name] for name in names if args.get(name) is not None} | known
@@ -70,12 +71,16 @@ def infer_file(state: dict, args: dict, known: dict) -> dict:
     elif args.get("num_classes") == rows:
         told["class_dropout_prob"] = 0.0  # a row for each class, and none for the null label
     elif rows - 1 in (args.get("num_classes"), known.get("num_classes")):
-        told.pop("class_dropout_prob", None)  # there is a row for it, wanted or not
+        told.pop("class_dropout_prob", None)  # there is a row for it, requested or not
     return infer_config(state, **told)
 
 
 def check_model_config(config: dict, cls: type) -> dict:
-    """The arguments, if ``cls`` takes them all; JSON's list for a rectangle becomes a tuple."""
+    """The arguments, checked for ``cls``; a rectangle's list from JSON becomes a tuple.
+
+    Raises:
+        ValueError: an unknown or invalid argument.
+    """
     names = [*inspect.signature(DiT).parameters, *inspect.signature(cls).parameters]
     for name in config:
         if name not in names:
@@ -85,8 +90,8 @@ def check_model_config(config: dict, cls: type) -> dict:
     return {**config, "input_size": tuple(size)} if isinstance(size, list) else config
 
 
-def argument(config: dict, name: str):
-    """An argument of `DiT`, which may be left to its default."""
+def argument(config: dict, name: str) -> Any:
+    """An argument of `DiT`: the config's, or the default."""
     return config.get(name, inspect.signature(DiT).parameters[name].default)
 
 
@@ -109,12 +114,12 @@ def _input_size(tokens, patch, known):
     if side * side == tokens:
         return side * patch
     if "input_size" not in known:
-        raise Untold(f"the weights are for {tokens} patches, no square", "input_size", "=(height, width)")
+        raise Untold(f"the weights are for {tokens} patches, which is not a square", "input_size", "=(height, width)")
     return known["input_size"]
 
 
 def _mlp_ratio(width, hidden):
-    """A ratio with ``int(hidden * ratio) == width``, which the quotient may miss by rounding down."""
+    """A ratio with ``int(hidden * ratio) == width``, which the quotient may miss by rounding."""
     ratio = width / hidden
     return ratio if int(hidden * ratio) == width else math.nextafter(ratio, math.inf)
 
@@ -122,7 +127,7 @@ def _mlp_ratio(width, hidden):
 def _num_heads(hidden, known):
     heads = known.get("num_heads", HEADS.get(hidden))
     if heads is None:
-        raise Untold(f"weights do not tell the heads of a model with hidden_size={hidden}", "num_heads")
+        raise Untold(f"the weights do not determine the heads of a model with hidden_size={hidden}", "num_heads")
     return heads
 
 

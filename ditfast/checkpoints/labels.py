@@ -1,21 +1,21 @@
-"""The table of labels of a checkpoint, for other classes."""
+"""Adapt a checkpoint's label table to other classes."""
 
 import torch
 
 from ditfast.checkpoints.infer import argument
 
-STD = 0.02  # of new rows, as of a new model's
+STD = 0.02  # of new rows, as in a new model
 
 
 def fit_labels(table: torch.Tensor, old: dict, new: dict) -> tuple[torch.Tensor, str | None]:
-    """The rows of another model's labels: all of them new if their number differs, else as they are.
+    """Fit the label table to another model: redraw all label rows if the number of classes differs, else keep them.
 
     Args:
-        table: (num_classes, and 1 for the null label if there is one; D).
-        old, new: arguments of the model that the table is of, and of that which it is for.
+        table: (num_classes, plus 1 with a null label; D).
+        old, new: arguments of the table's model and of the new one.
 
     Returns:
-        The table, and what was done in a line; None where nothing was.
+        The table, and a line about the change or None.
     """
     (was, had_null), (count, has_null) = (_labels(config) for config in (old, new))
     if len(table) != was + had_null or (was, had_null) == (count, has_null):
@@ -28,7 +28,7 @@ def fit_labels(table: torch.Tensor, old: dict, new: dict) -> tuple[torch.Tensor,
     made = [f"the rows of {count} labels instead of {was}"] * (count != was)
     made += ["the row of the null label"] * (has_null and not had_null)
     if not made:
-        return fresh, "the row of the null label is left out; all else is as in the checkpoint"
+        return fresh, "the row of the null label is dropped; all else is as in the checkpoint"
     return fresh, f"new: {' and '.join(made)}; all else is as in the checkpoint"
 
 

@@ -1,9 +1,10 @@
-"""Models from checkpoints and back."""
+"""Load models from checkpoints, and save them."""
 
 import inspect
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,46 +22,62 @@ from ditfast.models.limits import check_arguments
 from ditfast.models.meta import on_meta
 from ditfast.ops.checks import FLOATING
 
-HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that are no property of the weights
+HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that do not concern the weights
 
 
-def from_pretrained(source, *, subfolder="", variant="", objective=None, cls: type = DiT, **changes):
-    """A model from its weights, in evaluation mode, in the dtype of the weights, on the CPU.
+def from_pretrained(
+    source: str | Path,
+    *,
+    subfolder: str = "",
+    variant: str = "",
+    objective: str | None = None,
+    cls: type[DiT] = DiT,
+    **changes: Any,
+) -> DiT:
+    """Load a model, in evaluation mode, in the dtype of the weights, on the CPU.
 
     Args:
-        source: a folder that `save_pretrained` or diffusers' DiTTransformer2DModel wrote, such a repository on the
-            Hugging Face Hub ("owner/name"), or a file or released name for `find_model`, whose config is then told
-            from its weights (`infer_config`) and from the ``args`` that a training checkpoint keeps.
-        subfolder: where in the folder or repository the model is; "transformer" in a pipeline of diffusers.
-        variant: of the files of weights, as "fp16" in model.fp16.safetensors. One that is alone need not be named.
-        objective: what the model was trained for, "diffusion", "flow" or "meanflow", where the checkpoint does not
-            say so: the files of SiT have the weights of a DiT by name. None: what it says, or else diffusion.
+        source: a folder written by `save_pretrained` or diffusers' DiTTransformer2DModel, such a repository on the
+            Hugging Face Hub ("owner/name"), or a file or released name for `find_model`. A file's config is inferred
+            from its weights (`infer_config`) and from the ``args`` in a training checkpoint.
+        subfolder: the model's place in the folder or repository; "transformer" in a diffusers pipeline.
+        variant: of the weights files, such as "fp16" in model.fp16.safetensors. The only one need not be named.
+        objective: the training objective, "diffusion", "flow" or "meanflow", if the checkpoint does not record it:
+            SiT's files have a DiT's weight names. None for the recorded one, else diffusion.
         cls: `DiT` or a subclass.
-        changes: arguments of ``cls`` that replace those of the config. With another ``input_size`` the position
-            embedding is computed anew. With another ``num_classes`` the labels' rows are new, drawn by torch's
-            global generator; the null label's and all other weights are kept, and a warning says so.
+        changes: arguments of ``cls`` that override the config. A new ``input_size`` recomputes the position
+            embedding. A new ``num_classes`` redraws the labels' rows from torch's global generator and keeps the
+            null label's and all other weights, with a warning.
 
     Raises:
-        FileNotFoundError: there is no such file, folder or repository.
+        FileNotFoundError: the file, folder or repository does not exist.
         ValueError: a file is broken, unsafe, of another model or of another objective; an unknown argument.
-        ImportError: a package of the extra ``train`` is needed.
+        ImportError: a package for the Hub is missing.
 
-    diffusers' DiT is another function than the original (see `from_diffusers`). Official weights that were stored in
-    its format become the original's again with ``timestep_freq_shift=0, norm2_eps=1e-6``.
+    diffusers' DiT computes a different function than the original (see `convert`). For official weights stored in its
+    format, pass ``timestep_freq_shift=0, norm2_eps=1e-6`` to restore the original's.
     """
-    where = {"subfolder": subfolder, "variant": variant}
-    model, said = read_model(source, **where, objective=objective, cls=cls, **changes)
+    where: dict[str, Any] = {"subfolder": subfolder, "variant": variant, "objective": objective, "cls": cls}
+    model, said = read_model(source, **where, **changes)
     if said:
         warnings.warn(said, stacklevel=3)
     return model
 
 
-def read_model(source, *, subfolder="", variant="", objective=None, cls: type = DiT, **changes):
-    """What `from_pretrained` returns, and a line about rows of labels that the checkpoint does not have, or None."""
+def read_model(
+    source: str | Path,
+    *,
+    subfolder: str = "",
+    variant: str = "",
+    objective: str | None = None,
+    cls: type[DiT] = DiT,
+    **changes: Any,
+) -> tuple[DiT, str | None]:
+    """The model of `from_pretrained`, and a line about label rows missing in the checkpoint, or None."""
     stored, sampling, state = _read(source, subfolder, variant, changes)
     config = check_model_config({**stored, **changes}, cls)
-    check_arguments(stored)  # also what a change replaces: the weights are of its shapes
-    with on_meta():  # neither memory nor time for values that are replaced
+    check_arguments(stored)  # including overridden ones: they give the shapes of the weights
+    with on_meta():  # no memory or time for values that will be replaced
         model = cls(**config)
     if "pos_embed" in state:
         state["pos_embed"] = regrid(state["pos_embed"], grid_of(stored), grid_of(config))
@@ -75,11 +92,11 @@ def read_model(source, *, subfolder="", variant="", objective=None, cls: type = 
     return model.eval(), said
 
 
-def read_source(source, **known) -> tuple[dict, dict]:
+def read_source(source: str | Path, **known: Any) -> tuple[dict, dict]:
     """The arguments of the `DiT` behind a source of `from_pretrained`, and its ``sampling``, {} if it has none.
 
     Args:
-        known: arguments that the weights in a file may not tell, as of `infer_config`.
+        known: arguments that a file's weights may not determine, see `infer_config`.
     """
     path = _locate(source)
     if path.is_file() or is_released(path):
@@ -92,11 +109,11 @@ def read_source(source, **known) -> tuple[dict, dict]:
     return {**_defaults(), **config}, sampling
 
 
-def read_sampling(source, *, subfolder: str = "") -> dict:
-    """What a source of `from_pretrained` says as ``sampling``, {} if it says nothing: a config, or what a file tells.
+def read_sampling(source: str | Path, *, subfolder: str = "") -> dict:
+    """The ``sampling`` of a source of `from_pretrained`, from its config or file; {} if it has none.
 
     Raises:
-        FileNotFoundError, ValueError: as `from_pretrained`.
+        FileNotFoundError, ValueError: see `from_pretrained`.
     """
     path = _locate(source, subfolder)
     if is_released(path):
@@ -107,12 +124,12 @@ def read_sampling(source, *, subfolder: str = "") -> dict:
 
 
 def load_into(model: torch.nn.Module, state: dict) -> None:
-    """Give a model all of its weights, or raise and leave it as it was.
+    """Load all weights into a model, or raise and leave it unchanged.
 
-    A model on the meta device takes the tensors themselves, with their dtype; another copies them.
+    A model on the meta device takes over the tensors, with their dtype; any other copies them.
 
     Raises:
-        ValueError: names, shapes or kinds of numbers differ; the first that does is named.
+        ValueError: names, shapes or kinds of dtype differ; the first difference is named.
     """
     own = model.state_dict()
     differing = [
@@ -127,15 +144,15 @@ def load_into(model: torch.nn.Module, state: dict) -> None:
     model.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
 
 
-def save_pretrained(model: DiT, folder, *, overwrite: bool = False) -> None:
+def save_pretrained(model: DiT, folder: str | Path, *, overwrite: bool = False) -> None:
     """Write config.json and model.safetensors, for `from_pretrained`.
 
-    Both are written under other names first, so that a full disk leaves what was there. The config is
-    ``model.config`` without ``backend`` and ``recompute_mlp``, which are not about the weights, and ``sampling``.
+    Both are written atomically, so that a full disk does not damage existing files. The config is ``model.config``
+    without ``backend`` and ``recompute_mlp``, which do not concern the weights, plus ``sampling``.
 
     Raises:
-        ValueError: ``model.sampling`` says what cannot be.
-        FileExistsError: one of the files exists, and ``overwrite`` is false.
+        ValueError: ``model.sampling`` is invalid.
+        FileExistsError: one of the files exists and ``overwrite`` is false.
     """
     sampling = check_sampling(model.sampling, model.config)
     folder = Path(folder)
@@ -167,25 +184,25 @@ def _read(source, subfolder, variant, changes):
 
 
 def _locate(source, subfolder="", variant=""):
-    """The file or folder that a source means, here or downloaded; a released name stays one."""
+    """The file or folder of a source, local or downloaded; a released name is returned as is."""
     path = Path(source)
     if path.is_file() or is_released(path):
         return path
     if not path.exists():
         if not is_hub_name(source):
-            text = f"{str(source)!r} is no file, no folder and no name on the Hugging Face Hub"
+            text = f"{str(source)!r} is not a file, a folder or a name on the Hugging Face Hub"
             raise FileNotFoundError(text + suggest_source(path))
         path = download(source, subfolder, variant)
     return path / subfolder
 
 
 def _sampling_of(weights, args):
-    """What a file tells, which has no config."""
+    """The ``sampling`` of a file, which has no config."""
     return {"objective": "meanflow"} if SECOND_TIME in weights else recorded_by_sit(args)
 
 
 def _take_sampling(config):
-    """``sampling``, taken out of a config: it is no argument of the model."""
+    """Pop ``sampling`` from a config: it is not an argument of the model."""
     if "sampling" not in config:
         return {}
     sampling = config.pop("sampling")

@@ -1,4 +1,4 @@
-"""Read what torch.save wrote, without executing anything that is in it."""
+"""Read files of torch.save without executing anything in them."""
 
 import argparse
 import datetime
@@ -9,20 +9,23 @@ import re
 import types
 import warnings
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-PATHS = {"Posix": pathlib.PurePosixPath, "PurePosix": pathlib.PurePosixPath}
+PATHS: dict[str, type[pathlib.PurePath]] = {"Posix": pathlib.PurePosixPath, "PurePosix": pathlib.PurePosixPath}
 PATHS |= {"Windows": pathlib.PureWindowsPath, "PureWindows": pathlib.PureWindowsPath}
 
 
-def read_pickle(path):
-    """What is in a file; a zip's tensors are mapped, because a training checkpoint holds four times the weights.
+def read_pickle(path: Path) -> Any:
+    """Read a file. A zip's tensors are memory-mapped, because a training checkpoint holds four times the weights.
 
     Raises:
-        ValueError: as `reading` says.
+        OSError, ValueError: see `reading`.
     """
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
@@ -32,57 +35,57 @@ def read_pickle(path):
 
 
 def _check_members(path):
-    """Refuse members that are packed: they may be of any size, and would be mapped as they lie in the file."""
+    """Reject compressed members: they may expand to any size, and would be mapped without being decompressed."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # a broken file can raise anything
-        raise ValueError(f"{path} is truncated or no checkpoint ({type(error).__name__})") from None
+        raise ValueError(f"{path} is truncated or not a checkpoint ({type(error).__name__})") from None
     for each in members:
         if each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size:
             raise ValueError(f"{path} is compressed, which torch.save's files are not: {each.filename}")
 
 
 @contextmanager
-def reading(path):
-    """Around torch.load: what may be beside weights, and errors of this package.
+def reading(path: Path | str) -> Iterator[None]:
+    """A context for torch.load that allows what training scripts store beside weights, and translates errors.
 
     Raises:
-        OSError: the system's.
-        ValueError: the file is truncated or no checkpoint, or would have to execute code to be read.
+        OSError: from the system.
+        ValueError: the file is truncated or not a checkpoint, or reading it would execute code.
     """
     try:
         with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of another protocol of pickle, which is an error below
+            warnings.simplefilter("ignore")  # about another pickle protocol, an error below
             yield
     except pickle.UnpicklingError as error:
         raise _refusal(path, str(error)) from None
     except Exception as error:  # a broken file can raise anything: RuntimeError, EOFError, KeyError, struct.error, …
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a broken zip gives
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a broken zip
             raise
         what = "a TorchScript archive" if "TorchScript" in str(error) else "truncated"
-        raise ValueError(f"{path} is {what} or no checkpoint ({type(error).__name__})") from None
+        raise ValueError(f"{path} is {what} or not a checkpoint ({type(error).__name__})") from None
 
 
 def _refusal(path, text):
-    """An error in the place of PyTorch's, which recommends to execute what is in the file."""
+    """Replaces PyTorch's error, which recommends executing the file."""
     if called := re.search(r"GLOBAL (\S+)|function (\S+)|Can only (?:build|create) .* got (.+)", text):
         name = next(filter(None, called.groups()))
         return ValueError(f"{path} is refused: reading it would run {name}; nothing was executed")
     if re.search(r"Unsupported operand (149|150|14[0-8])\b", text):  # what came with protocol 4
         return ValueError(
-            f"{path} is pickled with protocol 4 or later, of which nothing is read: save it with torch.save's default"
+            f"{path} is pickled with protocol 4 or later, which is not supported: save it with torch.save's default"
         )
-    return ValueError(f"{path} is truncated or no checkpoint")
+    return ValueError(f"{path} is truncated or not a checkpoint")
 
 
 def _allowed():
-    """What training scripts keep beside weights. To make such a value does nothing else."""
+    """Types that training scripts store beside weights. Constructing them has no side effects."""
     scalar, array = (value.__reduce__()[0] for value in (np.float64(0), np.zeros(0)))
     numpy = [(scalar, f"{core}.multiarray.scalar") for core in ("numpy.core", "numpy._core")]
     numpy += [(array, f"{core}.multiarray._reconstruct") for core in ("numpy.core", "numpy._core")]
     numpy += [np.ndarray, (np.dtype, "numpy.dtype"), *{type(np.dtype(code)) for code in np.typecodes["All"]}]
-    # a path need not be of this system, and Python 3.13 calls its module otherwise
+    # paths may come from another system, and Python 3.13 renamed their module
     paths = [(kind, f"{home}.{name}Path") for name, kind in PATHS.items() for home in ("pathlib", "pathlib._local")]
     plain = [(kind, f"builtins.{kind.__name__}") for kind in (bool, dict, float, frozenset, int, list, range, str)]
     plain += [(_plain_dict, "collections.defaultdict"), (_plain_list, "collections.deque")]

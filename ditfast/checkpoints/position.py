@@ -1,4 +1,4 @@
-"""The position embedding of a checkpoint: whether it is of sines and cosines, and another grid's."""
+"""A checkpoint's position embedding: check for sines and cosines, and adapt to another grid."""
 
 import torch
 
@@ -20,13 +20,13 @@ def is_sincos(stored: torch.Tensor, grid: tuple[int, int]) -> bool:
 
 
 def regrid(stored: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
-    """The embedding for the grid ``new``: the stored one where it is for that grid, else sines and cosines anew.
+    """The embedding for the grid ``new``: the stored one if it fits, else new sines and cosines.
 
     Raises:
-        ValueError: the stored one, for the grid ``old``, is not of sines and cosines, so that it cannot be extended.
+        ValueError: the stored one, for the grid ``old``, is not sines and cosines, and cannot be extended.
     """
     if old == new or is_sincos(stored, new):
         return stored
     if not is_sincos(stored, old):
-        raise ValueError(f"pos_embed is not of sines and cosines of a grid of {old}: there is none for {new}")
+        raise ValueError(f"pos_embed must be the sines and cosines of a {old} grid to be adapted to {new}")
     return sincos(stored.shape[-1], new, stored.dtype)

@@ -1,25 +1,26 @@
-"""How a model is sampled from: the object ``sampling`` of config.json, read as `DiT.sampling`.
+"""How to sample from a model: the object ``sampling`` in config.json, loaded as `DiT.sampling`.
 
-    objective        "diffusion", "flow" or "meanflow": what it was trained for
+    objective        "diffusion", "flow" or "meanflow": the training objective
     noise_schedule   of diffusion: a name of `ditfast.diffusion.schedule.SCHEDULES`
-    path_type        of a flow: as `ditfast.flow.create_transport` takes it
-    prediction       of a flow: the same
-    vae              of the latents: sha256 of its weights (None if not known), scale and shift, a number each or one
-                     for every channel: the model sees (z - shift) * scale. None if the model is one of pixels
-    classes          the names of the labels, in their order
+    path_type        of a flow: see `ditfast.flow.create_transport`
+    prediction       of a flow: likewise
+    vae              of the latents: sha256 of its weights (None if unknown), scale and shift, one number each or one
+                     per channel: the model sees (z - shift) * scale. None for a model of pixels
+    classes          the names of the labels, in order
 
-The last two are left out where they are not known.
+The last two are omitted if unknown.
 """
 
 import math
 from numbers import Real
+from typing import Any
 
 from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.flow.paths import PATHS
 from ditfast.flow.transport import PREDICTIONS
 from ditfast.suggest import did_you_mean
 
-OBJECTIVES = {  # what each has besides, and what that is where nothing says it
+OBJECTIVES = {  # further fields of each, and their defaults
     "diffusion": {"noise_schedule": "linear"},
     "flow": {"path_type": "Linear", "prediction": "velocity"},
     "meanflow": {},
@@ -29,8 +30,8 @@ FIELDS = ("objective", *CHOICES, "vae", "classes")
 VAE = ("sha256", "scale", "shift")
 
 
-def check_sampling(sampling, config: dict) -> dict:
-    """The object, if it can be one of a model with such a config.
+def check_sampling(sampling: Any, config: dict) -> dict[str, Any]:
+    """Check a ``sampling`` object against the model's config, and return it.
 
     Raises:
         ValueError: naming the field, the rule and the value.
@@ -49,34 +50,36 @@ def check_sampling(sampling, config: dict) -> dict:
     return sampling
 
 
-def settle_objective(recorded: dict, objective: str | None, default: dict) -> dict:
-    """What a checkpoint's ``sampling`` says, {} if it has none, for a model that is wanted for ``objective``.
+def settle_objective(recorded: dict, objective: str | None, default: dict) -> dict[str, Any]:
+    """Complete a checkpoint's ``sampling`` for the requested objective.
 
     Args:
-        default: the ``sampling`` of a model where neither tells the objective.
+        recorded: the ``sampling``, {} if it has none.
+        objective: the requested objective; None for the recorded one.
+        default: the result if neither gives the objective.
 
     Raises:
-        ValueError: an unknown objective, or another than the recorded one.
+        ValueError: an unknown objective, or one other than the recorded one.
     """
     if objective is not None and objective not in OBJECTIVES:
         hint = did_you_mean(objective, OBJECTIVES)
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}{hint}")
     known = recorded.get("objective")
     if known and objective not in (None, known):
-        raise ValueError(f"objective must be {known!r}, for which the model was trained, got {objective!r}")
+        raise ValueError(f"objective must be {known!r}, the model's training objective, got {objective!r}")
     told = known or objective
     return {**({"objective": told, **OBJECTIVES.get(told, {})} if told else default), **recorded}
 
 
-def recorded_by_sit(args: dict) -> dict:
-    """The ``sampling`` that the arguments of SiT's training script tell; {} of others."""
+def recorded_by_sit(args: dict) -> dict[str, Any]:
+    """The ``sampling`` implied by the arguments of SiT's training script; {} for other scripts."""
     if "path_type" not in args or "prediction" not in args:
         return {}
     return {"objective": "flow", "path_type": args["path_type"], "prediction": args["prediction"]}
 
 
 def _check_objective(sampling, config):
-    """The objective, and what belongs to it; of one that is not known here nothing is."""
+    """Check the objective and its fields; an unknown objective has none."""
     objective = sampling.get("objective")
     if not isinstance(objective, str):
         raise ValueError(f"sampling's objective must be a string, got {objective!r}")
@@ -88,7 +91,9 @@ def _check_objective(sampling, config):
                 got = sampling.get(name)
                 raise ValueError(f"sampling's {name} must be one of {', '.join(CHOICES[name])}, got {got!r}")
         elif name in sampling:
-            raise ValueError(f"sampling's {name} is nothing of the objective {objective!r}, got {sampling[name]!r}")
+            raise ValueError(
+                f"sampling's {name} does not belong to the objective {objective!r}, got {sampling[name]!r}"
+            )
 
 
 def _check_vae(vae, channels):

@@ -1,1 +1,1 @@
-"""This package's operations in models of other packages: a folder for each."""
+"""This package's operations in models of other packages, one folder each."""

@@ -1,4 +1,4 @@
-"""A small classifier of glyphs, and the features in which samples are compared."""
+"""A small glyph classifier, and the features used to compare samples."""
 
 import hashlib
 
@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from ditfast.data.glyphs import Glyphs
 from ditfast.evaluation.metrics import moments
 
-# Seeds of data that no DiT is trained on: those are seeded 0, 1, 2, …
+# Seeds of data that no DiT is trained on; training data have the seeds 0, 1, 2, …
 TRAIN, REFERENCE, FLOOR, FRESH = 10_000, 10_001, 10_002, 10_003
 
 
 class Classifier(nn.Module):
-    """Glyphs (B, 1, 16, 16) to features (B, 64), and these to logits (B, 20)."""
+    """Maps glyphs (B, 1, 16, 16) to features (B, 64) and logits (B, 20)."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 
 
 def train(steps: int) -> Classifier:
-    """A classifier trained on endless glyphs."""
+    """Train a classifier on endless glyphs."""
     torch.manual_seed(TRAIN)
     model, glyphs = Classifier(), Glyphs()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -51,19 +51,19 @@ def train(steps: int) -> Classifier:
 
 @torch.no_grad()
 def judge_images(model: Classifier, x, y) -> tuple[torch.Tensor, float]:
-    """Features (N, 64) of images (N, 1, 16, 16), and the share that is taken for its class y (N,)."""
+    """Features (N, 64) of images (N, 1, 16, 16), and the fraction classified as its class y (N,)."""
     features = torch.cat([model.features(part) for part in x.split(500)])
     return features, (model.logits(features).argmax(1) == y).double().mean().item()
 
 
 def judge_fresh_glyphs(model: Classifier, count: int, seed: int):
-    """Moments of features, and accuracy, of fresh glyphs."""
+    """The moments of the features of fresh glyphs, and the accuracy on them."""
     features, accuracy = judge_images(model, *Glyphs().batch(range(count), seed))
     return moments(features), accuracy
 
 
 def fingerprint(model: Classifier) -> str:
-    """FIDs compare only in the same features: a name for these weights."""
+    """A name for these weights: FIDs are only comparable with the same features."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         digest.update(value.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Spearman's rank correlation, and how sure one can be of it."""
+"""Spearman's rank correlation, with a confidence interval."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ DRAWS = 10_000
 
 
 def spearman(x, y):
-    """Rank correlation along the last axis; equal values share their ranks' mean; of constants it is nan."""
+    """Rank correlation along the last axis. Ties get their mean rank; constants give nan."""
     a, b = (r - r.mean(-1, keepdims=True) for r in (ranks(x), ranks(y)))
     with np.errstate(invalid="ignore"):
         found = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
@@ -14,14 +14,14 @@ def spearman(x, y):
 
 
 def ranks(values) -> np.ndarray:
-    """Along the last axis, 1 for the smallest; equal values get the mean of the ranks that they take up."""
+    """Ranks along the last axis, 1 for the smallest; ties get their mean rank."""
     values = np.asarray(values, dtype=float)
     row, column = values[..., None, :], values[..., :, None]
     return (row < column).sum(-1) + ((row == column).sum(-1) + 1) / 2
 
 
 def interval(x, groups, models: bool, seed: int = 0) -> tuple[float, float]:
-    """The middle 95% of Spearman's correlation of x with the groups' means, over `DRAWS` bootstrap samples.
+    """The central 95% of Spearman's correlation of x with the groups' means, over `DRAWS` bootstrap samples.
 
     Args:
         x: (M,) one value per model.

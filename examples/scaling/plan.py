@@ -1,4 +1,4 @@
-"""What is trained: nine sizes of DiT as the paper varies them, and four ways of conditioning."""
+"""The study's models: nine DiT sizes, varied as in the paper, and four kinds of conditioning."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,18 +10,18 @@ SIZES = {"S": (2, 32, 2), "B": (3, 48, 3), "L": (4, 64, 4)}  # depth, width, hea
 PATCHES = (8, 4, 2)
 SCALING = [f"{size}/{patch}" for size in SIZES for patch in PATCHES]
 VARIANTS = ["adaln_zero", "adaln", "cross_attention", "in_context"]
-MIDDLE = "B/4"  # whose conditioning is varied
+MIDDLE = "B/4"  # the model whose conditioning is varied
 CONFIGS = [*SCALING, *(f"{MIDDLE} {kind}" for kind in VARIANTS[1:])]  # "B/4" itself is adaln_zero
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The same for every model. The defaults are the study; `QUICK` is its rehearsal."""
+    """Settings shared by all models. The defaults are the study; `QUICK` is a dry run."""
 
     seeds: int = 3
     steps: int = 4000
     batch: int = 16
-    learning_rate: float = 3e-3  # after warm-up, falling to zero in a straight line
+    learning_rate: float = 3e-3  # after warm-up, decays linearly to zero
     warmup: int = 100
     ema: float = 0.995
     schedule: str = "squaredcos_cap_v2"
@@ -51,7 +51,7 @@ class Run(NamedTuple):
 
 
 def runs(settings: Settings, configs=None) -> list[Run]:
-    """All of a study's runs: seed after seed, so that a study that stops early is fair, and the longest first."""
+    """All runs of a study: seed by seed, so that a study stopped early is fair, the longest first."""
     costly = sorted(configs or CONFIGS, key=gmacs, reverse=True)
     return [Run(config, seed) for seed in range(settings.seeds) for config in costly]
 

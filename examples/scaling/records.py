@@ -1,4 +1,4 @@
-"""The file of a study: a line of JSON for what is the same in all runs, then one for each finished run."""
+"""The file of a study: one JSON line with what all runs share, then one per finished run."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import torch
 
 
 class Records:
-    """Lines that are whole or not there: what a stop has cut off is removed before anything is added."""
+    """Complete lines only: a line cut off by an interruption is removed before anything is appended."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -20,7 +20,7 @@ class Records:
             self.setup, *self.runs = map(json.loads, whole.splitlines()) if whole else (None,)
 
     def begin(self, setup: dict) -> None:
-        """Go on with the same study, or start one; exits if the file is of another."""
+        """Resume the same study or start one; exits if the file belongs to another."""
         setup = json.loads(json.dumps(setup))  # tuples as lists, as in the file
         if self.setup is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ class Records:
             sys.exit(
                 f"{self.path} holds a study with other {', '.join(differing)}: choose another --out, or remove it"
             )
-        else:  # without the piece of a line that a stop has left
+        else:  # drop a line cut off by an interruption
             size = len(self.path.read_bytes().rpartition(b"\n")[0]) + 1
             os.truncate(self.path, size)
 
@@ -45,7 +45,7 @@ class Records:
         return sorted((run for run in self.runs if run["config"] == config), key=lambda run: run["seed"])
 
     def seconds(self) -> float:
-        """How long the study took: each session until its last finished run."""
+        """The duration of the study: each session until its last finished run."""
         ends = {}
         for run in self.runs:
             ends[run["session"]] = max(ends.get(run["session"], 0), run["elapsed"])
@@ -60,7 +60,7 @@ class Records:
 
 
 def machine() -> dict:
-    """Where the numbers come from."""
+    """The machine and versions behind the numbers."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next(

@@ -1,4 +1,4 @@
-"""What the runs say: plan, summary, table for the README, picture."""
+"""Report the runs: plan, summary, README table, plot."""
 
 import json
 import math
@@ -17,7 +17,7 @@ MARKERS = {"8": "o", "4": "s", "2": "^"}
 
 
 def plan_table(settings: plan.Settings) -> str:
-    """Every configuration and what it costs."""
+    """Every configuration and its cost."""
     lines = ["model                 tokens    MMACs  parameters"]
     for config in plan.CONFIGS:
         model = plan.build_model(config)
@@ -57,7 +57,7 @@ def _group(runs):
 
 
 def table(s: dict, others=()) -> str:
-    """The README's part that is written from the results, and from those of other studies of some of the models."""
+    """The generated part of the README: these results, and other studies' of some of the models."""
     made, m = s["settings"], s["machine"]
     took = f"{s['seconds'] / 60:.0f} minutes, {s['runs']} runs"
     lines = [
@@ -85,7 +85,7 @@ def table(s: dict, others=()) -> str:
 
 
 def _comparison(s, other):
-    """The same models and seeds in the study and in another."""
+    """The same models and seeds in this study and another."""
     changed = {name: value for name, value in other["settings"].items() if value != s["settings"][name]}
     number = changed.pop("seeds", s["settings"]["seeds"])
     changed = ", ".join(f"{name} = {value}" for name, value in changed.items())
@@ -125,13 +125,13 @@ def _rows(first, s, configs, plain=None):
 
 
 def other_studies(out: Path) -> list[dict]:
-    """The summaries of the studies in a study's folder, of three models or more."""
+    """The summaries of other studies, of at least three models, in a study's folder."""
     found = [summary(Records(path)) for path in sorted(out.glob("*/runs.jsonl"))]
     return [s for s in found if len(s["models"]) > 2]
 
 
 def write_report(records, out: Path, readme: Path | None) -> None:
-    """summary.json and scaling.png, and the README's table."""
+    """Write summary.json, scaling.png and the README's table."""
     found = summary(records)
     compared = other_studies(out)
     shown = table(found, compared)
@@ -148,7 +148,7 @@ def write_report(records, out: Path, readme: Path | None) -> None:
 
 
 def picture(s: dict, compared=()):
-    """FID against Gflops: the paper's twelve models, these, and these in another complete study; and the loss."""
+    """Plot FID against Gflops, for the paper's twelve models, this study and another complete one; and the loss."""
     from matplotlib.figure import Figure
 
     complete = [other for other in compared if set(plan.SCALING) <= other["models"].keys()]
@@ -187,7 +187,7 @@ def _rank(s, name):
 
 
 def _panel(axes, points):
-    """Each seed as a dot, and a model's mean; points: name -> (Gflops, values)."""
+    """Plot each seed as a dot, and each model's mean. points: name -> (Gflops, values)."""
     axes.set(xscale="log", yscale="log", xlabel="Gflops as the paper counts them (GMACs of an image)")
     axes.margins(0.15)
     means = {name: (gflops, sum(values) / len(values)) for name, (gflops, values) in points.items()}

@@ -1,10 +1,10 @@
-"""The paper's thesis in miniature: DiTs that cost more multiply-adds make better samples. See README.md.
+"""The paper's thesis in miniature: DiTs with more multiply-adds make better samples. See README.md.
 
-python examples/scaling/run.py                 # the study; started again, it goes on where it stopped
-python examples/scaling/run.py --quick         # all of it in two minutes, too short to show anything
-python examples/scaling/run.py --plan          # what would be trained
-python examples/scaling/run.py --plot          # summary, table and picture again, from the results alone
-python examples/scaling/run.py --steps 16000 --seeds 1 --models S/8 S/2 --out folder      # a question of your own
+python examples/scaling/run.py                 # the study; resumes if interrupted
+python examples/scaling/run.py --quick         # all of it in two minutes, too short for conclusions
+python examples/scaling/run.py --plan          # print the models that would be trained
+python examples/scaling/run.py --plot          # redo summary, table and plot from the results
+python examples/scaling/run.py --steps 16000 --seeds 1 --models S/8 S/2 --out folder      # your own study
 """
 
 import argparse
@@ -27,7 +27,7 @@ from ditfast.evaluation.metrics import frechet_distance, moments
 from ditfast.optional import import_optional
 
 HERE = Path(__file__).parent
-CHANGES = ("steps", "seeds")  # settings that have an option
+CHANGES = ("steps", "seeds")  # settings with a command-line option
 
 
 def main(arguments=None) -> None:
@@ -47,16 +47,16 @@ def main(arguments=None) -> None:
         try:
             study(records, settings, options.workers, options.models)
         except KeyboardInterrupt:
-            sys.exit("stopped; finished runs are kept, and the same command goes on")
+            sys.exit("stopped; finished runs are kept; repeat the command to resume")
     elif not records.runs:
-        sys.exit(f"--plot: {records.path} holds no finished run")
+        sys.exit(f"--plot: {records.path} has no finished runs")
     report.write_report(records, out, readme=None if options.quick or options.out else HERE / "README.md")
 
 
 def study(records: Records, settings: plan.Settings, workers: int, configs=None) -> None:
-    """Do every run, of some configurations or all, that is not in the records."""
+    """Do all runs, or those of some configurations, that are not in the records."""
     start = time.perf_counter()
-    torch.set_num_threads(1)  # sums in the same order on any machine, and models too small for more
+    torch.set_num_threads(1)  # the same order of sums on any machine; the models are too small for more threads
     print(f"training the classifier, {settings.classifier_steps} steps", flush=True)
     judge = classifier.train(settings.classifier_steps)
     reference, _ = classifier.judge_fresh_glyphs(judge, settings.reference, classifier.REFERENCE)
@@ -76,7 +76,7 @@ def study(records: Records, settings: plan.Settings, workers: int, configs=None)
 
 
 def _finished(pool, runs):
-    """What each run has measured, as soon as it is finished; a stop or an error leaves out those not yet begun."""
+    """Yield each run's measurements as it finishes; an interruption or error cancels runs that have not started."""
     try:
         for done in as_completed([pool.submit(_measure, run) for run in runs]):
             yield done.result()
@@ -86,7 +86,7 @@ def _finished(pool, runs):
 
 
 def _setup(settings, judge, reference):
-    """What all runs share, and what their FIDs are to be held against."""
+    """What all runs share, including the reference for their FIDs."""
     floor, accuracy = classifier.judge_fresh_glyphs(judge, settings.samples, classifier.FLOOR)
     noise = torch.randn(settings.samples, 1, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     features, _ = classifier.judge_images(judge, noise, torch.zeros(len(noise)))
@@ -103,7 +103,7 @@ def _setup(settings, judge, reference):
 
 
 def _prepare(settings, weights, reference):
-    """A worker's own copy of what all of its runs need."""
+    """Set up a worker with its own copy of what all runs need."""
     global _shared
     torch.set_num_threads(1)
     judge = classifier.Classifier().eval().requires_grad_(False)
@@ -117,17 +117,17 @@ def _measure(run):
 
 def _parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few steps and samples, in a folder of its own")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time, a core each (1)")
+    parser.add_argument("--quick", action="store_true", help="few steps and samples, in a separate folder")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="parallel runs, one core each (1)")
     for name in CHANGES:
-        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"other {name} than the study's; needs --out")
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"override the study's {name}; needs --out")
     parser.add_argument(
-        "--models", nargs="+", choices=plan.CONFIGS, metavar="NAME", help="some, as --plan names them"
+        "--models", nargs="+", choices=plan.CONFIGS, metavar="NAME", help="a subset, by the names in --plan"
     )
-    parser.add_argument("--predict-noise", action="store_true", help="as in the paper; needs --out")
-    parser.add_argument("--out", metavar="FOLDER", help="results, beside this file unless given")
-    parser.add_argument("--plan", action="store_true", help="only print the models and what they cost")
-    parser.add_argument("--plot", action="store_true", help="only write summary, table and picture, from the results")
+    parser.add_argument("--predict-noise", action="store_true", help="predict noise, as in the paper; needs --out")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of the results (beside this file)")
+    parser.add_argument("--plan", action="store_true", help="only print the models and their costs")
+    parser.add_argument("--plot", action="store_true", help="only write summary, table and plot from the results")
     options = parser.parse_args(arguments)
     for name in ("workers", *CHANGES):
         if (value := getattr(options, name)) is not None and value < 1:

@@ -13,7 +13,7 @@ from ditfast.evaluation.metrics import frechet_distance, moments
 
 
 def measure(run: plan.Run, settings: plan.Settings, judge: classifier.Classifier, reference) -> dict:
-    """All that is kept of one run.
+    """Train and sample one run, and return its record.
 
     Args:
         judge: the classifier whose features are compared.
@@ -31,7 +31,7 @@ def measure(run: plan.Run, settings: plan.Settings, judge: classifier.Classifier
         "gmacs": plan.gmacs(run.config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "fid": frechet_distance(*moments(features), *reference),
-        "accuracy": accuracy,  # of samples that the classifier takes for the class asked for
+        "accuracy": accuracy,  # fraction classified as the requested class
         "train_loss": loss,
         "fresh_loss": fresh_loss(model, settings),
         "train_seconds": round(trained - start, 2),
@@ -40,7 +40,7 @@ def measure(run: plan.Run, settings: plan.Settings, judge: classifier.Classifier
 
 
 def train(run: plan.Run, settings: plan.Settings):
-    """A DiT trained on endless glyphs: the average of its weights, and its loss over the last tenth of the steps."""
+    """Train a DiT on endless glyphs: returns its averaged weights, and its loss over the last tenth of the steps."""
     torch.manual_seed(run.seed)
     model, glyphs = plan.build_model(run.config).train(), Glyphs()
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -66,7 +66,7 @@ def train(run: plan.Run, settings: plan.Settings):
 
 @torch.no_grad()
 def sample(model, seed: int, settings: plan.Settings):
-    """Glyphs that a model makes, as many of each class: images (N, 1, 16, 16) in [-1, 1], classes (N,)."""
+    """Sample equally many glyphs per class: images (N, 1, 16, 16) in [-1, 1], classes (N,)."""
     diffusion = _process(settings, f"ddim{settings.sampling_steps}")
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(settings.samples) % Glyphs.num_classes
@@ -79,7 +79,7 @@ def sample(model, seed: int, settings: plan.Settings):
 
 @torch.no_grad()
 def fresh_loss(model, settings: plan.Settings) -> float:
-    """The loss on glyphs that no run was trained on, with the same noise for every model."""
+    """The loss on glyphs outside all training data, with the same noise for every model."""
     diffusion = _process(settings)
     x, y = Glyphs().batch(range(settings.samples), classifier.FRESH)
     generator = torch.Generator().manual_seed(classifier.FRESH)

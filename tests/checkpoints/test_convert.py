@@ -136,7 +136,7 @@ def test_from_pretrained_reads_the_former_format(kit, tmp_path):
         ({"norm_type": "ada_norm"}, "norm_type must be 'ada_norm_zero'"),
         ({"out_channels": 5}, "out_channels must be in_channels=4 or twice that, got 5"),
         ({"num_layers": 3}, "transformer_blocks.2.norm1.linear.weight is missing"),
-        ({"num_layers": 1}, "transformer_blocks.1.attn1.to_k.bias is left over"),
+        ({"num_layers": 1}, "transformer_blocks.1.attn1.to_k.bias is unexpected"),
     ],
 )
 def test_what_a_dit_does_not_have(kit, changes, message):
@@ -148,7 +148,7 @@ def test_what_a_dit_does_not_have(kit, changes, message):
 def test_learned_position_is_not_dropped_in_silence(kit):
     ours = kit.tiny()
     ours.pos_embed.data[0, 3, 5] += 0.01
-    with pytest.raises(ValueError, match="diffusers cannot express a pos_embed that is not of sines and cosines"):
+    with pytest.raises(ValueError, match="diffusers cannot express a pos_embed other than sines and cosines"):
         to_diffusers(ours.config, ours.state_dict())
 
 

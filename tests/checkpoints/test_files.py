@@ -93,20 +93,20 @@ def test_truncated(kit, tmp_path, suffix, kept):
     save(kit.tiny().state_dict(), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match=f"x.{suffix} is truncated or no"):
+    with pytest.raises(ValueError, match=f"x.{suffix} is truncated or not"):
         find_model(path)
 
 
 def test_text_is_no_checkpoint(tmp_path):
     (tmp_path / "x.pt").write_text("not found")
-    with pytest.raises(ValueError, match="x.pt is truncated or no checkpoint"):
+    with pytest.raises(ValueError, match="x.pt is truncated or not a checkpoint"):
         find_model(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"ema": {}}, {"a": 1}, {"model": {"a": torch.ones(1), "b": 2}}])
 def test_file_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="x.pt holds no weights"):
+    with pytest.raises(ValueError, match="x.pt has no weights"):
         find_model(tmp_path / "x.pt")
 
 
@@ -127,7 +127,7 @@ def test_released_name_that_is_a_file_here_is_read(kit, monkeypatch, tmp_path):
 
 
 def test_missing_file():
-    with pytest.raises(FileNotFoundError, match="no file 'gone.pt'; names that are downloaded: DiT-XL-2-256x256.pt"):
+    with pytest.raises(FileNotFoundError, match="no file 'gone.pt'; downloadable names: DiT-XL-2-256x256.pt"):
         find_model("gone.pt")
 
 
@@ -135,7 +135,7 @@ def test_missing_file():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a pointer of Git LFS"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a Git LFS pointer"),
         ("\n<!DOCTYPE html><title>404</title>", "is a web page"),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_variant_alone_is_downloaded(kit, hub):
 )
 def test_a_mistyped_path_never_asks_the_hub(hub, tmp_path, source):
     (tmp_path / "runs" / "model").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=f"'{re.escape(source)}' is no file, no folder and no name on"):
+    with pytest.raises(FileNotFoundError, match=f"'{re.escape(source)}' is not a file, a folder or a name on"):
         DiT.from_pretrained(source)
     assert not hub[2]
 
@@ -185,5 +185,5 @@ def test_the_model_inside_of_a_run_is_named(kit, tmp_path):
 def test_a_training_run_without_a_model(tmp_path, inside):
     (tmp_path / inside).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / inside).write_text("{}")
-    with pytest.raises(FileNotFoundError, match=f"python -m ditfast.export {tmp_path} MODEL makes a model of it"):
+    with pytest.raises(FileNotFoundError, match=f"python -m ditfast.export {tmp_path} MODEL exports a model"):
         DiT.from_pretrained(tmp_path)

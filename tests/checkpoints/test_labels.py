@@ -76,7 +76,7 @@ def test_the_null_label_comes_and_goes(kit, tmp_path, had, count, kind):
     assert torch.equal(table[:5], old[:5]) == (count == 5)
     rows = "the rows of 9 labels instead of 5"
     expected = {
-        (True, 5): "the row of the null label is left out; all else is as in the checkpoint",
+        (True, 5): "the row of the null label is dropped; all else is as in the checkpoint",
         (True, 9): f"new: {rows}; all else is as in the checkpoint",
         (False, 5): "new: the row of the null label; all else is as in the checkpoint",
         (False, 9): f"new: {rows} and the row of the null label; all else is as in the checkpoint",
@@ -89,7 +89,7 @@ def test_a_file_without_arguments_whose_null_label_is_left_out(kit, tmp_path):
     torch.save(model.state_dict(), tmp_path / "x.pt")
     changed, said = load(tmp_path / "x.pt", num_heads=4, num_classes=5, class_dropout_prob=0.0)
     table, old = same_but_for_the_table(changed, model)
-    assert torch.equal(table, old[:5]) and said[0].startswith("the row of the null label is left out")
+    assert torch.equal(table, old[:5]) and said[0].startswith("the row of the null label is dropped")
 
 
 def test_nothing_is_said_of_a_model_as_it_is(kit, tmp_path):

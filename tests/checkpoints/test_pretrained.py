@@ -96,7 +96,9 @@ def test_what_weights_do_not_tell_is_asked_for(kit):
     with pytest.raises(ValueError, match="heads of a model with hidden_size=32: give num_heads"):
         infer_config(kit.tiny().state_dict())
     state = kit.tiny(input_size=(4, 12)).state_dict()
-    with pytest.raises(ValueError, match=r"weights are for 12 patches, no square: give input_size=\(height, width\)"):
+    with pytest.raises(
+        ValueError, match=r"weights are for 12 patches, which is not a square: give input_size=\(height, width\)"
+    ):
         infer_config(state, num_heads=4)
     assert infer_config(state, num_heads=4, input_size=(4, 12))["input_size"] == (4, 12)
     state = kit.tiny(class_dropout_prob=0.0).state_dict()
@@ -188,7 +190,7 @@ def test_incomplete_folder(kit, tmp_path, missing):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no file, no folder and no name on the Hugging Face Hub"):
+    with pytest.raises(FileNotFoundError, match="is not a file, a folder or a name on the Hugging Face Hub"):
         DiT.from_pretrained(tmp_path / "gone")
 
 
@@ -210,7 +212,7 @@ def test_hub(kit, tmp_path, monkeypatch):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match="'a/dit' is no file or folder here, and .* Hub: no connection"):
+    with pytest.raises(FileNotFoundError, match="'a/dit' is not a local file or folder, and .* Hub: no connection"):
         DiT.from_pretrained("a/dit")
 
 
@@ -244,7 +246,7 @@ def test_learned_position_is_not_replaced_in_silence(kit, tmp_path):
     model.save_pretrained(tmp_path)
     kit.same(DiT.from_pretrained(tmp_path), model)
     kit.same(DiT.from_pretrained(tmp_path, input_size=(8, 8)), model)
-    with pytest.raises(ValueError, match=r"pos_embed is not of sines and cosines of a grid of \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"pos_embed must be the sines and cosines of a \(4, 4\) grid"):
         DiT.from_pretrained(tmp_path, input_size=(4, 16))
 
 

@@ -64,8 +64,8 @@ def test_models_do_not_share_it(kit):
     [
         ({"noise_schedul": "linear"}, "unknown field 'noise_schedul' of sampling; did you mean 'noise_schedule'"),
         ({"noise_schedule": "cosine"}, "sampling's noise_schedule must be one of linear, .*, got 'cosine'"),
-        ({"path_type": "GVP"}, "sampling's path_type is nothing of the objective 'diffusion', got 'GVP'"),
-        ({"objective": "flow"}, "sampling's noise_schedule is nothing of the objective 'flow', got 'squared"),
+        ({"path_type": "GVP"}, "sampling's path_type does not belong to the objective 'diffusion', got 'GVP'"),
+        ({"objective": "flow"}, "sampling's noise_schedule does not belong to the objective 'flow', got 'squared"),
         ({"objective": "meanflow"}, "second_time must be true for sampling's objective 'meanflow', got False"),
         ({"objective": None}, "sampling's objective must be a string, got None"),
         ({"vae": "ema"}, "sampling's vae must have sha256, scale, shift, got 'ema'"),
@@ -119,8 +119,8 @@ def test_objectives(kit, tmp_path):
     told = DiT.from_pretrained(tmp_path / "bare.pt", objective="flow", **bare).sampling
     assert told == {"objective": "flow", "path_type": "Linear", "prediction": "velocity"}
     for folder, objective, rule in (
-        ("flow", "diffusion", "objective must be 'flow', for which the model was trained, got 'diffusion'"),
-        ("diffusion", "flow", "objective must be 'diffusion', for which the model was trained, got 'flow'"),
+        ("flow", "diffusion", "objective must be 'flow', the model's training objective, got 'diffusion'"),
+        ("diffusion", "flow", "objective must be 'diffusion', the model's training objective, got 'flow'"),
         ("bare.pt", "meanflow", "second_time must be true for sampling's objective 'meanflow', got False"),
         ("bare.pt", "flows", "objective must be one of diffusion, flow, meanflow, got 'flows'; did you mean 'flow'"),
     ):
@@ -144,5 +144,5 @@ def test_the_checkpoints_of_sits_training(kit, tmp_path):
     torch.save({"model": state, "ema": state, "args": args}, path)
     expected = {"objective": "flow", "path_type": "GVP", "prediction": "score"}
     assert DiT.from_pretrained(path, num_heads=4).sampling == read_sampling(path) == expected
-    with pytest.raises(ValueError, match="objective must be 'flow', for which the model was trained"):
+    with pytest.raises(ValueError, match="objective must be 'flow', the model's training objective"):
         DiT.from_pretrained(path, num_heads=4, objective="diffusion")

@@ -42,7 +42,7 @@ def test_report(kit):
     report = patch(kit.make("sd35"))
     assert set(report.patched.values()) == {"JointTransformerBlock", "AdaLayerNormContinuous"}
     assert report.skipped["transformer_blocks.0.attn"] == "joint attention stays diffusers'"
-    assert report.skipped["transformer_blocks.0.attn2"] == "it has norms, or an output for another stream"
+    assert report.skipped["transformer_blocks.0.attn2"] == "it has norms or an output for another stream"
     lines = str(report).splitlines()
     assert lines[:4] == [
         "4 modules run on ditfast",
@@ -178,7 +178,7 @@ def test_derived_classes_are_left_alone(kit):
     model = kit.make("dit")
     model.get_submodule(BLOCK).__class__ = Mine
     expected = output(kit, model)
-    assert refused(model) == "a Mine is derived from a class that is known, and may do anything"
+    assert refused(model) == "a Mine is derived from a known class and may do anything"
     assert type(model.get_submodule(f"{BLOCK}.norm1")) is normalization.AdaLayerNormZero  # it embeds timesteps
     torch.testing.assert_close(output(kit, model), expected)
 
@@ -207,7 +207,7 @@ CHANGES = [  # of a block, the part that is left to diffusers, and the beginning
     (lambda block: setattr(block.attn1.to_k, "bias", None), ".attn1", "some of q, k and v have a bias"),
     (lambda block: setattr(block.attn1.to_out[1], "p", 0.5), ".attn1", "to_out.1 drops"),
     (lambda block: setattr(block.ff.net[1], "p", 0.5), ".ff", "net.1 drops"),
-    (lambda block: setattr(block.ff.net[0], "approximate", "none"), ".ff", "net.0 is no GELU"),
+    (lambda block: setattr(block.ff.net[0], "approximate", "none"), ".ff", "net.0 is not a GELU"),
     (lambda block: setattr(block.ff.net[2], "forward", block.ff.net[2].forward), ".ff", "net.2 has hooks"),
 ]
 
@@ -279,7 +279,7 @@ def test_norms_in_models_that_are_not_known(dtype):
     assert report.skipped == {
         "affine": "its norm has parameters, or more than one dimension",
         "fp32": "its norm is a FP32LayerNorm",
-        "linear": "a Linear is no block or norm that is known",
+        "linear": "a Linear is not a known block or norm",
     }
     limit = 1e-12 if dtype is torch.float64 else 1e-4
     for got, want in zip(results(), expected, strict=True):
@@ -300,7 +300,7 @@ def test_pipelines(kit):
 
 def test_bad_arguments(kit):
     for call in (patch, unpatch):
-        with pytest.raises(TypeError, match="model_or_pipe must be a model or a pipeline of diffusers, got int"):
+        with pytest.raises(TypeError, match="model_or_pipe must be a diffusers model or pipeline, got int"):
             call(3)
     model = kit.make("dit")
     with pytest.raises(ValueError, match="backend must be one of auto, .*, got 'cudnn'"):
@@ -313,10 +313,10 @@ def test_unpatching_what_was_wrapped_since(kit):
     patch(model)
     block = model.get_submodule("transformer_blocks.1")
     block.forward = block.forward
-    with pytest.raises(ValueError, match=r"transformer_blocks.1 was wrapped after it was patched"):
+    with pytest.raises(ValueError, match=r"transformer_blocks.1 was wrapped after patching"):
         unpatch(model)
     del block.forward
     block.__class__ = type("FSDPBlock", (type(block),), {})
-    with pytest.raises(ValueError, match=r"transformer_blocks.1 was wrapped after it was patched"):
+    with pytest.raises(ValueError, match=r"transformer_blocks.1 was wrapped after patching"):
         unpatch(model)
     assert len(operations(kit, model)["mlp"]) == 2  # nothing was undone

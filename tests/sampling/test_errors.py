@@ -148,5 +148,5 @@ def test_what_a_file_does_not_tell_is_an_option(run, refusal, tmp_path):
 def test_a_path_that_was_mistyped(refusal, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "model").mkdir(parents=True)
-    assert "--ckpt runs/modle: 'runs/modle' is no file, no folder" in (text := refusal(*ONE, model="runs/modle"))
+    assert "--ckpt runs/modle: 'runs/modle' is not a file, a folder" in (text := refusal(*ONE, model="runs/modle"))
     assert text.endswith("did you mean 'runs/model'?")

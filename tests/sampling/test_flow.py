@@ -139,7 +139,7 @@ def test_a_file_of_weights_needs_the_objective(run, refusal, flow, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (("--objective", "diffusion"), "objective must be 'flow', for which the model was trained, got 'diffusion'"),
+        (("--objective", "diffusion"), "objective must be 'flow', the model's training objective, got 'diffusion'"),
         (("--sampler", "ddim"), "--sampler must be one of euler, heun, ode, .* for a flow model, got 'ddim'"),
         (("--sampler", "one-step"), "--sampler must be one of euler, .* for a flow model, got 'one-step'"),
         (("--sampler", "ode"), "--steps is for all samplers but ode, got 4 for --sampler ode"),

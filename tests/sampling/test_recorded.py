@@ -76,7 +76,9 @@ def test_a_model_that_says_nothing_takes_any_schedule(run, tmp_path):
 
 def test_another_objective_is_not_sampled(refusal, tmp_path):
     model = record(save_dit(tmp_path / "model"), objective="consistency")
-    assert "was trained for the objective 'consistency', which has no sampler here" in refusal(*TWO, ALLOW, model=model)
+    assert "was trained for the objective 'consistency', which has no sampler here" in refusal(
+        *TWO, ALLOW, model=model
+    )
 
 
 def test_a_model_of_pixels_needs_no_decoder(run, refusal, vaes, tmp_path):

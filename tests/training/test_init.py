@@ -142,7 +142,7 @@ def test_latents_of_another_autoencoder_are_told_of(kit, trained, now, differs):
 
 def test_no_such_model(refused, kit):
     text = refused("--init", kit.folder / "gone")
-    assert text.startswith(f"error: --init {kit.folder / 'gone'}: '") and "is no file, no folder" in text
+    assert text.startswith(f"error: --init {kit.folder / 'gone'}: '") and "is not a file, a folder" in text
 
 
 def test_dry_run(kit, model, capsys):

@@ -106,7 +106,7 @@ def _export(kit, out, weights):
 
 
 def test_export_of_nothing(kit):
-    with pytest.raises(SystemExit, match="is no checkpoint and no run"):
+    with pytest.raises(SystemExit, match="is neither a checkpoint nor a run"):
         export([str(kit.folder), str(kit.folder / "model")])
 
 

@@ -1,4 +1,4 @@
-"""Models of diffusers on this package's operations: see docs/diffusers.md."""
+"""Diffusers models on this package's operations: see docs/diffusers.md."""
 
 from ditfast.integrations.diffusers.patching import patch, unpatch
 from ditfast.integrations.diffusers.report import Report

@@ -30,7 +30,7 @@ class BasicTransformerBlock(Patched, attention.BasicTransformerBlock):
 
     theirs = attention.BasicTransformerBlock
 
-    def why_not_parts(self):
+    def why_not_parts(self) -> str | None:
         if self.norm_type not in ("ada_norm_zero", "ada_norm_single"):
             return f"norm_type is {self.norm_type}"
         if self.pos_embed is not None or self.only_cross_attention or self._chunk_size is not None:
@@ -42,7 +42,7 @@ class BasicTransformerBlock(Patched, attention.BasicTransformerBlock):
         reason = why_not_plain("norm1", self.norm1, AdaLayerNormZero) or why_not_bare("norm1.norm", self.norm1.norm)
         return reason or why_not_bare("norm3", self.norm3)
 
-    def left_parts(self):
+    def left_parts(self) -> dict[str, str]:
         parts = {"attn1": why_not_attention(self.attn1), "ff": why_not_feed_forward(self.ff)}
         if self.attn2 is not None:
             parts["attn2"] = "cross-attention stays diffusers'"
@@ -80,7 +80,7 @@ class BasicTransformerBlock(Patched, attention.BasicTransformerBlock):
         return residual(x, feed_forward(self.ff, h, backends), gate_mlp, backends)
 
     def _rows(self, x, timestep, class_labels):
-        """Shifts, scales and gates, six times (B, D); None for a conditioning of another shape."""
+        """Shifts, scales and gates, six (B, D); None if the conditioning has another shape."""
         if self.norm_type == "ada_norm_single":  # timestep is (B, 6*D)
             return (self.scale_shift_table[None] + timestep.reshape(x.shape[0], 6, -1)).unbind(1)
         emb = self.norm1.emb(timestep, class_labels, hidden_dtype=x.dtype)  # (B, D)

@@ -1,4 +1,4 @@
-"""The blocks of FluxTransformer2DModel; attention with rotary embeddings is left to diffusers."""
+"""The blocks of FluxTransformer2DModel; attention with rotary embeddings stays diffusers'."""
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class FluxTransformerBlock(Patched, transformer_flux.FluxTransformerBlock):
 
     theirs = transformer_flux.FluxTransformerBlock
 
-    def why_not_parts(self):
+    def why_not_parts(self) -> str | None:
         reason = None
         for name in ("norm1", "norm1_context"):
             norm = getattr(self, name)
@@ -37,7 +37,7 @@ class FluxTransformerBlock(Patched, transformer_flux.FluxTransformerBlock):
         reason = reason or why_not_bare("norm2", self.norm2)
         return reason or why_not_bare("norm2_context", self.norm2_context)
 
-    def left_parts(self):
+    def left_parts(self) -> dict[str, str]:
         parts = {name: why_not_feed_forward(getattr(self, name)) for name in ("ff", "ff_context")}
         parts["attn"] = "joint attention with rotary embeddings stays diffusers'"
         return {name: reason for name, reason in parts.items() if reason is not None}
@@ -69,10 +69,10 @@ class FluxSingleTransformerBlock(Patched, transformer_flux.FluxSingleTransformer
 
     theirs = transformer_flux.FluxSingleTransformerBlock
 
-    def why_not_parts(self):
+    def why_not_parts(self) -> str | None:
         return why_not_plain("norm", self.norm, AdaLayerNormZeroSingle) or why_not_bare("norm.norm", self.norm.norm)
 
-    def left_parts(self):
+    def left_parts(self) -> dict[str, str]:
         return {
             "attn": "attention with rotary embeddings stays diffusers'",
             "proj_mlp": "an MLP whose activation joins attention's output stays diffusers'",
@@ -94,12 +94,12 @@ class FluxSingleTransformerBlock(Patched, transformer_flux.FluxSingleTransformer
 
 
 def _without_bias(layer: nn.Module, x):
-    """The output of a Linear without its bias, and that bias; None where it is already added."""
+    """Returns (output of a Linear without its bias, that bias, or None if already added)."""
     if not is_plain(layer, nn.Linear):
         return layer(x), None
     return F.linear(x, parameter(layer, "weight")), parameter(layer, "bias")
 
 
 def _clipped(x):
-    """x, within what float16 can hold, if it is float16."""
+    """x, clipped to the float16 range if it is float16."""
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x

@@ -1,6 +1,6 @@
-"""Which code of diffusers is known: what stands in for it computes the same as long as it is that code.
+"""Which diffusers code is known, so that a replacement is known to compute the same.
 
-The code is compared, not the version: a method is known by the outline of its syntax tree, without docstring and
+The code is compared, not the version: a method is identified by the hash of its syntax tree, without docstring and
 annotations.
 """
 
@@ -8,8 +8,10 @@ import ast
 import hashlib
 import inspect
 import textwrap
+from collections.abc import Callable
 
 import diffusers
+from torch import nn
 
 from ditfast.models.plain import forget_forward, is_original, remember_forward
 
@@ -34,29 +36,29 @@ _NO_CODE = ("annotation", "returns", "ctx", "kind", "type_comment", "type_params
 
 
 def why_unknown(cls: type) -> str | None:
-    """Why the code of a class of diffusers is not the known one; None if it is."""
+    """Why a diffusers class does not have the known code; None if it does."""
     for name in KNOWN:
         owner, method = name.split(".")
         if owner == cls.__name__ and fingerprint(getattr(cls, method)) != KNOWN[name]:
-            return f"{name} of diffusers {diffusers.__version__} is not the code that ditfast stands in for"
+            return f"{name} of diffusers {diffusers.__version__} is not the code that ditfast replaces"
     return None
 
 
-def remember(cls: type) -> type:
-    """Let `ditfast.models.plain` know a class of diffusers, if its code is known."""
+def remember(cls: type[nn.Module]) -> type[nn.Module]:
+    """Register a diffusers class with `ditfast.models.plain`, if its code is known."""
     if why_unknown(cls) is None and not hasattr(cls.forward, "__wrapped__"):
         return remember_forward(cls)
     forget_forward(cls)
     return cls
 
 
-def why_changed(cls: type) -> str | None:
-    """Why the forward of a remembered class is not, or no longer, the known one; None if it is."""
+def why_changed(cls: type[nn.Module]) -> str | None:
+    """Why a remembered class does not, or no longer, have the known forward; None if it does."""
     return None if is_original(cls) else why_unknown(cls) or f"{cls.__name__}.forward has been replaced"
 
 
-def fingerprint(function) -> str:
-    """Of the code of a function, the same in every version of Python; "" if its source cannot be read."""
+def fingerprint(function: Callable) -> str:
+    """A hash of a function's code that is stable across Python versions; "" if its source cannot be read."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, SyntaxError, TypeError):
@@ -64,8 +66,8 @@ def fingerprint(function) -> str:
     return hashlib.sha256(outline(tree).encode()).hexdigest()[:12]
 
 
-def outline(node) -> str:
-    """A syntax tree in one line; what only some versions of Python write down is left out."""
+def outline(node: object) -> str:
+    """A syntax tree in one line, without the fields that only some Python versions have."""
     if isinstance(node, list):
         return "[" + ",".join(map(outline, node)) + "]"
     if not isinstance(node, ast.AST):

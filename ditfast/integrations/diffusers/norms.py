@@ -1,6 +1,7 @@
-"""adaLN norms that many models of diffusers share: the norm and its modulation in one pass."""
+"""adaLN norms shared by many diffusers models: the norm and its modulation in one pass."""
 
 from diffusers.models import normalization
+from torch import nn
 
 from ditfast.integrations.diffusers.parts import fits, modulated, why_not_bare
 from ditfast.integrations.diffusers.patched import Patched
@@ -8,11 +9,13 @@ from ditfast.ops.autocast import autocasts
 
 
 class _Norm(Patched):
-    def why_not_parts(self):
+    norm: nn.LayerNorm
+
+    def why_not_parts(self) -> str | None:
         return why_not_bare("its norm", self.norm)
 
     def _covers(self, x, emb):
-        # under autocast the output is float32, whatever reads it: the operation writes what a Linear reads
+        # under autocast diffusers' output is float32, the operation's is in the dtype that a Linear reads
         return fits(x, emb) and not autocasts(x) and self.why_not() is None
 
 
@@ -21,7 +24,7 @@ class AdaLayerNormZero(_Norm, normalization.AdaLayerNormZero):
 
     theirs = normalization.AdaLayerNormZero
 
-    def why_not_parts(self):
+    def why_not_parts(self) -> str | None:
         return super().why_not_parts() or ("it embeds timesteps and labels" if self.emb is not None else None)
 
     def forward(self, x, timestep=None, class_labels=None, hidden_dtype=None, emb=None):

@@ -4,16 +4,16 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # that is all of a name between dots
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole component of a dotted name
 
 
 @dataclass(frozen=True)
 class Report:
-    """Printed, it has one line for modules that differ in the numbers of their names alone.
+    """The result of `patch`. Printing groups modules whose names only differ in numbers.
 
     Attributes:
-        patched: name of a module -> its class.
-        skipped: name of a module that runs as diffusers' -> why.
+        patched: module name -> its class.
+        skipped: name of a module left to diffusers -> why.
     """
 
     patched: dict[str, str]
@@ -25,7 +25,7 @@ class Report:
 
 
 def _lines(modules: dict[str, str]) -> list[str]:
-    """One line for each pattern of names and what is said of them, aligned."""
+    """One aligned line per name pattern and text."""
     counted = Counter((_NUMBER.sub("*", name), said) for name, said in modules.items())
     rows = [(f"{count} x", name, said) for (name, said), count in counted.items()]
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]

@@ -3,6 +3,7 @@
 from diffusers.models import attention
 from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX
 from diffusers.models.transformers import transformer_sd3
+from torch import nn
 
 from ditfast.integrations.diffusers.known import remember
 from ditfast.integrations.diffusers.parts import (
@@ -25,15 +26,15 @@ for _cls in (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX):
 
 
 class SD3SingleTransformerBlock(Patched, transformer_sd3.SD3SingleTransformerBlock):
-    """A block of one stream, as that of a DiT."""
+    """A block of one stream, like a DiT's."""
 
     theirs = transformer_sd3.SD3SingleTransformerBlock
 
-    def why_not_parts(self):
+    def why_not_parts(self) -> str | None:
         reason = why_not_plain("norm1", self.norm1, AdaLayerNormZero) or why_not_bare("norm1.norm", self.norm1.norm)
         return reason or why_not_bare("norm2", self.norm2)
 
-    def left_parts(self):
+    def left_parts(self) -> dict[str, str]:
         parts = {"attn": why_not_attention(self.attn), "ff": why_not_feed_forward(self.ff)}
         return {name: reason for name, reason in parts.items() if reason is not None}
 
@@ -49,24 +50,24 @@ class SD3SingleTransformerBlock(Patched, transformer_sd3.SD3SingleTransformerBlo
 
 
 def second_half(x, branch, gate, rows, norm, ff, backends):
-    """The rest of a block from the end of its attention on; rows are shift, scale and gate of the MLP."""
+    """The rest of a block after its attention; rows are shift, scale and gate of the MLP."""
     shift_mlp, scale_mlp, gate_mlp = rows  # (B, D) each
     x, h = junction(x, branch, gate, norm, shift_mlp, scale_mlp, backends)
     return residual(x, feed_forward(ff, h, backends), gate_mlp, backends)
 
 
 class JointTransformerBlock(Patched, attention.JointTransformerBlock):
-    """A block of two streams with joint attention, which is left to diffusers.
+    """A block of two streams; joint attention stays diffusers'.
 
     Source: Esser et al., "Scaling Rectified Flow Transformers", section 4.
     """
 
     theirs = attention.JointTransformerBlock
 
-    def why_not_parts(self):
+    def why_not_parts(self) -> str | None:
         if self._chunk_size is not None:
             return "it computes its MLP in chunks"
-        norm = SD35AdaLayerNormZeroX if self.use_dual_attention else AdaLayerNormZero
+        norm: type[nn.Module] = SD35AdaLayerNormZeroX if self.use_dual_attention else AdaLayerNormZero
         reason = why_not_plain("norm1", self.norm1, norm) or why_not_bare("norm1.norm", self.norm1.norm)
         norm = AdaLayerNormContinuous if self.context_pre_only else AdaLayerNormZero
         reason = reason or why_not_plain("norm1_context", self.norm1_context, norm)
@@ -74,7 +75,7 @@ class JointTransformerBlock(Patched, attention.JointTransformerBlock):
         reason = reason or why_not_bare("norm2", self.norm2)
         return reason or (None if self.context_pre_only else why_not_bare("norm2_context", self.norm2_context))
 
-    def left_parts(self):
+    def left_parts(self) -> dict[str, str]:
         parts = {"attn": "joint attention stays diffusers'", "ff": why_not_feed_forward(self.ff)}
         if self.use_dual_attention:
             parts["attn2"] = why_not_attention(self.attn2)
@@ -106,7 +107,7 @@ class JointTransformerBlock(Patched, attention.JointTransformerBlock):
         return second_half(context, (y_context, None), gate, *rest), x
 
     def _begin_context(self, context, temb, backends):
-        """What the context feeds into attention (B, M, D), and four rows (B, D) for what follows, if any."""
+        """The context's input to attention (B, M, D), and four rows (B, D) for the rest of the block, if any."""
         norm = self.norm1_context
         if self.context_pre_only:
             rows = norm.linear(norm.silu(temb).to(context.dtype))  # (B, 2*D)

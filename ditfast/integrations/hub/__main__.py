@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import ditfast
 from ditfast import ops
@@ -20,7 +21,7 @@ from ditfast.integrations.hub import modules
 HERE = Path(__file__).parent
 LAYERS = "ditfast.integrations.hub.layers"
 NAMES = tuple(name for name in ops.__all__ if name != "ALL")  # which the repository offers
-VARIANTS = {  # folder -> its backend
+VARIANTS: dict[str, dict[str, Any]] = {  # folder -> backend
     "torch-cuda": {"type": "cuda", "archs": ["8.0+PTX"]},  # Triton compiles for 8.0 and anything newer
     "torch-cpu": {"type": "cpu"},
 }
@@ -70,7 +71,7 @@ Layers for `kernelize`, all with backward and torch.compile: {layers}.
 
 
 def files() -> dict[str, str]:
-    """The text of every file of a variant, by path, but those that contain its id."""
+    """The contents of a variant's files by path, without the files that contain its id."""
     found = {}
     for name, path in modules.needed_by("ditfast.ops", LAYERS).items():
         parts = ("layers",) if name == LAYERS else tuple(name.split(".")[1:])
@@ -84,16 +85,16 @@ def files() -> dict[str, str]:
 
 
 def identifier(contents: dict[str, str], backend: str) -> str:
-    """Name of the module and of its operations' namespace: another one for each content."""
+    """The name of the module and of its operations' namespace, unique to the contents."""
     digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
     return f"_ditfast_{backend}_{digest[:8]}"
 
 
 def write(out: Path, major: int = 0) -> None:
-    """Write the repository into a folder that is new or empty.
+    """Write the repository into a new or empty folder.
 
     Raises:
-        ValueError: there is something in it.
+        ValueError: the folder is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"OUT must be a new or empty folder, got {out}")

@@ -1,4 +1,4 @@
-"""What ``kernels benchmark`` runs: the junction of a DiT-XL/2 block, forward and backward."""
+"""The benchmark for ``kernels benchmark``: the junction of a DiT-XL/2 block, forward and backward."""
 
 import torch
 import torch.nn.functional as F

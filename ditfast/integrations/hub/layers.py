@@ -1,7 +1,6 @@
-"""Layers for ``kernels.kernelize``: each has the forward of a module of the original DiT, and no state of its own.
+"""Stateless layers for ``kernels.kernelize``, each with the forward of a module of the original DiT.
 
-``self`` is the module that is kernelized: it must have the parts that are named, and neither dropout nor norms of q
-and k.
+``self`` is the kernelized module: it must have the named parts, and neither dropout nor norms of q and k.
 """
 
 from torch import nn
@@ -10,7 +9,7 @@ from ditfast import ops
 
 
 class LayerNormModulate(nn.Module):
-    """Of a module with ``eps``: x (B, N, D), shift, scale (B, D) -> (B, N, D)."""
+    """For a module with ``eps``: x (B, N, D), shift, scale (B, D) -> (B, N, D)."""
 
     has_backward = True
     can_torch_compile = True
@@ -30,7 +29,7 @@ class GatedResidual(nn.Module):
 
 
 class Mlp(nn.Module):
-    """timm's, of Linears ``fc1`` and ``fc2`` with biases and GELU (tanh) between them: (B, N, D) -> (B, N, D)."""
+    """timm's, with Linears ``fc1`` and ``fc2`` with biases and GELU (tanh) between them: (B, N, D) -> (B, N, D)."""
 
     has_backward = True
     can_torch_compile = True
@@ -40,7 +39,7 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """timm's, of ``num_heads`` and Linears ``qkv`` and ``proj``: (B, N, D) -> (B, N, D)."""
+    """timm's, with ``num_heads`` and Linears ``qkv`` and ``proj``: (B, N, D) -> (B, N, D)."""
 
     has_backward = True
     can_torch_compile = True

@@ -1,34 +1,36 @@
-"""Which modules of this package another one needs, and how they import each other under any name."""
+"""Collect the modules of this package that another one needs, and make their imports relative."""
 
 import ast
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 ROOT = "ditfast"
-_FOLDERS = {ROOT: find_spec(ROOT), f"{ROOT}.kernels": find_spec(f"{ROOT}.kernels")}  # kernels/ may be elsewhere
+_FOLDERS: dict[str, Any] = {name: find_spec(name) for name in (ROOT, f"{ROOT}.kernels")}  # kernels/ may be elsewhere
 
 
 def needed_by(*names: str) -> dict[str, Path]:
-    """Modules of this package by name, with their sources: those named, and what their code imports anywhere.
+    """The named modules and all that their code imports: name -> source file.
 
-    The package itself is none of them: its lazy names would lead to everything.
+    The package itself is not included: its lazy names would lead to everything.
     """
-    found, left = {}, list(names)
+    found: dict[str, Path] = {}
+    left = list(names)
     while left:
         name = left.pop()
         path = source_of(name)
         if path is None or name in found or name == ROOT:
             continue
         found[name] = path
-        left.append(name.rpartition(".")[0])  # the package around it runs first
+        left.append(name.rpartition(".")[0])  # its package runs first
         for node in _imports(ast.parse(path.read_text(encoding="utf-8"))):
-            left += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            left += [_module(node), *(f"{_module(node)}.{alias.name}" for alias in node.names)]
     return dict(sorted(found.items()))
 
 
 def source_of(name: str) -> Path | None:
-    """The file of a module; None for what is none, as a function, or has no source."""
+    """The file of a module; None if the name is not a module, or has no source."""
     top = f"{ROOT}.kernels" if name.split(".")[:2] == [ROOT, "kernels"] else ROOT
     (folder,) = _FOLDERS[top].submodule_search_locations
     path = Path(folder, *name.removeprefix(top).split("."))
@@ -39,7 +41,7 @@ def source_of(name: str) -> Path | None:
 
 
 def relative(code: str, depth: int) -> str:
-    """The code with this package's modules imported relative to a module that many packages below the root.
+    """Rewrite the code's imports of this package as relative ones, for a module ``depth`` packages below the root.
 
     Raises:
         ValueError: an import that has no relative form.
@@ -52,10 +54,10 @@ def relative(code: str, depth: int) -> str:
                 f"line {node.lineno} must import names from {ROOT}, got {lines[node.lineno - 1].strip()!r}"
             )
     for node in _imports(tree):
-        rest = node.module.removeprefix(ROOT).removeprefix(".")
+        rest = _module(node).removeprefix(ROOT).removeprefix(".")
         line = lines[node.lineno - 1]
         lines[node.lineno - 1] = re.sub(
-            rf"from {re.escape(node.module)} import", f"from {'.' * (depth + 1)}{rest} import", line
+            rf"from {re.escape(_module(node))} import", f"from {'.' * (depth + 1)}{rest} import", line
         )
     return "".join(lines)
 
@@ -63,4 +65,8 @@ def relative(code: str, depth: int) -> str:
 def _imports(tree: ast.AST) -> list[ast.ImportFrom]:
     """The statements that import from this package."""
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
-    return [node for node in nodes if node.module.split(".")[0] == ROOT]
+    return [node for node in nodes if _module(node).split(".")[0] == ROOT]
+
+
+def _module(node: ast.ImportFrom) -> str:
+    return node.module or ""  # empty only for relative imports
