@@ -60,7 +60,8 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     model = load_model(o, decoder).to(ranks.device)
     guidance = make_guidance(o, model)
     sampler = make_sampler(o, record, model)
-    size = tuple(side * decoder.factor for side in model.x_embedder.img_size)
+    height, width = model.x_embedder.img_size
+    size = (height * decoder.factor, width * decoder.factor)
     folder = SampleFolder(o.out, sample_settings(o, record, model, guidance), size)
     folder.check(o.overwrite)
     # a complete folder may already have its grid and npz, which are compared when they are written again

@@ -27,7 +27,7 @@ class Content(NamedTuple):
     args: dict  # of the training script; {} if the file has none
 
 
-def find_model(path: str | Path) -> dict[str, torch.Tensor]:
+def find_model(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Load the weights in a file, on the CPU.
 
     Args:

@@ -1,5 +1,6 @@
 """Folders with a config and weights, local or on the Hugging Face Hub, in this package's or diffusers' format."""
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -47,7 +48,7 @@ def download(repo: str, subfolder: str = "", variant: str = "") -> Path:
     return folder
 
 
-def is_hub_name(source: str | Path) -> bool:
+def is_hub_name(source: str | os.PathLike) -> bool:
     """Whether a source that does not exist here may be a Hub repository, "owner/name", and not a mistyped path."""
     name = str(source)
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or name.endswith(ENDINGS):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that do not concern the 
 
 
 def from_pretrained(
-    source: str | Path,
+    source: str | os.PathLike,
     *,
     subfolder: str = "",
     variant: str = "",
@@ -65,7 +66,7 @@ def from_pretrained(
 
 
 def read_model(
-    source: str | Path,
+    source: str | os.PathLike,
     *,
     subfolder: str = "",
     variant: str = "",
@@ -92,7 +93,7 @@ def read_model(
     return model.eval(), said
 
 
-def read_source(source: str | Path, **known: Any) -> tuple[dict, dict]:
+def read_source(source: str | os.PathLike, **known: Any) -> tuple[dict, dict]:
     """The arguments of the `DiT` behind a source of `from_pretrained`, and its ``sampling``, {} if it has none.
 
     Args:
@@ -109,7 +110,7 @@ def read_source(source: str | Path, **known: Any) -> tuple[dict, dict]:
     return {**_defaults(), **config}, sampling
 
 
-def read_sampling(source: str | Path, *, subfolder: str = "") -> dict:
+def read_sampling(source: str | os.PathLike, *, subfolder: str = "") -> dict:
     """The ``sampling`` of a source of `from_pretrained`, from its config or file; {} if it has none.
 
     Raises:
@@ -144,7 +145,7 @@ def load_into(model: torch.nn.Module, state: dict) -> None:
     model.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
 
 
-def save_pretrained(model: DiT, folder: str | Path, *, overwrite: bool = False) -> None:
+def save_pretrained(model: DiT, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Write config.json and model.safetensors, for `from_pretrained`.
 
     Both are written atomically, so that a full disk does not damage existing files. The config is ``model.config``

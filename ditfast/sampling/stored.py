@@ -105,7 +105,7 @@ def run_stored(
     *block_rows, last = rows.split(row_widths(model), dim=1)
     carry = Carry(tokens, None, None, None, None, backends)  # type: ignore[arg-type]  # rows replace silu_c
     for block, row in zip(model.blocks, block_rows, strict=True):
-        carry = block.forward_rows(carry, row)
+        carry = block.forward_rows(carry, row)  # type: ignore[operator]  # ModuleList has no element type
     return model.unpatchify(model.final_layer.forward_rows(carry, last))
 
 
@@ -130,5 +130,5 @@ def compute_rows(model: DiT, t: torch.Tensor, y: torch.Tensor, dtype: torch.dtyp
         dtype: of the latents.
     """
     c = _embed_conditions(model, t, y, dtype)
-    carry = start_carry(None, c, names_in_force(model.backend))
+    carry = start_carry(None, c, names_in_force(model.backend))  # type: ignore[arg-type]  # no tokens needed
     return [modulation(layer, c, carry) for layer in modulation_layers(model)]
