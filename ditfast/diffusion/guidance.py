@@ -1,9 +1,10 @@
 """Classifier guidance. ``cond_fn(x, t, **model_kwargs)`` returns the gradient of log p(y | x_t) with respect to x_t.
 
-The public functions are methods of `GaussianDiffusion`.
+The public functions are methods of `GaussianDiffusion`: ``diffusion`` is self, which cannot be imported here.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ def _gradient(diffusion, cond_fn, x, t, model_kwargs):
 
 
 def condition_mean(
-    diffusion,
+    diffusion: Any,
     cond_fn: Callable[..., torch.Tensor],
     p_mean_var: dict,
     x: torch.Tensor,
@@ -28,7 +29,7 @@ def condition_mean(
 
 
 def condition_score(
-    diffusion,
+    diffusion: Any,
     cond_fn: Callable[..., torch.Tensor],
     p_mean_var: dict,
     x: torch.Tensor,

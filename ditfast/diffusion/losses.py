@@ -1,7 +1,8 @@
-"""Training losses and the variational bound. Public functions of a diffusion are methods of `GaussianDiffusion`."""
+"""Training losses and the variational bound. Functions of a ``diffusion`` are methods of `GaussianDiffusion`."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def _bound(x_start, x_t, t, truth, prediction):
 
 
 def vb_terms_bpd(
-    diffusion,
+    diffusion: Any,
     model: Callable,
     x_start: torch.Tensor,
     x_t: torch.Tensor,
@@ -72,7 +73,7 @@ def vb_terms_bpd(
 
 
 def training_losses(
-    diffusion,
+    diffusion: Any,
     model: Callable,
     x_start: torch.Tensor,
     t: torch.Tensor,
@@ -130,7 +131,7 @@ def _prior_bpd(diffusion, x_start):
 
 @torch.no_grad()
 def calc_bpd_loop(
-    diffusion,
+    diffusion: Any,
     model: Callable,
     x_start: torch.Tensor,
     clip_denoised: bool = True,

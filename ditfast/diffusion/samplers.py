@@ -1,4 +1,4 @@
-"""DDPM and DDIM sampling. Public functions of a diffusion are methods of `GaussianDiffusion`.
+"""DDPM and DDIM sampling. Functions of a ``diffusion`` are methods of `GaussianDiffusion`.
 
 A step reads nothing back from the device and, once the tables are there, copies nothing to it: after one step, the
 next can be captured in a CUDA graph.
@@ -14,7 +14,7 @@ from ditfast.diffusion.noise import Generators, noise_like, starting_noise
 
 
 def p_sample(
-    diffusion,
+    diffusion: Any,
     model: Callable,
     x: torch.Tensor,
     t: torch.Tensor,
@@ -47,7 +47,7 @@ def p_sample(
 
 
 def ddim_sample(
-    diffusion,
+    diffusion: Any,
     model: Callable,
     x: torch.Tensor,
     t: torch.Tensor,
@@ -73,7 +73,7 @@ def ddim_sample(
 
 
 def ddim_reverse_sample(
-    diffusion,
+    diffusion: Any,
     model: Callable,
     x: torch.Tensor,
     t: torch.Tensor,
@@ -98,13 +98,13 @@ def ddim_reverse_sample(
     return {"sample": sample.to(x.dtype), "pred_xstart": pred_xstart}
 
 
-def p_sample_loop(diffusion, model: Callable, shape: Sequence[int], *args: Any, **options: Any) -> torch.Tensor:
+def p_sample_loop(diffusion: Any, model: Callable, shape: Sequence[int], *args: Any, **options: Any) -> torch.Tensor:
     """The last sample (B, C, …) of `p_sample_loop_progressive`, with the same arguments."""
     return _last(diffusion.p_sample_loop_progressive(model, shape, *args, **options))
 
 
 def p_sample_loop_progressive(
-    diffusion,
+    diffusion: Any,
     model: Callable,
     shape: Sequence[int],
     noise: torch.Tensor | None = None,
@@ -133,13 +133,15 @@ def p_sample_loop_progressive(
     return _loop(diffusion, step, start, progress)
 
 
-def ddim_sample_loop(diffusion, model: Callable, shape: Sequence[int], *args: Any, **options: Any) -> torch.Tensor:
+def ddim_sample_loop(
+    diffusion: Any, model: Callable, shape: Sequence[int], *args: Any, **options: Any
+) -> torch.Tensor:
     """The last sample (B, C, …) of `ddim_sample_loop_progressive`, with the same arguments."""
     return _last(diffusion.ddim_sample_loop_progressive(model, shape, *args, **options))
 
 
 def ddim_sample_loop_progressive(
-    diffusion,
+    diffusion: Any,
     model: Callable,
     shape: Sequence[int],
     noise: torch.Tensor | None = None,
