@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (".", "docs", "csrc", "examples/scaling", "benchmarks/results", "benchmarks/results/aot", "tests/golden")
 PAGES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
-PAGES.append(ROOT / "ditfast/assets/digits/README.md")
+PAGES += sorted(ROOT.glob("ditfast/assets/*/README.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 FLAG = re.compile(r"--[a-z][\w-]*")
