@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from attention_cases import NAN, far_logits, padded, reference, sample, token_major
+from attention_cases import NAN, far_logits, padded, parts, reference, sample, token_major
 from host.attention_calls import assert_right, forward, geometry, run
 
 from ditfast.ops import extension
@@ -31,6 +31,15 @@ INF = float("inf")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_float64(shape, dtype, isa):
     assert_right(*sample(*shape, dtype), heads=shape[2])
+
+
+@pytest.mark.parametrize("d", (40, 238))
+def test_of_one_token_dv_is_dout(d, isa):
+    """The only weight is one to rounding, as backward sums its logit in the order of forward."""
+    qkv, dout = sample(8, 1, 8, d, torch.float32)
+    parts(qkv, 8)[0].mul_(5.0)
+    dv = run(qkv, dout, 8)[2].chunk(3, dim=-1)[2]
+    assert (dv - dout).abs().max() <= 5 * 2**-23 * dout.abs().max()
 
 
 def test_scale_is_used():

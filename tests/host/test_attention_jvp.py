@@ -53,6 +53,24 @@ def test_matches_float64(shape, dtype, isa, poisoned):
     assert_right(*problem(*shape, dtype=dtype), heads=shape[2])
 
 
+@pytest.mark.parametrize(
+    "shape, factor",
+    (((2, 768, 2, 16), 0.03), ((2, 512, 1, 40), 0.1), ((1, 255, 4, 210), 10.0), ((1, 64, 2, 256), 8.0)),
+    ids=str,
+)
+def test_long_sums(shape, factor, isa):
+    """Values of one sign under nearly equal weights, and long rows with large logits: too much for one chain."""
+    qkv, qkv_t = problem(*shape, dtype=torch.float32)
+    for t in (qkv, qkv_t):
+        q, _, v = parts(t, shape[2])
+        q *= factor
+        v += 1.0
+    scale = shape[3] ** -0.5
+    low, exact = (reference.attention(qkv.to(t), shape[2], scale) for t in (torch.float32, torch.float64))
+    assert_contract("out", forward(qkv, shape[2])[0], low, exact)
+    assert_right(qkv, qkv_t, heads=shape[2])
+
+
 @pytest.mark.parametrize("part", (0, 1, 2))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tangent_of_one_part(part, dtype):

@@ -12,6 +12,13 @@ namespace ditfast::host::DITFAST_ISA {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr std::int64_t kKeys = 256;  // of a block
 
+// Words over which a sum is taken at a time: over keys or queries, and over d, where a second piece is dear. In 16 bits
+// a sum over all of them costs less than storing the result.
+template <class T>
+constexpr std::int64_t kPiece = sizeof(T) == sizeof(float) ? 128 : 256;
+template <class T>
+constexpr std::int64_t kPieceOfRow = sizeof(T) == sizeof(float) ? 128 : 256;
+
 // In what logits are counted: powers of two, which saves a step before the exponential. In float32 powers of e, so
 // that the difference of two large logits is taken before anything is rounded but they.
 template <class T>
@@ -51,6 +58,56 @@ class Scratch {
     float* memory_;
     std::int64_t used_ = 0;
 };
+
+// to = before(place, column) + a b, a panel: `before` is asked for each vector, at its place in there.
+template <class W, class Before>
+inline void multiply_panel(std::int64_t piece, Words a, const float* b, std::int64_t rows, std::int64_t inner, float* to,
+                           const Before& before) {
+    const auto finish = [&](std::int64_t row, auto& c, std::int64_t first_word) {
+        for (auto& line : c) {
+            for (int j = 0; j < kColumns; ++j) {
+                const std::int64_t at = row * kPanel + j * kLanes;
+                store(to + at, (first_word == 0 ? before(at, j) : load(to + at)) + line[j]);
+            }
+            ++row;
+        }
+    };
+    multiply_in_pieces<W, 6, kColumns>(piece, a, b, kPanel, rows, inner, finish);
+}
+
+// logits[key][query] of some keys and a panel of queries, and the maxima.
+template <class T>
+inline void logits_of(Words k, const float* query, std::int64_t keys, std::int64_t dim, float factor, float* logits,
+                      Vec (&maximum)[kColumns]) {
+    using W = typename WordsOf<T>::type;
+    const std::int64_t inner = words(dim, W::kNumbers), piece = kPieceOfRow<T>;
+    const auto finish = [&](std::int64_t row, auto& c, std::int64_t first_word) {
+        const bool is_whole = first_word + piece >= inner;
+        for (auto& line : c) {
+            for (int j = 0; j < kColumns; ++j) {
+                float* to = logits + row * kPanel + j * kLanes;
+                Vec logit = first_word == 0 ? line[j] : load(to) + line[j];
+                if (is_whole) {
+                    logit *= factor;
+                    maximum[j] = at_least(logit, maximum[j]);
+                }
+                store(to, logit);
+            }
+            ++row;
+        }
+    };
+    multiply_in_pieces<W, 6, kColumns>(piece, k, query, kPanel, keys, inner, finish);
+}
+
+// out[c][query] = out * correction + values^T weights; for the first keys there is no out yet.
+template <class T>
+inline void add_values(Words values, const float* weights, std::int64_t keys, std::int64_t dim, bool is_first,
+                       const Vec (&correction)[kColumns], float* out) {
+    using W = typename WordsOf<T>::type;
+    multiply_panel<W>(kPiece<T>, values, weights, dim, words(keys, W::kNumbers), out, [&](std::int64_t at, int j) {
+        return is_first ? Vec{} : load(out + at) * correction[j];
+    });
+}
 
 template <class F>
 inline void for_each_head(const AttentionProblem& p, int threads, std::int64_t scratch_floats, const F& body) {

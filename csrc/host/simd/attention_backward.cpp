@@ -100,6 +100,21 @@ struct Valid {
     Vec operator()(int j, Vec x) const { return vec_of(bits_of(x) & lanes[j]); }
 };
 
+// c = a b for a panel of queries, summed over d as the forward sums: its log-sum-exp is one of these very logits.
+template <class T, int kRows>
+inline void multiply_along_d(Words a, const float* b, std::int64_t inner, Vec (&c)[kRows][kColumns]) {
+    using W = typename WordsOf<T>::type;
+    multiply<W>(a, b, kPanel, smaller(inner, kPieceOfRow<T>), c);
+    for (std::int64_t first = kPieceOfRow<T>; first < inner; first += kPieceOfRow<T>) {
+        Vec part[kRows][kColumns];
+        multiply<W>({a.data + first, a.stride_row, 1}, b + first * kPanel, kPanel,
+                    smaller(inner - first, kPieceOfRow<T>), part);
+        for (int i = 0; i < kRows; ++i) {
+            for (int j = 0; j < kColumns; ++j) c[i][j] += part[i][j];
+        }
+    }
+}
+
 // Weights and dlogits of some keys and a panel of queries, `column` of the block.
 template <int kRows, class T>
 void weights_and_dlogits(const Head<T>& head, const Valid& valid, std::int64_t first, std::int64_t key,
@@ -112,7 +127,7 @@ void weights_and_dlogits(const Head<T>& head, const Valid& valid, std::int64_t f
     // a softmax over one key is constant; delta would only nearly cancel
     const float scale = head.tokens == 1 ? 0.0f : head.scale;
     Vec weight[kRows][kColumns], c[kRows][kColumns];
-    multiply<W>(rows_of(head.k), head.q_panel, kPanel, inner, c);
+    multiply_along_d<T>(rows_of(head.k), head.q_panel, inner, c);
     const float factor = head.scale * kLogit<T>;
     for (int j = 0; j < kColumns; ++j) {
         const Vec lse = load(head.lse + panel + j * kLanes);
@@ -121,7 +136,7 @@ void weights_and_dlogits(const Head<T>& head, const Valid& valid, std::int64_t f
             W::store_numbers(head.weights + (key + i) * row_words, column + j * kLanes, weight[i][j]);
         }
     }
-    multiply<W>(rows_of(head.v), head.dout_panel, kPanel, inner, c);
+    multiply_along_d<T>(rows_of(head.v), head.dout_panel, inner, c);
     for (int j = 0; j < kColumns; ++j) {
         const Vec delta = load(head.delta + panel + j * kLanes);
         for (int i = 0; i < kRows; ++i) {
@@ -146,34 +161,27 @@ void panel_pass(const Head<T>& head, std::int64_t first, std::int64_t keys, std:
     for (; key + 2 <= keys; key += 2) weights_and_dlogits<2>(head, valid, first, key, panel, column);
     if (key < keys) weights_and_dlogits<1>(head, valid, first, key, panel, column);
     float* const dq = head.dq + panel * head.dim;
-    const auto finish = [&](std::int64_t row, auto& c) {
-        for (auto& line : c) {
-            for (int j = 0; j < kColumns; ++j) {
-                float* to = dq + row * kPanel + j * kLanes;
-                store(to, first == 0 ? line[j] : load(to) + line[j]);
-            }
-            ++row;
-        }
-    };
     const Words k{head.k_columns + first / W::kNumbers * head.stride, 1, head.stride};
-    multiply_rows<W, 6, kColumns>(k, head.dlogits_along_keys, kPanel, head.dim, words(keys, W::kNumbers), finish);
+    multiply_panel<W>(kPiece<T>, k, head.dlogits_along_keys, head.dim, words(keys, W::kNumbers), dq,
+                      [&](std::int64_t at, int) { return first == 0 ? Vec{} : load(dq + at); });
 }
 
 // to[key][c], some columns of it, += left[key][query] right[query][c] over a block of queries.
-template <class W, int kCols>
+template <class T, int kCols>
 void add_rows(const float* left, const float* right, std::int64_t stride, std::int64_t keys, std::int64_t queries,
               bool is_first, float* to) {
-    const auto finish = [&](std::int64_t row, auto& c) {
+    using W = typename WordsOf<T>::type;
+    const auto finish = [&](std::int64_t row, auto& c, std::int64_t first_word) {
         for (auto& line : c) {
             for (int j = 0; j < kCols; ++j) {
                 float* at = to + row * stride + j * kLanes;
-                store(at, is_first ? line[j] : load(at) + line[j]);
+                store(at, is_first && first_word == 0 ? line[j] : load(at) + line[j]);
             }
             ++row;
         }
     };
     const Words a{left, kQueries / W::kNumbers, 1};
-    multiply_rows<W, kRowsOfFew, kCols>(a, right, stride, keys, words(queries, W::kNumbers), finish);
+    multiply_in_pieces<W, kRowsOfFew, kCols>(kPiece<T>, a, right, stride, keys, words(queries, W::kNumbers), finish);
 }
 
 // The same for all columns, a few vectors at a time.
@@ -188,7 +196,7 @@ void add_product(const Head<T>& head, const float* left, const float* columns, s
         const float* right = columns + first_query / W::kNumbers * head.stride + done * kLanes;
         const auto run = [&](auto cols) {
             constexpr int kCols = decltype(cols)::value;
-            add_rows<W, kCols>(left, right, head.stride, keys, queries, first_query == 0, to + done * kLanes);
+            add_rows<T, kCols>(left, right, head.stride, keys, queries, first_query == 0, to + done * kLanes);
         };
         const std::int64_t cols = smaller(width, vectors - done);
         if (cols == 1) {

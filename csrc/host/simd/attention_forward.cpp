@@ -41,26 +41,6 @@ struct Softmax {
     }
 };
 
-// logits[key][query] and their maxima.
-template <class T>
-void logits_of(const Head<T>& head, std::int64_t first, std::int64_t keys, Softmax& softmax) {
-    using W = typename WordsOf<T>::type;
-    const Words k{head.k.data + first * head.k.stride_row, head.k.stride_row, 1};
-    float* const logits = head.logits;
-    const float factor = head.factor;
-    const auto finish = [&](std::int64_t row, auto& c) {
-        for (auto& line : c) {
-            for (int j = 0; j < kColumns; ++j) {
-                const Vec logit = line[j] * factor;
-                softmax.maximum[j] = at_least(logit, softmax.maximum[j]);
-                store(logits + row * kPanel + j * kLanes, logit);
-            }
-            ++row;
-        }
-    };
-    multiply_rows<W, 6, kColumns>(k, head.query, kPanel, keys, words(head.dim, W::kNumbers), finish);
-}
-
 // weights: exp(logit - maximum) in words along keys; adds them to the sums.
 template <class T>
 void weights_of(const Head<T>& head, std::int64_t keys, Softmax& softmax) {
@@ -71,44 +51,31 @@ void weights_of(const Head<T>& head, std::int64_t keys, Softmax& softmax) {
         const Vec origin = (maximum == -kInfinity) ? Vec{} : maximum;
         const float* logit = head.logits + j * kLanes;
         float* to = head.weights + j * kLanes;
-        Vec sum = softmax.sum[j];
         const auto weight = [&](std::int64_t key) { return weight_of<T>(load(logit + key * kPanel) - origin); };
-        for (std::int64_t key = 0; key < keys; key += W::kNumbers, to += kPanel) {
-            const Vec first = weight(key);
-            const Vec second = W::kNumbers == 2 && key + 1 < keys ? weight(key + 1) : Vec{};
-            sum += W::kNumbers == 2 ? first + second : first;
-            store(to, W::join(first, second));
-        }
-        softmax.sum[j] = sum;
-    }
-}
-
-// out[c][query] = out * correction + values^T weights.
-template <class T>
-void accumulate(const Head<T>& head, std::int64_t first, std::int64_t keys, const Vec (&correction)[kColumns]) {
-    using W = typename WordsOf<T>::type;
-    const Words v{head.values + first / W::kNumbers * head.stride_v, 1, head.stride_v};
-    const auto finish = [&](std::int64_t row, auto& c) {
-        for (auto& line : c) {
-            for (int j = 0; j < kColumns; ++j) {
-                float* to = head.out + row * kPanel + j * kLanes;
-                store(to, first == 0 ? line[j] : load(to) * correction[j] + line[j]);
+        for (std::int64_t done = 0; done < keys; done += kPiece<T>) {
+            Vec sum{};
+            for (std::int64_t key = done; key < smaller(done + kPiece<T>, keys); key += W::kNumbers, to += kPanel) {
+                const Vec first = weight(key);
+                const Vec second = W::kNumbers == 2 && key + 1 < keys ? weight(key + 1) : Vec{};
+                sum += W::kNumbers == 2 ? first + second : first;
+                store(to, W::join(first, second));
             }
-            ++row;
+            softmax.sum[j] += sum;
         }
-    };
-    multiply_rows<W, 6, kColumns>(v, head.weights, kPanel, head.dim, words(keys, W::kNumbers), finish);
+    }
 }
 
 template <class T>
 void forward_panel(const Head<T>& head, const AttentionForward& call, std::int64_t panel, std::int64_t b,
                    std::int64_t h) {
+    using W = typename WordsOf<T>::type;
     const AttentionProblem& p = call.problem;
     Softmax softmax;
     for (std::int64_t first = 0; first < head.tokens; first += kKeys) {
         const std::int64_t keys = smaller(kKeys, head.tokens - first);
         const Softmax before = softmax;
-        logits_of(head, first, keys, softmax);
+        const Words k{head.k.data + first * head.k.stride_row, head.k.stride_row, 1};
+        logits_of<T>(k, head.query, keys, head.dim, head.factor, head.logits, softmax.maximum);
         Vec correction[kColumns];
         for (int j = 0; j < kColumns; ++j) {
             const Vec shift = before.maximum[j] - softmax.maximum[j];
@@ -116,7 +83,8 @@ void forward_panel(const Head<T>& head, const AttentionForward& call, std::int64
             softmax.sum[j] *= correction[j];
         }
         weights_of(head, keys, softmax);
-        accumulate(head, first, keys, correction);
+        const Words values{head.values + first / W::kNumbers * head.stride_v, 1, head.stride_v};
+        add_values<T>(values, head.weights, keys, head.dim, first == 0, correction, head.out);
     }
     Vec inverse[kColumns];
     float lse[kPanel];

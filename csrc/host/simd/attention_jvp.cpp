@@ -73,35 +73,18 @@ struct Update {
     Vec correction[kColumns], step[kColumns];
 };
 
-// finish(place, column, x) for each vector x of a b, at its place in a panel.
-template <class W, class Finish>
-void multiply_panel(Words a, const float* b, std::int64_t rows, std::int64_t inner, const Finish& finish) {
-    multiply_rows<W, 6, kColumns>(a, b, kPanel, rows, inner, [&](std::int64_t row, auto& c) {
-        for (auto& line : c) {
-            for (int j = 0; j < kColumns; ++j) finish(row * kPanel + j * kLanes, j, line[j]);
-            ++row;
-        }
-    });
-}
-
-// Logits, in the place of the weights, with their maxima, and the logits' tangents. Sums of products are not joined
-// to one, which would round the terms of the smaller to the larger.
+// Logits, in the place of the weights, with their maxima, and the logits' tangents without their scale. Sums of
+// products are not joined to one, which would round the terms of the smaller to the larger.
 template <class T>
-void logits_of(const Head<T>& head, std::int64_t first, std::int64_t keys, Softmax& softmax) {
+void all_logits_of(const Head<T>& head, std::int64_t first, std::int64_t keys, Softmax& softmax) {
     using W = typename WordsOf<T>::type;
     const auto from = [&](const Words& k) { return Words{k.data + first * k.stride_row, k.stride_row, 1}; };
-    float *const logits = head.weights, *const logits_t = head.logits_t;
-    const float factor = head.scale * kLogit<T>, scale = head.scale;
-    multiply_panel<W>(from(head.k), head.query, keys, head.inner, [&](std::int64_t at, int j, Vec x) {
-        const Vec logit = x * factor;
-        softmax.maximum[j] = at_least(logit, softmax.maximum[j]);
-        store(logits + at, logit);
-    });
-    multiply_panel<W>(from(head.k), head.query_t, keys, head.inner,
-                      [&](std::int64_t at, int, Vec x) { store(logits_t + at, x); });
-    multiply_panel<W>(from(head.k_t), head.query, keys, head.inner, [&](std::int64_t at, int, Vec x) {
-        store(logits_t + at, (load(logits_t + at) + x) * scale);
-    });
+    float* const logits_t = head.logits_t;
+    logits_of<T>(from(head.k), head.query, keys, head.dim, head.scale * kLogit<T>, head.weights, softmax.maximum);
+    multiply_panel<W>(kPieceOfRow<T>, from(head.k), head.query_t, keys, head.inner, logits_t,
+                      [](std::int64_t, int) { return Vec{}; });
+    multiply_panel<W>(kPieceOfRow<T>, from(head.k_t), head.query, keys, head.inner, logits_t,
+                      [&](std::int64_t at, int) { return load(logits_t + at); });
 }
 
 // Weights exp(logit - maximum) in the place of the logits. Returns the sum of weight * (tangent - mean).
@@ -112,16 +95,21 @@ Vec weights_of(const Head<T>& head, std::int64_t column, std::int64_t keys, Vec 
     // where every logit is -inf, subtracting it would give inf - inf
     const Vec origin = (maximum == -kInfinity) ? Vec{} : maximum;
     Vec moment{};
-    const auto weight = [&](std::int64_t key) {
+    const auto weight = [&](std::int64_t key, Vec& part_of_moment) {
         const Vec w = weight_of<T>(load(logit + key * kPanel) - origin);
         store(logit + key * kPanel, w);
-        moment += w * (load(logit_t + key * kPanel) - mean);
+        part_of_moment += w * (load(logit_t + key * kPanel) * head.scale - mean);
         return w;
     };
-    for (std::int64_t key = 0; key < keys; key += W::kNumbers) {
-        const Vec first = weight(key);
-        const Vec second = W::kNumbers == 2 && key + 1 < keys ? weight(key + 1) : Vec{};
-        sum += W::kNumbers == 2 ? first + second : first;
+    for (std::int64_t done = 0; done < keys; done += kPiece<T>) {
+        Vec part{}, part_of_moment{};
+        for (std::int64_t key = done; key < smaller(done + kPiece<T>, keys); key += W::kNumbers) {
+            const Vec first = weight(key, part_of_moment);
+            const Vec second = W::kNumbers == 2 && key + 1 < keys ? weight(key + 1, part_of_moment) : Vec{};
+            part += W::kNumbers == 2 ? first + second : first;
+        }
+        sum += part;
+        moment += part_of_moment;
     }
     return moment;
 }
@@ -133,7 +121,7 @@ Vec operands_of(const Head<T>& head, std::int64_t column, std::int64_t keys, Vec
     const float *weight = head.weights + column, *logit_t = head.logits_t + column;
     Vec rest{};
     const auto times_tangent = [&](std::int64_t key, Vec w) {
-        const Vec product = w * (load(logit_t + key * kPanel) - mean);
+        const Vec product = w * (load(logit_t + key * kPanel) * head.scale - mean);
         rest += product;
         return product;
     };
@@ -176,15 +164,13 @@ void accumulate(const Head<T>& head, std::int64_t first, std::int64_t keys, cons
     const std::int64_t offset = first / W::kNumbers * head.stride_v, inner = words(keys, W::kNumbers);
     const Words v{head.values + offset, 1, head.stride_v}, v_t{head.values_t + offset, 1, head.stride_v};
     float *const out = head.out, *const out_t = head.out_t;
-    multiply_panel<W>(v_t, head.operand, head.dim, inner, [&](std::int64_t at, int j, Vec x) {
-        if (first > 0) x = (load(out_t + at) - update.step[j] * load(out + at)) * update.correction[j] + x;
-        store(out_t + at, x);
+    multiply_panel<W>(kPiece<T>, v_t, head.operand, head.dim, inner, out_t, [&](std::int64_t at, int j) {
+        if (first == 0) return Vec{};
+        return (load(out_t + at) - update.step[j] * load(out + at)) * update.correction[j];
     });
-    multiply_panel<W>(v, head.operand_t, head.dim, inner,
-                      [&](std::int64_t at, int, Vec x) { store(out_t + at, load(out_t + at) + x); });
-    multiply_panel<W>(v, head.operand, head.dim, inner, [&](std::int64_t at, int j, Vec x) {
-        store(out + at, first == 0 ? x : load(out + at) * update.correction[j] + x);
-    });
+    multiply_panel<W>(kPiece<T>, v, head.operand_t, head.dim, inner, out_t,
+                      [&](std::int64_t at, int) { return load(out_t + at); });
+    add_values<T>(v, head.operand, keys, head.dim, first == 0, update.correction, out);
 }
 
 template <class T>
@@ -233,7 +219,7 @@ void jvp_head(const AttentionJvp& call, std::int64_t b, std::int64_t h, float* m
         for (std::int64_t first = 0; first < p.tokens; first += kKeys) {
             const std::int64_t keys = smaller(kKeys, p.tokens - first);
             const Softmax before = softmax;
-            logits_of(head, first, keys, softmax);
+            all_logits_of(head, first, keys, softmax);
             accumulate(head, first, keys, soften(head, keys, before, softmax));
         }
         store_results(head, call, softmax, panel, b, h);

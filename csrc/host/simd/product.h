@@ -112,4 +112,16 @@ inline void multiply_rows(Words a, const float* b, std::int64_t stride_b, std::i
     }
 }
 
+// The same with the sum in pieces of so many words, which finish(row, c, first) adds up, the piece from word `first` on:
+// what rounding costs a sum grows with the terms that one register takes.
+template <class W, int kRows, int kCols, class Finish>
+inline void multiply_in_pieces(std::int64_t piece, Words a, const float* b, std::int64_t stride_b, std::int64_t rows,
+                               std::int64_t inner, const Finish& finish) {
+    for (std::int64_t first = 0; first < inner; first += piece) {
+        const Words part{a.data + first * a.stride_inner, a.stride_row, a.stride_inner};
+        multiply_rows<W, kRows, kCols>(part, b + first * stride_b, stride_b, rows, smaller(piece, inner - first),
+                                       [&](std::int64_t row, auto& c) { finish(row, c, first); });
+    }
+}
+
 }  // namespace ditfast::host::DITFAST_ISA
