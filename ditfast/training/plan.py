@@ -47,7 +47,7 @@ def estimate_memory(config: Config, model: DiT, world: int) -> dict[str, float]:
     samples = config.batch // (world * config.accumulate)
     assert config.precision is not None and config.depth is not None and config.hidden_size is not None  # filled in
     dtype = {"fp32": "fp32", "bf16": "autocast", "pure_bf16": "bf16"}[config.precision]
-    kept = sum(cost.kept_bytes(model, samples, dtype).values())
+    kept: float = sum(cost.kept_bytes(model, samples, dtype).values())
     if config.checkpointing == "full":  # the input of every block, and the activations of the one being recomputed
         stream = samples * model.x_embedder.num_patches * config.hidden_size * cost.DTYPES[dtype][0]
         kept = config.depth * stream + kept / config.depth

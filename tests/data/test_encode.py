@@ -139,7 +139,7 @@ def test_an_interrupted_run_goes_on(tree, encode, refusal, written, monkeypatch,
     whole = shards(encode(out="whole"))
     written.clear()
     repair = fail_after(monkeypatch, 2, KeyboardInterrupt())
-    assert refusal().startswith("interrupted: finished shards stay")
+    assert refusal().startswith("interrupted: finished shards are kept")
     repair()
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["encode.json", "latents-00000.safetensors", "latents-00001.safetensors"]
