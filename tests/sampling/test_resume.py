@@ -56,7 +56,7 @@ def test_an_interrupted_run_goes_on(run, refusal, written, monkeypatch, tmp_path
 def test_a_full_disk_is_one_line_and_keeps_what_is_finished(run, refusal, monkeypatch, written, tmp_path):
     repair = interrupt_after(monkeypatch, 2, OSError(errno.ENOSPC, "No space left on device"))
     message = refusal("--num-samples", 4)
-    assert "000002.png: No space left on device; finished images stay" in message
+    assert "000002.png: No space left on device; finished images are kept" in message
     assert sorted(p.name for p in (tmp_path / "out").glob("*")) == ["000000.png", "000001.png", "settings.json"]
     repair()
     assert len(run("--num-samples", 4)) == 4 and written == [0, 1, 2, 3]
