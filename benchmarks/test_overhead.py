@@ -70,12 +70,12 @@ def kernels(monkeypatch):
 
     def outputs(x, *rest):  # as the kernels' own launchers allocate
         b, n, _ = x.shape
-        return x.new_empty(x.shape), *(x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
+        return x.new_empty(*x.shape), *(x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
 
     launchers = {
         "layer_norm_modulate": outputs,
-        "gated_residual": lambda x, *rest: x.new_empty(x.shape),
-        "junction": lambda x, *rest: (x.new_empty(x.shape), *outputs(x)),
+        "gated_residual": lambda x, *rest: x.new_empty(*x.shape),
+        "junction": lambda x, *rest: (x.new_empty(*x.shape), *outputs(x)),
         "attention": lambda qkv, heads, *rest: extension.empty_outputs(qkv, heads),
     }
     for name, launcher in launchers.items():

@@ -281,7 +281,7 @@ def backward(dout, qkv, out, lse, scale, bias_dtype: torch.dtype | None = None):
     keys, queries = tiles(qkv, "dkdv"), tiles(qkv, "dq")
     options = head_options(qkv, width // 3 // num_heads)
     parts = triton.cdiv(n, queries["BLOCK_M"])
-    dqkv, bias = qkv.new_empty(qkv.shape), bias_dtype is not None
+    dqkv, bias = qkv.new_empty(*qkv.shape), bias_dtype is not None
     partial = qkv.new_empty(1, b, parts, width, dtype=torch.float32) if bias else None
     strides = *dout.stride()[:2], *qkv.stride()[:2]
     if dqkv.numel():

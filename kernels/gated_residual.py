@@ -92,7 +92,7 @@ def forward(x, y, gate, bias):
     """(B, N, D) in the dtype of x."""
     b, n, d = x.shape
     x, y, gate, bias = (unit_stride(t) for t in (x, y, gate, bias))
-    out = x.new_empty(x.shape)
+    out = x.new_empty(*x.shape)
     if x.numel():
         chunk, options = forward_options(b, n, d, loads=2)
         forward_kernel[(b * triton.cdiv(n, chunk),)](
@@ -109,7 +109,7 @@ def backward(dout, y, gate, bias):
     dout, y, gate, bias = (unit_stride(t) for t in (dout, y, gate, bias))
     chunk, options = backward_options(b, n, d, loads=2)
     chunks = triton.cdiv(n, chunk)
-    dy = y.new_empty(y.shape)
+    dy = y.new_empty(*y.shape)
     partial = y.new_empty(1 if bias is None else 2, b, chunks, d, dtype=torch.float32)
     if y.numel():
         backward_kernel[(b * chunks,)](
@@ -129,7 +129,7 @@ def jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t):
     b, n, d = x.shape
     x, y, gate, bias = (unit_stride(t) for t in (x, y, gate, bias))
     x_t, y_t, gate_t, bias_t = (unit_stride(t) for t in (x_t, y_t, gate_t, bias_t))
-    out, out_t = x.new_empty(x.shape), x.new_empty(x.shape)
+    out, out_t = x.new_empty(*x.shape), x.new_empty(*x.shape)
     if x.numel():
         chunk, options = jvp_options(b, n, d, loads=2 + (x_t is not None) + (y_t is not None))
         jvp_kernel[(b * triton.cdiv(n, chunk),)](

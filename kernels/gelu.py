@@ -76,7 +76,7 @@ def backward_(dact, pre, keep_act: bool, bias_dtype):
     m, f = pre.shape
     chunk = 64 if m >= 8192 else 16
     chunks = triton.cdiv(m, chunk)
-    act = pre.new_empty(pre.shape) if keep_act else None
+    act = pre.new_empty(*pre.shape) if keep_act else None
     partial = pre.new_empty(1, 1, chunks, f, dtype=torch.float32)
     if m:
         backward_kernel[(chunks * triton.cdiv(f, 512),)](
@@ -90,7 +90,7 @@ def jvp(pre, pre_t):
     """act = gelu(pre), (M, F), and its tangent act_t, given the tangent pre_t of pre."""
     m, f = pre.shape
     pre, pre_t = unit_stride(pre), unit_stride(pre_t)
-    act, act_t = pre.new_empty(pre.shape), pre.new_empty(pre.shape)
+    act, act_t = pre.new_empty(*pre.shape), pre.new_empty(*pre.shape)
     if act.numel():
         jvp_kernel[(triton.cdiv(m, 4) * triton.cdiv(f, 512),)](
             pre, pre_t, act, act_t, m, pre.stride(0), pre_t.stride(0), F=f, ROWS=4, COLS=512, num_warps=4, **FUSE

@@ -139,7 +139,7 @@ def forward(x, y, gate, shift, scale, eps, bias, out_dtype):
     """x_new, h (B, N, D); mean and rstd of x_new (B, N) float32."""
     b, n, d = x.shape
     x, y, gate, shift, scale, bias = (unit_stride(t) for t in (x, y, gate, shift, scale, bias))
-    x_new, h = x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
+    x_new, h = x.new_empty(*x.shape), x.new_empty(*x.shape, dtype=out_dtype)
     mean, rstd = (x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
     if x.numel():
         chunk, options = forward_options(b, n, d, loads=2)
@@ -157,7 +157,7 @@ def backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
     dx_new, dh, y, gate, scale, bias = (unit_stride(t) for t in (dx_new, dh, y, gate, scale, bias))
     chunk, options = backward_options(b, n, d, loads=4)
     chunks = triton.cdiv(n, chunk)
-    dx, dy = x_new.new_empty(x_new.shape), y.new_empty(y.shape)
+    dx, dy = x_new.new_empty(*x_new.shape), y.new_empty(*y.shape)
     partial = y.new_empty(3 if bias is None else 4, b, chunks, d, dtype=torch.float32)
     if y.numel():
         backward_kernel[(b * chunks,)](
@@ -178,8 +178,8 @@ def jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_t, shift_
     x, y, gate, shift, scale, bias = (unit_stride(t) for t in (x, y, gate, shift, scale, bias))
     tangents = (x_t, y_t, gate_t, shift_t, scale_t, bias_t)
     x_t, y_t, gate_t, shift_t, scale_t, bias_t = (unit_stride(t) for t in tangents)
-    x_new, x_new_t = x.new_empty(x.shape), x.new_empty(x.shape)
-    h, h_t = (x.new_empty(x.shape, dtype=out_dtype) for _ in range(2))
+    x_new, x_new_t = x.new_empty(*x.shape), x.new_empty(*x.shape)
+    h, h_t = (x.new_empty(*x.shape, dtype=out_dtype) for _ in range(2))
     mean, rstd = (x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
     if x.numel():
         chunk, options = jvp_options(b, n, d, loads=2 + (x_t is not None) + (y_t is not None))

@@ -104,7 +104,7 @@ def forward(x, shift, scale, eps, out_dtype):
     """h (B, N, D), mean and rstd (B, N) float32."""
     b, n, d = x.shape
     x, shift, scale = unit_stride(x), unit_stride(shift), unit_stride(scale)
-    h = x.new_empty(x.shape, dtype=out_dtype)
+    h = x.new_empty(*x.shape, dtype=out_dtype)
     mean, rstd = (x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
     if x.numel():
         chunk, options = forward_options(b, n, d, loads=1)
@@ -122,7 +122,7 @@ def backward(dh, x, scale, mean, rstd):
     dh, x, scale = unit_stride(dh), unit_stride(x), unit_stride(scale)
     chunk, options = backward_options(b, n, d, loads=2)
     chunks = triton.cdiv(n, chunk)
-    dx = x.new_empty(x.shape)
+    dx = x.new_empty(*x.shape)
     partial = x.new_empty(2, b, chunks, d, dtype=torch.float32)
     if x.numel():
         backward_kernel[(b * chunks,)](
@@ -140,7 +140,7 @@ def jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t):
     """
     b, n, d = x.shape
     x, shift, scale, x_t, shift_t, scale_t = (unit_stride(t) for t in (x, shift, scale, x_t, shift_t, scale_t))
-    h, h_t = (x.new_empty(x.shape, dtype=out_dtype) for _ in range(2))
+    h, h_t = (x.new_empty(*x.shape, dtype=out_dtype) for _ in range(2))
     mean, rstd = (x.new_empty(b, n, dtype=torch.float32) for _ in range(2))
     if x.numel():
         chunk, options = jvp_options(b, n, d, loads=1 if x_t is None else 2)

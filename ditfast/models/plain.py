@@ -60,13 +60,14 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     a ``forward`` patched on the instance or the class, and for parameters of a special tensor type (quantized,
     distributed). Nothing is cached between calls.
     """
-    if type(module) is not cls or cls.forward is not _ORIGINAL[cls] or "forward" in module.__dict__:
+    own = module.__dict__  # its values take a third of the time of attributes
+    if type(module) is not cls or cls.forward is not _ORIGINAL[cls] or "forward" in own:
         return False
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return False
     if _has_global_hook():
         return False
-    for p in module._parameters.values():
+    for p in own["_parameters"].values():
         if p is not None and type(p) not in ORDINARY:
             return False
     return True
@@ -89,12 +90,10 @@ def are_plain(modules: dict[str, nn.Module], kinds: dict[str, type[nn.Module]]) 
 
 def is_bare_layer_norm(module: nn.Module) -> bool:
     """Whether ``module`` is a plain LayerNorm over the last dimension without parameters, as in adaLN."""
-    return (
-        is_plain(module, nn.LayerNorm)
-        and module.weight is None
-        and module.bias is None
-        and len(module.normalized_shape) == 1
-    )
+    if not is_plain(module, nn.LayerNorm) or len(module.normalized_shape) != 1:
+        return False
+    own = module._parameters
+    return own.get("weight", module) is None and own.get("bias", module) is None
 
 
 def is_known(module: nn.Module) -> bool:

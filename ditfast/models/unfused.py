@@ -36,10 +36,11 @@ _ADALN = {"0": nn.SiLU, "1": nn.Linear}
 def may_be_unfused(carry: Carry) -> bool:
     """Whether `forward_unfused` is worth trying, by checks that cost next to nothing."""
     x = carry.x
-    if type(x) is not Tensor or not x.is_cpu or torch.compiler.is_compiling():
+    if type(x) is not Tensor or not x.is_cpu or not is_automatic(carry.backends):
         return False
-    is_eager = torch._C._get_tracing_state() is None and not torch.is_autocast_enabled("cpu")
-    return is_eager and is_automatic(carry.backends)
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    return not torch.is_autocast_enabled("cpu")
 
 
 def forward_unfused(parts: dict[str, Any], carry: Carry, rows: Tensor | None = None) -> Carry | None:

@@ -17,7 +17,9 @@ def autocasts(x: Tensor) -> bool:
 
 def cast_for_inference(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast ``weight`` as a Linear would; on a GPU through autocast's weight cache."""
-    if weight.dtype != dtype and weight.is_cuda and not torch.compiler.is_compiling():
+    if weight.dtype == dtype:  # the usual case, in a third of the time of `to`
+        return weight
+    if weight.is_cuda and not torch.compiler.is_compiling():
         # einsum is on autocast's list for GPUs, and returns a lone operand unchanged
         weight = torch.einsum("...->...", weight)
     return weight.to(dtype)

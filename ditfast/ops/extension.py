@@ -28,7 +28,7 @@ def host_jvp(qkv: Tensor, qkv_t: Tensor, num_heads: int, scale: float) -> tuple[
 
     qkv, qkv_t = unit_stride(qkv), unit_stride(qkv_t)
     out, lse = empty_outputs(qkv, num_heads)
-    out_t = out.new_empty(out.shape)
+    out_t = out.new_empty(*out.shape)
     pointers = _pointers(qkv=qkv, qkv_t=qkv_t, out=out, lse=lse, out_t=out_t)
     strides = {"qkv_t_stride_b": qkv_t.stride(0), "qkv_t_stride_n": qkv_t.stride(1)}
     geometry = _geometry(qkv, num_heads)
@@ -42,7 +42,7 @@ def host_backward(
     from ditfast import _C
 
     qkv = unit_stride(qkv)
-    dqkv = qkv.new_empty(qkv.shape)
+    dqkv = qkv.new_empty(*qkv.shape)
     strides = dict(zip(("dout_stride_b", "dout_stride_n", "dout_stride_c"), dout.stride(), strict=True))
     sums = _dbias_buffer(qkv, 1, bias_dtype)
     pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv, **sums)
@@ -67,7 +67,7 @@ def cuda_backward(
     from ditfast import _C
 
     qkv, dout = _aligned(qkv), _aligned(dout)
-    dqkv = qkv.new_empty(qkv.shape)
+    dqkv = qkv.new_empty(*qkv.shape)
     sums = _dbias_buffer(qkv, _C.attention_backward_groups(qkv.shape[1]), bias_dtype)
     pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv, **sums)
     strides = {"dout_stride_b": dout.stride(0), "dout_stride_n": dout.stride(1)}

@@ -46,7 +46,7 @@ def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backend
     Under autocast, weight and bias must already be in its dtype.
     """
     tensors = x, weight, bias
-    if torch.compiler.is_compiling() or not x.is_cpu or not on_cpu.takes_onednn(weight.dtype):
+    if not x.is_cpu or torch.compiler.is_compiling() or not on_cpu.takes_onednn(weight.dtype):
         return F.linear(*tensors)
     if is_tracked(tensors) or is_intercepted(tensors):
         return F.linear(*tensors)

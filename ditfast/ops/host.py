@@ -19,7 +19,7 @@ def _extension():
 
 def gelu(pre):
     """GELU (tanh) of pre (M, F), contiguous."""
-    return _gelu_into(pre.new_empty(pre.shape), pre)
+    return _gelu_into(pre.new_empty(*pre.shape), pre)
 
 
 def gelu_(pre):
@@ -35,7 +35,7 @@ def _gelu_into(act, pre):
 def gelu_jvp(pre, pre_t):
     """GELU (tanh) of pre (M, F), and its tangent. None of them need be contiguous."""
     pre, pre_t = pre.contiguous(), pre_t.contiguous()
-    act, act_t = pre.new_empty(pre.shape), pre.new_empty(pre.shape)
+    act, act_t = pre.new_empty(*pre.shape), pre.new_empty(*pre.shape)
     pointers = (t.data_ptr() for t in (pre, pre_t, act, act_t))
     _extension().gelu_jvp(CODES[pre.dtype], pre.numel(), *pointers, torch.get_num_threads())
     return act, act_t
@@ -43,7 +43,7 @@ def gelu_jvp(pre, pre_t):
 
 def gelu_backward_(dact, pre, keep_act: bool):
     """Overwrite dact (M, F) with the gradient before GELU; also act (M, F), if kept, and dbias (F,)."""
-    act = pre.new_empty(pre.shape) if keep_act else None
+    act = pre.new_empty(*pre.shape) if keep_act else None
     dbias = pre.new_empty(pre.shape[1])
     pointers = pre.data_ptr(), 0 if act is None else act.data_ptr(), dact.data_ptr(), dbias.data_ptr()
     _extension().gelu_backward(CODES[pre.dtype], *pre.shape, *pointers, torch.get_num_threads())
@@ -52,7 +52,7 @@ def gelu_backward_(dact, pre, keep_act: bool):
 
 def layer_norm_modulate(x, shift, scale, eps, out_dtype):
     """h (B, N, D), and mean and rstd of the rows of x (B, N)."""
-    h = x.new_empty(x.shape, dtype=out_dtype)
+    h = x.new_empty(*x.shape, dtype=out_dtype)
     mean, rstd = _statistics(x)
     _forward(eps, x, None, None, None, shift, scale, None, h, mean, rstd)
     return h, mean, rstd
@@ -60,7 +60,7 @@ def layer_norm_modulate(x, shift, scale, eps, out_dtype):
 
 def layer_norm_modulate_jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t):
     """h (B, N, D), mean and rstd of the rows of x (B, N), and the tangent of h. A tangent that is None is zero."""
-    h, h_t = (x.new_empty(x.shape, dtype=out_dtype) for _ in range(2))
+    h, h_t = (x.new_empty(*x.shape, dtype=out_dtype) for _ in range(2))
     mean, rstd = _statistics(x)
     tangents = x_t, None, None, None, shift_t, scale_t, None, h_t
     _jvp(eps, (x, None, None, None, shift, scale, None, h), mean, rstd, tangents)
@@ -69,7 +69,7 @@ def layer_norm_modulate_jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale
 
 def layer_norm_modulate_backward(dh, x, scale, mean, rstd):
     """dx (B, N, D), and (2, B, D): dshift, dscale."""
-    dx, modulation = x.new_empty(x.shape), scale.new_empty(2, *scale.shape)
+    dx, modulation = x.new_empty(*x.shape), scale.new_empty(2, *scale.shape)
     sums = None, *modulation, None
     _backward(None, dh, x, None, None, None, scale, mean, rstd, dx, None, sums)
     return dx, modulation
@@ -77,14 +77,14 @@ def layer_norm_modulate_backward(dh, x, scale, mean, rstd):
 
 def gated_residual(x, y, gate, bias):
     """x + gate * (y + bias), (B, N, D)."""
-    x_new = x.new_empty(x.shape)
+    x_new = x.new_empty(*x.shape)
     _forward(0.0, x, y, gate, bias, None, None, x_new, None, None, None)
     return x_new
 
 
 def gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t):
     """x + gate * (y + bias), (B, N, D), and its tangent. A tangent that is None is zero."""
-    x_new, x_new_t = x.new_empty(x.shape), x.new_empty(x.shape)
+    x_new, x_new_t = x.new_empty(*x.shape), x.new_empty(*x.shape)
     tangents = x_t, y_t, gate_t, bias_t, None, None, x_new_t, None
     _jvp(0.0, (x, y, gate, bias, None, None, x_new, None), None, None, tangents)
     return x_new, x_new_t
@@ -92,7 +92,7 @@ def gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t):
 
 def gated_residual_backward(dout, y, gate, bias):
     """dy, dgate, dbias (dx is dout itself); dbias is empty without a bias."""
-    dy, dgate, dbias = y.new_empty(y.shape), gate.new_empty(gate.shape), _dbias(gate, bias)
+    dy, dgate, dbias = y.new_empty(*y.shape), gate.new_empty(*gate.shape), _dbias(gate, bias)
     sums = dgate, None, None, dbias
     _backward(dout, None, None, y, gate, bias, None, None, None, None, dy, sums)
     return dy, dgate, dbias
@@ -100,7 +100,7 @@ def gated_residual_backward(dout, y, gate, bias):
 
 def junction(x, y, gate, shift, scale, eps, bias, out_dtype):
     """x_new, h (B, N, D), and mean and rstd of the rows of x_new (B, N)."""
-    x_new, h = x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
+    x_new, h = x.new_empty(*x.shape), x.new_empty(*x.shape, dtype=out_dtype)
     mean, rstd = _statistics(x)
     _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd)
     return x_new, h, mean, rstd
@@ -111,7 +111,7 @@ def junction_jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_
 
     A tangent that is None is zero.
     """
-    (x_new, x_new_t), (h, h_t) = ([x.new_empty(x.shape, dtype=t) for _ in range(2)] for t in (x.dtype, out_dtype))
+    (x_new, x_new_t), (h, h_t) = ([x.new_empty(*x.shape, dtype=t) for _ in range(2)] for t in (x.dtype, out_dtype))
     mean, rstd = _statistics(x)
     tangents = x_t, y_t, gate_t, bias_t, shift_t, scale_t, x_new_t, h_t
     _jvp(eps, (x, y, gate, bias, shift, scale, x_new, h), mean, rstd, tangents)
@@ -120,7 +120,7 @@ def junction_jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_
 
 def junction_backward(dx_new, dh, x_new, y, gate, scale, bias, mean, rstd):
     """dx, dy (B, N, D), (3, B, D): dgate, dshift, dscale, and dbias (D,) or empty."""
-    dx, dy = x_new.new_empty(x_new.shape), y.new_empty(y.shape)
+    dx, dy = x_new.new_empty(*x_new.shape), y.new_empty(*y.shape)
     modulation, dbias = scale.new_empty(3, *scale.shape), _dbias(gate, bias)
     _backward(dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, (*modulation, dbias))
     return dx, dy, modulation, dbias
@@ -156,7 +156,7 @@ def _statistics(x):
 
 
 def _dbias(gate, bias):
-    return gate.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return gate.new_empty(0) if bias is None else bias.new_empty(*bias.shape)
 
 
 def _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd):
@@ -215,7 +215,7 @@ def _branch_dtype(*tensors):
 
 def _buffer_for(out, dtype):
     """Where a kernel that writes ``dtype`` writes ``out``."""
-    return out if out is None or out.dtype == dtype else out.new_empty(out.shape, dtype=dtype)
+    return out if out is None or out.dtype == dtype else out.new_empty(*out.shape, dtype=dtype)
 
 
 def _deliver(written, out):

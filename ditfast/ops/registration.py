@@ -60,14 +60,14 @@ def register_op(
         sample_dims, shared: see `vmap_rule`; without them vmap calls the operation in a loop.
     """
     sizes = Sizes(schema, rules)
-    name, guarded = sizes.op, _on_its_device(implementation)
+    name = sizes.op
     _library.define(schema)
-    for device, function in (("CPU", implementation), ("CUDA", guarded)):
+    for device, function in (("CPU", implementation), ("CUDA", _on_its_device(implementation))):
         _library.impl(name, _with_checks(sizes, function), device)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
     torch.library.register_vmap(op, vmap_rule(op, sample_dims, shared), lib=_library)
-    _implementations[op] = guarded
+    _implementations[op] = implementation
     _forms[op] = Form(name, fake, rules, sample_dims, tuple(shared))
     return op
 
@@ -83,22 +83,30 @@ def _with_checks(sizes: Sizes, function):
 def _on_its_device(implementation):
     """Make the first argument's device current, since kernels are launched on the current device."""
 
-    def guarded(x, *args):
-        if not x.is_cuda or x.get_device() == torch.cuda.current_device():
-            return implementation(x, *args)
-        with torch.cuda.device(x.device):
-            return implementation(x, *args)
+    def guarded(*args):
+        if _is_on_current_device(args[0]):
+            return implementation(*args)
+        with torch.cuda.device(args[0].device):
+            return implementation(*args)
 
     return guarded
 
 
+def _is_on_current_device(x):
+    return not x.is_cuda or x.get_device() == torch._C._cuda_getDevice()
+
+
 def call_below_autograd(op: OpOverload, *args: object) -> Any:
     """Call ``op`` without autograd."""
-    if torch.compiler.is_compiling():
-        return _call_traced(op, args)
+    return _call_traced(op, args) if torch.compiler.is_compiling() else _call_eagerly(op, args)
+
+
+def _call_eagerly(op, args):
     with torch._C._AutoDispatchBelowAutograd():
         is_seen = torch.autograd._profiler_enabled() or is_intercepted(args)
-        return _call_traced(op, args) if is_seen else _implementations[op](*args)
+        if is_seen or not _is_on_current_device(args[0]):
+            return _call_traced(op, args)
+        return _implementations[op](*args)
 
 
 def _call_traced(op, args):
@@ -119,17 +127,15 @@ def is_intercepted(args: Sequence) -> bool:
 
 def is_tracked(args: Sequence) -> bool:
     """Whether anything differentiates this call: autograd, forward-mode AD or a function transform."""
-    if forward_ad._current_level >= 0 or _is_transformed():
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return True
     if torch.is_grad_enabled():
         for a in args:
             if isinstance(a, Tensor) and a.requires_grad:
                 return True
     return False
-
-
-def _is_transformed():
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
@@ -174,10 +180,11 @@ def attach_autograd(
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
     no_jvp = no_jvp or f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'"
     in_transforms, eager = _functions(name, op, setup_context, backward, jvp, no_jvp)
+    apply = super(torch.autograd.Function, eager).apply  # which takes half the time, outside of function transforms
     names = [a.name for a in op._schema.arguments]
 
     def call(*args):
-        if may_be_dual():
+        if forward_ad._current_level >= 0 and may_be_dual():
             primals, tangents = _take_apart(name, names, args)
             if any(t is not None for t in tangents):
                 if jvp is None:
@@ -186,8 +193,11 @@ def attach_autograd(
         if torch.compiler.is_compiling():
             return _call_traced(op, args)
         if not is_tracked(args):
-            return call_below_autograd(op, *args)
-        return in_transforms.apply(*args) if _is_transformed() else _apply(eager, args)
+            return _call_eagerly(op, args)
+        if torch._C._are_functorch_transforms_active():
+            return in_transforms.apply(*args)
+        # as `apply` does: tensors that outlived their transform
+        return apply(*[_unwrap_if_dead(a) if isinstance(a, torch.Tensor) else a for a in args])
 
     _calls[op] = call
     return call
@@ -234,7 +244,7 @@ def _functions(name, op, setup_context, backward, jvp, no_jvp):
         return call_below_autograd(op, *args)
 
     def forward_with_context(ctx, *args):
-        output = call_below_autograd(op, *args)
+        output = _call_eagerly(op, args)
         setup_context(ctx, args, output)
         ctx.log = current_log()
         return output
@@ -275,10 +285,3 @@ def _functions(name, op, setup_context, backward, jvp, no_jvp):
         {"forward": staticmethod(forward_with_context), "backward": staticmethod(recorded_backward)},
     )
     return [type(name, (torch.autograd.Function,), members) for members in pair]
-
-
-def _apply(function, args):
-    """``function.apply(*args)`` outside function transforms, in half the time."""
-    # as `apply` does: tensors that outlived their transform
-    args = [_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args]
-    return super(torch.autograd.Function, function).apply(*args)

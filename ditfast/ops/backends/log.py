@@ -8,6 +8,7 @@ import torch
 from ditfast.ops.backends.per_thread import PerThread, in_force, setting
 
 _log = PerThread("log")  # dict[str, list[str]], or None if nothing is recorded
+_was_wanted = False  # whether any thread has ever recorded; most processes never do
 
 
 @contextmanager
@@ -19,12 +20,14 @@ def record() -> Iterator[dict[str, list[str]]]:
 
 def record_in(log: dict[str, list[str]]) -> AbstractContextManager[dict[str, list[str]]]:
     """Add what runs inside the ``with`` block to ``log``."""
+    global _was_wanted
+    _was_wanted = True
     return setting(_log, log)
 
 
 def current_log() -> dict[str, list[str]] | None:
     """The dict that `record` currently fills, if any."""
-    return in_force(_log)
+    return in_force(_log) if _was_wanted else None
 
 
 def note(op: str, name: str) -> None:

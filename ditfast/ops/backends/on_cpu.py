@@ -38,8 +38,8 @@ FASTER_FROM: _Table = {
 WITH_TANGENTS: _Table = {
     "x86_64_v4_bf16": {"mlp": {"fp32": 65536}},
 }
-# float32 is faster too, but breaks the numerical contract
-ONEDNN: dict[str | None, tuple[str | None, ...]] = {"x86_64_v4_bf16": ("bf16",)}
+# precision -> instruction sets; float32 is faster too, but breaks the numerical contract
+ONEDNN: dict[str | None, tuple[str | None, ...]] = {"bf16": ("x86_64_v4_bf16",)}
 # No CPU with AMX has been measured: PyTorch uses AMX for bfloat16 products and these kernels do not, so PyTorch keeps
 # these operations there.
 _OF_PRODUCTS = ("attention", "mlp", "patch_embed")
@@ -82,7 +82,8 @@ def is_below(dtype: torch.dtype, elements: dict[str, int]) -> bool:
 
 def takes_onednn(dtype: torch.dtype) -> bool:
     """Whether calling oneDNN directly beats `F.linear`, for a Linear of any size."""
-    return SHORT.get(dtype) in ONEDNN.get(isa(), ()) and not _has_amx()
+    faster = ONEDNN.get(SHORT.get(dtype))
+    return faster is not None and isa() in faster and not _has_amx()
 
 
 def _is_traced():
