@@ -71,6 +71,8 @@ def mlp(
         if not recompute or forward_ad._current_level >= 0:  # a checkpoint cannot know what tangents save
             return reference.mlp(h, w1, b1, w2, b2)
         pre = F.linear(h, w1, b1)  # (B, N, F)
+        if autocasts(h):  # once, not in forward and again in backward
+            w2, b2 = w2.to(dtype), None if b2 is None else b2.to(dtype)
         return checkpoint(_second_half, pre, w2, b2, use_reentrant=False, preserve_rng_state=False)
     is_training = is_tracked((h, w1, b1, w2, b2))
     # cast here, as autocast would, so that autograd sees it

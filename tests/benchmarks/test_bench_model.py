@@ -2,6 +2,7 @@
 
 import json
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ import torch
 from ditfast import ops
 from ditfast.models.presets import SIZES
 from harness import usage
-from harness.model import command
-from harness.model.workload import MODES, Workload
+from harness.model import command, report
+from harness.model.training import LR, make_step
+from harness.model.variants import build
+from harness.model.workload import MODES, Workload, make_inputs, make_model
 
 QUICK = ["--quick", "--variants", "eager", "ditfast", "--dtype", "fp32"]
 
@@ -44,6 +47,46 @@ def test_every_mode_is_timed_and_compared_with_all_that_is_installed(capsys, tmp
         assert case["images_per_s"] == pytest.approx(2e3 / case["ms"]["median"])
     assert all(result["ceiling"][mode]["tflops"] > 0 for mode in MODES)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_originals_dtype_is_a_baseline_of_inference(capsys, tmp_path):
+    """Its weights are the model's in float32, whose own stay as they are."""
+    command_line = ["--quick", "--variants", "eager", "eager-fp32", "ditfast", "--json", str(tmp_path / "out.json")]
+    assert command.main([*command_line, "--dtype", "bf16"]) == 0
+    assert "vs\nfp32" in report.BASES.values() and "eager-fp32, training step, skipped" in capsys.readouterr().out
+    cases = {(c["variant"], c["mode"]): c for c in json.loads((tmp_path / "out.json").read_text())["cases"]}
+    assert {m for v, m in cases if v == "eager-fp32"} == {"fwd", "guided"}
+    for mode in ("fwd", "guided"):
+        assert cases["ditfast", mode]["speedup"]["eager-fp32"] > 0
+    assert command.main([*command_line, "--dtype", "fp32", "--mode", "fwd"]) == 0
+    assert "eager-fp32, forward, skipped: eager is the same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_both_training_steps_do_the_same(dtype):
+    workload = Workload("DiT-S/8", 64, 2, dtype, 1, "cpu")
+    model, inputs = make_model(workload), make_inputs(workload)
+    start, moved = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]).float(), []
+    for variant in ("eager", "ditfast"):
+        step = make_step(variant, model, workload)
+        for _ in range(2):
+            torch.manual_seed(0)  # of the noise
+            step(*inputs)
+        masters = step.masters if variant == "eager" else step.weights.masters.values()
+        moved.append(torch.cat([value.flatten() for value in masters]))
+        assert moved[-1].dtype == torch.float32 and not torch.equal(moved[-1], start)
+    torch.testing.assert_close(*moved, rtol=0, atol=2 * 2 * LR)  # of two steps of at most the learning rate each
+    assert ((moved[0] - moved[1]).abs() < 0.2 * LR).float().mean() > 0.9
+
+
+def test_fp32_copies_leave_the_model_alone():
+    workload = Workload("DiT-S/8", 64, 2, "bf16", 1, "cpu")
+    model, (x, t, y) = make_model(workload), make_inputs(workload)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = build("eager-fp32", model)(x, t, y)
+    assert {p.dtype for p in model.parameters()} == {out.dtype} == {torch.bfloat16}
+    exact = build("eager", deepcopy(model).float())(x.float(), t, y)
+    torch.testing.assert_close(out, exact.to(torch.bfloat16), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mode", MODES)

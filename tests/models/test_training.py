@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from ditfast import use_backend
@@ -104,6 +105,37 @@ def test_autocast(kit, inputs):
         assert grad.dtype == torch.float32, name
         error = (grad - expected_grads[name]).norm() / expected_grads[name].norm()
         assert error < 0.05, name
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each of these tensors is copied in another dtype."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.times = {p.data_ptr(): 0 for p in tensors}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        if function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.times:
+            self.times[args[0].data_ptr()] += out.dtype != args[0].dtype
+        return out
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "auto", "host"])
+def test_autocast_casts_a_weight_once_in_a_step(kit, inputs, backend, recompute):
+    """Forward, what is computed again, and backward read the same copy."""
+    if backend == "host":
+        pytest.importorskip("ditfast._C")
+    model = kit.tiny(recompute_mlp=recompute)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    with use_backend(backend), Casts(weights) as casts:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(*inputs)
+        backward(out)
+    assert max(casts.times.values()) == 1
+    linears = [m.weight for block in model.blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    assert all(casts.times[w.data_ptr()] == 1 for w in linears)
 
 
 @torch.no_grad()

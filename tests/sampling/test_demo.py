@@ -266,3 +266,12 @@ def test_the_example_makes_such_a_checkpoint(example, monkeypatch, capsys, tmp_p
     assert model.config == shipped.config and model.sampling == shipped.sampling
     assert model.pos_embed.dtype == shipped.pos_embed.dtype == torch.float16
     assert torch.isfinite(model.final_layer.linear.weight).all() and model.final_layer.linear.weight.any()
+
+
+@pytest.mark.slow
+def test_compiled_steps_draw_the_same(demo):
+    """Also in a last batch of another size."""
+    demo("--batch", 32)
+    demo("--batch", 32, "--compile", "--out", "compiled", "--grid", "compiled.png")
+    drawn, compiled = images("demo").astype(int), images("compiled")
+    assert drawn.std() > 50 and np.abs(drawn - compiled).mean() < 2

@@ -14,12 +14,12 @@ from harness.model import options as command_line
 from harness.model import parity, report
 from harness.model.sampling import make_run
 from harness.model.training import make_step
-from harness.model.variants import build, why_not
+from harness.model.variants import FP32, build, why_not
 from harness.model.workload import MODES, make_inputs, make_model
 from harness.report import busy
 from harness.verdicts import is_ours, may_be_timed, passes
 
-BASES = ("eager", "compile", "compile-frozen", "diffusers")  # baselines
+BASES = ("eager", FP32, "compile", "compile-frozen", "diffusers")  # baselines
 EMPTY = ("error", "parity", "ms", "images_per_s", "tflops", "gemm_share", "peak_bytes")
 
 
@@ -38,7 +38,7 @@ class Bench:
         with busy(f"{MODES[mode]}: compute in float64"):
             truth = parity.Truth(mode, self.model, self.workload, self.inputs)
         for name in self.variants:
-            reason = why_not(name, mode)
+            reason = why_not(name, mode, self.workload.dtype)
             if reason:
                 self.notes.append(f"{name}, {MODES[mode]}, skipped: {reason}")
                 continue

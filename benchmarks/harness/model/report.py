@@ -1,13 +1,20 @@
 """The results for a model, as a table and a plot."""
 
 from harness import report
+from harness.model.variants import FP32
 from harness.model.workload import MODES
 from harness.report import OURS, THEIRS, digits, ms_text
 from harness.verdicts import is_ours
 
 PARITY = "parity\n/ budget"
 TEXTS = ("variant", PARITY)
-BASES = {"eager": "vs\neager", "compile": "vs\ncompile", "compile-frozen": "vs\nfrozen", "diffusers": "vs\ndiffusers"}
+BASES = {
+    "eager": "vs\neager",
+    FP32: "vs\nfp32",
+    "compile": "vs\ncompile",
+    "compile-frozen": "vs\nfrozen",
+    "diffusers": "vs\ndiffusers",
+}
 COLUMNS = ("variant", "ms", "10–90 %", "images/s", "TFLOP/s", "of\nGEMM", "peak\nMB", "page\nfaults", *BASES.values())
 
 
@@ -67,6 +74,7 @@ def _foot(result):
     yield f"guided step: in a DDIM run of {steps} steps, including its share of the run's one-time work;"
     yield "weights are packed once for all runs, which is not included."
     yield "training step: forward, backward, clipping, fused AdamW, weight averaging."
+    yield "eager-fp32: weights and arithmetic in float32, as the original samples; vs fp32: speed-up over it."
     yield "of GEMM: share of the library's rate on the blocks' products alone. peak: memory added by the run."
     yield "parity: error relative to float64; budget: 2x that of eager, + 2 ulp in the maximum, + 1 ulp in the norm."
     for variant, ops in result["backends"].items():

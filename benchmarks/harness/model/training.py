@@ -1,4 +1,7 @@
-"""A training step: forward, backward, clipping, fused AdamW, weight averaging."""
+"""A training step: forward, backward, clipping, fused AdamW, weight averaging.
+
+If weights are not float32, AdamW and the average use float32 master weights, as in `ditfast.train`.
+"""
 
 from copy import deepcopy
 
@@ -55,14 +58,19 @@ class _PlainStep(_Step):
 
     def start(self):
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.params]
-        self.optimizer = torch.optim.AdamW(self.params, LR, weight_decay=0, fused=True)
+        self.masters = [p.detach().float() for p in self.params]  # those themselves, if they are float32
+        self.average = [value.clone() for value in self.masters]
+        self.optimizer = torch.optim.AdamW(self.masters, LR, weight_decay=0, fused=True)
 
     def __call__(self, x, t, y):
         loss = self._backward(x, t, y)
         torch.nn.utils.clip_grad_norm_(self.params, CLIP)
+        for p, value in zip(self.params, self.masters, strict=True):
+            p.grad, value.grad = None, p.grad.float()
         self.optimizer.step()
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - DECAY)
+        torch._foreach_lerp_(self.average, self.masters, 1 - DECAY)
+        if self.params[0].dtype != torch.float32:
+            torch._foreach_copy_([p.detach() for p in self.params], self.masters)
         self.optimizer.zero_grad()
         return loss
 
@@ -71,7 +79,10 @@ class _OursStep(_Step):
     """A step as in `ditfast.train`."""
 
     def start(self):
-        self.weights = Weights(self.model, LR, 0)
+        named = dict(self.model.named_parameters())
+        is_low = any(p.dtype != torch.float32 for p in named.values())
+        masters = {name: p.detach().float() for name, p in named.items()} if is_low else None
+        self.weights = Weights(self.model, LR, 0, masters)
 
     def __call__(self, x, t, y):
         loss = self._backward(x, t, y)

@@ -1,6 +1,7 @@
 """Variants: one model, with the same weights, executed in different ways."""
 
 import importlib.util
+from copy import deepcopy
 
 import torch
 
@@ -15,18 +16,22 @@ COMPILED = {  # arguments of torch.compile
     "zentorch": {"backend": "zentorch"},
 }
 PATCHED = "ditfast+diffusers"  # diffusers' model, patched
-VARIANTS = ("eager", "compile", "compile-frozen", "diffusers", "zentorch", "ditfast", "ditfast+compile", PATCHED)
+FP32 = "eager-fp32"  # as the original samples unless told otherwise
+OTHERS = ("compile", "compile-frozen", "diffusers", "zentorch", "ditfast", "ditfast+compile", PATCHED)
+VARIANTS = ("eager", FP32, *OTHERS)
 _PACKAGES = {"diffusers": "diffusers", PATCHED: "diffusers", "zentorch": "zentorch"}
-_INFERENCE = ("compile-frozen", "diffusers", "zentorch", PATCHED)  # diffusers keeps q, k and v apart
+_INFERENCE = (FP32, "compile-frozen", "diffusers", "zentorch", PATCHED)  # diffusers keeps q, k and v apart
 
 
-def why_not(variant: str, mode: str) -> str | None:
-    """Why this machine cannot run ``variant``, or not in this mode; None if it can."""
+def why_not(variant: str, mode: str, dtype: str) -> str | None:
+    """Why this machine cannot run ``variant``, or not in this mode or dtype; None if it can."""
     package = _PACKAGES.get(variant)
     if package and importlib.util.find_spec(package) is None:
         return f"the package {package} is not installed"
     if variant in _INFERENCE and mode == "train":
         return "it is measured in inference alone"
+    if variant == FP32 and dtype == "fp32":
+        return "eager is the same"
     return why_no_compiler("compile") if variant in COMPILED or variant.endswith("+compile") else None
 
 
@@ -38,6 +43,8 @@ def build(variant: str, model):
         return torch.compile(model, fullgraph=True, dynamic=False)
     if variant in ("diffusers", PATCHED):
         return _diffusers(model, patched=variant == PATCHED)
+    if variant == FP32:
+        return _Fp32(model)
     made = make_eager(model)
     if variant == "zentorch":
         importlib.import_module("zentorch")
@@ -49,6 +56,18 @@ def make_eager(model) -> EagerDiT:
         made = EagerDiT(model)
     made.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return made
+
+
+class _Fp32(torch.nn.Module):
+    """Computes on copies of the weights in float32, also inside of autocast; input and output keep their dtype."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = make_eager(deepcopy(model).float())
+
+    def forward(self, x, t, y):
+        with torch.autocast(x.device.type, enabled=False):
+            return self.model(x.float(), t, y).to(x.dtype)
 
 
 class _Diffusers(torch.nn.Module):
