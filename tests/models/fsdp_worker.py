@@ -87,7 +87,8 @@ if __name__ == "__main__":
     for checkpointed in (False, True):
         check(rank, world, shard(build(), world, checkpointed), run)
     with use_backend("auto" if why_not_loaded() else "host"):
-        check(rank, world, shard(build(), world), run_with_tangents)
+        if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # 2.11's FSDP2 fails inside of any transform
+            check(rank, world, shard(build(), world), run_with_tangents)
         check(rank, world, DistributedDataParallel(build()), run_with_tangents)
     check_refusal(world)
     dist.destroy_process_group()
