@@ -32,8 +32,7 @@ struct QueryStatistics {
         for (int row = ptx::warp() * 8 + ptx::lane() / 4; row < kTile; row += ptx::warps() * 8) {
             float sum = 0.0f;
             for (int chunk = ptx::lane() % 4; chunk < D / 8; chunk += 4) {
-                sum += inner_product(dout_tile + row * kPitch + chunk * 16,
-                                     out_tile + row * kPitch + chunk * 16);
+                sum += inner_product(dout_tile + row * kPitch + chunk * 16, out_tile + row * kPitch + chunk * 16);
             }
             sum = quad_sum(sum);
             if (ptx::lane() % 4 != 0) continue;
@@ -72,8 +71,8 @@ struct KeyGradient {
     }
 
     // 16 queries: their rows in shared memory, and their statistics.
-    DITFAST_DEVICE void step(std::uint32_t queries, std::uint32_t douts, std::uint32_t lse_log2,
-                             std::uint32_t delta, float scale_log2) {
+    DITFAST_DEVICE void step(std::uint32_t queries, std::uint32_t douts, std::uint32_t lse_log2, std::uint32_t delta,
+                             float scale_log2) {
         float p[2][4], ds[2][4];  // (16, 16)
         multiply_rows<T, D>(p, key, queries);
         multiply_rows<T, D>(ds, value, douts);
@@ -95,8 +94,7 @@ struct KeyGradient {
         add_product<T, D>(dkey, left, queries);
     }
 
-    DITFAST_DEVICE void finish(Matrix<Bits16> dkeys, Matrix<Bits16> dvalues, int first, int tokens,
-                               float scale) const {
+    DITFAST_DEVICE void finish(Matrix<Bits16> dkeys, Matrix<Bits16> dvalues, int first, int tokens, float scale) const {
         store<T, D>(dkeys, first, tokens, dkey, {scale, scale});
         store<T, D>(dvalues, first, tokens, dvalue, {1.0f, 1.0f});
     }
@@ -112,8 +110,7 @@ struct QueryStream {
     QueryStatistics<T, D> statistics;
 
     DITFAST_DEVICE QueryStream(const AttentionBackward& call, const Head& head, int tokens)
-        : tiles{head.input<D>(call.qkv, call.problem, Part::kQuery), head.dout<D>(call), tokens,
-                ptx::shared_memory()},
+        : tiles{head.input<D>(call.qkv, call.problem, Part::kQuery), head.dout<D>(call), tokens, ptx::shared_memory()},
           statistics{head.output<D>(static_cast<const Bits16*>(call.out), call.problem),
                      head.vector(call.lse, call.problem), tokens,
                      tiles.ring + ring_bytes(tokens) + first_out_bytes(tokens)} {}
@@ -168,8 +165,7 @@ DITFAST_DEVICE void backward_dkdv(const AttentionBackward& call, const RowGroups
         const int first = group + groups.warp_offset();
         KeyGradient<T, D> rows;
         const Head head(p, blocks_per_head);
-        rows.start(head.input<D>(call.qkv, p, Part::kKey), head.input<D>(call.qkv, p, Part::kValue), first,
-                   tokens);
+        rows.start(head.input<D>(call.qkv, p, Part::kKey), head.input<D>(call.qkv, p, Part::kValue), first, tokens);
 #pragma unroll 1
         for (int tile = 0; tile < tile_count(tokens); ++tile) {
             if (groups.is_first(group)) stream.advance(tile);
@@ -177,15 +173,13 @@ DITFAST_DEVICE void backward_dkdv(const AttentionBackward& call, const RowGroups
             const int slot = stream.tiles.slot(tile);
 #pragma unroll 1
             for (int row = 0; row < kTile; row += 16) {
-                rows.step(stream.tiles.first_tile(tile) + row * kPitch,
-                          stream.tiles.second_tile(tile) + row * kPitch,
+                rows.step(stream.tiles.first_tile(tile) + row * kPitch, stream.tiles.second_tile(tile) + row * kPitch,
                           stream.statistics.lse_log2(slot) + row * 4, stream.statistics.delta(slot) + row * 4,
                           p.scale * kLog2E);
             }
         }
         const Head again(p, blocks_per_head);
-        rows.finish(again.gradient<D>(call, Part::kKey), again.gradient<D>(call, Part::kValue), first, tokens,
-                    p.scale);
+        rows.finish(again.gradient<D>(call, Part::kKey), again.gradient<D>(call, Part::kValue), first, tokens, p.scale);
     }
 }
 

@@ -19,8 +19,8 @@ struct QueryGradient {
     float lse_log2[2];  // for each of the lane's rows
     float delta[2];
 
-    DITFAST_DEVICE void start(Matrix<const Bits16> queries, Matrix<const Bits16> douts,
-                              Matrix<const Bits16> outs, const float* lse, int first, int tokens) {
+    DITFAST_DEVICE void start(Matrix<const Bits16> queries, Matrix<const Bits16> douts, Matrix<const Bits16> outs,
+                              const float* lse, int first, int tokens) {
         load(query, queries, first, tokens);
         load(dout, douts, first, tokens);
         LeftOperand<D> out;
@@ -117,8 +117,8 @@ DITFAST_DEVICE void backward_dq(const AttentionBackward& call, const RowGroups& 
     const int tokens = groups.tokens, blocks_per_head = 2 * groups.parts;
     const TileStream<D> stream = [&] {
         const Head head(p, blocks_per_head);
-        return TileStream<D>{head.input<D>(call.qkv, p, Part::kKey), head.input<D>(call.qkv, p, Part::kValue),
-                             tokens, ptx::shared_memory()};
+        return TileStream<D>{head.input<D>(call.qkv, p, Part::kKey), head.input<D>(call.qkv, p, Part::kValue), tokens,
+                             ptx::shared_memory()};
     }();
     stream.start();
     for (int group = groups.begin(); group < tokens; group += groups.step()) {
@@ -126,8 +126,7 @@ DITFAST_DEVICE void backward_dq(const AttentionBackward& call, const RowGroups& 
         QueryGradient<T, D> rows;
         const Head head(p, blocks_per_head);
         rows.start(head.input<D>(call.qkv, p, Part::kQuery), head.dout<D>(call),
-                   head.output<D>(static_cast<const Bits16*>(call.out), p), head.vector(call.lse, p), first,
-                   tokens);
+                   head.output<D>(static_cast<const Bits16*>(call.out), p), head.vector(call.lse, p), first, tokens);
 #pragma unroll 1
         for (int tile = 0; tile < tile_count(tokens); ++tile) {
             if (groups.is_first(group)) stream.advance(tile);

@@ -86,8 +86,7 @@ const void* backward_function(std::int64_t head_dim) {
 
 Kernel select_forward(const AttentionProblem& p) {
     const bool bf16 = p.dtype == DType::kBFloat16;
-    return {"attention_forward",
-            bf16 ? forward_function<BFloat16>(p.head_dim) : forward_function<Float16>(p.head_dim),
+    return {"attention_forward", bf16 ? forward_function<BFloat16>(p.head_dim) : forward_function<Float16>(p.head_dim),
             forward_shared_bytes(kTile * kResidentTiles)};
 }
 
@@ -126,23 +125,21 @@ std::string cuda_attention_supported(int device) {
 void attention_forward_cuda(const AttentionForward& call, int device, std::uintptr_t stream) {
     if (call.problem.empty()) return;
     const DeviceGuard guard(device);
-    launch(select_forward(call.problem), call, plan_forward(call.problem, multiprocessors(device)), device,
-           stream);
+    launch(select_forward(call.problem), call, plan_forward(call.problem, multiprocessors(device)), device, stream);
 }
 
 void attention_backward_cuda(const AttentionBackward& call, int device, std::uintptr_t stream) {
     if (call.problem.empty()) return;
     const DeviceGuard guard(device);
-    launch(select_backward(call.problem), call, plan_backward(call.problem, multiprocessors(device)), device,
-           stream);
+    launch(select_backward(call.problem), call, plan_backward(call.problem, multiprocessors(device)), device, stream);
 }
 
-void attention_probe(const std::uint16_t* matrices, const std::uint16_t* operands, std::uint16_t* out,
-                     int device, std::uintptr_t stream) {
+void attention_probe(const std::uint16_t* matrices, const std::uint16_t* operands, std::uint16_t* out, int device,
+                     std::uintptr_t stream) {
     const DeviceGuard guard(device);
     void* arguments[] = {&matrices, &operands, &out};
-    require(cudaLaunchKernel(reinterpret_cast<const void*>(probe_layouts), dim3(1), dim3(32), arguments,
-                             32 * 16, reinterpret_cast<cudaStream_t>(stream)),
+    require(cudaLaunchKernel(reinterpret_cast<const void*>(probe_layouts), dim3(1), dim3(32), arguments, 32 * 16,
+                             reinterpret_cast<cudaStream_t>(stream)),
             "probe_layouts");
 }
 

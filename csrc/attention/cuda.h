@@ -18,7 +18,7 @@ void attention_forward_cuda(const AttentionForward& call, int device, std::uintp
 void attention_backward_cuda(const AttentionBackward& call, int device, std::uintptr_t stream);
 
 // This GPU's layouts of mma and ldmatrix; see probe.cuh.
-void attention_probe(const std::uint16_t* matrices, const std::uint16_t* operands, std::uint16_t* out,
-                     int device, std::uintptr_t stream);
+void attention_probe(const std::uint16_t* matrices, const std::uint16_t* operands, std::uint16_t* out, int device,
+                     std::uintptr_t stream);
 
 }  // namespace ditfast

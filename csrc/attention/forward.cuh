@@ -100,8 +100,8 @@ attention_forward(AttentionForward call, int parts) {
     const RowGroups groups{ptx::block() % parts, parts, tokens};
     const TileStream<D> stream = [&] {
         const Head head(p, parts);
-        return TileStream<D>{head.input<D>(call.qkv, p, Part::kKey), head.input<D>(call.qkv, p, Part::kValue),
-                             tokens, ptx::shared_memory()};
+        return TileStream<D>{head.input<D>(call.qkv, p, Part::kKey), head.input<D>(call.qkv, p, Part::kValue), tokens,
+                             ptx::shared_memory()};
     }();
     stream.start();
     for (int group = groups.begin(); group < tokens; group += groups.step()) {
@@ -112,12 +112,11 @@ attention_forward(AttentionForward call, int parts) {
         for (int tile = 0; tile < tile_count(tokens); ++tile) {
             if (groups.is_first(group)) stream.advance(tile);
             if (first >= tokens) continue;
-            rows.step(stream.first_tile(tile), stream.second_tile(tile), tokens - tile * kTile,
-                      p.scale * kLog2E);
+            rows.step(stream.first_tile(tile), stream.second_tile(tile), tokens - tile * kTile, p.scale * kLog2E);
         }
         const Head head(p, parts);
-        rows.finish(head.output<D>(static_cast<Bits16*>(call.out), p), head.vector(call.lse, p), first,
-                    tokens, p.scale);
+        rows.finish(head.output<D>(static_cast<Bits16*>(call.out), p), head.vector(call.lse, p), first, tokens,
+                    p.scale);
     }
 }
 

@@ -69,8 +69,7 @@ DITFAST_DEVICE void multiply_rows(float (&c)[2][4], const LeftOperand<D>& a, std
 #pragma unroll
     for (int i = 0; i < 4; ++i) c[0][i] = c[1][i] = 0.0f;
     // Order of matrices: rows 0..7, columns 0..7 and 8..15, then rows 8..15.
-    const std::uint32_t rows =
-        b + (ptx::lane() / 16 * 8 + ptx::lane() % 8) * kPitch + ptx::lane() / 8 % 2 * 16;
+    const std::uint32_t rows = b + (ptx::lane() / 16 * 8 + ptx::lane() % 8) * kPitch + ptx::lane() / 8 % 2 * 16;
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
         std::uint32_t m[4];

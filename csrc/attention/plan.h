@@ -38,9 +38,7 @@ DITFAST_HOST_DEVICE constexpr int slot_count(int tokens) {
 DITFAST_HOST_DEVICE constexpr int ring_bytes(int tokens) { return slot_count(tokens) * 2 * kTileBytes; }
 
 // The first tile of out occupies the stream's third slot, or follows the two slots if there are only two.
-DITFAST_HOST_DEVICE constexpr int first_out_bytes(int tokens) {
-    return slot_count(tokens) < 3 ? kTileBytes : 0;
-}
+DITFAST_HOST_DEVICE constexpr int first_out_bytes(int tokens) { return slot_count(tokens) < 3 ? kTileBytes : 0; }
 
 constexpr int forward_shared_bytes(int tokens) { return ring_bytes(tokens); }
 
@@ -66,8 +64,7 @@ struct Plan {
 
 // `roles` blocks do different work on the same rows. If tiles stay resident, one block takes all rows of a
 // head, unless that leaves multiprocessors idle; otherwise it takes as many as its warps hold.
-inline Plan make_plan(const AttentionProblem& p, int warps, int roles, int shared_bytes,
-                      int multiprocessors) {
+inline Plan make_plan(const AttentionProblem& p, int warps, int roles, int shared_bytes, int multiprocessors) {
     const int tokens = static_cast<int>(p.tokens);
     const std::int64_t groups = (tokens - 1) / (kWarpRows * warps) + 1;
     const std::int64_t heads = p.batch * p.heads * roles;
@@ -85,8 +82,8 @@ inline int forward_warps(const AttentionProblem& p, int multiprocessors) {
 }
 
 inline Plan plan_forward(const AttentionProblem& p, int multiprocessors) {
-    return make_plan(p, forward_warps(p, multiprocessors), 1,
-                     forward_shared_bytes(static_cast<int>(p.tokens)), multiprocessors);
+    return make_plan(p, forward_warps(p, multiprocessors), 1, forward_shared_bytes(static_cast<int>(p.tokens)),
+                     multiprocessors);
 }
 
 inline Plan plan_backward(const AttentionProblem& p, int multiprocessors) {

@@ -102,13 +102,11 @@ DITFAST_DEVICE void store_shared_float(std::uint32_t to, float value) {
 // Asynchronous copies from global to shared memory; bytes not read are written as zeros.
 
 DITFAST_DEVICE void copy_16_bytes(std::uint32_t to, const void* from, bool read) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read ? 16 : 0)
-                 : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read ? 16 : 0) : "memory");
 }
 
 DITFAST_DEVICE void copy_4_bytes(std::uint32_t to, const void* from, bool read) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(read ? 4 : 0)
-                 : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(read ? 4 : 0) : "memory");
 }
 
 DITFAST_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -128,9 +126,7 @@ DITFAST_DEVICE void load_matrices(std::uint32_t (&m)[4], std::uint32_t row) {
 }
 
 DITFAST_DEVICE void load_matrices(std::uint32_t (&m)[2], std::uint32_t row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(m[0]), "=r"(m[1])
-                 : "r"(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(m[0]), "=r"(m[1]) : "r"(row));
 }
 
 DITFAST_DEVICE void load_transposed(std::uint32_t (&m)[4], std::uint32_t row) {
@@ -140,9 +136,7 @@ DITFAST_DEVICE void load_transposed(std::uint32_t (&m)[4], std::uint32_t row) {
 }
 
 DITFAST_DEVICE void load_transposed(std::uint32_t (&m)[2], std::uint32_t row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(m[0]), "=r"(m[1])
-                 : "r"(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(m[0]), "=r"(m[1]) : "r"(row));
 }
 
 // c (16, 8) += a (16, 16 or 8) b (16 or 8, 8), products and sums in fp32.

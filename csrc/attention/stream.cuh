@@ -88,9 +88,7 @@ struct TileStream {
     int tokens;
     std::uint32_t ring;
 
-    DITFAST_DEVICE int slot(int tile) const {
-        return tile_count(tokens) <= kResidentTiles ? tile : tile % kRingTiles;
-    }
+    DITFAST_DEVICE int slot(int tile) const { return tile_count(tokens) <= kResidentTiles ? tile : tile % kRingTiles; }
     DITFAST_DEVICE std::uint32_t first_tile(int tile) const { return ring + slot(tile) * 2 * kTileBytes; }
     DITFAST_DEVICE std::uint32_t second_tile(int tile) const { return first_tile(tile) + kTileBytes; }
 

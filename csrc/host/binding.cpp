@@ -61,8 +61,7 @@ void gelu_jvp_(int type, std::int64_t elements, Address pre, Address pre_t, Addr
 void rows_forward_(int stream, int branch, std::tuple<std::int64_t, std::int64_t, std::int64_t> shape, float eps,
                    const TokensArgument& x, const TokensArgument& y, const VectorsArgument& gate,
                    const VectorsArgument& bias, const VectorsArgument& shift, const VectorsArgument& scale,
-                   const TokensArgument& x_new, const TokensArgument& h, Address mean, Address rstd,
-                   int threads) {
+                   const TokensArgument& x_new, const TokensArgument& h, Address mean, Address rstd, int threads) {
     const RowsForward call{
         rows_problem(stream, branch, shape),
         eps,
@@ -145,8 +144,7 @@ using Two = std::tuple<std::int64_t, std::int64_t>;
 using Five = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 using Four = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
-Patches patches(int element_size, Five size,
-                bool channels_last, Address image, Four image_strides, Address tokens,
+Patches patches(int element_size, Five size, bool channels_last, Address image, Four image_strides, Address tokens,
                 Two token_strides) {
     const auto [batch, channels, grid_h, grid_w, patch] = size;
     const auto [image_b, image_c, image_h, image_w] = image_strides;
@@ -155,15 +153,12 @@ Patches patches(int element_size, Five size,
             image_b,      image_c, image_h,  image_w, pointer(tokens), tokens_b, tokens_n};
 }
 
-void patchify_(int element_size, Five size,
-               bool channels_last, Address image, Four image_strides, Address tokens_,
+void patchify_(int element_size, Five size, bool channels_last, Address image, Four image_strides, Address tokens_,
                Two token_strides, int threads) {
     patchify(patches(element_size, size, channels_last, image, image_strides, tokens_, token_strides), threads);
 }
 
-void unpatchify_(int element_size,
-                 Five size,
-                 bool channels_last, Address image, Four image_strides, Address tokens_,
+void unpatchify_(int element_size, Five size, bool channels_last, Address image, Four image_strides, Address tokens_,
                  Two token_strides, int threads) {
     unpatchify(patches(element_size, size, channels_last, image, image_strides, tokens_, token_strides), threads);
 }
@@ -181,14 +176,16 @@ void bind(py::module_& m) {
     m.def("gelu_backward", without_gil(gelu_backward_), "dtype, M, F, pre, act or 0, dact, dbias, threads");
     m.def("gelu_jvp", without_gil(gelu_jvp_), "dtype, M * F, pre, pre_t, act, act_t, threads");
     const char* const patch_arguments =
-        "bytes of an element, (B, C, gh, gw, p), channels_last, image, its strides, tokens, (stride_b, stride_n), threads";
+        "bytes of an element, (B, C, gh, gw, p), channels_last, image, its strides, tokens, (stride_b, stride_n), "
+        "threads";
     m.def("patchify", without_gil(patchify_), patch_arguments);
     m.def("unpatchify", without_gil(unpatchify_), patch_arguments);
     m.def("rows_forward", without_gil(rows_forward_),
           "stream, branch, (B, N, D), eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd, threads");
-    m.def("rows_jvp", without_gil(rows_jvp_),
-          "stream, branch, (B, N, D), eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd, the tangents x_t, y_t, "
-          "gate_t, bias_t, shift_t, scale_t, x_new_t, h_t, threads");
+    m.def(
+        "rows_jvp", without_gil(rows_jvp_),
+        "stream, branch, (B, N, D), eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd, the tangents x_t, y_t, "
+        "gate_t, bias_t, shift_t, scale_t, x_new_t, h_t, threads");
     m.def("rows_backward", without_gil(rows_backward_),
           "stream, branch, (B, N, D), dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, dgate, dshift, "
           "dscale, dbias, threads");

@@ -11,11 +11,11 @@ void move_row(const Patches& call, std::int64_t b, std::int64_t y) {
     const std::int64_t p = call.patch, step = call.channels_last ? call.channels : 1;  // from a pixel to the next
     for (std::int64_t c = 0; c < call.channels; ++c) {
         for (std::int64_t ph = 0; ph < p; ++ph) {
-            Element* pixel = static_cast<Element*>(call.image) + b * call.image_b + c * call.image_c +
-                             (y * p + ph) * call.image_h;
+            Element* pixel =
+                static_cast<Element*>(call.image) + b * call.image_b + c * call.image_c + (y * p + ph) * call.image_h;
             const std::int64_t place = call.channels_last ? ph * p * call.channels + c : (c * p + ph) * p;
-            Element* token = static_cast<Element*>(call.tokens) + b * call.tokens_b +
-                             y * call.grid_w * call.tokens_n + place;
+            Element* token =
+                static_cast<Element*>(call.tokens) + b * call.tokens_b + y * call.grid_w * call.tokens_n + place;
             for (std::int64_t x = 0; x < call.grid_w; ++x, token += call.tokens_n) {
                 for (std::int64_t pw = 0; pw < p; ++pw, pixel += call.image_w) {
                     if (kToTokens) {

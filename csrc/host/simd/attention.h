@@ -61,8 +61,8 @@ class Scratch {
 
 // to = before(place, column) + a b, a panel: `before` is asked for each vector, at its place in there.
 template <class W, class Before>
-inline void multiply_panel(std::int64_t piece, Words a, const float* b, std::int64_t rows, std::int64_t inner, float* to,
-                           const Before& before) {
+inline void multiply_panel(std::int64_t piece, Words a, const float* b, std::int64_t rows, std::int64_t inner,
+                           float* to, const Before& before) {
     const auto finish = [&](std::int64_t row, auto& c, std::int64_t first_word) {
         for (auto& line : c) {
             for (int j = 0; j < kColumns; ++j) {
@@ -104,17 +104,15 @@ template <class T>
 inline void add_values(Words values, const float* weights, std::int64_t keys, std::int64_t dim, bool is_first,
                        const Vec (&correction)[kColumns], float* out) {
     using W = typename WordsOf<T>::type;
-    multiply_panel<W>(kPiece<T>, values, weights, dim, words(keys, W::kNumbers), out, [&](std::int64_t at, int j) {
-        return is_first ? Vec{} : load(out + at) * correction[j];
-    });
+    multiply_panel<W>(kPiece<T>, values, weights, dim, words(keys, W::kNumbers), out,
+                      [&](std::int64_t at, int j) { return is_first ? Vec{} : load(out + at) * correction[j]; });
 }
 
 template <class F>
 inline void for_each_head(const AttentionProblem& p, int threads, std::int64_t scratch_floats, const F& body) {
     if (p.batch == 0 || p.tokens == 0 || p.heads == 0) return;
-    parallel(p.batch * p.heads, threads, scratch_floats, [&](std::int64_t task, float* memory) {
-        body(task / p.heads, task % p.heads, memory);
-    });
+    parallel(p.batch * p.heads, threads, scratch_floats,
+             [&](std::int64_t task, float* memory) { body(task / p.heads, task % p.heads, memory); });
 }
 
 }  // namespace ditfast::host::DITFAST_ISA

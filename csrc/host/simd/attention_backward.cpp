@@ -22,10 +22,10 @@ struct Head {
     float scale;
     Words k, v;
     float *copied_k, *copied_v, *q_columns, *k_columns, *dout_columns;
-    float *lse, *delta;                                   // per query, padded to whole panels
-    float *q_panel, *dout_panel;                          // of the panel at hand
-    float *weights, *dlogits, *dlogits_along_keys;        // [key][query] of a block; words along queries, along keys
-    float *dq, *dk, *dv, *dout_rows;                      // dq: [panel][c][query]
+    float *lse, *delta;                             // per query, padded to whole panels
+    float *q_panel, *dout_panel;                    // of the panel at hand
+    float *weights, *dlogits, *dlogits_along_keys;  // [key][query] of a block; words along queries, along keys
+    float *dq, *dk, *dv, *dout_rows;                // dq: [panel][c][query]
     float *dq_sums, *dout_sums;
 
     Head(const AttentionProblem& p, Scratch& scratch)
@@ -294,9 +294,8 @@ void backward(const AttentionBackward& call, int threads) {
     Scratch measure(nullptr);
     const Head<T> sizes(call.problem, measure);
     clear_sums_over_nothing(call);
-    for_each_head(call.problem, threads, measure.used(), [&](std::int64_t b, std::int64_t h, float* memory) {
-        backward_head<T>(call, b, h, memory);
-    });
+    for_each_head(call.problem, threads, measure.used(),
+                  [&](std::int64_t b, std::int64_t h, float* memory) { backward_head<T>(call, b, h, memory); });
 }
 
 }  // namespace

@@ -230,9 +230,8 @@ template <class T>
 void jvp(const AttentionJvp& call, int threads) {
     Scratch measure(nullptr);
     const Head<T> sizes(call.forward.problem, measure);
-    for_each_head(call.forward.problem, threads, measure.used(), [&](std::int64_t b, std::int64_t h, float* memory) {
-        jvp_head<T>(call, b, h, memory);
-    });
+    for_each_head(call.forward.problem, threads, measure.used(),
+                  [&](std::int64_t b, std::int64_t h, float* memory) { jvp_head<T>(call, b, h, memory); });
 }
 
 }  // namespace

@@ -29,7 +29,8 @@ inline Vec row_words(const T* row, std::int64_t d, std::int64_t first, Extent ex
         const std::int64_t numbers = d - 2 * first;
         if (numbers >= 2 * kLanes) return read_as<Vec>(row + 2 * first);
         // an odd last number has a word of its own, whose other half is zero
-        const Vec pairs = numbers > 1 ? read_part(reinterpret_cast<const float*>(row) + first, Part{numbers / 2}) : Vec{};
+        const Vec pairs =
+            numbers > 1 ? read_part(reinterpret_cast<const float*>(row) + first, Part{numbers / 2}) : Vec{};
         if (numbers % 2 == 0) return pairs;
         Bits all = bits_of(pairs);
         all[numbers / 2] = row[d - 1].bits;

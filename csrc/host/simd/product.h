@@ -9,7 +9,7 @@
 namespace ditfast::host::DITFAST_ISA {
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kColumns = 4;     // vectors of a panel: 32 registers hold 6 rows of them
+constexpr int kColumns = 4;      // vectors of a panel: 32 registers hold 6 rows of them
 constexpr int kMostColumns = 5;  // of a product with few rows at once
 #else
 constexpr int kColumns = 2;
@@ -68,8 +68,8 @@ struct Words {
 };
 
 template <class W, int kRows, int kCols>
-inline __attribute__((always_inline)) void multiply(Words a, const float* b, std::int64_t stride_b,
-                                                    std::int64_t inner, Vec (&c)[kRows][kCols]) {
+inline __attribute__((always_inline)) void multiply(Words a, const float* b, std::int64_t stride_b, std::int64_t inner,
+                                                    Vec (&c)[kRows][kCols]) {
     for (auto& row : c) {
         for (Vec& x : row) x = Vec{};
     }
@@ -112,8 +112,8 @@ inline void multiply_rows(Words a, const float* b, std::int64_t stride_b, std::i
     }
 }
 
-// The same with the sum in pieces of so many words, which finish(row, c, first) adds up, the piece from word `first` on:
-// what rounding costs a sum grows with the terms that one register takes.
+// The same with the sum in pieces of so many words, which finish(row, c, first) adds up, the piece from word `first`
+// on: what rounding costs a sum grows with the terms that one register takes.
 template <class W, int kRows, int kCols, class Finish>
 inline void multiply_in_pieces(std::int64_t piece, Words a, const float* b, std::int64_t stride_b, std::int64_t rows,
                                std::int64_t inner, const Finish& finish) {

@@ -86,9 +86,7 @@ void finish(const RowsBackward& call, const float* partial, std::int64_t chunks,
     const RowsProblem& p = call.problem;
     const std::int64_t stride = padded(p.dim), row = kSums * stride;
     const auto write = [&](const Vectors& to, std::int64_t b, std::int64_t i, Vec x, auto extent) {
-        with_type(to.dtype, [&](auto zero) {
-            store(reinterpret_cast<decltype(zero)*>(row_of(to, b)) + i, x, extent);
-        });
+        with_type(to.dtype, [&](auto zero) { store(reinterpret_cast<decltype(zero)*>(row_of(to, b)) + i, x, extent); });
     };
     for_each_vector(columns, [&](std::int64_t offset, auto extent) {
         const std::int64_t i = first + offset;

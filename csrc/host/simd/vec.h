@@ -280,9 +280,7 @@ inline void with_type(DType dtype, const F& f) {
 inline void widen_row(const void* from, DType dtype, std::int64_t n, float* to) {
     with_type(dtype, [&](auto zero) {
         const auto* typed = static_cast<const decltype(zero)*>(from);
-        for_each_vector(n, [&](std::int64_t i, auto extent) {
-            store(to + i, from ? load(typed + i, extent) : Vec{});
-        });
+        for_each_vector(n, [&](std::int64_t i, auto extent) { store(to + i, from ? load(typed + i, extent) : Vec{}); });
     });
 }
 
