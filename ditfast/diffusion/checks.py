@@ -58,6 +58,6 @@ def model_output(output: object, x: torch.Tensor, learned_variance: bool) -> Non
 
 def sample_shape(value: object) -> None:
     """Check that ``value`` is (B, C, …), non-negative integers."""
-    sizes = value if isinstance(value, tuple | list) else ()
+    sizes = value if isinstance(value, (tuple, list)) else ()
     if len(sizes) < 2 or not all(isinstance(each, Integral) and int(each) >= 0 for each in sizes):
         raise ValueError(f"shape must be (B, C, …), non-negative integers, got {value!r}")

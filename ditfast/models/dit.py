@@ -266,7 +266,7 @@ class DiT(nn.Module):
 
     def _wanted_blocks(self, return_hidden):
         """``return_hidden`` as a list of integers."""
-        if not isinstance(return_hidden, list | tuple | range | None):
+        if not isinstance(return_hidden, (list, tuple, range, type(None))):
             raise TypeError(f"return_hidden must be a list of blocks, got {type(return_hidden).__name__}")
         wanted = [int(i) if isinstance(i, Tensor) else i for i in return_hidden or ()]  # exporters pass tensors
         for i in wanted:

@@ -107,7 +107,8 @@ def _check_tokens(tokens, patch_size, grid):
 
 
 def _is_grid(grid):
-    return isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(g, int) and g > 0 for g in grid)
+    # torch 2.7 does not trace isinstance of a union
+    return isinstance(grid, (tuple, list)) and len(grid) == 2 and all(isinstance(g, int) and g > 0 for g in grid)
 
 
 def run_patchify(x: Tensor, patch_size: int, channels_last: bool, backend: str) -> Tensor:
