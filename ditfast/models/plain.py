@@ -1,7 +1,7 @@
 """Whether a fusion may replace a call of a submodule."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn as nn
@@ -90,10 +90,9 @@ def are_plain(modules: dict[str, nn.Module], kinds: dict[str, type[nn.Module]]) 
 
 def is_bare_layer_norm(module: nn.Module) -> bool:
     """Whether ``module`` is a plain LayerNorm over the last dimension without parameters, as in adaLN."""
-    if not is_plain(module, nn.LayerNorm) or len(module.normalized_shape) != 1:
-        return False
     own = module._parameters
-    return own.get("weight", module) is None and own.get("bias", module) is None
+    has_none = own.get("weight", module) is None and own.get("bias", module) is None
+    return is_plain(module, nn.LayerNorm) and has_none and len(cast(nn.LayerNorm, module).normalized_shape) == 1
 
 
 def is_known(module: nn.Module) -> bool:
