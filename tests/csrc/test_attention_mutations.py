@@ -35,7 +35,11 @@ MUTATIONS = {
     "wrong fragment of the weights": ("fragment", "c[i / 2][i % 2 * 2],", "c[i % 2][i / 2 * 2],"),
     "last 8 columns dropped": ("fragment", "ptx::mma<T>(c[1], a.k8, m[1]);", ""),
     "stored to a neighbour's place": ("fragment", "8 * (n + odd) - 2 * odd", "8 * (n + odd)"),
-    "neighbouring head read": ("stream", "heads + h) * D", "heads + (h ^ 1)) * D"),
+    "neighbouring head read": (
+        "stream",
+        "const int column = (static_cast<int>(part) * heads + h)",
+        "const int column = (static_cast<int>(part) * heads + (h ^ 1))",
+    ),
     "stride of dout ignored": ("stream", "static_cast<int>(call.dout_stride_n)", "heads * D"),
     "old weights not brought in line": ("forward", "sum[half] *= correction;", ""),
     "lse to the wrong base": ("forward", "ptx::log(total)", "ptx::log(total) * kLog2E"),
@@ -79,8 +83,8 @@ def test_mutation_is_caught(name, tmp_path):
     shutil.copytree(emulation.CSRC, csrc)
     source = csrc / "attention" / f"{file}.cuh"
     before = source.read_text()
-    assert text in before
-    source.write_text(before.replace(text, replacement, 1))
+    assert before.count(text) == 1
+    source.write_text(before.replace(text, replacement))
     mutant = emulation.Emulator(emulation.compile_emulator(csrc, options=QUICK))
     with pytest.raises((AssertionError, RuntimeError)):
         check(mutant)
