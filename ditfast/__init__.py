@@ -1,5 +1,7 @@
 """Diffusion Transformers on fused kernels. Importing this costs nothing: each name is loaded on first use."""
 
+import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
@@ -60,6 +62,13 @@ _HOME = {
 _SUBMODULES = ("checkpoints", "diffusion", "flow", "kernels", "models", "ops")
 
 __all__ = ["__version__", *_HOME, *_SUBMODULES]
+
+
+if find_spec("ditfast.kernels") is None:  # setup.py maps kernels/ there
+    raise ImportError(
+        f"ditfast is imported from its sources in {os.path.dirname(__path__[0])}, which hide an installed package: "
+        "run Python in another directory, or install with pip install -e ."
+    )
 
 
 def __getattr__(name: str) -> object:

@@ -1,12 +1,17 @@
 """`import ditfast` is free, and its names are loaded on first use."""
 
 import ast
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from fresh_interpreter import loaded_by
 
 import ditfast
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_importing_the_package_loads_nothing_else():
@@ -37,7 +42,7 @@ def test_public_names_are_those_of_their_home():
 
 def test_type_checkers_see_the_lazy_names():
     tree = ast.parse(Path(ditfast.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING")
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     seen = {alias.asname: node.module for node in imports for alias in node.names}
     assert all(alias.asname == alias.name for node in imports for alias in node.names)
@@ -62,3 +67,12 @@ def test_a_sampling_command_on_a_cpu_needs_no_triton(tmp_path):
     code = "from ditfast.sample import main; real, sys.stdout = sys.stdout, sys.stderr; "
     code += f"main(['--demo', '--steps', '2', '--out', '{out}', '--grid', '{grid}']); sys.stdout = real"
     assert not loaded_by(code) & {"triton", "sympy"}
+
+
+def test_sources_that_hide_an_installation_are_named(tmp_path):
+    shutil.copytree(
+        ROOT / "ditfast", tmp_path / "ditfast", ignore=shutil.ignore_patterns("__pycache__", "assets", "*.so")
+    )
+    command = [sys.executable, "-S", "-c", "import ditfast"]  # -S: no site-packages
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and f"from its sources in {tmp_path}, which hide" in done.stderr

@@ -61,7 +61,8 @@ def tokens(name: str, x: Any) -> torch.Size:
 def modulation(name: str, value: Any, shape: torch.Size, device: torch.device) -> None:
     """Require (B, D), one row per sample of tokens (B, N, D), or (B, N, D), one row per token."""
     if isinstance(value, Tensor) and value.dim() == 3:
-        tensor(name, value, "(B, N, D)", shape, device)
+        rule = "(B, N, D)" if value.shape == shape else f"(B, D) = {(shape[0], shape[2])} or (B, N, D)"
+        tensor(name, value, rule, shape, device)
     else:
         tensor(name, value, "(B, D)", (shape[0], shape[2]), device)
 

@@ -91,6 +91,9 @@ def _check(h, w1, b1, w2, b2):
     d_out = checks.weight("w2", w2, "(D_out, F)", width, device)
     if b2 is not None:
         checks.tensor("b2", b2, "(D_out,)", (d_out,), device)
+    for name, t in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
+        if t is not None and t.dtype != h.dtype and not autocasts(h):
+            raise TypeError(f"{name} must have the dtype of h, {h.dtype}, outside autocast, got {t.dtype}")
 
 
 def _second_half(pre, w2, b2):
@@ -98,12 +101,7 @@ def _second_half(pre, w2, b2):
 
 
 def _unsupported(h, *weights):
-    reason = why_not_dtype(h, *weights)
-    if reason is not None:
-        return reason
-    if not autocasts(h) and any(t is not None and t.dtype != h.dtype for t in weights):
-        return "outside autocast the kernels need h, weights and biases in one dtype"
-    return None
+    return why_not_dtype(h, *weights)
 
 
 def _inference(h, w1, b1, w2, b2, backend):

@@ -56,7 +56,7 @@ def verify(
     """Check every kernel on this machine now, ignoring the cache, and cache the results.
 
     Args:
-        device: a device or its name; None for the current CUDA device.
+        device: a device or its name; None for the current CUDA device, or the CPU if there is none.
         hidden_sizes: D of each model of interest.
         precisions: any of "bf16", "autocast", "fp16", "fp32".
         progress: called with each result as it arrives.
