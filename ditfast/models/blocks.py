@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ditfast import ops
 from ditfast.models.carry import Carry, as_tokens, junction, modulation, set_pending, split_rows, start_carry
+from ditfast.models.linears import call_linears
 from ditfast.models.plain import (
     are_plain,
     has_original_forward,
@@ -72,7 +73,7 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
-        return self.proj_drop(self.proj(self._attend(x, backends)))
+        return self.proj_drop(call_linears(self.proj, self._attend(x, backends)))
 
     def forward_without_bias(self, x: Tensor, backends: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
         """Return (output without the bias of ``proj``, that bias, or None if already added)."""
@@ -95,7 +96,7 @@ class Attention(nn.Module):
                 weight, bias = parameter(qkv, "weight"), parameter(qkv, "bias")
                 return ops.qkv_attention(x, weight, bias, self.num_heads, self.scale, backend=backends)
             return ops.attention(qkv(x), self.num_heads, self.scale, backend=backends)
-        qkv = qkv(x)  # (B, N, 3*D)
+        qkv = call_linears(qkv, x)  # (B, N, 3*D)
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
         q, k, v = qkv.unbind(0)
         q, k = q_norm(q), k_norm(k)
@@ -131,7 +132,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
         weights = self._weights()
         if weights is None:
-            return self.fc2(self.act(self.fc1(x)))
+            return call_linears(self.fc2, self.act(call_linears(self.fc1, x)))
         w1, b1, w2, b2 = weights
         return ops.mlp(x, w1, b1, w2, b2, self.recompute, backend=backends)
 
@@ -285,4 +286,4 @@ class FinalLayer(nn.Module):
         """Run the layer on a `Carry` with precomputed modulation: rows (B or 1, 2*D)."""
         shift, scale = split_rows(rows, 2, carry.x)  # (B, D) each
         _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
-        return self.linear(h)  # (B, N, p*p*C)
+        return call_linears(self.linear, h)  # (B, N, p*p*C)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp, call_branch
 from ditfast.models.carry import norm_modulate, one_per_sample, split_rows
+from ditfast.models.linears import call_linears
 from ditfast.models.plain import has_original_forward, reject_symbolic, remember_forward
 from ditfast.ops.backends.choice import names_in_force
 from ditfast.ops.sdpa import sdpa
@@ -49,7 +50,7 @@ class AdaLNBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
         reject_symbolic(x)
         backends = backends or names_in_force()
-        rows = split_rows(self.adaLN_modulation(c), 4, x)
+        rows = split_rows(call_linears(self.adaLN_modulation, c), 4, x)
         shift_msa, scale_msa, shift_mlp, scale_mlp = rows  # (B, D) each
         x = x + call_branch(self.attn, norm_modulate(self.norm1, x, shift_msa, scale_msa, backends), backends)
         return x + call_branch(self.mlp, norm_modulate(self.norm2, x, shift_mlp, scale_mlp, backends), backends)
@@ -107,10 +108,10 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, d)
-        k, v = self.kv(c).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, d)
+        q = call_linears(self.q, x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, d)
+        k, v = call_linears(self.kv, c).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, d)
         out = sdpa(q, k, v)  # (B, H, N, d)
-        return self.proj(out.transpose(1, 2).flatten(2))  # (B, N, D)
+        return call_linears(self.proj, out.transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 @remember_forward
@@ -167,7 +168,7 @@ class PlainFinalLayer(nn.Module):
         self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.linear(self.norm_final(x))
+        return call_linears(self.linear, self.norm_final(x))
 
 
 def _sum_embeddings(x, t, y):

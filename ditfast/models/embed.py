@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ditfast.models.linears import call_linears
 from ditfast.models.plain import has_original_forward, is_plain, remember_forward
 
 
@@ -87,7 +88,7 @@ class TimestepEmbedder(nn.Module):
         """``dtype`` is the MLP's compute dtype; it is used only if the first layer is not a plain Linear."""
         size, shift = self.frequency_embedding_size, self.freq_shift
         frequencies = self.timestep_embedding(t, size, freq_shift=shift)  # (B, 256)
-        return self.mlp(frequencies.to(self._input_dtype(dtype)))  # (B, D)
+        return call_linears(self.mlp, frequencies.to(self._input_dtype(dtype)))  # (B, D)
 
     def _input_dtype(self, dtype):
         """A plain Linear's weight dtype; for others, which may compute in another, ``dtype`` or a guess."""

@@ -11,10 +11,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ditfast.models.carry import Carry, modulates_as_usual, set_pending
 from ditfast.models.plain import ORDINARY, are_plain
-from ditfast.ops import ATTENTION, GATED_RESIDUAL, JUNCTION, LAYER_NORM_MODULATE, MLP, checks
+from ditfast.ops import ATTENTION, GATED_RESIDUAL, JUNCTION, LAYER_NORM_MODULATE, MLP, checks, tangents
 from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.choice import is_automatic, repeated_backends
 from ditfast.ops.backends.log import current_log, note
@@ -130,20 +131,21 @@ def _fit(weights, carry, rows):
 
 def _forward(carry, rows, weights, heads, scale, eps1, eps2):
     w_rows, b_rows, w_qkv, b_qkv, w_proj, b_proj, w1, b1, w2, b2 = weights
+    linear = tangents.linear if forward_ad._current_level >= 0 else F.linear
     b, n, d = carry.x.shape
-    rows = F.linear(carry.silu_c, w_rows, b_rows) if rows is None else rows
+    rows = linear(carry.silu_c, w_rows, b_rows) if rows is None else rows
     rows = rows.unflatten(1, (6, 1, d))
     shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows.unbind(1)  # (B, 1, D) each
     x, y, gate, bias, *_ = carry
     if y is not None:
         x = torch.addcmul(x, gate.unsqueeze(1), y if bias is None else y + bias)
     h = _norm_modulate(x, shift_msa, scale_msa, eps1)
-    qkv = F.linear(h, w_qkv, b_qkv).view(b, n, 3, heads, d // heads)
+    qkv = linear(h, w_qkv, b_qkv).view(b, n, 3, heads, d // heads)
     out = sdpa(*qkv.permute(2, 0, 3, 1, 4).unbind(0), scale)  # of q, k, v (B, H, N, d)
     out = out.transpose(1, 2).reshape(b, n, d)
-    x = torch.addcmul(x, gate_msa, F.linear(out, w_proj, b_proj))
+    x = torch.addcmul(x, gate_msa, linear(out, w_proj, b_proj))
     h = _norm_modulate(x, shift_mlp, scale_mlp, eps2)
-    y = F.linear(F.gelu(F.linear(h, w1, b1), approximate="tanh"), w2, b2)
+    y = linear(F.gelu(linear(h, w1, b1), approximate="tanh"), w2, b2)
     return set_pending(carry, x, y, gate_mlp.squeeze(1), None)
 
 

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from ditfast.ops import tangents
 from ditfast.ops.autocast import autocasts, linear_dtype
 from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.per_thread import PerThread, setting
@@ -41,11 +43,14 @@ def linear_on_packed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backends: tuple[str, ...]) -> Tensor:
-    """`F.linear`, replaced by `linear_on_packed` for eager tensors without derivatives, except on the reference.
+    """`F.linear`, replaced by `linear_on_packed` for eager tensors without derivatives and by `tangents.linear` in
+    forward-mode AD, except on the reference.
 
     Under autocast, weight and bias must already be in its dtype.
     """
     tensors = x, weight, bias
+    if forward_ad._current_level >= 0:
+        return F.linear(*tensors) if _is_reference(backends) else tangents.linear(*tensors)
     if not x.is_cpu or torch.compiler.is_compiling() or not on_cpu.takes_onednn(weight.dtype):
         return F.linear(*tensors)
     if is_tracked(tensors) or is_intercepted(tensors):
@@ -54,9 +59,13 @@ def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backend
         if any(t is not None and t.dtype != linear_dtype(x) for t in (weight, bias)):
             return F.linear(*tensors)
         x = x.to(weight.dtype)
-    if next((name for name in backends if name in ("auto", "host", "reference")), None) == "reference":
+    if _is_reference(backends):
         return F.linear(*tensors)
     return linear_on_packed(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def _is_reference(backends):
+    return next((name for name in backends if name in ("auto", "host", "reference")), None) == "reference"
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 
-from ditfast.ops.registration import attach_autograd, describe, register_op
+from ditfast.ops.registration import attach_autograd, describe, may_be_dual, register_op
 
 _functorch = torch._C._functorch
 
@@ -104,6 +105,19 @@ def _tracked_levels(tensors):
                 found.add(_functorch.maybe_get_level(t))
             t = _functorch.get_unwrapped(t) if _functorch.is_functorch_wrapped_tensor(t) else None
     return found
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` in two products if x alone has a tangent; PyTorch also multiplies x by the weight's, of zeros."""
+    if may_be_dual():
+        primal, tangent = forward_ad.unpack_dual(x)
+        if tangent is not None and not _is_dual(weight) and not _is_dual(bias):
+            return forward_ad.make_dual(F.linear(primal, weight, bias), F.linear(tangent, weight))
+    return F.linear(x, weight, bias)
+
+
+def _is_dual(t):
+    return t is not None and forward_ad.unpack_dual(t).tangent is not None
 
 
 def linear_tangent(

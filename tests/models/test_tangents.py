@@ -102,6 +102,29 @@ def test_every_conditioning_equals_the_reference(case, kit, kind, recompute):
             kit.close(step(call, *problem), expected, 2e-5)
 
 
+def count_products(run):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    return sum(event.count for event in profile.key_averages() if event.key in ("aten::mm", "aten::addmm"))
+
+
+@pytest.mark.parametrize("kind", CONDITIONINGS)
+def test_a_linear_takes_two_products(case, kind):
+    """PyTorch takes three: it multiplies the input by the weight's tangent too, which is zero."""
+    model, (x, t, y), tangents = case(conditioning=kind)
+    linears = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+    embedding = KERNELS == "host"  # Triton has a kernel for its product
+
+    def products(call):
+        return count_products(lambda: call(lambda x, t: model(x, t, y), (x, t), tangents))
+
+    with use_backend(KERNELS):
+        found = [products(call) for call in (jvp, by_dual_level)]
+    assert found == [2 * (linears + embedding)] * 2
+    if kind == "adaln_zero":
+        assert products(jvp) == 2 * linears, "small blocks, without kernels"
+
+
 @pytest.mark.parametrize("moved", ("x", "t"))
 def test_one_tangent_alone(case, kit, moved):
     model, (x, t, y), (v, dt) = case()

@@ -2,9 +2,11 @@
 
 import contextlib
 import sys
+from itertools import combinations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from contract import assert_contract
 from golden_values import close
 from torch.autograd import forward_ad
@@ -17,6 +19,7 @@ from ditfast.ops.backends import choice, selfcheck
 from ditfast.ops.backends.availability import why_not
 from ditfast.ops.backends.log import record
 from ditfast.ops.op import PRECISIONS, RandomTensors
+from ditfast.ops.tangents import linear
 
 LINEAR = (ops.PATCHIFY, ops.UNPATCHIFY)
 
@@ -280,3 +283,23 @@ def test_attention_on_a_gpu_takes_its_tangents_from_triton(monkeypatch, tmp_path
     assert choose(*arguments, None) == "cuda"
     with pytest.raises(RuntimeError, match="'cuda' cannot run: its tangents come from 'triton': no compiler"):
         choose(*arguments, "no compiler")
+
+
+@pytest.mark.parametrize("count", (1, 2, 3))
+def test_linear_equals_pytorch(count):
+    """Of any of x, weight and bias that have tangents; also differentiated again, and with other transforms."""
+    tensors = {"x": torch.randn(2, 3, 5), "weight": torch.randn(4, 5), "bias": torch.randn(4)}
+    tangents = {name: torch.randn_like(t) for name, t in tensors.items()}
+
+    def columns(function, given, directions):
+        stacked = {name: torch.stack((t, -0.5 * t)) for name, t in directions.items()}
+        return vmap(lambda directions: by_jvp(function, given, directions))(stacked)
+
+    for names in combinations(tensors, count):
+        given, directions = ({name: part[name] for name in names} for part in (tensors, tangents))
+        for way in (by_jvp, by_dual_level, columns, tangent_of_tangent, tangent_by_direction, gradient_by_direction):
+            found = [
+                tree_leaves(way(lambda given, f=f: (f(**{**tensors, **given}).cos(),), given, directions))
+                for f in (linear, F.linear)
+            ]
+            close(*(dict(enumerate(leaves)) for leaves in found), 1e-6)
