@@ -10,8 +10,8 @@ import torch
 from ditfast import ops
 from ditfast.models.presets import SIZES
 from harness import usage
-from harness.model import command, report
-from harness.model.training import LR, make_step
+from harness.model import command, report, tail
+from harness.model.training import LR, make_step, make_weights
 from harness.model.variants import build
 from harness.model.workload import MODES, Workload, make_inputs, make_model
 
@@ -168,3 +168,42 @@ def test_flops_are_the_papers_for_each_mode():
     four = Workload("DiT-XL/2", 256, 4, "fp32", 1, "cpu")
     assert [four.flops(mode) / one.flops("fwd") for mode in ("fwd", "guided", "train")] == [4, 8, 12]
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_the_parts_after_backward_are_timed_against_a_copy(dtype, capsys, tmp_path):
+    out = tmp_path / "out.json"
+    assert tail.main(["--model", "DiT-S/8", "--dtype", dtype, "--repeats", "1", "--json", str(out)]) == 0
+    parts = {part["part"]: part for part in json.loads(out.read_text())["parts"]}
+    casts = {"cast gradients", "cast weights"}
+    assert parts.keys() == tail.BYTES.keys() - (casts if dtype == "fp32" else set())
+    assert parts["copy"]["of_copy"] == 1 and all(part["of_copy"] > 0 for part in parts.values())
+    assert parts["AdamW"]["bytes"] == 7 * parts["norm"]["bytes"]
+    assert capsys.readouterr().out.count("a copy's time") == len(parts)
+
+
+@pytest.mark.parametrize("dtype", tail.DTYPES.values(), ids=str)
+def test_a_part_moves_what_it_should(dtype):
+    """Together the parts are a step: each changes its own tensors."""
+    is_low = dtype != torch.float32
+    weights = make_weights(torch.nn.Linear(3, 2).to(dtype))
+    parts = tail.make_parts(weights, is_low)
+
+    def state():
+        return [
+            torch.cat([t.detach().float().flatten() for t in d.values()]).clone()
+            for d in (weights.masters, weights.average, weights.params)
+        ]
+
+    def changed(part):
+        before = state()
+        parts[part]()
+        return [not torch.equal(a, b) for a, b in zip(before, state(), strict=True)]
+
+    assert changed("norm") == changed("copy") == [False] * 3
+    for _ in range(30):  # bf16 weights show it later
+        parts["AdamW"]()
+    assert changed("AdamW") == [True, False, not is_low]
+    assert changed("average") == [False, True, False]
+    if is_low:
+        assert changed("cast weights") == [False, False, True]

@@ -41,6 +41,13 @@ def make_step(variant: str, model, workload):
     return step(own, build(variant, own), workload)
 
 
+def make_weights(model) -> Weights:
+    """The model's weights as in `ditfast.train`, with masters if they are not float32."""
+    named = dict(model.named_parameters())
+    is_low = any(p.dtype != torch.float32 for p in named.values())
+    return Weights(model, LR, 0, {name: p.detach().float() for name, p in named.items()} if is_low else None)
+
+
 class _Step:
     def __init__(self, model, call, workload):
         self.model, self.call, self.workload, self.diffusion = model, call, workload, create_diffusion("")
@@ -79,10 +86,7 @@ class _OursStep(_Step):
     """A step as in `ditfast.train`."""
 
     def start(self):
-        named = dict(self.model.named_parameters())
-        is_low = any(p.dtype != torch.float32 for p in named.values())
-        masters = {name: p.detach().float() for name, p in named.items()} if is_low else None
-        self.weights = Weights(self.model, LR, 0, masters)
+        self.weights = make_weights(self.model)
 
     def __call__(self, x, t, y):
         loss = self._backward(x, t, y)
