@@ -17,7 +17,8 @@ class MeanFlow:
     A model is any callable ``model(x, t, r=r, **model_kwargs)``, such as a `DiT` with ``second_time=True``. From x at
     time t it predicts the average velocity until time r: x + (r - t) * model(x, t, r=r) is x at time r. As in SiT,
     time runs from 0, noise, to 1, data, and t <= r. (The paper's runs the other way: see `adapters.paper_mean_flow`.)
-    The caller drops labels, since all model calls of a training step must see the same ones.
+    The caller drops labels, since all model calls of a training step must see the same ones; the model itself must
+    not, so keep a `DiT` in ``eval()`` mode, which changes nothing else.
 
     Args:
         time_sampling, time_mean, time_std: of both times, see `TimeSampling`; r is the later one.
@@ -114,6 +115,7 @@ class MeanFlow:
         r = t if r is None else r
         check_order(t, r, x1)
         kwargs = model_kwargs or {}
+        self._check_labels(model, kwargs)
         at = _per_sample(t, x1)
         x = (at * x1 + (1 - at) * noise).to(x1.dtype)
         v = self._guided(model, x, t, x1 - noise, kwargs)
@@ -130,6 +132,18 @@ class MeanFlow:
         total = squares.flatten(1).sum(1)  # (B,)
         weight = (total.detach() + self.eps) ** -self.power
         return {"loss": weight * total, "pred": pred, "mse": mean_flat(squares.detach())}
+
+    def _check_labels(self, model, kwargs):
+        if (self.guidance != 1 or self.mix) and "y" not in kwargs:
+            raise ValueError(
+                f"model_kwargs must have y, labels, for guidance={self.guidance:g}, got {sorted(kwargs)}"
+            )
+        embedder = getattr(getattr(model, "module", model), "y_embedder", None)  # of a DiT, also in DDP
+        if getattr(embedder, "training", False) and getattr(embedder, "dropout_prob", 0) > 0:
+            raise ValueError(
+                "model must not drop labels, since each call would drop others: call model.eval(), which changes nothing "
+                f"else in a DiT, and drop them in y; got dropout_prob={embedder.dropout_prob:g} in training mode"
+            )
 
     @torch.no_grad()
     def _guided(self, model, x, t, v, kwargs):

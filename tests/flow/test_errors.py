@@ -5,6 +5,7 @@ import builtins
 import pytest
 import torch
 
+from ditfast import DiT
 from ditfast.flow import MeanFlow, Sampler, create_transport
 from ditfast.flow.schedulers import make_scheduler, sample_with_scheduler
 
@@ -152,3 +153,23 @@ def test_without_torchdiffeq(monkeypatch):
     for make in (ODE, Sampler(create_transport()).sample_ode_likelihood):
         with pytest.raises(ImportError, match=r"'dopri5' needs torchdiffeq: pip install 'ditfast\[flow\]'"):
             make()
+
+
+def test_mean_flow_refuses_a_model_that_drops_labels():
+    model = DiT(
+        input_size=4,
+        patch_size=2,
+        in_channels=2,
+        hidden_size=24,
+        depth=1,
+        num_heads=2,
+        second_time=True,
+        learn_sigma=False,
+    )
+    x1, y = torch.randn(3, 2, 4, 4), torch.tensor([0, 1, 2])
+    mean_flow = MeanFlow(guidance=2.0, null_label=1000)
+    with pytest.raises(ValueError, match=r"call model.eval\(\).* got dropout_prob=0.1 in training mode"):
+        mean_flow.training_losses(model.train(), x1, {"y": y})
+    with pytest.raises(ValueError, match=r"model_kwargs must have y, labels, for guidance=2, got \[\]"):
+        mean_flow.training_losses(model.eval(), x1)
+    assert mean_flow.training_losses(model, x1, {"y": y})["loss"].shape == (3,)

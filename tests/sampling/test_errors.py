@@ -112,7 +112,7 @@ def test_a_missing_package_is_named(refusal, monkeypatch, tmp_path, package, opt
     (tmp_path / "vae").mkdir()
     monkeypatch.setitem(sys.modules, package, None)
     message = refusal(*ONE, "--vae", tmp_path / "vae", **options)
-    assert f"{package} is not installed: pip install 'ditfast[sample]'" in message
+    assert f"{package.replace('PIL.Image', 'Pillow')} is not installed: pip install 'ditfast[sample]'" in message
 
 
 def test_channels_that_the_decoder_does_not_take(refusal, save, tmp_path):
