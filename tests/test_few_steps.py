@@ -25,12 +25,14 @@ NAMES = ("training", "comparison", "report", "run", "digits")
 def few_steps():
     patch, threads = pytest.MonkeyPatch(), torch.get_num_threads()
     patch.syspath_prepend(FOLDER)
+    for name in NAMES:  # pytest may have imported others of these names
+        patch.delitem(sys.modules, name, raising=False)
     torch.set_num_threads(1)
     yield SimpleNamespace(**{name: import_module(name) for name in NAMES})
-    patch.undo()
-    torch.set_num_threads(threads)
     for name in NAMES:
         sys.modules.pop(name, None)
+    patch.undo()
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -141,8 +141,8 @@ class MeanFlow:
         embedder = getattr(getattr(model, "module", model), "y_embedder", None)  # of a DiT, also in DDP
         if getattr(embedder, "training", False) and getattr(embedder, "dropout_prob", 0) > 0:
             raise ValueError(
-                "model must not drop labels, since each call would drop others: call model.eval(), which changes nothing "
-                f"else in a DiT, and drop them in y; got dropout_prob={embedder.dropout_prob:g} in training mode"
+                "model must not drop labels, since each call would drop others: call model.eval(), which changes "
+                f"nothing else in a DiT, and drop them in y; got dropout_prob={embedder.dropout_prob:g} in training mode"
             )
 
     @torch.no_grad()
