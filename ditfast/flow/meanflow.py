@@ -142,7 +142,8 @@ class MeanFlow:
         if getattr(embedder, "training", False) and getattr(embedder, "dropout_prob", 0) > 0:
             raise ValueError(
                 "model must not drop labels, since each call would drop others: call model.eval(), which changes "
-                f"nothing else in a DiT, and drop them in y; got dropout_prob={embedder.dropout_prob:g} in training mode"
+                "nothing else in a DiT, and drop them in y; "
+                f"got dropout_prob={embedder.dropout_prob:g} in training mode"
             )
 
     @torch.no_grad()
