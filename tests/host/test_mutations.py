@@ -257,7 +257,7 @@ PLANTED = [
         ("dq of the last block", "first == 0 ? Vec{} : load(dq + at)", "Vec{}"),
         ("dk and dv of the last block", "is_first && first_word == 0 ?", "first_word == 0 ?"),
         ("dk and dv of the last piece", "is_first && first_word == 0 ?", "is_first ?"),
-        ("columns of d after the first piece missed", "c[i][j] += part[i][j];", ""),
+        ("last piece of d alone", "c[i][j] += part[i][j];", "c[i][j] = part[i][j];"),
         (
             "dk without queries",
             "add_product(head, head.dlogits, head.q_columns",
