@@ -68,6 +68,7 @@ def _end_group(pid):
 
 def _run_child(make_case, folder, out, result):
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent does about it
     os.chdir(folder)
     file = os.open(out, os.O_WRONLY | os.O_CREAT, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -40,7 +40,7 @@ def _read(path) -> None:
             assert array.dtype == np.uint8 and array.shape == (*images.size, 3)
     except EvaluationError as error:
         outcomes.append(error)
-    assert len(outcomes) != 1 or "too long" in str(outcomes[0]), outcomes
+    assert len(outcomes) != 1 or "too elongated" in str(outcomes[0]), outcomes
     if outcomes:
         raise outcomes[0]
 
