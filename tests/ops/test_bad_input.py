@@ -99,7 +99,8 @@ SHAPES = [
       for name in ("gate", "shift", "scale") if name in good(op)
       for shape, rule in (
           ((2, 4), "(B, D) = (2, 8)"), ((3, 8), "(B, D) = (2, 8)"), ((1, 8), "(B, D) = (2, 8)"),
-          ((2, 1, 8), "(B, D) = (2, 8) or (B, N, D) = (2, 4, 8)"), ((2, 4, 4), "(B, D) = (2, 8) or (B, N, D) = (2, 4, 8)"),
+          ((2, 1, 8), "(B, D) = (2, 8) or (B, N, D) = (2, 4, 8)"),
+          ((2, 4, 4), "(B, D) = (2, 8) or (B, N, D) = (2, 4, 8)"),
       )),
     *((op, name, shape, rule)
       for op in ROWS[1:]
