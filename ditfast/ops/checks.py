@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditfast.ops.autocast import autocasts
+
 FLOATING = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
 
 
@@ -48,6 +50,13 @@ def weight(name: str, value: Any, rule: str, columns: int, device: torch.device)
     if shape[1] != columns:
         raise ValueError(f"{name} must have shape {rule} = {(shape[0], columns)}, got {tuple(shape)}")
     return shape[0]
+
+
+def parameter_dtypes(name: str, x: Tensor, **parameters: Tensor | None) -> None:
+    """Require parameters of a Linear in the dtype of ``x``, its input, unless autocast casts both."""
+    for key, value in parameters.items():
+        if value is not None and value.dtype != x.dtype and not autocasts(x):
+            raise TypeError(f"{key} must have the dtype of {name}, {x.dtype}, outside autocast, got {value.dtype}")
 
 
 def tokens(name: str, x: Any) -> torch.Size:

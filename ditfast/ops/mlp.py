@@ -91,9 +91,7 @@ def _check(h, w1, b1, w2, b2):
     d_out = checks.weight("w2", w2, "(D_out, F)", width, device)
     if b2 is not None:
         checks.tensor("b2", b2, "(D_out,)", (d_out,), device)
-    for name, t in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
-        if t is not None and t.dtype != h.dtype and not autocasts(h):
-            raise TypeError(f"{name} must have the dtype of h, {h.dtype}, outside autocast, got {t.dtype}")
+    checks.parameter_dtypes("h", h, w1=w1, b1=b1, w2=w2, b2=b2)
 
 
 def _second_half(pre, w2, b2):

@@ -64,6 +64,7 @@ def _check(x, weight, bias, pos_embed, patch_size):
     d = checks.ranked("weight", weight, "(D, C, p, p)", 4, device)[0]
     checks.tensor("weight", weight, "(D, C, p, p)", (d, x.shape[1], p, p))
     checks.tensor("bias", bias, "(D,)", (d,), device)
+    checks.parameter_dtypes("x", x, weight=weight, bias=bias)
     if isinstance(pos_embed, Tensor) and pos_embed.dim() == 3:
         checks.tensor("pos_embed", pos_embed, "(1, N, D)", (1, n, d), device)
     else:

@@ -18,7 +18,7 @@ from ditfast.ops.attention import (
     run_forward,
     run_jvp,
 )
-from ditfast.ops.autocast import autocasts, linear_dtype
+from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.log import note
 from ditfast.ops.op import Backend, Op
 from ditfast.ops.registration import attach_autograd, is_tracked, register_op, reject_double_backward, run_in_backward
@@ -69,7 +69,7 @@ def qkv_attention(
 
 def _check(h, weight, bias, num_heads):
     _, n, d = checks.tokens("h", h)
-    device, dtype = h.device, h.dtype
+    device = h.device
     checks.positive("num_heads", num_heads)
     if n == 0:
         raise ValueError(f"h must have N >= 1 tokens, got shape {tuple(h.shape)}")
@@ -78,9 +78,7 @@ def _check(h, weight, bias, num_heads):
         raise ValueError(f"weight must have a first size divisible by 3 * num_heads={3 * num_heads}, got {width}")
     if bias is not None:
         checks.tensor("bias", bias, "(3*H*d,)", (width,), device)
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None and t.dtype != dtype and not autocasts(h):
-            raise TypeError(f"{name} must have the dtype of h, {dtype}, outside autocast, got {t.dtype}")
+    checks.parameter_dtypes("h", h, weight=weight, bias=bias)
     return width // (3 * num_heads)
 
 

@@ -1,4 +1,4 @@
-"""Digits in few steps: of the class asked for? How far from real ones, how different, and how long does it take?"""
+"""Digits in few steps: of the requested class? How far from real ones, how different, and how long does it take?"""
 
 import os
 import statistics
