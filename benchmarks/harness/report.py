@@ -4,7 +4,7 @@ import sys
 
 from harness.verdicts import is_excused, is_green, is_ours
 
-WIDTH = 136  # columns if the output is not a terminal
+WIDTH = 136  # columns of text if the output is not a terminal
 OURS, THEIRS = "#d1495b", "#8d99ae"  # colors in plots
 
 
@@ -26,9 +26,18 @@ def show(result: dict, tables, foot) -> None:
     out = console()
     out.print(*_header_lines(result["header"]), sep="\n", style="dim")
     for each in tables:
-        out.print(each)
+        _print_whole(out, each)
     for line in (*foot, *result["notes"]):
         out.print(line, style="dim")
+
+
+def _print_whole(out, made):
+    """Print a table, on a narrow terminal in longer lines: rich would replace digits by an ellipsis."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    needed = Measurement.get(out, out.options.update_width(1000), made).maximum
+    Console(file=out.file, width=max(out.width, needed), highlight=False).print(made)
 
 
 def _header_lines(header):
