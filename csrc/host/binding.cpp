@@ -11,8 +11,8 @@
 #include "patches.h"
 #include "threads.h"
 
-// ditfast/ops/host.py checks nothing and neither does this: the operations have. Arguments are passed by position,
-// which is what a call of this many costs least.
+// Nothing is validated here or in ditfast/ops/host.py: the operations already did. Arguments are positional, which is
+// the cheapest way to pass this many.
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -166,17 +166,17 @@ void unpatchify_(int element_size, Five size, bool channels_last, Address image,
 }  // namespace
 
 void bind(py::module_& m) {
-    isa();  // an instruction set that the environment asks for in vain fails the import
+    isa();  // throws, and so fails the import, if DITFAST_ISA names one that cannot run
     m.def("isa", &isa, "The instruction set whose CPU kernels are in use.");
-    m.def("isas", &isas, "The instruction sets of this build that run on this CPU, the best last.");
+    m.def("isas", &isas, "Instruction sets of this build that run on this CPU, best last.");
     m.def("has_amx", &has_amx, "Whether the CPU has AMX for bfloat16, which these kernels do not use.");
-    m.def("use_isa", &use_isa, "name"_a, "Use the CPU kernels of another instruction set from now on.");
-    m.def("thread_runtime", &thread_runtime, "What runs the CPU kernels' threads: 'openmp', torch's, or 'pool'.");
+    m.def("use_isa", &use_isa, "name"_a, "Switch to the CPU kernels of another instruction set.");
+    m.def("thread_runtime", &thread_runtime, "Where CPU kernels run: on torch's 'openmp' threads or the 'pool'.");
     m.def("gelu_forward", without_gil(gelu_forward_), "dtype, M, F, pre, act, threads");
     m.def("gelu_backward", without_gil(gelu_backward_), "dtype, M, F, pre, act or 0, dact, dbias, threads");
     m.def("gelu_jvp", without_gil(gelu_jvp_), "dtype, M * F, pre, pre_t, act, act_t, threads");
     const char* const patch_arguments =
-        "bytes of an element, (B, C, gh, gw, p), channels_last, image, its strides, tokens, (stride_b, stride_n), "
+        "bytes per element, (B, C, gh, gw, p), channels_last, image, image strides, tokens, (stride_b, stride_n), "
         "threads";
     m.def("patchify", without_gil(patchify_), patch_arguments);
     m.def("unpatchify", without_gil(unpatchify_), patch_arguments);

@@ -4,18 +4,18 @@
 
 #include "../attention/params.h"
 
-// What is asked of the kernels on the CPU. This header is compiled for every instruction set: it holds no code.
+// Arguments of the CPU kernels. Every instruction set compiles this header, so it contains no code.
 
 namespace ditfast::host {
 
-// (B, N, D) of which D is dense; strides count elements. Null where the call has no such tensor.
+// (B, N, D) with D contiguous; strides in elements. Null if the call has no such tensor.
 struct Tokens {
     void* data;
     std::int64_t stride_b;
     std::int64_t stride_n;
 };
 
-// (B, D) of which D is dense, or (D,) with a stride of zero; null where the call has none.
+// (B, D) with D contiguous, or (D,) with stride_b = 0. Null if the call has no such tensor.
 struct Vectors {
     void* data;
     DType dtype;
@@ -24,13 +24,13 @@ struct Vectors {
 
 struct RowsProblem {
     DType stream;  // dtype of the residual stream
-    DType branch;  // of what a Linear writes or reads
+    DType branch;  // dtype of what a Linear reads or writes
     std::int64_t batch;
     std::int64_t tokens;
     std::int64_t dim;
 };
 
-// x_new = x + gate * (y + bias), where there is y; h = LN(x_new) * (1 + scale) + shift, where there is h.
+// x_new = x + gate * (y + bias) if y is given; h = LN(x_new) * (1 + scale) + shift if h is given.
 struct RowsForward {
     RowsProblem problem;
     float eps;
@@ -41,7 +41,7 @@ struct RowsForward {
     float* rstd;
 };
 
-// All that, and the tangents of what it writes. A null tangent of an input is zero.
+// The same, plus the tangents of the outputs. A null input tangent counts as zero.
 struct RowsJvp {
     RowsForward forward;
     Tokens x_t, y_t;
@@ -49,7 +49,7 @@ struct RowsJvp {
     Tokens x_new_t, h_t;
 };
 
-// The gradients of all that, where there is dh those of the norm, where there is y those of the residual.
+// The gradients: of the norm if dh is given, of the residual if y is given.
 struct RowsBackward {
     RowsProblem problem;
     Tokens dx_new, dh, x_new, y;
@@ -64,16 +64,16 @@ struct Gelu {
     DType dtype;
     std::int64_t rows;
     std::int64_t width;
-    const void* pre;  // (rows, width), contiguous, as all of these
-    void* act;        // null where a backward is not asked for it
-    void* dact;       // backward: becomes the gradient of pre
-    void* dbias;      // (width,): the sum of that over the rows
+    const void* pre;  // (rows, width); every tensor here is contiguous
+    void* act;        // backward: null unless wanted
+    void* dact;       // backward: overwritten with the gradient of pre
+    void* dbias;      // (width,): its sum over rows
 };
 
 struct GeluJvp {
     DType dtype;
     std::int64_t elements;
-    const void* pre;  // contiguous, as all of these
+    const void* pre;  // every tensor here is contiguous
     const void* pre_t;
     void* act;
     void* act_t;

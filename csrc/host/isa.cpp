@@ -8,7 +8,7 @@
 #include <cpuid.h>
 #endif
 
-// CMakeLists.txt defines DITFAST_ISAS, a line of ISA(name), the best last.
+// CMakeLists.txt defines DITFAST_ISAS as a list of ISA(name), best last.
 namespace ditfast::host {
 
 #define ISA(name)                      \
@@ -36,7 +36,7 @@ bool runs_here(const std::string& name) {
     unsigned eax, ebx, ecx, edx;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
     const bool has_v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
-    // the compiler's question covers what the operating system saves, too
+    // __builtin_cpu_supports also checks that the operating system saves these registers
     const bool has_v3 = has_v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && (ecx & bit_F16C) &&
                         (ecx & bit_MOVBE);
@@ -48,7 +48,7 @@ bool runs_here(const std::string& name) {
     if (name == "x86_64_v4") return has_v4;
     return has_v4 && __builtin_cpu_supports("avx512bf16");
 #else
-    return !name.empty();  // what every CPU of this kind has
+    return !name.empty();  // the baseline of every CPU of this kind
 #endif
 }
 
@@ -71,7 +71,7 @@ const Variant* choose() {
     return best;
 }
 
-// Chosen when the extension is loaded, which fails where the environment names what does not run.
+// Chosen when the extension is loaded; loading fails if DITFAST_ISA names one that cannot run.
 std::atomic<const Variant*>& in_use() {
     static std::atomic<const Variant*> variant{choose()};
     return variant;

@@ -7,7 +7,7 @@
 
 namespace ditfast::host {
 
-// The kernels as they are compiled for one instruction set.
+// The kernels compiled for one instruction set.
 struct Kernels {
     void (*attention_forward)(const AttentionForward& call, int threads);
     void (*attention_backward)(const AttentionBackward& call, int threads);
@@ -20,19 +20,19 @@ struct Kernels {
     void (*rows_jvp)(const RowsJvp& call, int threads);
 };
 
-// Instruction sets of this build that run on this CPU, the best last.
+// Instruction sets of this build that run on this CPU, best last.
 std::vector<std::string> isas();
 
-// The one in use: the best, unless the environment variable DITFAST_ISA or use_isa names another.
+// The one in use: the best, unless the environment variable DITFAST_ISA or use_isa selects another.
 std::string isa();
 
-// Whether the CPU has AMX for bfloat16, which no kernel here uses, but GEMMs of others do.
+// Whether the CPU has AMX for bfloat16. No kernel here uses it, but other libraries' GEMMs do.
 bool has_amx();
 
-// Throws std::invalid_argument if it is none of isas().
+// Throws std::invalid_argument if name is not one of isas().
 void use_isa(const std::string& name);
 
-// Of the instruction set in use. Throws std::runtime_error where no instruction set of this build runs.
+// The kernels of the instruction set in use. Throws std::runtime_error if this CPU runs none of the build's.
 const Kernels& kernels();
 
 }  // namespace ditfast::host

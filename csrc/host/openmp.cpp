@@ -17,7 +17,7 @@ namespace ditfast::host {
 namespace {
 
 std::atomic<bool> is_forked{false};
-// when the extension is loaded: torch may have started its threads, and the process fork, before our first call
+// registered at load time: torch may start its threads, and the process may fork, before our first call
 const int watching = pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
 
 int find_torch(dl_phdr_info* library, std::size_t, void* path) {
@@ -28,8 +28,8 @@ int find_torch(dl_phdr_info* library, std::size_t, void* path) {
     return 1;
 }
 
-// The soname of the runtime differs among torch's wheels, and a process may hold several: what torch itself is
-// linked with is found by looking the symbol up from there.
+// torch's wheels ship OpenMP under different sonames, and a process may hold several runtimes. Looking the symbol
+// up from libtorch_cpu finds the one that torch is linked with.
 ParallelRegion find_region() {
     std::string path;
     dl_iterate_phdr(find_torch, &path);
@@ -44,7 +44,7 @@ ParallelRegion openmp_region() {
     static std::atomic<ParallelRegion> found{nullptr};
     if (watching != 0 || is_forked.load(std::memory_order_relaxed)) return nullptr;
     ParallelRegion region = found.load(std::memory_order_relaxed);
-    if (region == nullptr) found = region = find_region();  // again and again until torch is there
+    if (region == nullptr) found = region = find_region();  // retried until torch is loaded
     return region;
 }
 

@@ -2,11 +2,11 @@
 
 namespace ditfast::host {
 
-// GOMP_parallel, which every OpenMP runtime of Linux has: runs body(data) on so many threads.
+// GOMP_parallel, which every OpenMP runtime on Linux provides: runs body(data) on `threads` threads.
 using ParallelRegion = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
-// That of the OpenMP runtime that torch uses, if torch is loaded and this is not the child of a fork: there the
-// runtime waits for threads that do not exist. Else null.
+// GOMP_parallel of the OpenMP runtime that torch uses. Null if torch is not loaded, and in a forked child, where the
+// runtime would wait for threads that no longer exist.
 ParallelRegion openmp_region();
 
 }  // namespace ditfast::host

@@ -5,10 +5,10 @@
 namespace ditfast::host {
 namespace {
 
-// One row of patches of one sample. Moves elements, which no instruction set does much better than another.
+// One row of patches of one sample. It only moves elements, which newer instruction sets hardly speed up.
 template <class Element, bool kToTokens>
 void move_row(const Patches& call, std::int64_t b, std::int64_t y) {
-    const std::int64_t p = call.patch, step = call.channels_last ? call.channels : 1;  // from a pixel to the next
+    const std::int64_t p = call.patch, step = call.channels_last ? call.channels : 1;  // from one pixel to the next
     for (std::int64_t c = 0; c < call.channels; ++c) {
         for (std::int64_t ph = 0; ph < p; ++ph) {
             Element* pixel =

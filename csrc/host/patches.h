@@ -4,8 +4,8 @@
 
 namespace ditfast::host {
 
-// Between an image (B, C, gh * p, gw * p) and its patches (B, gh * gw, C * p * p), of which the last dimension is
-// dense; all other strides count elements.
+// A copy between an image (B, C, gh * p, gw * p) and its patches (B, gh * gw, C * p * p), whose last dimension is
+// contiguous. Strides are in elements.
 struct Patches {
     int element_size;  // 2 or 4 bytes
     std::int64_t batch, channels, grid_h, grid_w, patch;

@@ -26,7 +26,7 @@ class Pool {
         wake_.notify_all();
         body(data);
         std::unique_lock<std::mutex> lock(mutex_);
-        wanted_ = 0;  // who has not come yet is not needed any more
+        wanted_ = 0;  // threads that have not started are no longer needed
         done_.wait(lock, [this] { return busy_ == 0; });
     }
 
@@ -51,7 +51,7 @@ class Pool {
     int size_ = 0, wanted_ = 0, busy_ = 0;
 };
 
-// Never destroyed: its threads may be at work when the process ends.
+// Never destroyed: its threads may still be running when the process exits.
 Pool* pool = nullptr;
 std::once_flag made;
 
@@ -63,7 +63,7 @@ void run_on_pool(void (*body)(void*), void* data, int threads) {
     std::call_once(made, [] {
         make_pool();
 #if defined(__unix__) || defined(__APPLE__)
-        pthread_atfork(nullptr, nullptr, make_pool);  // the threads of the parent do not exist in a child
+        pthread_atfork(nullptr, nullptr, make_pool);  // a forked child has none of its parent's threads
 #endif
     });
     pool->run(body, data, threads);

@@ -2,7 +2,7 @@
 
 namespace ditfast::host {
 
-// Runs body(data) on so many threads, the caller's among them; on the caller's alone while another call is using
+// Runs body(data) on `threads` threads including the caller's, or on the caller's alone while another call is using
 // the pool. Idle threads sleep.
 void run_on_pool(void (*body)(void*), void* data, int threads);
 

@@ -10,7 +10,7 @@
 namespace ditfast::host {
 namespace {
 
-// 64-byte aligned floats that only grow.
+// A 64-byte aligned buffer that only grows.
 class Buffer {
   public:
     ~Buffer() { std::free(data_); }
@@ -50,7 +50,7 @@ void work(void* data) {
     try {
         scratch = scratch_of_thread.reserve(job.scratch_floats);
     } catch (const std::bad_alloc&) {
-        return;  // the caller has its memory, and runs what this thread leaves
+        return;  // the caller already has its scratch and runs the tasks that this thread does not
     }
     for (std::int64_t i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;) {
         job.task(job.context, i, scratch);

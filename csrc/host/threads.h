@@ -5,18 +5,18 @@
 
 namespace ditfast::host {
 
-// One of many tasks; scratch is the worker's own memory, 64-byte aligned, not cleared.
+// One of many tasks. scratch belongs to the worker: 64-byte aligned, uninitialized.
 using Task = void (*)(const void* context, std::int64_t index, float* scratch);
 
-// Runs task(context, i, scratch) for i in [0, count) on up to `threads` threads, the caller's among them: those of
-// torch's OpenMP runtime, which have just run a GEMM and are awake, else those of a pool that sleeps when idle.
-// Who runs a task is not fixed, so results may not depend on it. Throws std::bad_alloc before any task has begun.
+// Runs task(context, i, scratch) for i in [0, count) on up to `threads` threads including the caller's: on torch's
+// OpenMP threads, which are awake right after a GEMM, or else on a pool that sleeps when idle. Any thread may run any
+// task, so results must not depend on the assignment. std::bad_alloc is thrown before any task starts.
 void run_tasks(std::int64_t count, int threads, std::size_t scratch_floats, Task task, const void* context);
 
-// Memory of the calling thread that is kept between calls: a fresh block of this size would cost page faults.
+// Memory of the calling thread, kept between calls: a fresh block of this size would cost page faults.
 float* workspace(std::size_t floats);
 
-// "openmp" or "pool": what runs the tasks of this process.
+// What runs this process's tasks: "openmp" or "pool".
 const char* thread_runtime();
 
 }  // namespace ditfast::host

@@ -1,7 +1,7 @@
-"""Calls of the extension's CPU kernels, which know addresses and strides but no tensors.
+"""Call the extension's CPU kernels, which take addresses and strides, not tensors.
 
-The kernels take one dtype for the residual stream and one for branches, the rows of modulation in any. Whatever else
-occurs runs in float32 and is rounded once.
+The kernels take one dtype for the residual stream and one for branches; shift, scale, gate and bias may have any. Other
+mixtures run in float32 and are rounded once.
 """
 
 import torch
@@ -23,7 +23,7 @@ def gelu(pre):
 
 
 def gelu_(pre):
-    """Overwrite pre (M, F) with GELU (tanh) of it."""
+    """Overwrite pre (M, F) with its GELU (tanh)."""
     return _gelu_into(pre, pre)
 
 
@@ -33,7 +33,7 @@ def _gelu_into(act, pre):
 
 
 def gelu_jvp(pre, pre_t):
-    """GELU (tanh) of pre (M, F), and its tangent. None of them need be contiguous."""
+    """GELU (tanh) of pre (M, F), and its tangent. The inputs need not be contiguous."""
     pre, pre_t = pre.contiguous(), pre_t.contiguous()
     act, act_t = pre.new_empty(*pre.shape), pre.new_empty(*pre.shape)
     pointers = (t.data_ptr() for t in (pre, pre_t, act, act_t))
@@ -59,7 +59,7 @@ def layer_norm_modulate(x, shift, scale, eps, out_dtype):
 
 
 def layer_norm_modulate_jvp(x, shift, scale, eps, out_dtype, x_t, shift_t, scale_t):
-    """h (B, N, D), mean and rstd of the rows of x (B, N), and the tangent of h. A tangent that is None is zero."""
+    """h (B, N, D), mean and rstd of the rows of x (B, N), and the tangent of h. A tangent of None is zero."""
     h, h_t = (x.new_empty(*x.shape, dtype=out_dtype) for _ in range(2))
     mean, rstd = _statistics(x)
     tangents = x_t, None, None, None, shift_t, scale_t, None, h_t
@@ -83,7 +83,7 @@ def gated_residual(x, y, gate, bias):
 
 
 def gated_residual_jvp(x, y, gate, bias, x_t, y_t, gate_t, bias_t):
-    """x + gate * (y + bias), (B, N, D), and its tangent. A tangent that is None is zero."""
+    """x + gate * (y + bias), (B, N, D), and its tangent. A tangent of None is zero."""
     x_new, x_new_t = x.new_empty(*x.shape), x.new_empty(*x.shape)
     tangents = x_t, y_t, gate_t, bias_t, None, None, x_new_t, None
     _jvp(0.0, (x, y, gate, bias, None, None, x_new, None), None, None, tangents)
@@ -109,7 +109,7 @@ def junction(x, y, gate, shift, scale, eps, bias, out_dtype):
 def junction_jvp(x, y, gate, shift, scale, eps, bias, out_dtype, x_t, y_t, gate_t, shift_t, scale_t, bias_t):
     """x_new, h (B, N, D), mean and rstd of the rows of x_new (B, N), and the tangents of x_new and h.
 
-    A tangent that is None is zero.
+    A tangent of None is zero.
     """
     (x_new, x_new_t), (h, h_t) = ([x.new_empty(*x.shape, dtype=t) for _ in range(2)] for t in (x.dtype, out_dtype))
     mean, rstd = _statistics(x)
@@ -170,7 +170,7 @@ def _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd):
 
 
 def _jvp(eps, primals, mean, rstd, tangents):
-    """Both are x, y, gate, bias, shift, scale and, to be written, x_new and h; None where the call has none."""
+    """primals and tangents: x, y, gate, bias, shift, scale, and outputs x_new and h; None if the call has none."""
     (x, y, *_, h), h_t = primals, tangents[-1]
     branch = _branch_dtype(y, h)
     primals, tangents = (_readable(rows, x.dtype, branch) for rows in (primals, tangents))
@@ -183,7 +183,7 @@ def _jvp(eps, primals, mean, rstd, tangents):
 
 
 def _readable(rows, stream, branch):
-    """x, y, gate, bias, shift, scale, x_new and h as the kernels take them."""
+    """x, y, gate, bias, shift, scale, x_new and h in layouts and dtypes that the kernels accept."""
     x, y, *vectors, x_new, h = rows
     return _dense(x, stream), _dense(y, branch), *map(_dense, vectors), x_new, _buffer_for(h, branch)
 
@@ -208,13 +208,13 @@ def _backward(dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, sums)
 
 
 def _branch_dtype(*tensors):
-    """The dtype of these; float32 if they differ."""
+    """The common dtype of the tensors; float32 if they differ."""
     dtypes = {t.dtype for t in tensors if t is not None}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _buffer_for(out, dtype):
-    """Where a kernel that writes ``dtype`` writes ``out``."""
+    """``out``, or a buffer for it if the kernel writes another dtype."""
     return out if out is None or out.dtype == dtype else out.new_empty(*out.shape, dtype=dtype)
 
 
@@ -224,7 +224,7 @@ def _deliver(written, out):
 
 
 def _dense(t, dtype=None):
-    """``t`` in ``dtype`` with unit stride in its last dimension; a copy only where it is not so."""
+    """``t`` in ``dtype`` with unit stride in its last dimension; copied only if needed."""
     return None if t is None else unit_stride(t if dtype is None else t.to(dtype))
 
 

@@ -14,7 +14,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/attention/params.h
-# fortified, longjmp would refuse to change from one fiber's stack to another's
+# a fortified longjmp refuses to switch between the stacks of fibers
 COMMON = ["-std=c++17", "-fPIC", "-DDITFAST_EMULATE", "-U_FORTIFY_SOURCE"]
 NAN = float("nan")
 
@@ -44,7 +44,7 @@ class Bytes(ctypes.Structure):
 
 
 def compile_emulator(csrc=CSRC, options=("-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas")):
-    """Path of the library that runs the kernels in ``csrc``."""
+    """Compile the library that runs the kernels in ``csrc``; return its path."""
     flags = [*COMMON, *options, f"-I{csrc}", f"-I{HERE}"]
     machine = compiled(".o", [HERE / "machine.cpp"], ["-c", *COMMON, "-O2", f"-I{HERE}"], HERE.glob("machine*"))
     sources = [*csrc.glob("attention/*.*h"), *HERE.glob("*.h"), *HERE.glob("*.cpp")]
@@ -52,7 +52,7 @@ def compile_emulator(csrc=CSRC, options=("-O2", "-Wall", "-Wextra", "-Wno-unknow
 
 
 def compiled(suffix, inputs, flags, sources):
-    """Path of what the compiler makes, anew only when a source or an option has changed."""
+    """Return the path of the compiler's output, rebuilt only if a source or an option has changed."""
     compiler = os.environ.get("CXX", "g++")
     options = [flag for flag in flags if not flag.startswith("-I")]
     parts = [repr((compiler, options)).encode(), *(source.read_bytes() for source in sorted(sources))]
@@ -62,7 +62,7 @@ def compiled(suffix, inputs, flags, sources):
         folder.mkdir(mode=0o700, exist_ok=True)
         made = result.with_suffix(f".{os.getpid()}{suffix}")
         subprocess.run([*shlex.split(compiler), *flags, *map(str, inputs), "-o", str(made)], check=True)
-        made.rename(result)  # other processes see all of it or nothing
+        made.rename(result)  # atomic for other processes
     return result
 
 
@@ -84,7 +84,7 @@ class Emulator:
         self.library.groups.argtypes, self.library.groups.restype = [ctypes.c_int64], ctypes.c_int64
 
     def forward(self, qkv, heads, scale=None, multiprocessors=132):
-        """out and lse, each NaN before the call and between canaries."""
+        """Return out and lse; both start as NaN, between canaries."""
         b, n, width = qkv.shape
         out, lse = Guarded((b, n, width // 3), qkv.dtype), Guarded((b, heads, n), torch.float32)
         call = Forward(problem(qkv, heads, scale), qkv.data_ptr(), out.t.data_ptr(), lse.t.data_ptr())
@@ -92,7 +92,7 @@ class Emulator:
         return out.checked(), lse.checked()
 
     def backward(self, dout, qkv, out, lse, heads, scale=None, multiprocessors=132, bias=True):
-        """dqkv, and rows of dbias (B, groups, 3*H*d) or None"""
+        """Return dqkv, and rows of dbias (B, groups, 3*H*d) or None."""
         b, n, width = qkv.shape
         dqkv = Guarded(qkv.shape, qkv.dtype)
         dbias = Guarded((b, self.library.groups(n), width), torch.float32)
@@ -103,12 +103,12 @@ class Emulator:
         return dqkv.checked(), dbias.checked() if bias else None
 
     def run(self, qkv, dout, heads, scale=None, multiprocessors=132):
-        """out, lse, dqkv and rows of dbias"""
+        """Return out, lse, dqkv and rows of dbias."""
         out, lse = self.forward(qkv, heads, scale, multiprocessors)
         return out, lse, *self.backward(dout, qkv, out, lse, heads, scale, multiprocessors)
 
     def plan(self, qkv, heads, multiprocessors, backward=False):
-        """warps of a block, blocks of a head, blocks of the grid, bytes of shared memory"""
+        """Return warps per block, blocks per head, blocks in the grid, bytes of shared memory."""
         numbers = (ctypes.c_int64 * 4)()
         self.library.plan(ctypes.byref(problem(qkv, heads, None)), multiprocessors, int(backward), numbers)
         return list(numbers)
@@ -147,5 +147,5 @@ class Guarded:
 
     def checked(self):
         assert (self.memory[: self.MARGIN] == 1234).all(), "wrote before the tensor"
-        assert (self.memory[-self.MARGIN :] == 1234).all(), "wrote behind the tensor"
+        assert (self.memory[-self.MARGIN :] == 1234).all(), "wrote after the tensor"
         return self.t

@@ -9,7 +9,7 @@
 #define DITFAST_DEVICE inline
 #define DITFAST_KERNEL(threads, blocks) void
 
-// The wrappers of csrc/attention/ptx.h for the machine in machine.h. Layouts of mma and ldmatrix as in the
+// The wrappers of csrc/attention/ptx.h for the machine in machine.h. Layouts of mma and ldmatrix are from the
 // PTX ISA, sections "Matrix Fragments for mma.m16n8k16", "... m16n8k8" and "ldmatrix".
 
 namespace ditfast::ptx {
@@ -43,7 +43,7 @@ V shuffle_xor(V value, int mask) {
     return result;
 }
 
-// Global memory. `from`, `to` and the place of the call go into the message of an error.
+// Global memory. Error messages name `from` or `to` and the place of the call.
 
 inline std::uint32_t load_word(const std::uint16_t* from, Place place = Place::here()) {
     return machine().load_global<std::uint32_t>(from, place);
@@ -101,8 +101,8 @@ void wait_for_copies() {
     machine().wait_for_copies(Pending);
 }
 
-// Lane i reads row i % 8 of matrix i / 8, then gets of each matrix its columns 2 * (i % 4) and one more of
-// row i / 4; transposed, of column i / 4 its rows 2 * (i % 4) and one more.
+// Lane i reads row i % 8 of matrix i / 8. Then it gets, of each matrix, columns 2 * (i % 4) and the next of
+// row i / 4; transposed, rows 2 * (i % 4) and the next of column i / 4.
 template <int Count>
 void load_matrices(std::uint32_t (&m)[Count], std::uint32_t row, bool transposed, Place place) {
     struct Row {
@@ -155,9 +155,9 @@ struct MmaLane {
     float c[4];
 };
 
-// Register r of a has row i / 4 + 8 * (r % 2) and columns from 2 * (i % 4) + 8 * (r / 2) on; register r of b
-// has rows from 2 * (i % 4) + 8 * r on and column i / 4; c[r] has row i / 4 + 8 * (r / 2), column 2 * (i % 4)
-// + r % 2.
+// Register r of a holds two columns from 2 * (i % 4) + 8 * (r / 2) of row i / 4 + 8 * (r % 2); register r of b
+// two rows from 2 * (i % 4) + 8 * r of column i / 4; c[r] is row i / 4 + 8 * (r / 2), column 2 * (i % 4) +
+// r % 2.
 template <class T, int K>
 void multiply(void* const* in, void* const* out) {
     float a[16][K], b[K][8];

@@ -7,7 +7,7 @@
 #include "attention/probe.cuh"
 #include "machine.h"
 
-// The attention kernels on the emulated machine, to be called through ctypes. Each returns a message, or "".
+// The attention kernels on the emulated machine, called through ctypes. Each returns an error message, or "".
 
 namespace ditfast {
 namespace {

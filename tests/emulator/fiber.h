@@ -7,7 +7,7 @@
 #include <functional>
 #include <vector>
 
-// A function with a stack of its own, which runs until it yields.
+// A function with its own stack, which runs until it yields.
 
 namespace ditfast::emulator {
 
@@ -25,7 +25,7 @@ class Fiber {
         if (error_) std::rethrow_exception(error_);
     }
 
-    // To be called in the body.
+    // Call it in the body.
     void yield() {
         if (_setjmp(here_) == 0) _longjmp(caller_, 1);
     }
@@ -35,7 +35,7 @@ class Fiber {
   private:
     static constexpr std::size_t kStackBytes = 128 << 10;
 
-    // ucontext makes the stack; setjmp then switches, as it makes no system call.
+    // ucontext makes the stack; setjmp switches, because it makes no system call.
     void start() {
         ucontext_t context, unused;
         getcontext(&context);

@@ -60,7 +60,7 @@ void Machine::run(int block, const std::function<void()>& kernel) {
     }
 }
 
-// Runs the lanes in turn until each has ended or is in a barrier.
+// Runs the lanes in turn until each has ended or waits at a barrier.
 void Machine::run_warp(int warp) {
     for (bool progress = true; progress;) {
         progress = false;

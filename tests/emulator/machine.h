@@ -33,13 +33,13 @@ struct Region {  // of global memory
     std::vector<bool> written;  // for each byte
 };
 
-// What is known of a word of shared memory. Two accesses by different threads are in order only if a barrier
+// The history of a word of shared memory. Two accesses by different threads are ordered only if a barrier
 // lies between them, that is, if their epochs differ.
 struct Word {
     static constexpr int kNobody = -1, kSeveral = -2;
     int writer = kNobody, writer_epoch = -1;
     int reader = kNobody, reader_epoch = -1;
-    int copier = kNobody;  // the thread with a copy to here under way
+    int copier = kNobody;  // the thread whose copy to here is in flight
     Place written_at{};
 };
 
@@ -103,11 +103,11 @@ class Machine {
     struct Thread {
         std::unique_ptr<Fiber> fiber;
         bool in_barrier = false;
-        std::vector<std::vector<Copy>> groups;  // committed and under way, the oldest first
+        std::vector<std::vector<Copy>> groups;  // committed and in flight, oldest first
         std::vector<Copy> open;                 // not yet committed
     };
     struct Warp {
-        const char* name = nullptr;  // of the collective under way
+        const char* name = nullptr;  // of the current collective
         int arrived = 0;
         int done = 0;  // collectives
         void* in[32];
@@ -133,7 +133,7 @@ class Machine {
     int epoch_ = 0;
 };
 
-// The machine that runs now.
+// The machine that is running.
 Machine& machine();
 
 }  // namespace ditfast::emulator

@@ -8,7 +8,7 @@ struct Shape {
     std::int64_t batch, tokens, heads, dim;
 };
 
-// How dout lies: as it is stored, one channel a row, or one number for all.
+// The layout of dout: rows of channels, rows of tokens, or one expanded element.
 enum class Layout { kRows, kColumns, kExpanded };
 
 void set_dout(AttentionBackward& call, const Tensor& dout, Layout layout) {

@@ -1,6 +1,6 @@
-// Calls every CPU kernel in every instruction set that runs here, alone, from several threads at once, and
-// after a fork. With the path of a library it runs on the OpenMP runtime which that is linked with, else on
-// the pool.
+// Calls every CPU kernel in every instruction set that runs here: alone, from several threads at once, and
+// after a fork. Given the path of a library, it uses the OpenMP runtime linked with that library, else the
+// pool.
 
 #include <cstdio>
 #include <thread>
@@ -9,7 +9,7 @@
 #include "host/threads.h"
 #include "tensor.h"
 
-#if !defined(__SANITIZE_THREAD__)  // which does not follow a process that forks with threads
+#if !defined(__SANITIZE_THREAD__)  // it does not support forking a process that has threads
 #define FORKS 1
 #include <sys/wait.h>
 #include <unistd.h>
@@ -45,7 +45,7 @@ void check_fork() {
     }
     int status = 0;
     expect(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0,
-           "a forked process");
+           "a forked process failed");
 #endif
 }
 
@@ -55,14 +55,14 @@ void check_fork() {
 int main(int count, char** arguments) {
     using namespace ditfast;
     using namespace ditfast::every_kernel;
-    expect(count < 2 || dlopen(arguments[1], RTLD_NOW) != nullptr, "the library cannot be loaded");
+    expect(count < 2 || dlopen(arguments[1], RTLD_NOW) != nullptr, "cannot load the library");
     const std::string runtime = count < 2 ? "pool" : "openmp";
-    expect(host::thread_runtime() == runtime, std::string("threads must be those of ") + runtime);
+    expect(host::thread_runtime() == runtime, "threads must run on " + runtime);
     for (const std::string& isa : host::isas()) {
         host::use_isa(isa);
         check_all();
         check_callers();
         check_fork();
-        std::printf("%s on %s: right\n", isa.c_str(), runtime.c_str());
+        std::printf("%s on %s: ok\n", isa.c_str(), runtime.c_str());
     }
 }

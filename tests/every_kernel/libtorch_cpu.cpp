@@ -1,4 +1,4 @@
-// What csrc/host/openmp.cpp looks for: a library of this name that is linked with an OpenMP runtime.
+// csrc/host/openmp.cpp looks for a library of this name, linked with an OpenMP runtime.
 int threads_of_a_region() {
     int threads = 0;
 #pragma omp parallel reduction(+ : threads)

@@ -9,7 +9,7 @@ struct Shape {
     std::int64_t batch, channels, grid_h, grid_w, patch;
 };
 
-// An image (B, C * height, width), whose rows may lie apart, and its patches.
+// An image (B, C * height, width), whose rows may have gaps between them, and its patches.
 void check_shape(const Shape& s, DType dtype, Place place, bool channels_last) {
     const std::int64_t height = s.grid_h * s.patch, width = s.grid_w * s.patch;
     Tensor image(place, dtype, s.batch, s.channels * height, width);

@@ -15,7 +15,7 @@ struct Case {
     bool has_residual, has_norm, has_bias;
 };
 
-// All tensors of a call, forward and backward, whether it has them or not.
+// All tensors of forward and backward, whether or not a call uses them.
 struct Tensors {
     Tensor x, y, gate, bias, shift, scale;
     Tensor x_new, h, mean, rstd;
@@ -97,7 +97,7 @@ void check_case(const Case& c) {
     };
     check_call("rows_forward", chosen({{residual, &t.x_new}, {norm, &t.h}, {norm, &t.mean}, {norm, &t.rstd}}),
                [&](int threads) { host::kernels().rows_forward(forward, threads); });
-    Tensors tangents(c);  // of inputs as large as the inputs
+    Tensors tangents(c);  // same shapes and values as the primals
     const host::RowsJvp jvp{
         forward,
         tangents.x.tokens(),

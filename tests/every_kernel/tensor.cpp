@@ -15,7 +15,7 @@ namespace {
 
 std::int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// Of a multiple of 1/64 in -2 .. 2.
+// The bits of x in dtype; x is a multiple of 1/64 in [-2, 2].
 std::uint32_t bits_in(DType dtype, float x) {
     std::uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -42,9 +42,9 @@ Tensor::Tensor(Place place, DType dtype, std::int64_t b, std::int64_t n, std::in
     const std::size_t inside = (used + page - 1) / page * page;
     size_of_pages_ = inside + 2 * page;
     void* pages = mmap(nullptr, size_of_pages_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    expect(pages != MAP_FAILED, "memory");
+    expect(pages != MAP_FAILED, "mmap failed");
     pages_ = static_cast<unsigned char*>(pages);
-    expect(mprotect(pages_ + page, inside, PROT_READ | PROT_WRITE) == 0, "memory between two pages");
+    expect(mprotect(pages_ + page, inside, PROT_READ | PROT_WRITE) == 0, "mprotect failed");
     data_ = pages_ + page + (place.at_end ? inside - used : 0);
 }
 
@@ -52,7 +52,7 @@ Tensor::~Tensor() {
     if (pages_ != nullptr) munmap(pages_, size_of_pages_);
 }
 
-// The last row has no gap behind it.
+// The last row has no gap after it.
 std::int64_t Tensor::elements() const { return b_ * n_ * d_ == 0 ? 0 : b_ * n_ * stride_n() - gap_; }
 
 void Tensor::fill(std::uint32_t seed) {
@@ -99,9 +99,9 @@ void check_call(const std::string& what, const std::vector<Tensor*>& outputs,
         call(threads);
         for (std::size_t i = 0; i < outputs.size(); ++i) {
             const std::string which = what + ", output " + std::to_string(i);
-            expect(outputs[i]->is_whole(), which + " is not whole, or more than it was written");
+            expect(outputs[i]->is_whole(), which + " is incomplete, or a gap was written");
             if (threads == 1) first.push_back(outputs[i]->bytes());
-            expect(outputs[i]->bytes() == first[i], which + " depends on the threads");
+            expect(outputs[i]->bytes() == first[i], which + " depends on the number of threads");
         }
     }
 }

@@ -15,8 +15,8 @@ using host::Vectors;
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 
-// Where a tensor lies: against the page before it or that behind it, neither of which may be touched, and
-// with how many elements between its rows, which a call must leave as they are.
+// The place of a tensor: directly after or before an inaccessible page, with `gap` elements between rows that
+// a call must not change.
 struct Place {
     bool at_end;
     std::int64_t gap;
@@ -24,19 +24,19 @@ struct Place {
 
 constexpr Place kPlaces[] = {{true, 0}, {false, 0}, {true, 3}, {false, 1}};
 
-// One of them for each turn, so that all meet all that is gone through in turns of two, three or four.
+// The place for a turn. Loops of two, three or four steps within the turns meet all places.
 inline Place place_of(int turn) { return kPlaces[(turn + turn / 4 + turn / 12) % 4]; }
 
-// (B, N, D) of which D is dense.
+// (B, N, D) with D contiguous.
 class Tensor {
   public:
     Tensor(Place place, DType dtype, std::int64_t b, std::int64_t n, std::int64_t d);
     ~Tensor();
     Tensor(const Tensor&) = delete;
 
-    void fill(std::uint32_t seed);  // numbers in -2 .. 2 that every dtype has
+    void fill(std::uint32_t seed);  // numbers in [-2, 2] that every dtype can represent
     void poison();                  // with NaN
-    bool is_whole() const;          // no element is NaN any more, and all gaps still are
+    bool is_whole() const;          // no element is NaN, and all gaps still are
     std::vector<unsigned char> bytes() const;
 
     void* data() const { return data_; }
@@ -63,11 +63,11 @@ inline const Vectors kNoVectors{nullptr, DType::kFloat32, 0};
 // Ends the program unless `condition`.
 void expect(bool condition, const std::string& what);
 
-// call(threads) writes all of the outputs, nothing else, and the same on one thread as on two, three or four.
+// call(threads) must write all outputs, nothing else, and the same bits on one thread as on two, three or four.
 void check_call(const std::string& what, const std::vector<Tensor*>& outputs,
                 const std::function<void(int)>& call);
 
-// Each calls its kernels, of the instruction set in use, on every combination of shapes, dtypes and places.
+// Each calls its kernels in the current instruction set, on every combination of shapes, dtypes and places.
 void check_attention();
 void check_gelu();
 void check_patches();

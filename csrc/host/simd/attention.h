@@ -4,31 +4,31 @@
 #include "pack.h"
 #include "parallel.h"
 
-// What forward and backward of attention share. Logits are transposed: a row is a key, a lane a query. So the softmax
-// runs down the rows without a step across lanes, and rows of K and V are broadcast from where they lie.
+// Shared by attention's kernels. Logits are transposed: a row is a key, a lane a query. So the softmax runs down the
+// rows without crossing lanes, and rows of K and V are broadcast from where they are.
 
 namespace ditfast::host::DITFAST_ISA {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr std::int64_t kKeys = 256;  // of a block
+constexpr std::int64_t kKeys = 256;  // per block
 
-// Words over which a sum is taken at a time: over keys or queries, and over d, where a second piece is dear. In 16 bits
-// a sum over all of them costs less than storing the result.
+// Words summed in one register: over keys or queries, and over d, where a second piece is expensive. For 16-bit types,
+// a sum over a whole block loses less than rounding the result.
 template <class T>
 constexpr std::int64_t kPiece = sizeof(T) == sizeof(float) ? 128 : 256;
 template <class T>
 constexpr std::int64_t kPieceOfRow = sizeof(T) == sizeof(float) ? 128 : 256;
 
-// In what logits are counted: powers of two, which saves a step before the exponential. In float32 powers of e, so
-// that the difference of two large logits is taken before anything is rounded but they.
+// The unit of logits: base 2, which saves a step before the exponential. In float32 base e: a factor of log2(e) would
+// round two large logits before they are subtracted.
 template <class T>
 constexpr float kLogit = sizeof(T) == sizeof(float) ? 1.0f : kLog2E;
 
-// exp2 takes a difference of logits times this.
+// From a difference of logits to the argument of exp2.
 template <class T>
 constexpr float kExponent = kLog2E / kLogit<T>;
 
-// The weight of a key, from the difference of two logits, the larger of them behind it.
+// The weight of a key, from its logit minus one that is at least as large.
 template <class T>
 inline Vec weight_of(Vec difference) {
     return exp2<T>(at_least(difference * kExponent<T>, splat(kZeroExponent)));
@@ -41,13 +41,13 @@ inline Rows<T> head_of(const AttentionProblem& p, const void* qkv, int part, std
     return {data + b * p.stride_b + (part * p.heads + h) * p.head_dim, p.stride_n};
 }
 
-// A walk through a task's scratch.
+// Hands out a task's scratch piece by piece.
 class Scratch {
   public:
     explicit Scratch(float* memory) : memory_(memory) {}
 
     float* take(std::int64_t floats) {
-        float* const taken = memory_ ? memory_ + used_ : nullptr;  // null: to measure alone
+        float* const taken = memory_ ? memory_ + used_ : nullptr;  // null: only measures
         used_ += padded(floats);
         return taken;
     }
@@ -59,7 +59,7 @@ class Scratch {
     std::int64_t used_ = 0;
 };
 
-// to = before(place, column) + a b, a panel: `before` is asked for each vector, at its place in there.
+// For a panel: to = before(offset, column) + a b; `before` is called for each vector, with its offset in the panel.
 template <class W, class Before>
 inline void multiply_panel(std::int64_t piece, Words a, const float* b, std::int64_t rows, std::int64_t inner,
                            float* to, const Before& before) {
@@ -75,7 +75,7 @@ inline void multiply_panel(std::int64_t piece, Words a, const float* b, std::int
     multiply_in_pieces<W, 6, kColumns>(piece, a, b, kPanel, rows, inner, finish);
 }
 
-// logits[key][query] of some keys and a panel of queries, and the maxima.
+// logits[key][query] of some keys and a panel of queries; updates the maxima.
 template <class T>
 inline void logits_of(Words k, const float* query, std::int64_t keys, std::int64_t dim, float factor, float* logits,
                       Vec (&maximum)[kColumns]) {
@@ -99,7 +99,7 @@ inline void logits_of(Words k, const float* query, std::int64_t keys, std::int64
     multiply_in_pieces<W, 6, kColumns>(piece, k, query, kPanel, keys, inner, finish);
 }
 
-// out[c][query] = out * correction + values^T weights; for the first keys there is no out yet.
+// out[c][query] = out * correction + values^T weights; the first block of keys overwrites out.
 template <class T>
 inline void add_values(Words values, const float* weights, std::int64_t keys, std::int64_t dim, bool is_first,
                        const Vec (&correction)[kColumns], float* out) {

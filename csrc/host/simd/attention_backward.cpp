@@ -4,7 +4,7 @@
 namespace ditfast::host::DITFAST_ISA {
 namespace {
 
-constexpr std::int64_t kQueries = 256;  // of a block
+constexpr std::int64_t kQueries = 256;  // per block
 static_assert(kQueries % kPanel == 0, "a block is made of whole panels");
 constexpr int kRowsOfFew = kMostColumns == 5 ? 4 : 6;
 
@@ -13,18 +13,18 @@ struct Count {
     static constexpr int value = kCount;
 };
 
-// One head, and what of it a task keeps: words as the five products read them, and gradients in float32.
+// One head, and a task's scratch for it: words as the five products read them, and gradients in float32.
 template <class T>
 struct Head {
     using W = typename WordsOf<T>::type;
 
-    std::int64_t tokens, dim, stride;  // stride: of rows along d
+    std::int64_t tokens, dim, stride;  // stride: between rows of d
     float scale;
     Words k, v;
     float *copied_k, *copied_v, *q_columns, *k_columns, *dout_columns;
     float *lse, *delta;                             // per query, padded to whole panels
-    float *q_panel, *dout_panel;                    // of the panel at hand
-    float *weights, *dlogits, *dlogits_along_keys;  // [key][query] of a block; words along queries, along keys
+    float *q_panel, *dout_panel;                    // of the current panel
+    float *weights, *dlogits, *dlogits_along_keys;  // [key][query] of a block, as words along queries or keys
     float *dq, *dk, *dv, *dout_rows;                // dq: [panel][c][query]
     float *dq_sums, *dout_sums;
 
@@ -57,7 +57,7 @@ struct Head {
     }
 };
 
-// Where the rows of dout of a head lie; a copy if their elements lie apart.
+// The rows of dout of one head; a copy if their elements are not contiguous.
 template <class T>
 Rows<T> dout_of(const AttentionBackward& call, std::int64_t b, std::int64_t h, float* copy) {
     const AttentionProblem& p = call.problem;
@@ -72,7 +72,7 @@ Rows<T> dout_of(const AttentionBackward& call, std::int64_t b, std::int64_t h, f
     return {to, p.head_dim};
 }
 
-// delta: the inner product of each row of dout and out, which is that of weights and dweights. dout_sums: over rows.
+// delta: the dot product of each row of dout and out, equal to that of weights and dweights. dout_sums: over rows.
 template <class T>
 void inner_products(const Head<T>& head, const Rows<T>& dout, const Rows<T>& out) {
     float* const sums = head.dout_sums;
@@ -87,7 +87,7 @@ void inner_products(const Head<T>& head, const Rows<T>& dout, const Rows<T>& out
     }
 }
 
-// Lanes of the queries of a panel that exist: what is computed for others must not reach the sums over queries.
+// Zeroes the lanes of a panel past the last query, which must not reach the sums over queries.
 struct Valid {
     Bits lanes[kColumns];
 
@@ -100,7 +100,7 @@ struct Valid {
     Vec operator()(int j, Vec x) const { return vec_of(bits_of(x) & lanes[j]); }
 };
 
-// c = a b for a panel of queries, summed over d as the forward sums: its log-sum-exp is one of these very logits.
+// c = a b for a panel of queries, summed over d exactly as in forward, whose log-sum-exp is made of these logits.
 template <class T, int kRows>
 inline void multiply_along_d(Words a, const float* b, std::int64_t inner, Vec (&c)[kRows][kColumns]) {
     using W = typename WordsOf<T>::type;
@@ -115,7 +115,7 @@ inline void multiply_along_d(Words a, const float* b, std::int64_t inner, Vec (&
     }
 }
 
-// Weights and dlogits of some keys and a panel of queries, `column` of the block.
+// Weights and dlogits of some keys and the panel of queries that starts at `column` of the block.
 template <int kRows, class T>
 void weights_and_dlogits(const Head<T>& head, const Valid& valid, std::int64_t first, std::int64_t key,
                          std::int64_t panel, std::int64_t column) {
@@ -124,7 +124,7 @@ void weights_and_dlogits(const Head<T>& head, const Valid& valid, std::int64_t f
     const auto rows_of = [&](const Words& words) {
         return Words{words.data + (first + key) * words.stride_row, words.stride_row, 1};
     };
-    // a softmax over one key is constant; delta would only nearly cancel
+    // a softmax over one key is constant; subtracting delta would only nearly cancel
     const float scale = head.tokens == 1 ? 0.0f : head.scale;
     Vec weight[kRows][kColumns], c[kRows][kColumns];
     multiply_along_d<T>(rows_of(head.k), head.q_panel, inner, c);
@@ -150,7 +150,7 @@ void weights_and_dlogits(const Head<T>& head, const Valid& valid, std::int64_t f
     }
 }
 
-// dq of a panel from a block of keys.
+// Adds a block of keys to a panel's dq.
 template <class T>
 void panel_pass(const Head<T>& head, std::int64_t first, std::int64_t keys, std::int64_t panel) {
     using W = typename WordsOf<T>::type;
@@ -166,7 +166,7 @@ void panel_pass(const Head<T>& head, std::int64_t first, std::int64_t keys, std:
                       [&](std::int64_t at, int) { return first == 0 ? Vec{} : load(dq + at); });
 }
 
-// to[key][c], some columns of it, += left[key][query] right[query][c] over a block of queries.
+// to[key][c] += left[key][query] right[query][c] over a block of queries, for kCols vectors of columns.
 template <class T, int kCols>
 void add_rows(const float* left, const float* right, std::int64_t stride, std::int64_t keys, std::int64_t queries,
               bool is_first, float* to) {
@@ -184,7 +184,7 @@ void add_rows(const float* left, const float* right, std::int64_t stride, std::i
     multiply_in_pieces<W, kRowsOfFew, kCols>(kPiece<T>, a, right, stride, keys, words(queries, W::kNumbers), finish);
 }
 
-// The same for all columns, a few vectors at a time.
+// add_rows for all columns, a few vectors at a time.
 template <class T>
 void add_product(const Head<T>& head, const float* left, const float* columns, std::int64_t first_query,
                  std::int64_t keys, float* to) {
@@ -274,7 +274,7 @@ void backward_head(const AttentionBackward& call, std::int64_t b, std::int64_t h
         store_panel(head.dq + panel * head.dim, ones, dq, stride_n, panel, p.tokens, head.dim, head.dq_sums);
     }
     if (call.dbias == nullptr) return;
-    // rows of the weights sum to one and those of dlogits to zero: the sum of dv is that of dout, that of dk is zero
+    // rows of the weights sum to one, so dv sums to what dout sums to; rows of dlogits sum to zero, so dk does, too
     float* row = call.dbias + (b * 3 * p.heads + h) * p.head_dim;
     for (std::int64_t c = 0; c < p.head_dim; ++c) {
         row[c] = head.dq_sums[c];

@@ -7,7 +7,7 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-// One head, and what of it a task keeps as words.
+// One head, and a task's scratch for it.
 template <class T>
 struct Head {
     using W = typename WordsOf<T>::type;
@@ -46,7 +46,7 @@ template <class T>
 void weights_of(const Head<T>& head, std::int64_t keys, Softmax& softmax) {
     using W = typename WordsOf<T>::type;
     for (int j = 0; j < kColumns; ++j) {
-        // where every logit is -inf, subtracting it would give inf - inf
+        // if every logit is -inf, subtracting the maximum would give inf - inf
         const Vec maximum = softmax.maximum[j];
         const Vec origin = (maximum == -kInfinity) ? Vec{} : maximum;
         const float* logit = head.logits + j * kLanes;
@@ -104,7 +104,7 @@ void forward(const AttentionForward& call, int threads) {
     const AttentionProblem& p = call.problem;
     const std::int64_t panels = (p.tokens + kPanel - 1) / kPanel, heads = p.batch * p.heads;
     if (panels == 0 || heads == 0) return;
-    // the queries of a head are shared out where threads outnumber heads; who computes a panel changes nothing in it
+    // with more threads than heads, the panels of a head are split; which thread computes a panel does not matter
     const std::int64_t parts = smaller(panels, larger(1, threads / heads));
     Scratch measure(nullptr);
     Head<T> sizes(p, measure);

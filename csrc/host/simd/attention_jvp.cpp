@@ -2,19 +2,19 @@
 #include "kernels.h"
 #include "log2.h"
 
-// Attention and its tangent in one pass over the keys, as Lu & Song 2024, "Simplifying, Stabilizing and Scaling
-// Continuous-Time Consistency Models", derive it (appendix). The logits S = scale Q K^T have the tangents
-// S_t = scale (Q_t K^T + Q K_t^T), and with m, for each query the mean of S_t under the weights P,
+// Attention and its tangent in one pass over the keys, derived in the appendix of Lu & Song 2024, "Simplifying,
+// Stabilizing and Scaling Continuous-Time Consistency Models". The logits S = scale Q K^T have the tangents
+// S_t = scale (Q_t K^T + Q K_t^T), and with m, each query's mean of S_t under the weights P,
 //     out_t = P V_t + (P o (S_t - m)) V.
-// m is subtracted before the product, not after it: where one key has nearly all the weight, the difference of the two
-// would be what rounding left of them. It is the mean over the keys seen so far; as it moves, out_t is corrected.
+// m is subtracted before the product: if one key has nearly all the weight, subtracting afterwards would leave only
+// rounding errors. m is the mean over the keys seen so far; out_t is corrected as it moves.
 
 namespace ditfast::host::DITFAST_ISA {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-// One head, and what of it a task keeps as words.
+// One head, and a task's scratch for it.
 template <class T>
 struct Head {
     using W = typename WordsOf<T>::type;
@@ -26,7 +26,7 @@ struct Head {
     float *query, *query_t;      // [d][query], words along d
     float *values, *values_t;    // [key][c], words along keys
     float *operand, *operand_t;  // [key][query]: weight, weight * (logit_t - mean), words along keys
-    float* weights;              // [key][query]; where a word is one number, the operand as it is
+    float* weights;              // [key][query]; the same memory as operand if a word is one number
     float* logits_t;             // [key][query]
     float *out, *out_t;          // [c][query]
 
@@ -57,8 +57,8 @@ struct Head {
 // The softmax of a panel of queries over the keys seen so far.
 struct Softmax {
     Vec maximum[kColumns], sum[kColumns];
-    Vec mean[kColumns];  // of the logits' tangents, by the weights, to rounding
-    Vec rest[kColumns];  // the sum of weight * (tangent - mean), which is what rounding left in it
+    Vec mean[kColumns];  // weighted mean of the logits' tangents, rounded
+    Vec rest[kColumns];  // sum of weight * (tangent - mean): not zero, because the mean is rounded
 
     Softmax() {
         for (int j = 0; j < kColumns; ++j) {
@@ -68,13 +68,13 @@ struct Softmax {
     }
 };
 
-// What a block of keys makes of the sums before it: those of weights times correction, once the mean is raised by step.
+// What a block of keys does to the earlier sums: the mean grows by step, then weights are multiplied by correction.
 struct Update {
     Vec correction[kColumns], step[kColumns];
 };
 
-// Logits, in the place of the weights, with their maxima, and the logits' tangents without their scale. Sums of
-// products are not joined to one, which would round the terms of the smaller to the larger.
+// Writes the logits to where the weights will be, updates their maxima, and writes the logits' tangents, unscaled. The
+// two sums of products stay apart: in a joint sum, the smaller's terms would be rounded to the larger's ulp.
 template <class T>
 void all_logits_of(const Head<T>& head, std::int64_t first, std::int64_t keys, Softmax& softmax) {
     using W = typename WordsOf<T>::type;
@@ -87,12 +87,12 @@ void all_logits_of(const Head<T>& head, std::int64_t first, std::int64_t keys, S
                       [&](std::int64_t at, int) { return load(logits_t + at); });
 }
 
-// Weights exp(logit - maximum) in the place of the logits. Returns the sum of weight * (tangent - mean).
+// Replaces the logits with weights exp(logit - maximum). Returns the sum of weight * (tangent - mean).
 template <class T>
 Vec weights_of(const Head<T>& head, std::int64_t column, std::int64_t keys, Vec maximum, Vec mean, Vec& sum) {
     using W = typename WordsOf<T>::type;
     float *logit = head.weights + column, *logit_t = head.logits_t + column;
-    // where every logit is -inf, subtracting it would give inf - inf
+    // if every logit is -inf, subtracting the maximum would give inf - inf
     const Vec origin = (maximum == -kInfinity) ? Vec{} : maximum;
     Vec moment{};
     const auto weight = [&](std::int64_t key, Vec& part_of_moment) {
@@ -114,7 +114,7 @@ Vec weights_of(const Head<T>& head, std::int64_t column, std::int64_t keys, Vec 
     return moment;
 }
 
-// The operands of the second products, in a column of their panels. Returns the sum of weight * (tangent - mean).
+// Writes one column of the second products' operands. Returns the sum of weight * (tangent - mean).
 template <class T>
 Vec operands_of(const Head<T>& head, std::int64_t column, std::int64_t keys, Vec mean) {
     using W = typename WordsOf<T>::type;
@@ -157,7 +157,7 @@ Update soften(const Head<T>& head, std::int64_t keys, const Softmax& before, Sof
     return update;
 }
 
-// Adds a block of keys to out_t, which needs of out what was there before, and to out.
+// Adds a block of keys to out_t, which needs the previous out, and then to out.
 template <class T>
 void accumulate(const Head<T>& head, std::int64_t first, std::int64_t keys, const Update& update) {
     using W = typename WordsOf<T>::type;

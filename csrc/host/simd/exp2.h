@@ -6,8 +6,8 @@ namespace ditfast::host::DITFAST_ISA {
 
 constexpr float kZeroExponent = -127.0f;
 
-// 2^x for x in -126 .. 126, zero at kZeroExponent, NaN for NaN; beyond, any number. Relative error: 1 ulp of float32 if
-// T is float, else 4, far below what storing in 16 bits costs.
+// 2^x for x in [-126, 126]; zero at kZeroExponent, NaN for NaN, anything elsewhere. Relative error: 1 ulp of float32 if
+// T is float, else 4 ulp, far below the rounding to 16 bits.
 template <class T>
 inline Vec exp2(Vec x) {
     // Adding this leaves round(x) + 127, a float32 exponent, in the lowest bits.

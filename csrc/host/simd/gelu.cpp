@@ -2,16 +2,16 @@
 #include "kernels.h"
 #include "parallel.h"
 
-// gelu(x) = x * sigmoid(z) with z = 2 * sqrt(2/pi) * (x + 0.044715 x^3), which does not cancel for negative x as
-// 1 + tanh does.
+// gelu(x) = x * sigmoid(z) with z = 2 * sqrt(2/pi) * (x + 0.044715 x^3). Unlike 1 + tanh, this does not cancel for
+// negative x.
 
 namespace ditfast::host::DITFAST_ISA {
 namespace {
 
-constexpr float kSlopeAtZero = 1.5957691216057308f;  // dz/dx there
+constexpr float kSlopeAtZero = 1.5957691216057308f;  // dz/dx at x = 0
 constexpr float kCubic = 0.044715f;
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr std::int64_t kElements = 1 << 14;  // of a task of the forward
+constexpr std::int64_t kElements = 1 << 14;  // per task
 
 struct Sigmoid {
     Vec value;

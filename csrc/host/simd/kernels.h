@@ -2,7 +2,7 @@
 
 #include "../calls.h"
 
-// The kernels of one instruction set, which CMakeLists.txt names DITFAST_ISA.
+// The kernels of one instruction set. CMakeLists.txt defines DITFAST_ISA as its name.
 
 namespace ditfast::host::DITFAST_ISA {
 

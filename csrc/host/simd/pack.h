@@ -3,8 +3,7 @@
 #include "product.h"
 #include "transpose.h"
 
-// One head of a tensor as words in the order in which the products read them. N rows of d elements; what is behind
-// them is zero.
+// One head of a tensor, N rows of d elements, packed as words in the order that the products read. Padding is zero.
 
 namespace ditfast::host::DITFAST_ISA {
 
@@ -20,7 +19,7 @@ inline std::int64_t words(std::int64_t numbers, std::int64_t in_a_word) {
     return (numbers + in_a_word - 1) / in_a_word;
 }
 
-// Words along d of one row, from word `first` on; `extent` says how many of them.
+// `extent` words along d of one row, starting at word `first`.
 template <class W, class T, class Extent>
 inline Vec row_words(const T* row, std::int64_t d, std::int64_t first, Extent extent) {
     if constexpr (W::kNumbers == 1) {
@@ -28,7 +27,7 @@ inline Vec row_words(const T* row, std::int64_t d, std::int64_t first, Extent ex
     } else {
         const std::int64_t numbers = d - 2 * first;
         if (numbers >= 2 * kLanes) return read_as<Vec>(row + 2 * first);
-        // an odd last number has a word of its own, whose other half is zero
+        // an odd last number gets its own word, padded with zero
         const Vec pairs =
             numbers > 1 ? read_part(reinterpret_cast<const float*>(row) + first, Part{numbers / 2}) : Vec{};
         if (numbers % 2 == 0) return pairs;
@@ -55,7 +54,7 @@ inline void pack_panel(const Rows<T>& from, std::int64_t first, std::int64_t n, 
     }
 }
 
-// to[k][c]: word k along the rows, of column c; `stride` floats from one k to the next, a multiple of whole vectors.
+// to[k][c]: word k along the rows of column c. k advances by `stride` floats, a multiple of kLanes.
 template <class W, class T>
 inline void pack_columns(const Rows<T>& from, std::int64_t n, std::int64_t d, float* to, std::int64_t stride) {
     for (std::int64_t k = 0; k < words(n, W::kNumbers); ++k) {
@@ -70,7 +69,7 @@ inline void pack_columns(const Rows<T>& from, std::int64_t n, std::int64_t d, fl
     }
 }
 
-// Words along d as the left operand of a product: where the tensor lies if that can be read so, else a copy in `to`.
+// Words along d as the left operand of a product: read in place if the layout allows, else copied to `to`.
 template <class W, class T>
 inline Words left_words(const Rows<T>& from, std::int64_t n, std::int64_t d, float* to) {
     if constexpr (sizeof(T) * W::kNumbers == sizeof(float)) {
@@ -89,7 +88,7 @@ inline Words left_words(const Rows<T>& from, std::int64_t n, std::int64_t d, flo
 
 inline std::int64_t left_words_size(std::int64_t n, std::int64_t d) { return n * padded(d); }
 
-// The other way: from[c][n], a panel of columns, becomes rows `first` + n of `to`, each times factor[n].
+// The reverse: from[c][n], a panel of columns, becomes rows `first` + n of `to`, each times factor[n].
 template <class T>
 inline void store_panel(const float* from, const Vec (&factor)[kColumns], T* to, std::int64_t stride,
                         std::int64_t first, std::int64_t n, std::int64_t d, float* sums) {

@@ -2,15 +2,15 @@
 
 #include "vec.h"
 
-// Products of small matrices, kept in registers: c = a b, rows of c from broadcast words of a, columns from vectors of
-// b. A word holds, along the dimension that is summed over, one float32, or two bfloat16 where the CPU has the
-// instruction for that and the tensors are bfloat16.
+// Products of small matrices in registers: c = a b, from broadcast words of a and vectors of columns of b. Along the
+// summed dimension, a word holds one float32, or two bfloat16 if the tensors are bfloat16 and the CPU can multiply
+// such pairs.
 
 namespace ditfast::host::DITFAST_ISA {
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kColumns = 4;      // vectors of a panel: 32 registers hold 6 rows of them
-constexpr int kMostColumns = 5;  // of a product with few rows at once
+constexpr int kColumns = 4;      // vectors per panel: 32 registers hold 6 rows of them
+constexpr int kMostColumns = 5;  // maximum, for products with few rows at a time
 #else
 constexpr int kColumns = 2;
 constexpr int kMostColumns = 2;
@@ -18,12 +18,12 @@ constexpr int kMostColumns = 2;
 constexpr std::int64_t kPanel = kColumns * kLanes;
 
 struct Singles {
-    static constexpr std::int64_t kNumbers = 1;  // in a word
+    static constexpr std::int64_t kNumbers = 1;  // per word
 
     static Vec multiply_add(Vec c, Vec a, Vec b) { return c + a * b; }
     static Vec join(Vec x, Vec) { return x; }
 
-    // x as the numbers of words that lie next to each other.
+    // Stores x from number `first` of a row of words on.
     static void store_numbers(float* row, std::int64_t first, Vec x) { store(row + first, x); }
 };
 
@@ -35,7 +35,7 @@ struct Pairs {
         return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
     }
 
-    // Words of the first and the second number.
+    // Words made of a first and a second number each.
     static Vec join(Vec first, Vec second) {
         const Bits low = extend(reinterpret_cast<Halves>(_mm512_cvtneps_pbh(first)));
         const Bits high = extend(reinterpret_cast<Halves>(_mm512_cvtneps_pbh(second)));
@@ -60,11 +60,11 @@ struct WordsOf<BFloat16> {
 };
 #endif
 
-// Words of a matrix; strides count words.
+// A matrix of words; strides in words.
 struct Words {
     const float* data;
     std::int64_t stride_row;
-    std::int64_t stride_inner;  // along what is summed over
+    std::int64_t stride_inner;  // along the summed dimension
 };
 
 template <class W, int kRows, int kCols>
@@ -77,15 +77,15 @@ inline __attribute__((always_inline)) void multiply(Words a, const float* b, std
         Vec columns[kCols];
         for (int j = 0; j < kCols; ++j) columns[j] = load(b + k * stride_b + j * kLanes);
         for (int i = 0; i < kRows; ++i) {
-            // a tensor's elements need not begin at multiples of a word
+            // a tensor's data need not be aligned to words
             const Vec word = splat(read_as<float>(a.data + i * a.stride_row + k * a.stride_inner));
             for (int j = 0; j < kCols; ++j) c[i][j] = W::multiply_add(c[i][j], word, columns[j]);
         }
     }
 }
 
-// finish(row, c) for every row of c = a b, several at once; c is an array of so many rows. In words of two numbers,
-// a row is one of a pair of rows that come together, but for an odd last one.
+// Calls finish(row, c) for the rows of c = a b, several at a time; c is an array of that many rows. Rows come in even
+// numbers, as words of two numbers need, except for an odd last one.
 template <class W, int kRows, int kCols, class Finish>
 inline void multiply_rows(Words a, const float* b, std::int64_t stride_b, std::int64_t rows, std::int64_t inner,
                           const Finish& finish) {
@@ -112,8 +112,8 @@ inline void multiply_rows(Words a, const float* b, std::int64_t stride_b, std::i
     }
 }
 
-// The same with the sum in pieces of so many words, which finish(row, c, first) adds up, the piece from word `first`
-// on: what rounding costs a sum grows with the terms that one register takes.
+// The same with the sum in pieces of `piece` words, which finish(row, c, first) adds up; `first` is where the piece
+// starts. The rounding error of a sum grows with the number of terms added in one register.
 template <class W, int kRows, int kCols, class Finish>
 inline void multiply_in_pieces(std::int64_t piece, Words a, const float* b, std::int64_t stride_b, std::int64_t rows,
                                std::int64_t inner, const Finish& finish) {

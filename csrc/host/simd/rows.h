@@ -2,7 +2,7 @@
 
 #include "parallel.h"
 
-// What forward and backward of the row kernels share: where a row lies, and the vectors of its sample.
+// Shared by the row kernels: the address of a row, and the vectors of its sample.
 
 namespace ditfast::host::DITFAST_ISA {
 
@@ -22,7 +22,7 @@ inline void widen_sample(const Vectors& v, std::int64_t b, std::int64_t dim, flo
     widen_row(row_of(v, b), v.dtype, dim, to);
 }
 
-// f(T{}, U{}) for the element types of stream and branch.
+// Calls f(T{}, U{}) with the element types of stream and branch.
 template <class F>
 inline void with_types(const RowsProblem& p, const F& f) {
     with_type(p.stream, [&](auto stream) { with_type(p.branch, [&](auto branch) { f(stream, branch); }); });

@@ -4,12 +4,12 @@
 namespace ditfast::host::DITFAST_ISA {
 namespace {
 
-enum Sum { kShift, kScale, kGate, kStream, kSums };  // of dh, dh * normal, dx * (y + bias), dx: each over tokens
+enum Sum { kShift, kScale, kGate, kStream, kSums };  // over tokens, of dh, dh * normal, dx * (y + bias), dx
 
-// What a task holds in float32, each padded to whole vectors. Passed by value: behind a reference the pointers would
-// be read again after every store.
+// A task's float32 rows, each padded to whole vectors. Passed by value: through a reference, the pointers would be
+// reloaded after every store.
 struct Scratch {
-    float *gate, *bias, *scale1, *weighted, *normal;  // of the sample; dh * scale1 and the norm of one row
+    float *gate, *bias, *scale1, *weighted, *normal;  // of the sample; of one row: dh * scale1 and the norm
 
     static std::int64_t size(std::int64_t dim) { return 5 * padded(dim); }
 
@@ -28,7 +28,7 @@ struct Means {
 
 inline void add_to(float* sum, Vec x) { store(sum, load(sum) + x); }
 
-// First pass over a row: the sums of the norm's vectors, and what its gradient needs.
+// First pass over a row: adds to the sums of dshift and dscale, and returns the means that dx needs.
 template <class Stream, class Branch>
 Means norm_pass(const RowsBackward& call, Scratch s, float* sums, std::int64_t b, std::int64_t n) {
     const std::int64_t dim = call.problem.dim, stride = padded(dim);
@@ -80,7 +80,7 @@ void backward_row(const RowsBackward& call, Scratch s, float* sums, std::int64_t
     });
 }
 
-// Adds up the chunks, in their order, for some of the columns of every sample.
+// Adds up the chunks in order, for some of the columns of every sample.
 void finish(const RowsBackward& call, const float* partial, std::int64_t chunks, std::int64_t first,
             std::int64_t columns) {
     const RowsProblem& p = call.problem;
@@ -112,7 +112,7 @@ template <class Stream, class Branch, bool kResidual, bool kNorm>
 void backward(const RowsBackward& call, int threads) {
     const RowsProblem& p = call.problem;
     const std::int64_t stride = padded(p.dim), chunk = chunk_rows(p.tokens, 16);
-    const std::int64_t chunks = (p.tokens + chunk - 1) / chunk;  // of a sample
+    const std::int64_t chunks = (p.tokens + chunk - 1) / chunk;  // per sample
     float* partial = workspace(static_cast<std::size_t>(p.batch * chunks * kSums * stride));
     parallel(p.batch * chunks, threads, Scratch::size(p.dim), [&](std::int64_t task, float* memory) {
         const std::int64_t b = task / chunks, first = task % chunks * chunk;

@@ -4,10 +4,10 @@
 namespace ditfast::host::DITFAST_ISA {
 namespace {
 
-constexpr std::int64_t kRows = 16;  // of a task
+constexpr std::int64_t kRows = 16;  // per task
 
-// What a task holds in float32, each padded to whole vectors: the vectors of its sample, and one row of x_new.
-// Passed by value: behind a reference the pointers would be read again after every store.
+// A task's float32 rows, each padded to whole vectors: the vectors of its sample, and one row of x_new. Passed by
+// value: through a reference, the pointers would be reloaded after every store.
 struct Scratch {
     float *gate, *bias, *shift, *scale1, *row;  // scale1 = 1 + scale
 
@@ -40,7 +40,7 @@ struct Statistics {
     float mean, rstd;
 };
 
-// Of a row in float32, in two passes.
+// Of a float32 row, in two passes.
 inline Statistics statistics(const float* row, Vec sum, std::int64_t dim, float eps) {
     const float mean = sum_lanes(sum) / static_cast<float>(dim);
     Vec squares{};
@@ -63,7 +63,7 @@ void forward_row(const RowsForward& call, Scratch s, std::int64_t b, std::int64_
             const Vec biased = load(y + i, extent) + load(s.bias + i);
             const auto stored = narrow(x_new, load(s.gate + i) * biased + load(x + i, extent));
             store_narrow(x_new + i, stored, extent);
-            const Vec value = keep(widen(x_new, stored), extent);  // the norm is that of what is stored
+            const Vec value = keep(widen(x_new, stored), extent);  // x_new is normalized as stored
             store(s.row + i, value);
             sum += value;
         });
@@ -89,7 +89,7 @@ void forward_row(const RowsForward& call, Scratch s, std::int64_t b, std::int64_
 template <class Stream, class Branch, bool kResidual, bool kNorm>
 void forward(const RowsForward& call, int threads) {
     const RowsProblem& p = call.problem;
-    const std::int64_t tasks = (p.tokens + kRows - 1) / kRows;  // of a sample
+    const std::int64_t tasks = (p.tokens + kRows - 1) / kRows;  // per sample
     parallel(p.batch * tasks, threads, Scratch::size(p.dim), [&](std::int64_t task, float* memory) {
         const std::int64_t b = task / tasks, first = task % tasks * kRows;
         const Scratch scratch(memory, p.dim);

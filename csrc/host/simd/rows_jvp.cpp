@@ -1,16 +1,16 @@
 #include "kernels.h"
 #include "rows.h"
 
-// Primal and tangent in one pass over each row. With normal = (x_new - mean) * rstd and centred_t = x_new_t less its
+// Primal and tangent in one pass over each row. With normal = (x_new - mean) * rstd and centred_t = x_new_t minus its
 // mean, the tangent of normal is rstd * (centred_t - normal * mean(normal * centred_t)).
 
 namespace ditfast::host::DITFAST_ISA {
 namespace {
 
-constexpr std::int64_t kRows = 16;  // of a task
+constexpr std::int64_t kRows = 16;  // per task
 
-// What a task holds in float32, each padded to whole vectors: the vectors of its sample, and one row of x_new, with
-// their tangents. Passed by value: behind a reference the pointers would be read again after every store.
+// A task's float32 rows, each padded to whole vectors: the vectors of its sample and one row of x_new, with their
+// tangents. Passed by value: through a reference, the pointers would be reloaded after every store.
 struct Scratch {
     float *gate, *bias, *shift, *scale1, *row;  // scale1 = 1 + scale
     float *gate_t, *bias_t, *shift_t, *scale_t, *row_t;
@@ -54,7 +54,7 @@ struct Sums {
     Vec of_row, of_row_t;
 };
 
-// x_new and its tangent, and for the norm, which is that of what is stored, both in float32 in the scratch.
+// Writes x_new and its tangent; for a norm, which reads them as stored, also puts both in the scratch as float32.
 template <class Stream, class Branch, bool kResidual, bool kNorm>
 Sums residual(const RowsJvp& call, Scratch s, std::int64_t b, std::int64_t n) {
     const RowsForward& f = call.forward;
@@ -117,7 +117,7 @@ void norm(const RowsJvp& call, Scratch s, Sums sums, std::int64_t b, std::int64_
 template <class Stream, class Branch, bool kResidual, bool kNorm>
 void jvp(const RowsJvp& call, int threads) {
     const RowsProblem& p = call.forward.problem;
-    const std::int64_t tasks = (p.tokens + kRows - 1) / kRows;  // of a sample
+    const std::int64_t tasks = (p.tokens + kRows - 1) / kRows;  // per sample
     parallel(p.batch * tasks, threads, Scratch::size(p.dim), [&](std::int64_t task, float* memory) {
         const std::int64_t b = task / tasks, first = task % tasks * kRows;
         const Scratch scratch(memory, p.dim);

@@ -3,7 +3,7 @@
 
 namespace ditfast::host::DITFAST_ISA {
 
-extern const Kernels kernel_table;  // declared, or it would be this file's own
+extern const Kernels kernel_table;  // without this, the const would have internal linkage
 const Kernels kernel_table = {
     attention_forward, attention_backward, attention_jvp,  //
     gelu_forward,      gelu_backward,      gelu_jvp,       //

@@ -9,9 +9,8 @@
 #include <immintrin.h>
 #endif
 
-// Vectors of float32 as wide as the instruction set has them, over the vector extensions of GCC and Clang. What the
-// extensions cannot say is an intrinsic here and nowhere else. Everything is in the namespace of the instruction set,
-// so that the linker cannot take the code of one for another's.
+// Vectors of float32, as wide as the instruction set's, built on the vector extensions of GCC and Clang; intrinsics do
+// what the extensions cannot. Everything is in the instruction set's namespace, so that the linker cannot mix variants.
 
 namespace ditfast::host::DITFAST_ISA {
 
@@ -48,7 +47,7 @@ inline To read_as(const From* from) {
     return to;
 }
 
-// The larger of the two, x where it is NaN: no bound may hide one.
+// The larger of the two, or x if it is NaN: a bound must not hide NaN.
 inline Vec at_least(Vec x, Vec bound) {
 #if defined(__AVX512F__)
     return _mm512_max_ps(bound, x);
@@ -149,7 +148,7 @@ inline Halves narrow_in_integers(Vec x) {
 
 inline Halves narrow(const BFloat16*, Vec x) {
 #if defined(__AVX512BF16__)
-    // the instruction takes subnormal numbers for zero
+    // the instruction flushes subnormals to zero
     if (__builtin_expect(_mm512_fpclass_ps_mask(x, 0x20) != 0, 0)) return narrow_in_integers(x);
     return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(x));
 #else
@@ -174,7 +173,7 @@ inline Halves narrow(const Float16*, Vec x) {
 #endif
 }
 
-// ---- whole vectors, and the first lanes of one at the end of a row
+// ---- whole vectors, and partial ones at the end of a row
 
 struct Whole {};
 
@@ -230,7 +229,7 @@ inline void store(T* to, Vec x, Part part) {
     store_narrow(to, narrow(to, x), part);
 }
 
-// The lanes behind the part are zero.
+// The lanes past the part are zero.
 template <class T>
 inline Vec load(const T* from, Part part) {
     return widen(from, read_part(from, part));
@@ -238,7 +237,7 @@ inline Vec load(const T* from, Part part) {
 
 inline Vec keep(Vec x, Whole) { return x; }
 
-// x with zeros behind the part.
+// x with zeros past the part.
 inline Vec keep(Vec x, Part part) {
 #if defined(__AVX512F__)
     return _mm512_maskz_mov_ps(mask_of(part), x);
@@ -249,7 +248,7 @@ inline Vec keep(Vec x, Part part) {
 #endif
 }
 
-// body(i, extent) for each vector of a row of n elements; the last may be a part.
+// Calls body(i, extent) for each vector of a row of n elements; the last may be a part.
 template <class Body>
 inline void for_each_vector(std::int64_t n, const Body& body) {
     std::int64_t i = 0;
@@ -257,13 +256,13 @@ inline void for_each_vector(std::int64_t n, const Body& body) {
     if (i < n) body(i, Part{n - i});
 }
 
-// n rounded up to whole vectors: the size of a row of float32 that is read and written in whole vectors.
+// n rounded up to whole vectors: the size of a float32 row that is read and written in whole vectors.
 inline std::int64_t padded(std::int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
 
-// f(T{}) for the element type T of a dtype.
+// Calls f(T{}) with the element type T of a dtype.
 template <class F>
 inline void with_type(DType dtype, const F& f) {
     switch (dtype) {
