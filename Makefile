@@ -1,13 +1,13 @@
 # make bench | test | lint | docs | sanitize | install | clean
-# Each but the last installs what it needs into $(VENV) first. With `VENV=` the active environment is used as it is, and
-# only the package itself is installed into it, offline. Another torch: make test TORCH=torch==2.12.0 CONSTRAINTS=
+# All but the last first install what they need into $(VENV). With `VENV=`, the active environment is used as it is, and
+# only the package itself is installed into it, offline. For another torch: make test TORCH=torch==2.12.0 CONSTRAINTS=
 PYTHON      ?= python3
 VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 TORCH       ?= torch
 EXTRAS      ?= dev
 PIP_ARGS    ?=
-# several processes at once, where pytest-xdist is there; the tests of a file stay together
+# several processes if pytest-xdist is installed; the tests of a file stay together
 PYTEST_ARGS ?= $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '--numprocesses auto --maxprocesses 4 --dist loadfile')
 BENCH_ARGS  ?=
 ifeq ($(origin CXX),default)
@@ -22,7 +22,7 @@ PY        := $(PYTHON)
 INSTALLED := install-package
 else
 PY := $(VENV)/bin/python
-# the name holds every choice that was made, so that another choice installs again
+# the name encodes every choice, so that another choice installs again
 CHOICES   := $(CURDIR) $(PYTHON) $(CONSTRAINTS) $(TORCH) $(EXTRAS) $(PIP_ARGS) $(CXX) $(DITFAST_SKIP_CUDA) $(DITFAST_CUDA_ARCHS)
 INSTALLED := $(VENV)/.ditfast-$(firstword $(shell echo '$(CHOICES)' | cksum))
 endif
@@ -43,13 +43,13 @@ lint: $(INSTALLED)
 	$(PY) -m mypy
 	find csrc -name '*.[ch]*' | xargs clang-format --dry-run -Werror
 
-# the site, in site/; needs the extra docs alone, not the package
+# the site, in site/; needs only the extra docs, not the package
 docs:
 	@test -x $(PY) || command -v $(PY) >/dev/null || $(PYTHON) -m venv $(VENV)
 	$(if $(VENV),$(PIP) install -q $(addprefix -c ,$(CONSTRAINTS)) $(PIP_ARGS) mkdocs mkdocs-material 'mkdocstrings[python]')
 	$(PY) -m mkdocs build --strict
 
-# every CPU kernel, in every instruction set of this CPU
+# every CPU kernel in every instruction set of this CPU
 sanitize: $(INSTALLED)
 	@for kinds in address,undefined thread; do \
 	    build=build/$${kinds%%,*}; \

@@ -1,7 +1,7 @@
 """Builds ditfast._C with CMake and maps kernels/ to ditfast.kernels; the rest is in pyproject.toml.
 
-DITFAST_PURE=1 leaves the extension out (Triton and the reference remain), DITFAST_SKIP_CUDA=1 builds its host part
-alone, DITFAST_CUDA_ARCHS="80;90" chooses the device code, MAX_JOBS limits how many compilers run at once.
+DITFAST_PURE=1 omits the extension (Triton and the reference remain), DITFAST_SKIP_CUDA=1 builds only its host part,
+DITFAST_CUDA_ARCHS="80;90" selects the device code, MAX_JOBS limits how many compilers run at once.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# the scripts of a virtual environment count even when it is not activated
+# include the virtual environment's scripts even if it is not activated
 SEARCH_PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 
 
@@ -39,7 +39,7 @@ def need_compiler() -> None:
 
 
 def build_dir() -> Path:
-    """One directory per toolchain: CMake's cache keeps the first compiler and source path that it saw."""
+    """One directory per toolchain: CMake's cache keeps the first compiler and source path it sees."""
     toolchain = [str(ROOT), sys.version, *(os.environ.get(name, "") for name in ("CC", "CXX", "CUDACXX"))]
     return ROOT / "build" / f"cmake-{hashlib.sha256(repr(toolchain).encode()).hexdigest()[:8]}"
 
@@ -51,7 +51,7 @@ class CMakeExtension(Extension):
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: CMakeExtension) -> None:
-        import pybind11  # here, so that an sdist can be made without it
+        import pybind11  # imported here, so that an sdist can be built without it
 
         need_compiler()
         build, cmake = build_dir(), need("cmake")
@@ -79,7 +79,7 @@ class CMakeBuild(build_ext):
 
     @staticmethod
     def cmake(*command: str) -> None:
-        sys.stdout.flush()  # CMake's lines, "built without CUDA" among them, come in order
+        sys.stdout.flush()  # keeps our output and CMake's in order
         if code := subprocess.call(command):
             sys.exit(f"ditfast: building ditfast._C failed (status {code}); the compiler's message is above")
 

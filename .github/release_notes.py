@@ -1,4 +1,4 @@
-"""Print the changelog's section for a tag; fail where tag, version and changelog do not agree.
+"""Print the changelog's section for a tag; fail if tag, version and changelog do not agree.
 
 python .github/release_notes.py v0.2.0
 """
@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def release_notes(tag: str, version: str, changelog: str) -> str:
-    """The text below ``## <version>`` in a changelog, up to the next version.
+    """Return the text below ``## <version>`` in a changelog, up to the next version.
 
     Raises:
-        ValueError: ``tag`` is not "v" and ``version``, or the changelog has no such section or an empty one.
+        ValueError: ``tag`` is not "v" + ``version``, or the changelog's section is missing or empty.
     """
     if tag != f"v{version}":
         raise ValueError(f"the tag {tag} does not match ditfast.__version__, {version}")

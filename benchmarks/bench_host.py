@@ -2,9 +2,9 @@
 
     python benchmarks/bench_host.py [--compile] [--json FILE]
 
-To minimize the influence of other load, times are process times on one thread, the minimum of many interleaved runs.
-Each operation runs forward only, and forward and backward, at increasing sizes. The table has the smallest size from
-which the kernel is fastest at every measured size.
+To minimize the influence of other load, times are process times on one thread, and the minimum of many interleaved
+runs. Each operation runs forward only, and forward and backward, at increasing sizes. The table has the smallest size
+from which the kernel is fastest at every measured size.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from ditfast.ops.patches import CHANNELS, PATCH
 from harness.machine import header
 
 SIZES = ((1, 16, 64), (2, 64, 128), (1, 256, 384), (4, 256, 384), (4, 256, 1152))  # B, N, D
-WIDTHS = {  # D -> width of the elements counted, (B, N, width), if it is not D
+WIDTHS = {  # D -> width of the counted elements (B, N, width), if not D
     "mlp": lambda dim: 4 * dim,
     "attention": lambda dim: dim // heads_of(dim),
     "patchify": lambda dim: CHANNELS * PATCH**2,
     "unpatchify": lambda dim: 2 * CHANNELS * PATCH**2,
 }
-MARGINS = {"mlp": 0.995}  # largest share of the other's time that counts as faster; an MLP is mostly the same GEMMs
+MARGINS = {"mlp": 0.995}  # at most this share of the other's time counts as faster; an MLP is mostly the same GEMMs
 MARGIN = 0.95
 SECONDS = 0.25  # per variant of a case
 
@@ -106,7 +106,7 @@ def table_of(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which takes long")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which is slow")
     parser.add_argument("--ops", nargs="*", help="names of operations (all)")
     parser.add_argument("--precisions", nargs="*", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--json", help="write all results to this file")

@@ -1,6 +1,6 @@
 """Python overhead of one call of an operation or block, in microseconds: `pytest benchmarks/test_overhead.py`.
 
-Tensors are tiny and kernels only allocate their outputs, which leaves checks, the choice of backend, dispatch and
+Tensors are tiny and kernels only allocate their outputs; what remains is checks, the choice of backend, dispatch and
 autograd. `plain` uses PyTorch operations, including their arithmetic.
 """
 
@@ -55,7 +55,7 @@ CASES = {  # name: (ours, plain, shapes of the tensors, other arguments)
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Waking a second thread would take longer than a call."""
+    """Run on one thread: waking a second one would take longer than a call."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the site's files are those of the repository, in their places, so that links hold in both."""
+"""A mkdocs hook: the site has the repository's files in the same places, so that links work in both."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")  # relative ones
-LIST = re.compile(r"(?<=:\n)(?=- )")  # one that follows a line of text
+LIST = re.compile(r"(?<=:\n)(?=- )")  # one right after a line of text
 
 
 def on_files(files: Files, config) -> Files:
-    """The theme's own files, all pages of the navigation, and what they link to."""
+    """Keep the theme's files, all pages in the navigation, and what they link to."""
     pages = [ROOT / name for name in _pages(config["nav"])]
     linked = {(page.parent / link).resolve() for page in pages for link in LINK.findall(page.read_text("utf-8"))}
     found = {path for path in {*pages, *linked} if path.is_file()}
@@ -21,12 +21,12 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """GitHub needs no empty line before a list, the site's Markdown does."""
+    """Add empty lines before lists, which the site's Markdown needs and GitHub's does not."""
     return LIST.sub("\n", markdown)
 
 
 def _pages(nav):
-    """The paths of a navigation, which nests."""
+    """The paths in a nested navigation."""
     if isinstance(nav, str):
         return [nav]
     return [page for part in (nav.values() if isinstance(nav, dict) else nav) for page in _pages(part)]

@@ -7,7 +7,7 @@ writes results/aot/NAME.json and results/aot/rows.md, which can show an earlier 
 At B = 64, N = 256, a row of D columns takes a multiprocessor at least the largest of three numbers of clocks:
 
     memory    bytes of the row, and of the sums over tokens that a program writes, at the speed of a copy
-    issue     instructions of the row, and its share of those outside the loop (`harness.aot.sass`)
+    issue     instructions of the row, plus its share of those outside the loop (`harness.aot.sass`)
     latency   bytes loaded, divided by the bytes all programs of a multiprocessor keep in flight per LATENCY
 
 The share of a copy is the clocks of the row's bytes alone divided by that maximum: an upper bound from the compiler's
@@ -45,7 +45,7 @@ def columns() -> list[int]:
 
 
 def measure(op: str, dtype: str, d: int) -> list[dict]:
-    """What the compiler made of forward and backward."""
+    """Compile forward and backward, and describe the result."""
     branch, stream = DTYPES[dtype]
     case = {"op": op, "dtype": branch, "stream_dtype": stream, "shape": [B, N, d]}
     rows = [r for r in build_all(case, 90) if "slots" in r]
@@ -53,14 +53,14 @@ def measure(op: str, dtype: str, d: int) -> list[dict]:
 
 
 def _bytes(case, report):
-    """Of a row, in bytes: what is loaded and stored, and what a program leaves, spread over its tokens."""
+    """Bytes per row: loaded, stored, and a program's partial sums, spread over its tokens."""
     kernel, d = report["kernel"], case["shape"][2]
     moved = {name: size * d for name, size in row_bytes(case, kernel).items()}
     return moved | {"sums": 0.0 if kernel == "forward_kernel" else 4 * SUMS[case["op"]] * d / report["chunk"]}
 
 
 def predict(r: dict, gpu: str) -> dict:
-    """Clocks of a row by each of the three limits, and the share of a copy that is left."""
+    """Clocks of a row under each of the three limits, and the resulting share of a copy."""
     g = GPUS[gpu]
     programs = B * -(-N // r["chunk"]) / g.multiprocessors
     blocks = g.resident(r["registers"], r["num_warps"], r["shared"])
@@ -78,7 +78,7 @@ def predict(r: dict, gpu: str) -> dict:
 def table(after: list[dict], before: list[dict]) -> str:
     """Markdown: one row per kernel, dtype and D; numbers before an arrow are those of ``before``."""
     old = {_key(r): r for r in before}
-    header = ["operation", "dtype", "D", "form", "registers", "programs/SM", "KB on their way", "issue clocks"]
+    header = ["operation", "dtype", "D", "form", "registers", "programs/SM", "KB in flight", "issue clocks"]
     header += [f"{gpu}: {what}" for gpu in GPUS for what in ("memory clocks", "share of a copy")]
     lines = [header, ["---"] * len(header)]
     for r in sorted(after, key=_key):
@@ -113,12 +113,12 @@ def document(after: dict, before: dict | None) -> str:
     clock, latency = GPUS["H200"].clock / 1e9, LATENCY * 1e6
     return f"""# Row kernels: what their machine code predicts
 
-No GPU has run this. It is of cubins for sm_90: {files}.
-`benchmarks/harness/aot_report.py` makes this page and says what its columns mean.
+Predictions from cubins for sm_90, not measurements: {files}.
+`benchmarks/harness/aot_report.py` generates this page and explains its columns.
 
 Assumed: B = {B}, N = {N}; copies at {copies} (4.3 was measured, 90 % of the peak;
 the H100 is assumed to reach as much of its 3.35); {clock} GHz; {latency:.0f} us from a load to its data under load.
-In brackets: what limits.
+In brackets: the limit.
 
 {table(after["kernels"], before["kernels"] if before else [])}
 """

@@ -18,7 +18,7 @@ def load(path: Path) -> dict:
     """Read a file written by ``--json``.
 
     Raises:
-        ValueError: it is missing, is not JSON, or has another schema.
+        ValueError: the file is missing, is not JSON, or has another schema.
     """
     if not path.is_file():
         raise ValueError(f"must be a file written by --json, got {str(path)!r}, which does not exist")
@@ -39,12 +39,12 @@ def require_same(old: dict, machine: dict, workload: dict) -> None:
     ):
         changed = [k for k in then.keys() | now.keys() if then.get(k) != now.get(k)]
         if changed:
-            shown = "; ".join(f"{k} was {then.get(k)}, is {now.get(k)}" for k in sorted(changed))
+            shown = "; ".join(f"{k} was {then.get(k)}, is now {now.get(k)}" for k in sorted(changed))
             raise Incomparable(f"the {what} differs: {shown}")
 
 
 def ratios(old: dict, new: dict) -> list[dict]:
-    """For each case in both measurements: the times, and old / new, which is above 1 if it became faster."""
+    """For each case in both measurements: both times, and old / new, which is above 1 if it became faster."""
     before = {(c["variant"], c["mode"]): c["ms"]["median"] for c in old["cases"] if c["ms"]}
     found = []
     for case in new["cases"]:
@@ -56,7 +56,7 @@ def ratios(old: dict, new: dict) -> list[dict]:
 
 
 def show_ratios(found: list[dict], fail_below: float | None) -> bool:
-    """Print old / new time for each case. Returns whether ditfast is in both and no case of it is below the limit."""
+    """Print old / new time for each case. Return whether both have cases of ditfast, and none is below the limit."""
     ours = [r for r in found if is_ours(r["variant"])]
     slower = [r for r in ours if fail_below is not None and r["ratio"] < fail_below]
     rows = []

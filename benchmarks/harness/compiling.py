@@ -1,4 +1,4 @@
-"""Time this process has spent compiling, which is high on a new machine, where nothing is cached."""
+"""Time this process has spent compiling, which is long on a new machine, where nothing is cached."""
 
 from functools import wraps
 from importlib.util import find_spec
@@ -44,7 +44,7 @@ def _before_each_run(call):
     """Make Triton's interpreter call ``call(function, args, named arguments)`` before it runs a function."""
     from triton.runtime.interpreter import InterpretedFunction
 
-    run = getattr(InterpretedFunction.run, "__wrapped__", InterpretedFunction.run)  # without an earlier watch
+    run = getattr(InterpretedFunction.run, "__wrapped__", InterpretedFunction.run)  # not wrapped by an earlier watch
 
     @wraps(run)
     def watched(self, *args, **named):

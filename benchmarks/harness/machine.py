@@ -15,7 +15,7 @@ CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "driver_ver
 
 
 def machine(device: str) -> dict:
-    """The part that must be equal for two measurements to be comparable."""
+    """The part that must be equal in two comparable measurements."""
     if device == "cuda":
         return {"gpu": torch.cuda.get_device_name()}
     return {"cpu": cpu_model(), "threads": torch.get_num_threads()}

@@ -1,4 +1,4 @@
-"""Every operation as a problem of a given size and dtype mix: inputs, results of a backend, reference results."""
+"""Every operation as a problem of given size and dtypes: inputs, results of a backend, reference results."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -136,7 +136,7 @@ class Problem:
         return backward.get_total_flops()
 
     def gemm(self):
-        """Returns (function that runs a large matrix product of such a model by the library, its FLOPs)."""
+        """Return (function that runs a large matrix product of such a model with the library, its FLOPs)."""
         rows, kind = self.batch * self.tokens, PRECISIONS[self.dtype][1]
         a, b = (
             torch.randn(shape, device=self.device).to(kind) for shape in ((rows, self.dim), (4 * self.dim, self.dim))
@@ -160,12 +160,12 @@ class Problem:
         if self.is_whole_op:
             wanted = {f"d{name}": t for name, t in zip(self.input_names, leaves, strict=True) if t.requires_grad}
             found |= zip(wanted, torch.autograd.grad(outputs, list(wanted.values()), grads), strict=True)
-        if "dqkv" in found:  # each at its own magnitude
+        if "dqkv" in found:  # each scaled to its own magnitude
             found |= zip(("dq", "dk", "dv"), found.pop("dqkv").chunk(3, dim=-1), strict=True)
         return found
 
     def reference(self, low) -> dict[str, torch.Tensor]:
-        """Outputs and gradients in float64, a few samples at a time. ``low``: results, for the outputs' dtypes."""
+        """Outputs and gradients in float64, a few samples at a time. ``low``: results with the outputs' dtypes."""
         leaves = self.inputs()
         grads = self.grads([low[name] for name in self.op.outputs])
         step = max(1, CHUNK_ELEMENTS // (self.tokens * self._row_elements))
@@ -188,7 +188,7 @@ class Problem:
         return sum(parts) if self.is_per_batch(name) else torch.cat(parts)
 
     def is_per_batch(self, name: str) -> bool:
-        """Whether a result has no batch dimension: the gradient of a parameter."""
+        """Whether a result has no batch dimension, as a parameter's gradient."""
         return name in [f"d{parameter}" for parameter in self.op.parameters]
 
 

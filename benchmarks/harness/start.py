@@ -1,4 +1,4 @@
-"""Start of every command, before anything that may be missing is imported."""
+"""Start every command before importing anything that may be missing."""
 
 import sys
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Interleaved timing of several functions, so changes of clock or load affect all of them equally."""
+"""Interleaved timing of several functions, so that changes of clock or load affect all equally."""
 
 import resource
 import time
@@ -11,14 +11,14 @@ from harness.errors import error_line
 FLUSH_BYTES = 256 * 2**20  # several times any L2
 LEAD_SECONDS = 1e-3  # at least
 LEAD_MARGIN = 1.5  # times the Python time of the slowest function
-CYCLES_PER_SECOND = 2e9  # at the highest clock; at a lower one the lead is longer
+CYCLES_PER_SECOND = 2e9  # at the highest clock; at a lower one, the lead is longer
 
 
 def measure(functions: dict, repeats: int, device: str, warmup: int = 1, prepare=None, errors=None) -> dict:
-    """{name: function} -> {name: {"median", "p10", "p90", "repeats"}} in ms, on a CPU also "faults".
+    """{name: function} -> {name: {"median", "p10", "p90", "repeats"}} in ms; on a CPU also "faults".
 
-    On a GPU each run is enqueued while the GPU is still busy, so only GPU time counts. Faults are the pages that a
-    run was first to touch, each of which the system had to clear.
+    On a GPU, each run is enqueued while the GPU is still busy, so only GPU time counts. Faults are the pages that a
+    run touched first, each of which the system had to clear.
 
     Args:
         prepare: called before each run, untimed.

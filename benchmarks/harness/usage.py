@@ -11,7 +11,7 @@ _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def peak_bytes(run, device: str) -> int | None:
-    """Peak memory of ``run()`` in bytes, relative to the start; None where a CPU's is unknown."""
+    """Peak memory of ``run()`` in bytes, relative to the start; None if unknown, which happens on CPUs."""
     if device == "cuda":
         return peak_on_gpu(run, device)
     try:
@@ -20,12 +20,12 @@ def peak_bytes(run, device: str) -> int | None:
         before = _resident("VmRSS")
         run()
         return _resident("VmHWM") - before
-    except OSError:  # not Linux, or not allowed
+    except OSError:  # not Linux, or no permission
         return None
 
 
 def _give_back():
-    """Give the system what malloc keeps of earlier calls: in there the next one would take nothing that shows."""
+    """Return malloc's free memory to the system: a run that reuses it would not raise the peak."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:  # glibc's

@@ -1,7 +1,7 @@
 """Call the extension's CPU kernels, which take addresses and strides, not tensors.
 
-The kernels take one dtype for the residual stream and one for branches; shift, scale, gate and bias may have any. Other
-mixtures run in float32 and are rounded once.
+The kernels take one dtype for the residual stream and one for branches; shift, scale, gate and bias may have any.
+Other mixtures run in float32 and are rounded once.
 """
 
 import torch

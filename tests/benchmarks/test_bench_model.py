@@ -59,7 +59,7 @@ def test_the_originals_dtype_is_a_baseline_of_inference(capsys, tmp_path):
     for mode in ("fwd", "guided"):
         assert cases["ditfast", mode]["speedup"]["eager-fp32"] > 0
     assert command.main([*command_line, "--dtype", "fp32", "--mode", "fwd"]) == 0
-    assert "eager-fp32, forward, skipped: eager is the same" in capsys.readouterr().out
+    assert "eager-fp32, forward, skipped: identical to eager" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

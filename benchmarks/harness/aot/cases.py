@@ -8,7 +8,7 @@ JUNCTION = "gated_residual_layer_norm_modulate"
 
 
 def launch(case, arch):
-    """Forward and backward launchers of ``case["op"]``, or its jvp; the tensors' values do not matter."""
+    """Call the forward and backward launchers of ``case["op"]``, or its jvp; the tensors' values do not matter."""
     branch = getattr(torch, case["dtype"])
     stream = getattr(torch, case.get("stream_dtype", case["dtype"]))
     with on_architecture(arch, case.get("choice", 0)):
@@ -16,7 +16,7 @@ def launch(case, arch):
 
 
 def row_bytes(case, kernel):
-    """Per column of a token's row, bytes "loaded" and "stored" by a kernel over rows; of tangents, by all."""
+    """Bytes "loaded" and "stored" per column of a token's row, by one row kernel; for tangents, by all."""
     branch = getattr(torch, case["dtype"]).itemsize
     stream = getattr(torch, case.get("stream_dtype", case["dtype"])).itemsize
     loaded, stored = {
@@ -35,7 +35,7 @@ def row_bytes(case, kernel):
 
 @contextmanager
 def on_architecture(arch, choice):
-    """Make launchers see a GPU of compute capability ``arch``, such as 90, and use the tiles of that ``choice``."""
+    """Make launchers see a GPU of compute capability ``arch``, e.g. 90, and use its tiles number ``choice``."""
     from ditfast.kernels import attention
 
     capability, tiles = attention.capability, attention.tiles

@@ -1,8 +1,8 @@
 """Compile what the launchers would launch, for a GPU that is not present.
 
-Run as a script, in a process without the interpreter: reads cases as JSON on standard input, writes one line of
+Run as a script, in a process without the interpreter: reads cases as JSON from standard input, writes one line of
 JSON per compiled kernel. A case is {"op", "dtype", "stream_dtype", "shape": [B, N, D], "archs": [80, 90, ...]},
-and "choice", which of the tiles attention takes where it has several.
+and "choice", the index of attention's tiles if it has several.
 """
 
 import json
@@ -84,7 +84,7 @@ def build(kernel, args, kwargs, arch):
 
 
 def build_all(case, arch):
-    """One report per launch; of kernels over rows with the issue slots of a row and the launch's chunk."""
+    """One report per launch; for row kernels, with the issue slots of a row and the launch's chunk."""
     for kernel, args, kwargs in launches(case, arch):
         report = build(kernel, args, kwargs, arch)
         sass = report.pop("sass")

@@ -8,7 +8,7 @@ class GPU:
     copy: float  # bytes per second of a large copy, reads plus writes
     clock: float = 1.98e9  # Hz, when memory-bound
     multiprocessors: int = 132
-    registers: int = 65536  # of 32 bits; this and the following are per multiprocessor
+    registers: int = 65536  # 32-bit; this and the next are per multiprocessor
     warps: int = 64
     blocks: int = 32
     shared: int = 227 * 1024

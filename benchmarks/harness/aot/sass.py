@@ -1,15 +1,15 @@
 """Analysis of a kernel's machine code: registers, widths of accesses, instructions issued per row.
 
 **Issue slots per row.** A multiprocessor has four schedulers, and each issues at most one instruction of one warp per
-clock. Every instruction of the loop over tokens is issued once by each warp of the program, also where its predicate
-is false or lanes idle. So a row costs a multiprocessor at least
+clock. Every instruction of the loop over tokens is issued once by each warp of the program, even if its predicate is
+false or lanes are idle. So a row costs a multiprocessor at least
 
     slots = instructions of the loop's body * warps / rows per iteration / 4
 
 clocks, however many programs share it. The loop is the range of addresses that a backward branch spans and that
-stores rows to global memory; where the compiler made several copies of it, the one that stores the most rows counts.
-Rows per iteration follow from the bytes that its stores of 8 bytes or more cover, over all lanes and outputs. NOPs do
-not count. What precedes and follows the loop is counted apart, per program.
+stores rows to global memory; if the compiler made several copies, the one that stores the most rows counts. Rows per
+iteration follow from the bytes covered by its stores of 8 bytes or more, over all lanes and outputs. NOPs do not
+count. What precedes and follows the loop is counted separately, per program.
 """
 
 import math
@@ -41,7 +41,7 @@ def cuobjdump(cubin: bytes, option: str) -> str:
 
 
 def wgmma_advice(ptx: str, arch: int) -> list[str]:
-    """Codes of ptxas' advice on wgmma, such as C7510 or C7515: it had to serialize or to wait. None without wgmma."""
+    """Codes of ptxas' advice on wgmma, e.g. C7510 or C7515: it had to serialize or wait. Empty without wgmma."""
     if "wgmma" not in ptx:
         return []
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ def instructions(sass: str) -> list[tuple[int, str]]:
 
 
 def loops(code):
-    """(instructions, bytes stored by a lane to rows) of each loop that stores any."""
+    """(instructions, bytes that a lane stores to rows) of each loop that stores any."""
     for address, text in code:
         branch = BRANCH.search(text)
         if branch and int(branch.group(1), 16) < address:
@@ -102,8 +102,8 @@ def issue_slots(sass: str, warps: int, column_bytes: int, d: int, lanes: int) ->
     """Per row: ``slots`` of the loop; per program: ``outside``, slots of everything else.
 
     Args:
-        column_bytes: stored to all outputs for one column of a row.
-        d: columns of a row, held in ``lanes`` columns. The compiler drops stores that lie behind d as a whole.
+        column_bytes: bytes stored to all outputs for one column of a row.
+        d: columns of a row, padded to ``lanes``. The compiler drops stores that are entirely past d.
     """
     code = instructions(sass)
     found = list(loops(code))

@@ -30,17 +30,17 @@ DEFAULTS = {  # (device, quick): tokens, head dims, total, dtypes, repeats, size
 
 
 def parse(argv):
-    parser = Parser(prog="bench_attention.py", description="Time attention by ditfast and by its peers.")
+    parser = Parser(prog="bench_attention.py", description="Time attention in ditfast and other libraries.")
     add = parser.add_argument
-    add("--tokens", nargs="+", type=count, metavar="N", help="of a sample (default 256 1024 64 4096)")
+    add("--tokens", nargs="+", type=count, metavar="N", help="tokens per sample (default 256 1024 64 4096)")
     add("--head-dims", nargs="+", type=int, choices=(64, 72), help="default both")
-    add("--total", type=count, metavar="N", help="tokens of all samples together (default 16384)")
-    add("--dtypes", nargs="+", choices=("bf16", "fp16", "fp32"), help="default bf16 fp16, on the CPU fp32")
-    add("--repeats", type=count, metavar="N", help="timed runs of each case (default 30)")
+    add("--total", type=count, metavar="N", help="tokens of the whole batch (default 16384)")
+    add("--dtypes", nargs="+", choices=("bf16", "fp16", "fp32"), help="default bf16 fp16; fp32 on a CPU")
+    add("--repeats", type=count, metavar="N", help="timed runs per case (default 30)")
     add("--quick", action="store_true", help="smoke test: tiny shapes, few repeats")
     add("--deadline", type=count, metavar="SECONDS", help="start no case after this; report how many were skipped")
     add("--json", type=Path, metavar="FILE", help="write all results, case by case")
-    add("--plot", type=Path, metavar="FILE", help="draw TFLOP/s of every peer as bars")
+    add("--plot", type=Path, metavar="FILE", help="plot TFLOP/s of every implementation")
     options = parser.parse_args(argv)
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
     names = ("tokens", "head_dims", "total", "dtypes", "repeats")
@@ -148,7 +148,7 @@ def run(options) -> dict:
     result = {"schema": 1, "benchmark": "attention", "header": header(options.device), "repeats": options.repeats}
     result |= {"ceiling": ceiling, "cases": [], "notes": []}
     if not any(map(is_ours, implementations(options.device))):
-        result["notes"].append("no attention kernel of ditfast can run here")
+        result["notes"].append("no ditfast attention kernel can run here")
     todo = list(product(options.dtypes, options.tokens, options.head_dims))
     for done, (dtype, tokens, head_dim) in enumerate(todo):
         if time.monotonic() > end:

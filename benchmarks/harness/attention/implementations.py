@@ -1,6 +1,6 @@
-"""Attention by this package and by others. Every function takes packed qkv (B, N, 3*H*d) and gives (B, N, H*d).
+"""Attention in this package and others. Every function maps packed qkv (B, N, 3*H*d) to (B, N, H*d).
 
-So whatever a peer pays to split qkv, and to pack the gradients of q, k and v again, is in its time.
+So a peer's time includes splitting qkv and packing the gradients of q, k and v.
 """
 
 from contextlib import suppress
@@ -30,7 +30,7 @@ def implementations(device: str) -> dict:
         with suppress(ImportError):
             found[name] = load()
     for backend in ("cuda", "triton", "host"):
-        is_timed = backend != "triton" or device == "cuda"  # the interpreter proves elsewhere
+        is_timed = backend != "triton" or device == "cuda"  # the interpreter verifies in other benchmarks
         if is_timed and why_not(ops.ATTENTION, backend, device) is None:
             found[f"ditfast-{backend}"] = partial(ops.attention, backend=backend)
     return found
@@ -58,7 +58,7 @@ def _flash3():
 
 
 def _first(found):
-    """Some versions return the log-sum-exp as well."""
+    """Drop the log-sum-exp that some versions also return."""
     return found[0] if isinstance(found, tuple) else found
 
 

@@ -44,10 +44,10 @@ class Bench:
         self.backends = {name: {} for name in self.stacks if is_ours(name)}
 
     def measure(self, mode, end):
-        """Yield, as far as they are known, the cases of one mode and the ceiling: the stack's matrix products alone.
+        """Yield the cases of one mode known so far, and the ceiling: the stack's matrix products alone.
 
         Args:
-            end: no case begins after this time.
+            end: no case starts after this time.
         """
         cases, verdicts, ceiling = {}, {}, None
         for names in self._rounds(mode, end):
@@ -88,7 +88,7 @@ class Bench:
         return partial(RUN[mode], self.stacks[name], self.workload, self.inputs)
 
     def _check(self, name, mode):
-        """The case of one variant, weighed, and the verdict on each of its tensors; this also compiles it."""
+        """Return a variant's case with its memory, and the verdict on each tensor; this also compiles it."""
         case = {
             "variant": name,
             "mode": mode,
@@ -127,7 +127,7 @@ class Bench:
             if is_excused(case):
                 worst = case["parity"]
                 used = f"{worst['tensor']} uses {worst['used']:.2f} of its error budget"
-                self.notes.append(f"{name}, {report.MODES[mode]}: {used}, as in compile: the error is PyTorch's")
+                self.notes.append(f"{name}, {report.MODES[mode]}: {used}, as does compile: the error is PyTorch's")
 
     def _kept(self, name):
         stack = self.stacks[name]

@@ -1,4 +1,4 @@
-"""Proof of the Triton kernels without a GPU: small blocks on Triton's interpreter, held to float64.
+"""Check the Triton kernels without a GPU: small blocks in Triton's interpreter, compared with float64.
 
 Prints one JSON object.
 """
@@ -51,9 +51,9 @@ def in_subprocess(dtype: str) -> dict:
             return {"error": (done.stderr.strip() or "no message").splitlines()[-1]}
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return {"error": f"not done after {SECONDS} s"}
+        return {"error": f"not finished after {SECONDS} s"}
     except (ValueError, IndexError):
-        return {"error": f"printed no JSON but {done.stdout[-200:]!r}"}
+        return {"error": f"printed, instead of JSON, {done.stdout[-200:]!r}"}
 
 
 if __name__ == "__main__":

@@ -75,22 +75,22 @@ def _parser():
     add(
         "--dtype",
         choices=DTYPES,
-        help="of weights and inputs; autocast: fp32 under bf16 autocast (bf16, CPU: fp32)",
+        help="dtype of weights and inputs; autocast: fp32 under bf16 autocast (default bf16, on the CPU fp32)",
     )
-    add("--mode", nargs="+", choices=RUN, default=list(RUN), help="forward without gradients, and with them")
+    add("--mode", nargs="+", choices=RUN, default=list(RUN), help="forward without gradients; forward and backward")
     add(
         "--variants",
         nargs="+",
         type=one_of(variants.VARIANTS),
         metavar="NAME",
-        help=f"of {', '.join(variants.VARIANTS)}",
+        help=f"any of {', '.join(variants.VARIANTS)}",
     )
-    add("--repeats", type=count, metavar="N", help="timed runs of each case (default 50, on the CPU 7)")
+    add("--repeats", type=count, metavar="N", help="timed runs per case (default 50, on the CPU 7)")
     add("--quick", action="store_true", help="smoke test: small shapes, few repeats")
     add("--official", metavar="DIR", help="also time the DiTBlock of this checkout of the original (needs timm)")
     add("--deadline", type=count, metavar="SECONDS", help="start no case after this; report how many were skipped")
     add("--json", type=Path, metavar="FILE", help="write all results, case by case")
-    add("--plot", type=Path, metavar="FILE", help="draw the variants as bars under the GEMM ceiling")
+    add("--plot", type=Path, metavar="FILE", help="plot TFLOP/s of the variants and the GEMM ceiling")
     add("--compare", type=Path, metavar="OLD.json", help="print old / new time; exit 2 if machine or workload differ")
     add("--fail-below", type=ratio, metavar="RATIO", help="with --compare: exit 1 if old / new time is lower")
     return parser

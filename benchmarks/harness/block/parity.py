@@ -30,7 +30,7 @@ def reference(blocks, inputs):
 
 
 def compare(labels, got, low, ref) -> list[dict]:
-    """Verdict of `ditfast.ops.contract.verdict` on each tensor; forward alone gives only the first, the output."""
+    """The verdict of `ditfast.ops.contract.verdict` on each tensor; forward alone has only the output."""
     if len(got) == 1:
         labels, low, ref = labels[:1], low[:1], ref[:1]
     rows = zip(labels, got, low, ref, strict=True)
@@ -39,7 +39,7 @@ def compare(labels, got, low, ref) -> list[dict]:
 
 
 def excused(verdicts: list[dict], plain: list[dict]) -> list[dict]:
-    """Verdicts of ditfast+compile that are also PyTorch's: no reason where ``plain``, of compile, is as far off."""
+    """Verdicts on ditfast+compile, without a reason wherever ``plain``, the verdict on compile, is as far off."""
     found = []
     for ours, theirs in zip(verdicts, plain, strict=True):
         is_shared = None not in (ours["used"], theirs["reason"], theirs["used"])

@@ -28,7 +28,7 @@ def show(result: dict) -> None:
     """Print header, table, footnotes and the backends that ran."""
     w = result["workload"]
     title = f"{w['model']} {w['image_size']}² · {_size(w)} H={w['heads']} · {w['dtype']}"
-    left_out = "page\nfaults" if _has_peak(result) else "peak\nGB"  # a GPU has one of them, a CPU the other
+    left_out = "page\nfaults" if _has_peak(result) else "peak\nGB"  # a GPU has one of the two, a CPU the other
     columns = [c for c in COLUMNS if c != left_out]
     report.show(result, [report.table(title, columns, _rows(result), TEXTS, no_wrap=True)], _foot(result))
 
@@ -95,7 +95,7 @@ def _foot(result):
     peak = " peak: excluding weights." if _has_peak(result) else ""
     yield f"ms: median of {result['repeats']} runs, variants interleaved, L2 flushed before each on a GPU."
     yield "TFLOP/s: 2 per multiply-add, without recomputation."
-    yield "GMACs: multiply-adds of one sample, the paper's Gflops. of GEMM: share of the library's GEMM rate on them."
+    yield "GMACs: multiply-adds of one sample, the paper's Gflops. of GEMM: share of the library's GEMM rate."
     yield f"kept: for backward, excluding weights; U = B*N*D*2 bytes.{peak}"
     yield "parity: error of output and gradients relative to float64, in the maximum and in each sample's L2 norm;"
     yield "budget: 2x that of eager, + 2 ulp in the maximum, + 1 ulp in the norm."

@@ -18,7 +18,7 @@ from harness.block.workload import Workload
 from harness.errors import error_line
 from harness.verdicts import is_ours
 
-NO_MIX_ORDER = {"triton.mix_order_reduction": False}  # dx apart from the sums over tokens, as before torch 2.10
+NO_MIX_ORDER = {"triton.mix_order_reduction": False}  # dx separate from the sums over tokens, as before torch 2.10
 COMPILED = {  # arguments of torch.compile
     "compile": {},
     "compile-no-mix-order": {"options": NO_MIX_ORDER},
@@ -60,9 +60,9 @@ def with_weights_of(blocks, make_block):
 
 
 def build(variant: str, workload: Workload, blocks, official_block=None):
-    """The stack that ``variant`` names, on the parameters of ``blocks``; on copies of them, where they are packed."""
+    """Build ``variant``'s stack on the parameters of ``blocks``, or on copies of them if they are packed."""
     if variant == PACKED:
-        blocks = copy.deepcopy(blocks)  # otherwise `ditfast`, sharing the weights, would use the packed ones too
+        blocks = copy.deepcopy(blocks)  # `ditfast` shares the weights and would use the packed ones too
     if variant == "official":
         return Stack(with_weights_of(blocks, lambda: official_block(workload.dim, workload.heads)))
     if is_ours(variant):
@@ -80,19 +80,19 @@ def why_not(variant: str) -> str | None:
     """Why this machine cannot run ``variant``; None if it can."""
     compiler, *_ = (os.environ.get("CXX") or "g++").split()
     if variant in COMPILED and shutil.which(compiler) is None:
-        return f"torch.compile needs a C++ compiler and there is no {compiler}"
+        return f"torch.compile needs a C++ compiler, and {compiler} was not found"
     if variant == PACKED and (torch.cuda.is_available() or not on_cpu.takes_onednn(torch.bfloat16)):
-        return "no weights are packed on this machine"
+        return "weights are not packed on this machine"
     if variant == "compile-no-mix-order" and not hasattr(inductor.triton, "mix_order_reduction"):
         return "this torch has no mix-order reduction"
     return None
 
 
 def load_official(directory: str):
-    """The ``DiTBlock`` of a checkout of the original.
+    """Import the ``DiTBlock`` of a checkout of the original.
 
     Raises:
-        ValueError: there is no models.py, it cannot be imported, or it has no DiTBlock.
+        ValueError: models.py is missing, cannot be imported, or has no DiTBlock.
     """
     path = Path(directory) / "models.py"
     if not path.is_file():

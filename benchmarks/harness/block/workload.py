@@ -50,7 +50,7 @@ class Workload:
         return asdict(self) | {"tokens": self.tokens, "dim": self.dim, "heads": self.heads}
 
     def macs(self, mode):
-        """Multiply-adds of one sample through the stack, which the paper calls flops: Linears and attention."""
+        """Multiply-adds of one sample in the stack's Linears and attention; the paper calls them flops."""
         n, d = self.tokens, self.dim
         return PRODUCTS[mode] * self.blocks * (12 * n * d * d + 2 * n * n * d + 6 * d * d)
 
@@ -65,7 +65,7 @@ class Workload:
 
 
 def make_blocks(workload: Workload) -> torch.nn.ModuleList:
-    """Blocks with random weights, including the gates: adaLN-Zero's zeros would hide every error behind them."""
+    """Blocks with random weights, gates included: adaLN-Zero's zero gates would hide every error in their branch."""
     torch.manual_seed(0)
     blocks = torch.nn.ModuleList([EagerBlock(workload.dim, workload.heads) for _ in range(workload.blocks)])
     for name, p in blocks.named_parameters():
@@ -102,9 +102,9 @@ RUN = {"fwd": forward, "fwd_bwd": forward_backward}
 
 
 def make_gemms(workload: Workload, mode: str):
-    """The stack's large matrix products alone, by the library: the function that runs them, and its FLOPs.
+    """Return (function that runs the stack's large matrix products alone, with the library; its FLOPs).
 
-    Four Linears over all tokens; with backward also the gradients by their inputs and by their weights.
+    Four Linears over all tokens; with backward, also the gradients of their inputs and weights.
     """
     w, d = workload, workload.dim
     dtype = torch.bfloat16 if w.dtype == "autocast" else DTYPES[w.dtype]

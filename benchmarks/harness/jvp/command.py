@@ -41,12 +41,12 @@ def make_inputs(options, dtype):
 
 
 def make_step(model, inputs, backend, compiled):
-    """A function that leaves gradients and returns u and its tangent."""
+    """A function that sets the gradients and returns u and its tangent."""
     x, t, y, v, dt = inputs
 
     def with_tangent(x, t, v, dt):
         u, du = jvp(lambda x, t: model(x, t, y), (x, t), (v, dt))
-        return u, du.detach()  # inside the function: a compiled graph differentiates all its outputs
+        return u, du.detach()  # inside the function, because a compiled graph differentiates all its outputs
 
     if compiled:
         with_tangent = torch.compile(with_tangent, fullgraph=True)
@@ -125,13 +125,13 @@ def parse(argv=None):
     parser = Parser(prog="bench_jvp.py", description="Time a training step with a tangent through a DiT, on a CPU.")
     add = parser.add_argument
     add("--model", default="DiT-S/2", type=one_of(DiT_models), metavar="NAME", help="DiT-XL/2 … DiT-S/8 (DiT-S/2)")
-    add("--depth", default=12, type=count, metavar="N", help="of its blocks, how many (12)")
+    add("--depth", default=12, type=count, metavar="N", help="number of blocks (12)")
     add("--size", default=64, type=count, metavar="N", help="height and width of the latents (64)")
     add("--batch", default=4, type=count, metavar="N", help="samples (4)")
-    add("--repeats", default=5, type=count, metavar="N", help="timed runs of each case (5)")
+    add("--repeats", default=5, type=count, metavar="N", help="timed runs per case (5)")
     add("--dtypes", nargs="+", default=list(DTYPES), type=one_of(DTYPES), metavar="DTYPE", help="fp32, bf16 (both)")
-    names = ", ".join(VARIANTS)
-    add("--variants", nargs="+", default=list(VARIANTS), type=one_of(VARIANTS), metavar="NAME", help=f"of {names}")
+    names = "any of " + ", ".join(VARIANTS)
+    add("--variants", nargs="+", default=list(VARIANTS), type=one_of(VARIANTS), metavar="NAME", help=names)
     add("--json", type=Path, metavar="FILE", help="write all results, case by case")
     options = parser.parse_args(argv)
     options.plot = None

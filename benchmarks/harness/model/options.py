@@ -65,12 +65,12 @@ def _parser():
     add(
         "--mode", nargs="+", choices=MODES, default=list(MODES), help="; ".join(f"{k}: {v}" for k, v in MODES.items())
     )
-    add("--steps", type=count, metavar="N", help="guided steps of a run, of 50 (default 10 on a GPU, 4 on the CPU)")
-    add("--variants", nargs="+", type=one_of(VARIANTS), metavar="NAME", help=f"of {', '.join(VARIANTS)}")
-    add("--repeats", type=count, metavar="N", help="timed runs of each case (default 20, on the CPU 5)")
+    add("--steps", type=count, metavar="N", help="guided steps per run, at most 50 (default 10, on the CPU 4)")
+    add("--variants", nargs="+", type=one_of(VARIANTS), metavar="NAME", help=f"any of {', '.join(VARIANTS)}")
+    add("--repeats", type=count, metavar="N", help="timed runs per case (default 20, on the CPU 5)")
     add("--quick", action="store_true", help="smoke test: small shapes, few repeats")
     add("--json", type=Path, metavar="FILE", help="write all results, case by case")
-    add("--plot", type=Path, metavar="FILE", help="draw images per second of each variant")
+    add("--plot", type=Path, metavar="FILE", help="plot images per second of each variant")
     add("--compare", type=Path, metavar="OLD.json", help="print old / new time; exit 2 if machine or workload differ")
     add("--fail-below", type=ratio, metavar="RATIO", help="with --compare: exit 1 if old / new time is lower")
     return parser

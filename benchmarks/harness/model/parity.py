@@ -11,11 +11,11 @@ from harness.model.sampling import make_run
 from harness.model.training import gradients
 from harness.model.variants import build
 
-SAMPLES, STEPS = 2, 2  # the fewest that show errors across a batch and a run, since float64 is slow
+SAMPLES, STEPS = 2, 2  # the minimum that shows errors across a batch and a run, since float64 is slow
 
 
 def compute(variant: str, mode: str, model, workload, inputs) -> list[torch.Tensor]:
-    """Results for the first samples: predictions, in training with gradients, or samples after guided steps."""
+    """Results for the first samples: predictions (with gradients in training), or samples after guided steps."""
     inputs = [each[:SAMPLES] for each in inputs]
     if mode == "guided":
         return [make_run(variant, model, workload)(*inputs, steps=STEPS)]
@@ -43,7 +43,7 @@ class Truth:
         self.ref = compute("eager", mode, deepcopy(model).double(), exact, (x.double(), t, y))
 
     def judge(self, got, compiled=None) -> tuple[dict, list[dict]]:
-        """Returns (worst verdict, all verdicts) of a variant; errors that ``compiled`` shares are excused."""
+        """Return (worst verdict, all verdicts) on a variant; errors that ``compiled`` shares are excused."""
         rows = zip(self.labels, got, self.low, self.ref, strict=True)
         found = [contract.verdict(label, *(t.detach() for t in three), label == "out") for label, *three in rows]
         found = blocks.excused(found, compiled) if compiled else found

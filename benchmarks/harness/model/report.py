@@ -74,7 +74,7 @@ def _foot(result):
     yield f"guided step: in a DDIM run of {steps} steps, including its share of the run's one-time work;"
     yield "weights are packed once for all runs, which is not included."
     yield "training step: forward, backward, clipping, fused AdamW, weight averaging."
-    yield "eager-fp32: weights and arithmetic in float32, as the original samples; vs fp32: speed-up over it."
+    yield "eager-fp32: weights and arithmetic in float32, as the original samples. vs fp32: speed-up over it."
     yield "of GEMM: share of the library's rate on the blocks' products alone. peak: memory added by the run."
     yield "parity: error relative to float64; budget: 2x that of eager, + 2 ulp in the maximum, + 1 ulp in the norm."
     for variant, ops in result["backends"].items():

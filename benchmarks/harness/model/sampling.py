@@ -40,7 +40,7 @@ class _Run:
         self.diffusion = create_diffusion("ddim50")
 
     def __call__(self, x, t, y, steps=None):
-        """x after ``steps`` of 50 steps, from the noisy end; t is not read."""
+        """x after the first ``steps`` of 50 steps, starting from noise; t is not read."""
         calls = self.diffusion.timestep_map[::-1][: steps or self.workload.steps]
         guidance = Guidance(SCALE, 0.0, 1.0, CHANNELS)
         predict = with_guidance(self.model, y, guidance, [0.5] * len(calls))

@@ -1,4 +1,4 @@
-"""The end of a training step, part by part, against the rate of a copy.
+"""Time the end of a training step, part by part, relative to a copy.
 
 In benchmarks/: python -m harness.model.tail [--model NAME] [--dtype DTYPE] [--json FILE]
 """
@@ -16,7 +16,7 @@ from harness.machine import header
 from harness.model.training import DECAY, make_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# bytes per parameter that a part must read and write; float32 apart from bf16 weights and their gradients
+# bytes per parameter that a part must read and write; all float32, except bf16 weights and their gradients
 BYTES = {"cast gradients": 6, "norm": 4, "AdamW": 28, "average": 12, "cast weights": 6, "copy": 8}
 
 
@@ -64,8 +64,8 @@ def main(argv=None) -> int:
     parser = Parser(prog="tail.py", description="Time the parts of a training step after backward against a copy.")
     add = parser.add_argument
     add("--model", default="DiT-S/2", type=one_of(DiT_models), metavar="NAME", help="DiT-XL/2 … DiT-S/8 (DiT-S/2)")
-    add("--dtype", default="fp32", choices=DTYPES, help="of the weights; masters are float32 (fp32)")
-    add("--repeats", default=9, type=count, metavar="N", help="timed runs of each part (9)")
+    add("--dtype", default="fp32", choices=DTYPES, help="dtype of the weights; masters are float32 (fp32)")
+    add("--repeats", default=9, type=count, metavar="N", help="timed runs per part (9)")
     add("--json", type=Path, metavar="FILE", help="write all results")
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"

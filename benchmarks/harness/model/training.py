@@ -18,7 +18,7 @@ LR, CLIP, DECAY = 1e-4, 1.0, 0.9999
 def gradients(model, workload, inputs):
     """The model's output and the gradients of the mean loss with respect to the parameters, in order.
 
-    Not the losses: a mean over all pixels is as good as right by chance, which would leave others no budget.
+    The losses are not compared: a mean over all pixels may be nearly exact by chance, leaving no error budget.
     """
     x, t, y = inputs
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x)
@@ -65,7 +65,7 @@ class _PlainStep(_Step):
 
     def start(self):
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.masters = [p.detach().float() for p in self.params]  # those themselves, if they are float32
+        self.masters = [p.detach().float() for p in self.params]  # the weights themselves if they are float32
         self.average = [value.clone() for value in self.masters]
         self.optimizer = torch.optim.AdamW(self.masters, LR, weight_decay=0, fused=True)
 

@@ -31,14 +31,14 @@ def why_not(variant: str, mode: str, dtype: str) -> str | None:
     if package and importlib.util.find_spec(package) is None:
         return f"the package {package} is not installed"
     if variant in _INFERENCE and mode == "train":
-        return "it is measured in inference alone"
+        return "it is measured only in inference"
     if variant == FP32 and dtype == "fp32":
-        return "eager is the same"
+        return "identical to eager"
     return why_no_compiler("compile") if variant in (*COMPILED, "zentorch") or variant.endswith("+compile") else None
 
 
 def build(variant: str, model):
-    """What ``variant`` names, on the parameters of ``model``, a `ditfast.DiT`: called as ``f(x, t, y)``."""
+    """Build ``variant`` on the parameters of ``model``, a `ditfast.DiT`; the result is called as ``f(x, t, y)``."""
     if variant == "ditfast":
         return model
     if variant == "ditfast+compile":
@@ -75,7 +75,7 @@ def _zentorch(model):
 
 
 class _Fp32(torch.nn.Module):
-    """Computes on copies of the weights in float32, also inside of autocast; input and output keep their dtype."""
+    """Computes on float32 copies of the weights, even under autocast; input and output keep their dtype."""
 
     def __init__(self, model):
         super().__init__()
@@ -105,7 +105,7 @@ def _diffusers(model, patched):
         theirs = DiTTransformer2DModel(**config)
     theirs.load_state_dict(state, assign=True, strict=False)
     device = model.pos_embed.device
-    theirs.pos_embed.pos_embed = model.pos_embed.detach().clone()  # a buffer outside the state dict
+    theirs.pos_embed.pos_embed = model.pos_embed.detach().clone()  # a buffer that is not in the state dict
     match_original(theirs)
     if patched:
         patch(theirs)

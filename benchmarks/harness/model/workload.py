@@ -41,7 +41,7 @@ class Workload:
         return asdict(self)
 
     def macs(self):
-        """Multiply-adds of one sample's forward, which the paper calls flops."""
+        """Multiply-adds of one sample's forward; the paper calls them flops."""
         with on_meta():
             return sum(cost.macs(DiT_models[self.model](input_size=self.latent)).values())
 
@@ -55,7 +55,7 @@ class Workload:
         return nullcontext()
 
     def gemms(self, mode):
-        """Returns (function that runs the blocks' large matrix products of a step by the library, its FLOPs)."""
+        """Return (function that runs the blocks' large matrix products of a step with the library, its FLOPs)."""
         depth = len(make_model(self, "meta").blocks)
         batch = self.batch * (2 if mode == "guided" else 1)
         blocks = Blocks(self.model, self.image_size, batch, depth, self.dtype, self.device)
@@ -63,7 +63,7 @@ class Workload:
 
 
 def make_model(workload: Workload, device=None) -> DiT:
-    """A model with random weights throughout: adaLN-Zero's zeros would hide every error behind them."""
+    """A model with random weights throughout: adaLN-Zero's zero gates would hide every error in their branch."""
     device = device or workload.device
     with on_meta():
         model = DiT_models[workload.model](input_size=workload.latent)

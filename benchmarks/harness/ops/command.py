@@ -1,4 +1,4 @@
-"""Measure the operations, each against a copy of the same bytes or the rate of GEMMs: see bench_ops.py."""
+"""Measure the operations, each relative to a copy of the same bytes or to the GEMM rate: see bench_ops.py."""
 
 import time
 from functools import partial
@@ -23,7 +23,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRODUCTS = tuple(op.name for op in (ops.MLP, ops.ATTENTION, ops.QKV_ATTENTION))  # bound by the GEMMs' rate
 # on a GPU attention has its own benchmark, and of the MLP only the middle passes matter
 OPS = tuple(name for name, op in PROBLEMS.items() if (op.moved and name not in PRODUCTS) or DEVICE == "cpu")
-DEFAULTS = {  # (device, quick): batches, tokens, hidden sizes, dtypes, variants, repeats; what matters most first
+DEFAULTS = {  # (device, quick): batches, tokens, hidden sizes, dtypes, variants, repeats; most important first
     ("cuda", False): ([64, 32, 256], 256, [1152, 1024], list(PRECISIONS), ["eager", "compile", "ditfast"], 30),
     ("cuda", True): ([4], 64, [384], list(PRECISIONS), ["eager", "ditfast"], 3),
     ("cpu", False): ([4], 256, [1152], ["bf16"], ["eager", "compile", "ditfast"], 11),
@@ -34,18 +34,18 @@ DEFAULTS = {  # (device, quick): batches, tokens, hidden sizes, dtypes, variants
 def parse(argv):
     parser = Parser(prog="bench_ops.py", description="Time operations in eager, torch.compile and ditfast.")
     add = parser.add_argument
-    add("--ops", nargs="+", type=one_of(OPS), metavar="NAME", default=OPS, help=f"of {', '.join(OPS)}")
-    add("--modes", nargs="+", choices=("fwd", "bwd"), default=("fwd", "bwd"), help="forward, backward alone")
+    add("--ops", nargs="+", type=one_of(OPS), metavar="NAME", default=OPS, help=f"any of {', '.join(OPS)}")
+    add("--modes", nargs="+", choices=("fwd", "bwd"), default=("fwd", "bwd"), help="forward alone, backward alone")
     add("--batch", nargs="+", type=count, metavar="N", help="samples (default 64 32 256)")
-    add("--tokens", type=count, metavar="N", help="of a sample, a square number (default 256)")
+    add("--tokens", type=count, metavar="N", help="tokens per sample, a square number (default 256)")
     add("--dim", nargs="+", type=count, metavar="D", help="hidden sizes (default 1152 1024)")
     add("--dtypes", nargs="+", choices=PRECISIONS, help="autocast: an fp32 stream with bf16 branches")
     add("--variants", nargs="+", choices=("eager", "compile", "ditfast"), help="what to time")
-    add("--repeats", type=count, metavar="N", help="timed runs of each case (default 30)")
+    add("--repeats", type=count, metavar="N", help="timed runs per case (default 30)")
     add("--quick", action="store_true", help="smoke test: tiny shapes, few repeats")
     add("--deadline", type=count, metavar="SECONDS", help="start no case after this; report how many were skipped")
     add("--json", type=Path, metavar="FILE", help="write all results, case by case")
-    add("--plot", type=Path, metavar="FILE", help="draw GB/s of each operation under the line of a copy")
+    add("--plot", type=Path, metavar="FILE", help="plot GB/s of each operation and of a copy")
     options = parser.parse_args(argv)
     options.backend = "triton" if DEVICE == "cuda" or options.quick else "host"
     if options.backend == "triton" and options.ops is OPS:
@@ -98,7 +98,7 @@ class Bench:
             timed = [name for name, case in cases.items() if may_be_timed(case) and is_timed(name, backend)]
             try:
                 self._time(mode, {name: cases[name] for name in timed})
-            except Exception as error:  # a problem that fails must not lose the others
+            except Exception as error:  # a failing problem must not lose the others
                 for name in timed:
                     cases[name]["error"] = error_line(error)
             found += cases.values()
@@ -144,7 +144,7 @@ class Bench:
             case |= {"ms": times[name], "speedup": speedup} | rates(times[name]["median"], times[""]["median"])
 
     def _bound(self, mode):
-        """What a pass is measured against, and (ms of the pass, ms of that) -> their rates and the pass's share."""
+        """What a pass is compared with, and (ms of the pass, ms of that) -> their rates and the pass's share."""
         p = self.problem
         if self.is_product:
             flops, (gemm, gemm_flops) = p.flops(mode), p.gemm()
@@ -169,7 +169,7 @@ class Bench:
         return partial(torch.autograd.grad, outputs, wanted, self.problem.grads(outputs), retain_graph=True)
 
     def _prepare(self, leaves):
-        """The MLP's pass overwrites its first input, which needs fresh values or would end at zeros."""
+        """Refill the MLP pass's first input, which the pass overwrites: repeated, it would end at zeros."""
         if self.problem.is_whole_op:
             return None
         return partial(leaves[0].copy_, leaves[0].clone())

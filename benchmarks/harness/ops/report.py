@@ -30,7 +30,7 @@ def show(result: dict) -> None:
         tables.append(report.table(title, columns, [(_cells(c), report.style(c)) for c in cases], TEXTS))
     foot = ["of copy: time of a copy of the minimum bytes the pass must move, divided by its time."]
     if any("tflops" in case for case in result["cases"]):
-        foot.append("of GEMM: rate of the pass's matrix products over that of a large one by the library.")
+        foot.append("of GEMM: rate of the pass's matrix products, divided by the library's for a large one.")
     report.show(result, tables, foot + report.failures(result["cases"], _what))
 
 
@@ -53,7 +53,7 @@ def _cells(case):
 
 
 def plot(result: dict, path) -> None:
-    """Plot GB/s of every case over the bytes it must move, under the line of a copy of equal size."""
+    """Plot GB/s of every case over the bytes it must move, and of a copy of the same size."""
     cases = [case for case in result["cases"] if case["ms"] and case["bytes"]]
     figure, ((axis,),) = report.subplots(figsize=(8, 4.5))
     for (variant, mode), chosen in report.groups(cases, "variant", "mode").items():
@@ -62,6 +62,6 @@ def plot(result: dict, path) -> None:
         axis.scatter(*points, s=18, alpha=0.8, **look)
     line = sorted({c["bytes"]: c["copy_gb_per_s"] for c in cases}.items())
     axis.plot([size / 1e6 for size, _ in line], [rate for _, rate in line], "k--", linewidth=1, label="copy")
-    axis.set(xscale="log", yscale="log", xlabel="MB that must be moved", ylabel="GB/s")
+    axis.set(xscale="log", yscale="log", xlabel="minimum MB moved", ylabel="GB/s")
     axis.legend(fontsize=7, ncols=2)
     report.save(figure, path, "Operations", result["header"])

@@ -20,7 +20,7 @@ def parse(argv):
     parser = Parser(prog="gpu_suite.py", description="Verify and time everything on this machine's GPU.")
     add = parser.add_argument
     names = [stage.name for stage in STAGES]
-    add("--stages", nargs="+", type=one_of(names), default=names, metavar="NAME", help=f"of {', '.join(names)}")
+    add("--stages", nargs="+", type=one_of(names), default=names, metavar="NAME", help=f"any of {', '.join(names)}")
     add("--deadline", type=count, default=480, metavar="SECONDS", help="for all stages together (default 480)")
     add("--commit", metavar="SHA", help="the measured commit, if this is not a git checkout")
     add("--out", type=Path, metavar="DIR", help="folder of the JSON (default benchmarks/results/<GPU>)")

@@ -13,7 +13,7 @@ from harness.suite.stages import BENCHMARKS, ROOT
 
 REHEARSAL = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
 GRACE = 8  # seconds between SIGINT and SIGKILL
-POLL = 2  # seconds between looks at the output
+POLL = 2  # seconds between reads of the output
 TAIL = 20  # lines to keep of a red stage's output
 
 
@@ -60,7 +60,7 @@ def _environment(is_rehearsal, golden):
 
 
 def _read(stage, out, found):
-    """Fill in the result as far as it is written; returns the checks."""
+    """Fill in what has been written of the result; return the checks."""
     if found["status"] == "running" and not out.exists():
         return []
     try:
@@ -93,7 +93,7 @@ def _execute(command, cwd, environment, seconds, grace, log, look) -> int | None
 
 
 def _signal(process, kind):
-    with suppress(ProcessLookupError):  # all of them have ended
+    with suppress(ProcessLookupError):  # all have exited
         os.killpg(process.pid, kind)
 
 
@@ -102,5 +102,5 @@ def _tail(log):
 
 
 def _clean(text):
-    """Remove the names of this machine's folders."""
+    """Remove this machine's folder names."""
     return text.replace(str(ROOT), ".").replace(str(Path.home()), "~")

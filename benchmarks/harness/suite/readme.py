@@ -20,15 +20,15 @@ def update(path: Path, blocks: list[dict], models: list[dict]) -> None:
 
 
 def updated(text: str, blocks: list[dict], models: list[dict]) -> str:
-    """The text with tables of the given results.
+    """Return the text with the tables of the given results.
 
     Raises:
-        ValueError: it has no markers.
+        ValueError: the text has no markers.
     """
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
-        raise ValueError(f"README must have a line {START.strip()} and, behind it, {END.strip()}")
+        raise ValueError(f"README must have a line {START.strip()} and, after it, {END.strip()}")
     tables = [*table(blocks), "", *model_table(models)]
     return before + start + "\n" + "\n".join(tables) + "\n\n" + end + after
 
@@ -51,7 +51,7 @@ def _table(variants, found):
 
 
 def _times(run, mode, variants):
-    """Returns (description, cases by variant); None unless both ditfast and PyTorch were measured."""
+    """Return (description, cases by variant), or None unless both ditfast and PyTorch were measured."""
     cases = {c["variant"]: c for c in run["cases"] if c["mode"] == mode and c["ms"] and c["variant"] in variants}
     w = run["workload"]
     step = f"{STEPS[mode]}, " if mode in STEPS else ""

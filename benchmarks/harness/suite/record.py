@@ -24,7 +24,7 @@ def load(path: Path) -> dict:
     """Read a record.
 
     Raises:
-        ValueError: the file does not contain one.
+        ValueError: the file does not contain a record.
     """
     try:
         record = json.loads(path.read_text())
@@ -36,10 +36,10 @@ def load(path: Path) -> dict:
 
 
 def merge(records: list[dict]) -> dict:
-    """One record with the newest result of every stage, and the newest header.
+    """Merge records into one with the newest result of every stage and the newest header.
 
     Raises:
-        ValueError: they are not all of one commit on one machine.
+        ValueError: the records are not of one commit on one machine.
     """
     first, *rest = map(_identity, records)
     for other in rest:

@@ -1,4 +1,4 @@
-"""A pytest plugin, `-p harness.suite.recorder`, that writes the result of each test as soon as it has ended."""
+"""A pytest plugin, `-p harness.suite.recorder`, that writes each test's result as soon as it finishes."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ WORST_LAST = ("passed", "skipped", "failed")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--record", type=Path, required=True, metavar="FILE", help="the JSON to write")
+    parser.addoption("--record", type=Path, required=True, metavar="FILE", help="JSON file to write")
 
 
 def pytest_configure(config):

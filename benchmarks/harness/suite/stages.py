@@ -19,7 +19,7 @@ class Stage:
     Attributes:
         weight: its share of the time among the remaining stages, in seconds at the default deadline.
         command: (output file, seconds, is rehearsal) -> arguments.
-        read: text of the output file -> (result, checks). A check says whether one kernel kept the contract.
+        read: text of the output file -> (result, checks). A check says whether one kernel met the contract.
         folder: working directory.
     """
 
@@ -60,7 +60,7 @@ def _check(case):
 
 
 def read_tests(text: str):
-    """Of a file that `harness.suite.recorder` wrote."""
+    """Read a file that `harness.suite.recorder` wrote."""
     result = json.loads(text)
     return result, result.pop("checks")
 
@@ -68,7 +68,7 @@ def read_tests(text: str):
 PARITY = "tests/gpu/test_parity.py"
 GPU_TESTS = ("tests/gpu", "tests/csrc/test_build.py", "tests/training/test_waiting.py")
 BLOCK = ("--mode", "fwd_bwd", "fwd", "--variants", "eager", "ditfast", "compile", "ditfast+compile")
-BATCH_OF_ONE = (  # a size at which Inductor's gradients were reported wrong
+BATCH_OF_ONE = (  # a size for which wrong gradients from Inductor were reported
     "--batch",
     "1",
     "--blocks",
