@@ -1,4 +1,4 @@
-"""Inputs of attention, its reference in plain PyTorch, and how near to it a kernel must be."""
+"""Inputs for attention, its reference in plain PyTorch, and how close a kernel must be to it."""
 
 import torch
 
@@ -8,7 +8,7 @@ NAN = float("nan")
 
 
 def sample(b, n, heads, d, dtype, seed=0, device="cpu"):
-    """qkv and dout; each sample of the batch at its own scale."""
+    """qkv and dout; every sample has its own scale."""
     generator = torch.Generator().manual_seed(seed)
     scales = torch.linspace(1, 0.5, b).view(b, 1, 1)
     qkv, dout = (torch.randn(b, n, k * heads * d, generator=generator) * scales for k in (3, 1))
@@ -16,7 +16,7 @@ def sample(b, n, heads, d, dtype, seed=0, device="cpu"):
 
 
 def padded(t):
-    """The same values in rows that are 8 elements longer; the padding is NaN."""
+    """The same values in rows that are 8 elements longer, padded with NaN."""
     rows = torch.full((*t.shape[:-1], t.shape[-1] + 8), NAN, dtype=t.dtype, device=t.device)
     rows[..., : t.shape[-1]] = t
     return rows[..., : t.shape[-1]]
@@ -33,7 +33,7 @@ def parts(qkv, heads):
 
 
 def far_logits(b, n, heads, d, dtype, level, device="cpu"):
-    """All logits lie near ``level``: if that is -1e4, one leaked zero key would take all the weight."""
+    """All logits are near ``level``: at -1e4, a single leaked zero key would take all the weight."""
     qkv, dout = sample(b, n, heads, d, dtype)
     q, k, _ = parts(qkv, heads)
     q[..., 0] = 128.0
@@ -42,7 +42,7 @@ def far_logits(b, n, heads, d, dtype, level, device="cpu"):
 
 
 def reference(qkv, dout, heads, dtype, scale):
-    """out, lse, dqkv and the largest logit by plain tensor operations in the dtype."""
+    """out, lse, dqkv and the largest logit, by plain tensor operations in ``dtype``."""
     qkv = qkv.detach().to(dtype).requires_grad_()
     q, k, v = (t.transpose(1, 2) for t in parts(qkv, heads))  # (B, H, N, d)
     logits = q @ k.mT * scale
@@ -52,11 +52,11 @@ def reference(qkv, dout, heads, dtype, scale):
 
 
 def assert_right(results, qkv, dout, heads, scale=None):
-    """out, lse and dqkv keep the contract, and rows of dbias (B, groups, 3*H*d) what they stand for.
+    """out, lse and dqkv meet the contract, and rows of dbias (B, groups, 3*H*d) have the right sums.
 
-    Two errors come on top, which float32 makes and a softmax that divides by its own sum does not. A weight
-    exp(logit - lse) has an error relative to its value that grows with the logits and their log-sum-exp. And
-    dout.v - dout.out is not exactly zero where only one key has weight, as the two are summed in different orders.
+    Two more float32 errors are allowed, which a softmax that divides by its own sum does not have. The relative error
+    of a weight exp(logit - lse) grows with the logits and their log-sum-exp. And dout.v - dout.out is not exactly zero
+    where only one key has weight, because the two are summed in different orders.
     """
     out, lse, dqkv, dbias = results
     assert_right_sums(dbias, dqkv, dout)
@@ -84,7 +84,7 @@ def assert_right(results, qkv, dout, heads, scale=None):
 
 
 def assert_right_sums(dbias, dqkv, dout):
-    """The rows of dbias add up to dqkv before rounding: dq as a sum, dk and dv as what theirs are worth exactly."""
+    """The rows of dbias add up to the sum of unrounded dqkv: dq's is computed as a sum, dk's and dv's are exact."""
     dq, dk, dv = dbias.double().sum((0, 1)).chunk(3)
     stored = dqkv.chunk(3, dim=-1)[0].double()
     bound = torch.finfo(dqkv.dtype).eps / 2 * stored.abs().sum((0, 1)) + 1e-6 * (1 + stored.abs().max())
@@ -101,7 +101,7 @@ def difference_terms(qkv, dout, heads):
 
 
 def probe_inputs():
-    """For the probe of csrc/attention/probe.cuh: matrices, and small whole numbers as operands of both dtypes."""
+    """Inputs of csrc/attention/probe.cuh: matrices, and small integers as operands in both dtypes."""
     matrices = torch.arange(256, dtype=torch.int16)
     numbers = torch.randint(-3, 4, (32, 12), generator=torch.Generator().manual_seed(0))
     operands = torch.stack([numbers.to(dtype).view(torch.int16) for dtype in (torch.bfloat16, torch.float16)])

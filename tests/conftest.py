@@ -1,4 +1,4 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before they are defined."""
+"""Without a GPU, Triton kernels run in Triton's interpreter, which must be chosen before they are defined."""
 
 import re
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ _SAID = re.compile(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Skip what fails for want of an extra that is not installed."""
+    """Skip tests that fail because an extra is not installed."""
     report = yield
     if MISSING and report.failed:
         said = _SAID.search(str(call.excinfo.value)) or _SAID.search(report.longreprtext)
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def own_choice_of_backends():
-    """A run that goes on leaves its checkpoint's choices to the process; the next test makes its own."""
+    """Forget the choices of backends that a resumed run took from its checkpoint; the next test makes its own."""
     yield
     from ditfast.ops.backends.choice import repeat_choices
 
@@ -53,7 +53,7 @@ def own_choice_of_backends():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Problems as small as most here lose more to a second thread than they gain."""
+    """Most problems here are so small that a second thread slows them down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -62,7 +62,7 @@ def one_thread():
 
 @pytest.fixture
 def refusal_of(capsys):
-    """From a command one that has to refuse its arguments, and returns the one line with which it ends."""
+    """Wrap a command: call it with arguments that it must reject, and return the single line it ends with."""
 
     def refusing(command):
         def refused(*arguments, **options):
@@ -85,7 +85,7 @@ def device():
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Every tensor that the package allocates starts as NaN, so that an element left unwritten shows."""
+    """Fill every tensor that the package allocates with NaN, so that an unwritten element shows."""
     new_empty = torch.Tensor.new_empty
 
     def new_nan(self, *shape, **kwargs):

@@ -6,13 +6,13 @@ from ditfast.ops.contract import violation
 
 
 def assert_contract(name, got, low, ref, per_sample=True):
-    """``got`` is as near to the float64 reference ``ref`` as ``low``: see `ditfast.ops.contract`."""
+    """``got`` is about as close to the float64 reference ``ref`` as ``low`` is: see `ditfast.ops.contract`."""
     reason = violation(got, low, ref, per_sample)
     assert reason is None, f"{name}: {reason}"
 
 
 def run(fn, inputs, weights):
-    """Outputs of ``fn(*inputs)`` and the gradients of ``sum(output * weight)`` by every floating input."""
+    """Outputs of ``fn(*inputs)``, and gradients of ``sum(output * weight)`` with respect to every floating input."""
     outputs = fn(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     leaves = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
@@ -26,9 +26,9 @@ def compare(op, make_inputs, *, names, weights, backend, low_backend="reference"
 
     Args:
         make_inputs: (dtype or None) -> inputs; None for the dtypes under test, torch.float64 for the reference.
-        names: of the outputs and then of the gradients.
+        names: names of the outputs, then of the gradients.
         weights: gradients of the outputs.
-        parameters: those of the names whose first dimension is not the batch.
+        parameters: the names whose first dimension is not the batch.
     """
     got = run(lambda *a: op(*a, backend=backend), make_inputs(None), weights)
     low = run(lambda *a: op(*a, backend=low_backend), make_inputs(None), weights)

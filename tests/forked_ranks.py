@@ -1,4 +1,4 @@
-"""Ranks of training runs that start at once: they are forked from a process that has imported everything."""
+"""Ranks of training runs that start instantly: they are forked from a process that has imported everything."""
 
 import importlib
 import multiprocessing
@@ -10,17 +10,17 @@ import torch
 from ditfast import train
 
 for name in ("torch._dynamo", "torch.utils.tensorboard", "tensorboard.summary", "sklearn.datasets", "tyro", "yaml"):
-    importlib.import_module(name)  # which a run would import when it needs it
+    importlib.import_module(name)  # a run would import these on demand
 
 
 def start_ranks(flags, world: int, log) -> list:
-    """The processes of a run; what they print is added to the file ``log``."""
+    """Start the processes of a run, which append their output to the file ``log``."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
-    shared["DITFAST_RENDEZVOUS_SECONDS"] = "4"  # in which a rank ends whose peer was killed before they met
+    shared["DITFAST_RENDEZVOUS_SECONDS"] = "4"  # within which a rank exits if its peer was killed before they met
     ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {} for rank in range(world)]
     processes = [context.Process(target=_run, args=(each, [*map(str, flags)], str(log))) for each in ranks]
     for process in processes:

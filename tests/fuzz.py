@@ -1,11 +1,11 @@
-"""Throw bad and good input at the package, and look for what it takes wrong.
+"""Throw good and bad input at the package, and report what it handles wrongly.
 
     python tests/fuzz.py --minutes 5 --seed 0
     python tests/fuzz.py --seed 0 --only images --case 37
 
-Every case is known to be good, bad, or either. Faults are: a bad one that is accepted, a good one that is refused,
-a refusal that does not name what is wrong, a traceback, a crash, more than 10 s, more than 2 GiB. A case follows from
-the seed, its generator and its number alone. The exit status is 1 if there is a fault.
+Every case is known to be good, bad, or either. Faults are: a bad case that is accepted, a good one that is rejected,
+an error that does not name what is wrong, a traceback, a crash, more than 10 s, more than 2 GiB. A case depends only
+on the seed, its generator and its number. The exit status is 1 if there is a fault.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from collections import Counter
 from itertools import count
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a process with more threads cannot be forked
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nor one that has used a GPU
+os.environ["OMP_NUM_THREADS"] = "1"  # a process with several threads cannot be forked
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nor can one that has used a GPU
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch  # noqa: E402
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def run_many(kit, seed, names, minutes, most):
-    """Cases of each generator in turn: how they ended, by generator, and how many were faults."""
+    """Run cases of each generator in turn; return how they ended, by generator, and the number of faults."""
     end_at = time.monotonic() + 60 * minutes
     ends, faults = {name: Counter() for name in names}, 0
     for index in count():
@@ -71,11 +71,11 @@ def run(kit, seed, name, index, show=False):
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--minutes", type=float, default=5, help="how long, after a start of some seconds (5)")
-    add("--cases", type=int, help="of each generator, if they are done before")
-    add("--seed", type=int, help="of all cases (a new one)")
+    add("--minutes", type=float, default=5, help="how long to run, not counting a few seconds of start-up (5)")
+    add("--cases", type=int, help="cases per generator, at most")
+    add("--seed", type=int, help="seed of all cases (default: a new one)")
     add("--only", choices=GENERATORS, help="one generator")
-    add("--case", type=int, help="one case of it, with its output")
+    add("--case", type=int, help="run only this case, and show its output")
     o = parser.parse_args()
     if o.case is not None and o.only is None:
         parser.error("--case needs --only")

@@ -1,4 +1,4 @@
-"""Values that follow from names, for models and inputs (tests/golden/README.md), and how close results must be."""
+"""Deterministic values for models and inputs (tests/golden/README.md), and how close results must be."""
 
 import zlib
 from pathlib import Path
@@ -15,7 +15,7 @@ def arr(name, shape, scale=1.0):
 
 
 def fill(model):
-    """Give every parameter the value that follows from its name."""
+    """Set every parameter to a value computed from its name."""
     with torch.no_grad():
         for name, p in model.state_dict().items():
             matrix = p.dim() >= 2 and "embedding_table" not in name

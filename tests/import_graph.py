@@ -1,11 +1,11 @@
-"""Which modules of a tree of sources import which, and the circles among them."""
+"""The import graph of a source tree, and its cycles."""
 
 import ast
 from pathlib import Path
 
 
 def read_modules(root: Path, package: str) -> dict[str, tuple[ast.Module, bool]]:
-    """Each module below ``root`` by its name in ``package``: its syntax, and whether it is a package itself."""
+    """Modules below ``root``, by name in ``package``: (syntax tree, whether the module is a package)."""
     modules = {}
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -16,7 +16,7 @@ def read_modules(root: Path, package: str) -> dict[str, tuple[ast.Module, bool]]
 
 
 def import_edges(modules: dict, lazy: bool) -> dict[str, set[str]]:
-    """For each module those that it imports when it is imported; ``lazy``: also inside of functions, or by name."""
+    """For each module, those it imports at import time; with ``lazy``, also inside functions or by name."""
     return {
         name: {target for node in _imports(tree, lazy) for target in _targets(node, name, is_package, modules)}
         - {name}
@@ -24,8 +24,8 @@ def import_edges(modules: dict, lazy: bool) -> dict[str, set[str]]:
     }
 
 
-def find_circles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that all import each other, directly or through others, each group sorted."""
+def find_cycles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that all import each other, directly or indirectly; each group is sorted."""
     reach = {name: _reachable(name, edges) for name in edges}
     groups = {tuple(sorted(other for other in reach[name] if name in reach[other])) for name in edges}
     return [list(group) for group in sorted(groups) if group]
@@ -41,10 +41,10 @@ def _reachable(start, edges):
 
 
 def _imports(node, lazy):
-    """Import statements that run; with ``lazy`` also those inside functions, and calls of import_module."""
+    """Import statements that run on import; with ``lazy``, also those in functions, and calls of import_module."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and getattr(child.test, "id", None) == "TYPE_CHECKING":
-            continue  # only a type checker reads these
+            continue  # only type checkers read these
         function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         if isinstance(child, (ast.Import, ast.ImportFrom)) or (lazy and isinstance(child, ast.Call)):
             yield child
@@ -74,7 +74,7 @@ def _base(node, importer, is_package):
 
 
 def _named_module(call):
-    """The module of ``import_module("name")``, where the name is written out."""
+    """The module of ``import_module("name")``, if the name is a literal."""
     name = getattr(call.func, "attr", getattr(call.func, "id", None))
     literal = call.args and isinstance(call.args[0], ast.Constant)
     return [call.args[0].value] if name == "import_module" and literal else []

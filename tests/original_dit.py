@@ -28,7 +28,7 @@ def original(model, x, t, y):
 
 
 class OriginalDiT(DiT):
-    """A DiT that computes all of it so."""
+    """A whole DiT computed this way."""
 
     def forward(self, x, t, y):
         return original(self, x, t, y)

@@ -1,11 +1,11 @@
-"""Few cases in which every pair of values of two axes occurs together at least once."""
+"""A small set of cases in which every pair of values from two axes occurs at least once."""
 
 import itertools
 import random
 
 
 def pairwise(cost, **axes):
-    """Greedy all-pairs, the same list every time; among equals the case with the lowest ``cost(case)``."""
+    """Greedy, deterministic all-pairs; ties go to the case with the lowest ``cost(case)``."""
     names = list(axes)
     uncovered = {
         ((a, u), (b, v))

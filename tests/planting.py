@@ -1,4 +1,4 @@
-"""Plant an error in a copy of the kernels, which then takes their place."""
+"""Plant an error in a copy of the kernels, and use the copy in their place."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from ditfast import kernels
 
 FOLDER = Path(kernels.__file__).parent
-CAUGHT = "max error|relative L2 error|not finite"  # how the numerical contract says so
+CAUGHT = "max error|relative L2 error|not finite"  # the numerical contract's messages
 
 
 @dataclass
@@ -26,14 +26,14 @@ class Planted:
 
 
 def unchanged(planted):
-    """One of each operation and inputs: with the right text in place, what its test sees is the error alone."""
+    """One per operation and inputs, with the right text in place: so a planted error is all that its test sees."""
     return {(p.op, *p.case.items()): p for p in planted}.values()
 
 
 def plant_in(files, planted, wrong, folder, monkeypatch):
-    """Until the test ends, ``files`` of kernels/ are copies in ``folder``, one of them with the text ``wrong``.
+    """Until the test ends, replace ``files`` of kernels/ with copies in ``folder``, one with the text ``wrong``.
 
-    Rows are in chunks of 4 tokens; those of 48 columns have a tail, which backward and tangents mask.
+    Rows come in chunks of 4 tokens; rows of 48 columns have a tail, which backward and tangents mask.
     """
     for name in files:
         source = (FOLDER / f"{name}.py").read_text()
@@ -46,15 +46,15 @@ def plant_in(files, planted, wrong, folder, monkeypatch):
 
 
 def changed(source, where, right, wrong):
-    """``source`` with one text replaced in one function, where it must occur once."""
+    """``source`` with ``right`` replaced in one function, where it must occur exactly once."""
     head, start, rest = source.partition(f"\ndef {where}(")
     body, end, tail = rest.partition("\n\n\n")
-    assert start and body.count(right) == 1, f"{right!r} does not occur once in {where}"
+    assert start and body.count(right) == 1, f"{right!r} does not occur exactly once in {where}"
     return head + start + body.replace(right, wrong) + end + tail
 
 
 def load(name, source, folder, monkeypatch):
-    """Let ``ditfast.kernels.<name>`` be this source until the test ends."""
+    """Make ``ditfast.kernels.<name>`` this source until the test ends."""
     path, full = folder / f"{name}.py", f"ditfast.kernels.{name}"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(full, path)

@@ -1,4 +1,4 @@
-"""Tests are collected where no extra is installed, and gpu_suite.py names every module with tests for a GPU."""
+"""Tests are collected without any extra installed, and gpu_suite.py names every module with GPU tests."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "-m", "g
 
 
 def modules_of_extras() -> set[str]:
-    """What may be imported if every extra is installed, and the compiled extension."""
+    """Everything importable with all extras installed, and the compiled extension."""
     extras = {re.match(r"[\w-]+", line)[0] for line in requires("ditfast") if "extra ==" in line}
     extras -= {"ditfast", "pytest"}
     return {name for name, owners in packages_distributions().items() if extras & set(owners)} | {"ditfast._C"}
@@ -29,7 +29,7 @@ def modules_of_extras() -> set[str]:
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory):
-    """What pytest says of the tests for GPUs where no extra is installed."""
+    """pytest's output when it collects the GPU tests without any extra."""
     command = [sys.executable, "-c", PLAIN_PYTEST, " ".join(modules_of_extras())]
     environment = {"PATH": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

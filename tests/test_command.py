@@ -1,4 +1,4 @@
-"""Words of commands, from the shell and from a file, and what they print."""
+"""Arguments of commands, from the shell and from a file, and what commands print."""
 
 import os
 import subprocess
@@ -20,13 +20,13 @@ def test_the_home_folder(monkeypatch):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_takes_its_words_from_there(name):
+def test_every_command_uses_it(name):
     source = (Path(__file__).parents[1] / "ditfast" / f"{name}.py").read_text(encoding="utf-8")
     assert "words(" in source
 
 
 def test_a_terminal_with_few_characters():
-    """As pipes and terminals are where the locale is not UTF-8."""
+    """Pipes and terminals have this encoding if the locale is not UTF-8."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     for text, *command in ((b"\\u2026", "sample", "--help"), (b"\\xb2", "flops", "--model", "DiT-S/8")):
         command = [sys.executable, "-m", f"ditfast.{command[0]}", *command[1:]]
@@ -54,7 +54,7 @@ def test_a_file(tmp_path, monkeypatch, content, flags):
     assert flags_from_yaml(tmp_path / "run.yaml") == flags
 
 
-def test_what_a_run_writes_is_what_it_reads(tmp_path):
+def test_a_run_reads_back_what_it_wrote(tmp_path):
     pytest.importorskip("tyro")
     from ditfast.train import parse_config
     from ditfast.training.config import Config

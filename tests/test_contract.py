@@ -1,4 +1,4 @@
-"""The numerical contract itself: planted errors break it, and PyTorch's own do not."""
+"""The numerical contract itself: planted errors break it, PyTorch's own errors do not."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @pytest.fixture(params=DTYPES, ids=str)
 def right(request):
-    """low and ref: the second sample is far smaller than the first."""
+    """low and ref; the second sample is much smaller than the first."""
     ref = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ref[1] *= 1e-3
     return ref.to(request.param), ref
@@ -42,7 +42,7 @@ def test_a_wrong_sample_is_invisible_to_the_maximum_alone(right):
     assert contract.verdict("out", wrong, low, ref, slack=0.2)["reason"] is None
 
 
-def test_what_cannot_be_compared_is_wrong(right):
+def test_incomparable_results_are_wrong(right):
     low, ref = right
     broken = low.clone()
     broken[1, 2, 3] = float("nan")
@@ -62,7 +62,7 @@ def test_zeros_have_no_relative_error(right):
     assert "max error" in contract.violation(3 * least, low, ref)
 
 
-def test_the_worst_is_a_broken_one():
+def test_the_worst_verdict_is_a_broken_one():
     def entry(used, reason):
         return {"tensor": "", "error": used, "budget": 1.0, "used": used, "reason": reason}
 

@@ -1,4 +1,4 @@
-"""What is made on the host stays there, also where ``torch.set_default_device`` names a GPU; here it is "meta"."""
+"""Host data stays on the host even if ``torch.set_default_device`` names a GPU (here: "meta")."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Without the extension, or with one that does not load, the package runs on the rest and says what is missing."""
+"""Without the extension, or with one that does not load, the rest of the package works and says what is missing."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture
 def installed(wheel, tmp_path):
-    """What that wheel unpacks to."""
+    """The unpacked wheel."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "lib")
     return tmp_path / "lib"
 
@@ -60,8 +60,8 @@ def inherited():
 
 
 def report(lib):
-    """What the package in ``lib`` prints: why the kernels on the CPU do not run, and the doctor's lines."""
-    # without the hooks of an editable installation, which would lead to its extension
+    """Output of the package in ``lib``: why the CPU kernels do not run, and the doctor's lines."""
+    # without the hooks of an editable installation, which would find its extension
     paths = [str(lib), *(path for path in sys.path if path.endswith("-packages"))]
     environment = inherited() | {"PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-S", "-c", CODE]
@@ -106,11 +106,11 @@ def library_of_something_else():
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (cut(0.3), "is truncated: "),  # loaded, it would end the process
+        (cut(0.3), "is truncated: "),  # loading it would kill the process
         (library_of_something_else, "dynamic module does not define module export function"),
     ],
 )
-def test_extension_that_cannot_be_loaded(installed, content, reason):
+def test_an_extension_that_does_not_load(installed, content, reason):
     (installed / "ditfast" / BINARY.name).write_bytes(content())
     error, *lines = report(installed)
     why = "layer_norm_modulate: backend 'host' cannot run: the extension ditfast._C does not load: "
@@ -120,10 +120,10 @@ def test_extension_that_cannot_be_loaded(installed, content, reason):
 
 
 @needs_elf
-def test_whole_extension_is_no_fault(tmp_path):
+def test_an_intact_extension_is_accepted(tmp_path):
     assert why_cut_short(str(BINARY)) is None
     assert why_cut_short(__file__) is None
-    assert why_cut_short(str(short(tmp_path, BINARY.stat().st_size - 1))) is None  # what is not mapped may be missing
+    assert why_cut_short(str(short(tmp_path, BINARY.stat().st_size - 1))) is None  # unmapped parts may be missing
     assert " bytes or more" in why_cut_short(str(short(tmp_path, 64)))
 
 

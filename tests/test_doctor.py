@@ -1,4 +1,4 @@
-"""The doctor reports, whatever is missing or broken."""
+"""The doctor reports no matter what is missing or broken."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from ditfast import doctor
 
 
 def run_without(*modules: str, broken: str = "", args: tuple = ("--json",)) -> str:
-    """The doctor's output in an interpreter where these modules cannot be imported."""
+    """The doctor's output in an interpreter that cannot import these modules."""
     code = f"""
 import runpy, sys
 for name in {modules!r}:
@@ -36,7 +36,7 @@ def test_complete_report():
     assert set(backends["attention"]) >= {"reference", "sdpa"}
 
 
-def test_text_names_what_runs_and_why_the_rest_does_not():
+def test_the_report_names_what_runs_and_why_the_rest_does_not():
     text = run_without(args=())
     found = json.loads(run_without())
     assert f"backends on {found['ops']['device']} tensors" in text
@@ -70,7 +70,7 @@ def test_without_the_extension():
     assert "missing (ditfast._C is not installed)" in run_without("ditfast._C", args=())
 
 
-def test_a_broken_module_is_named_and_stops_nothing():
+def test_a_broken_module_is_named_and_the_report_continues():
     broken = "import types; sys.modules['torch'] = types.ModuleType('torch')"
     found = json.loads(run_without(broken=broken))
     assert found["torch"].startswith("missing (AttributeError: module 'torch' has no attribute '__version__'")
@@ -78,7 +78,7 @@ def test_a_broken_module_is_named_and_stops_nothing():
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no\nluck"), OSError("no luck"), ImportError("no luck")])
-def test_a_failing_question_answers_itself(error):
+def test_a_failing_probe_reports_its_error(error):
     def fails(*_):
         raise error
 
@@ -99,7 +99,7 @@ def test_gpus_of_the_driver_without_torch(monkeypatch):
     assert len(rows) == 3 and "NVIDIA H200" in rows[0] and "not usable" in rows[2]
 
 
-def test_attention_s_choice_is_shown_with_its_times():
+def test_attentions_choice_is_shown_with_its_times():
     from ditfast import doctor
 
     found = doctor.report()

@@ -1,4 +1,4 @@
-"""examples/few_steps: equal cost, the demo's weights, what it compares, and that the docs show what it found."""
+"""examples/few_steps: equal cost, the demo's weights, what is compared, and that the docs show the results."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ NAMES = ("training", "comparison", "report", "run", "digits")
 def few_steps():
     patch, threads = pytest.MonkeyPatch(), torch.get_num_threads()
     patch.syspath_prepend(FOLDER)
-    for name in NAMES:  # pytest may have imported others of these names
+    for name in NAMES:  # pytest may have imported other modules with these names
         patch.delitem(sys.modules, name, raising=False)
     torch.set_num_threads(1)
     yield SimpleNamespace(**{name: import_module(name) for name in NAMES})
@@ -37,7 +37,7 @@ def few_steps():
 
 @pytest.fixture
 def run(few_steps, monkeypatch, tmp_path):
-    """The command, with its folders in tmp_path."""
+    """Run the command with its folders in tmp_path."""
     few_steps.training.BATCH = 32
 
     def command(*options, models="models"):
@@ -78,7 +78,7 @@ def test_what_is_compared(run, few_steps, tmp_path, capsys):
     assert found["known"]["right"] > 0.96 and found["known"]["frechet"] < 1 < found["noise"]["frechet"]
     for each in found["objectives"].values():
         assert [*each["steps"]] == ["1", "2", "4", "25"] and min(n["ms"] for n in each["steps"].values()) > 0
-        assert each["steps"]["1"]["frechet"] > 2  # nobody has learnt anything yet
+        assert each["steps"]["1"]["frechet"] > 2  # untrained
     assert found["known"]["spread"] == pytest.approx(1, abs=0.1)
     assert (tmp_path / "results/few_steps.png").stat().st_size > 1000
     assert few_steps.report.table(found) in capsys.readouterr().out

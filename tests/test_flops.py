@@ -16,7 +16,7 @@ from ditfast.models.conditioning import CONDITIONINGS
 from ditfast.ops.backends.log import record
 
 every = pytest.mark.parametrize("kind", CONDITIONINGS)
-KERNELS = ("triton", "host")  # where an operation has either
+KERNELS = ("triton", "host")  # if an operation has one
 SMALL = dict(input_size=8, patch_size=2, in_channels=4, hidden_size=32, depth=2, num_heads=2, num_classes=5)
 
 
@@ -27,7 +27,7 @@ def on_one_thread(one_thread):
 
 @contextlib.contextmanager
 def on(*names):
-    """The other attentions as matrix products, which the counter sees on every device."""
+    """Replace other attentions with matrix products, which the counter sees on every device."""
     with contextlib.ExitStack() as stack, sdpa_kernel(SDPBackend.MATH):
         for name in names:
             stack.enter_context(use_backend(name))
@@ -41,7 +41,7 @@ def small(kind="adaln_zero", **changes):
 
 
 class Untracked(contextlib.nullcontext):
-    """In place of the counter's module tracker, whose hooks on every module make a model call each one, unfused."""
+    """Stands in for the counter's module tracker, whose hooks make a model call every module, unfused."""
 
     parents = ("Global",)
 
@@ -70,7 +70,7 @@ def test_every_registered_operation_has_a_formula():
 
 @every
 def test_kernels_count_what_the_reference_counts(kind):
-    """Inference, forward, backward; fused, and module by module as under the counter's own hooks."""
+    """In inference, forward and backward; fused, and module by module as with the counter's own hooks."""
     model, inputs = small(kind)
     results = []
     for names, fused in ((("reference",), True), (KERNELS, True), (KERNELS, False)):
@@ -94,7 +94,7 @@ def test_frozen_weights_have_no_gradient_to_count(frozen):
 
 
 def test_compiled_graphs_count_the_same():
-    """By running the traced graphs, and by what Inductor reads from their nodes."""
+    """When the traced graphs run, and when Inductor reads their nodes."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
     from torch._inductor.fx_utils import count_flops_fx
@@ -131,14 +131,14 @@ def test_known_in_either_order_of_import(order):
 
 
 @every
-def test_formula_equals_what_the_counter_sees(kind):
+def test_formula_equals_the_counters_result(kind):
     model, (x, t, y) = small(kind, depth=3, hidden_size=48, patch_size=4, mlp_ratio=3.0, learn_sigma=False)
     with on("reference"):
         flops, _ = counted(torch.no_grad()(lambda: model(x, t, y)))
     assert flops == 2 * 3 * sum(cost.macs(model).values())
 
 
-# not those that PyTorch's LayerNorm makes in bfloat16 on the CPU, with statistics that are float32 on a GPU
+# PyTorch's LayerNorm keeps bfloat16 statistics on the CPU, float32 on a GPU
 KEPT = [(k, d) for k in CONDITIONINGS for d in cost.DTYPES if d != "bf16" or cost.ROWS[k]]
 
 
@@ -152,7 +152,7 @@ def test_kept_bytes_equal_a_measurement(kind, dtype, recompute):
     sizes, alive = {}, []
 
     def pack(t):
-        alive.append(t)  # an address must not be used twice
+        alive.append(t)  # kept alive, so that no address is reused
         if t.shape not in shapes:
             sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
@@ -165,7 +165,7 @@ def test_kept_bytes_equal_a_measurement(kind, dtype, recompute):
 
 
 def near_published(value, published, digits):
-    """Within 0.1 % or half a unit of the last published digit."""
+    """Equal within 0.1 %, or half a unit of the last published digit."""
     return abs(value - published) <= max(1e-3 * published, 0.5 * 10**-digits)
 
 

@@ -1,4 +1,4 @@
-"""A short run of the fuzz, and that it notices."""
+"""A short fuzz run, and proof that the fuzzer notices faults."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from fuzzing.child import run_case
 
 for module in ("diffusers", "PIL", "sklearn", "tensorboard", "tqdm", "tyro", "yaml", "safetensors"):
     pytest.importorskip(module)
-linux = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
 
 
 @linux

@@ -31,7 +31,7 @@ def test_every_public_name_resolves_and_is_listed():
         assert name in dir(ditfast)
 
 
-def test_public_names_are_those_of_their_home():
+def test_public_names_match_their_home_modules():
     from ditfast import models, ops
 
     assert ditfast.DiT is models.DiT
@@ -57,7 +57,7 @@ def test_unknown_name_suggests_the_nearest():
 
 
 def test_a_checkpoint_is_loaded_without_the_compiler():
-    """Inductor's imports take a second; random numbers for tensors without memory would be enough to start them."""
+    """Inductor's imports take a second, and random numbers for meta tensors would already trigger them."""
     code = "from pathlib import Path; import ditfast; digits = Path(ditfast.__file__).parent / 'assets' / 'digits'; "
     assert "sympy" not in loaded_by(code + "ditfast.DiT.from_pretrained(digits)")
 

@@ -1,4 +1,4 @@
-"""What an sdist and a wheel carry, and how `make` fails."""
+"""Contents of the sdist and the wheel, and how `make` fails."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*command, cwd=ROOT, **env):
-    # a `make` above pytest must not steer the one below it
+    # a `make` that runs pytest must not influence the one in a test
     inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VENV")}
     return subprocess.run(list(map(str, command)), cwd=cwd, env={**inherited, **env}, capture_output=True, text=True)
 
@@ -66,14 +66,14 @@ def sdist(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_index_takes_the_metadata(sdist):
+def test_an_index_accepts_the_metadata(sdist):
     pytest.importorskip("twine")
     done = run(sys.executable, "-m", "twine", "check", "--strict", sdist)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow
-def test_sdist_makes_a_wheel_that_works(sdist, tmp_path):
+def test_sdist_builds_a_working_wheel(sdist, tmp_path):
     with tarfile.open(sdist) as tar:
         tar.extractall(tmp_path, filter="data")
     pip = (sys.executable, "-m", "pip")
@@ -98,14 +98,14 @@ def test_sdist_makes_a_wheel_that_works(sdist, tmp_path):
     assert done.stdout.count(str(target)) == 2
 
 
-def test_kernels_cannot_be_imported_by_another_name():
+def test_kernels_cannot_be_imported_under_another_name():
     done = run(sys.executable, "-c", "import kernels", cwd=ROOT)
     assert done.returncode != 0 and "ditfast.kernels" in done.stderr
     done = run(sys.executable, "-c", "import ditfast.kernels as k; print(k.__file__)", cwd=ROOT.parent)
     assert Path(done.stdout.strip()).parent.name == "kernels", done.stderr
 
 
-def test_wheels_are_tested_for_the_gpu_code_that_they_are_built_with():
+def test_wheels_are_tested_for_the_gpu_code_they_are_built_with():
     tomllib = pytest.importorskip("tomllib")
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["cibuildwheel"]
     built = [arch.split("-") for arch in config["linux"]["environment"]["DITFAST_CUDA_ARCHS"].split(";")]
@@ -147,7 +147,7 @@ def test_setup_names_the_missing_compiler():
 
 @needs_make
 @pytest.mark.parametrize("job", ["test", "bench"])
-def test_active_environment_gets_the_package_alone_and_offline(job):
+def test_active_environment_gets_only_the_package_and_offline(job):
     plan = run("make", "-n", job, "VENV=").stdout
     installs = [line for line in plan.splitlines() if " pip " in line]
     assert len(installs) == 1

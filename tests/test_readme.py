@@ -1,4 +1,4 @@
-"""What the documents say can be done: commands and flags that exist, links that lead somewhere, examples that run."""
+"""What the documents promise: commands and flags that exist, links that work, examples that run."""
 
 import contextlib
 import io
@@ -19,12 +19,12 @@ PAGES += sorted(ROOT.glob("ditfast/assets/*/README.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 FLAG = re.compile(r"--[a-z][\w-]*")
-# README's commands that are not run, and why not
+# README's commands that are not run, and why
 NOT_RUN = {
-    "pip install": "needs a network",
-    "make": "installs everything, and takes minutes",
-    "python -m ditfast.train": "takes minutes: it is run with fewer steps",
-    "python -m ditfast.evaluate": "reads files that nobody may pass on",
+    "pip install": "needs the network",
+    "make": "installs everything, which takes minutes",
+    "python -m ditfast.train": "takes minutes; another test runs it with fewer steps",
+    "python -m ditfast.evaluate": "reads files that cannot be distributed",
 }
 
 
@@ -33,21 +33,21 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of each command in a page's shell blocks, without comments."""
+    """The words of every command in a page's shell blocks, without comments."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines]
     return [words for words in found if words]
 
 
 def inline_commands(page: Path) -> list[list[str]]:
-    """The same in the text: `python …` between backticks, where it is a whole command."""
+    """The same in running text: `python …` between backticks, if it is a whole command."""
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     found = re.findall(r"`((?:python|torchrun|pip|make|\w+=\w+ python) [^`]+)`", text)
     return [[word for word in shlex.split(line) if word != "…"] for line in found]
 
 
 def program(words: list[str]) -> tuple[str, list[str]] | None:
-    """The module or file that a command of this project runs, and its arguments."""
+    """The module or file that one of this project's commands runs, and its arguments."""
     for i, word in enumerate(words):
         if word == "-m" and "".join(words[i + 1 : i + 2]).startswith("ditfast"):
             return words[i + 1], words[i + 2 :]
@@ -57,7 +57,7 @@ def program(words: list[str]) -> tuple[str, list[str]] | None:
 
 
 def flags_of(name: str) -> set[str]:
-    """The flags in the help of a module or a file of this project, in this process, which has imported torch."""
+    """The flags in the help of one of this project's modules or files, run in this process, where torch is loaded."""
     run, what = (runpy.run_path, str(ROOT / name)) if name.endswith(".py") else (runpy.run_module, name)
     path, arguments, out = sys.path[:], sys.argv, io.StringIO()
     sys.argv = [name, "--help"]
@@ -72,12 +72,12 @@ def flags_of(name: str) -> set[str]:
 
 
 def used() -> dict[str, dict[str, str]]:
-    """Flags of this project's commands, as the pages use them: program -> flag -> page."""
+    """Flags of this project's commands as used in the pages: program -> flag -> page."""
     found: dict[str, dict[str, str]] = {}
     for page in PAGES:
         for words in (*commands(page), *inline_commands(page)):
             name, arguments = program(words) or (None, [])
-            if name and page.name != "CHANGELOG.md":  # of earlier versions, too
+            if name and page.name != "CHANGELOG.md":  # includes earlier versions
                 flags = {word.split("=")[0]: page.name for word in arguments if FLAG.match(word)}
                 found[name] = flags | found.get(name, {})
     return {name: flags for name, flags in found.items() if flags}
@@ -91,7 +91,7 @@ def test_commands_were_found():
     assert {"--data", "--resume", "--compile"} <= USED["ditfast.train"].keys()
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:runpy")  # that the module is imported already
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:runpy")  # warns that the module is already imported
 @pytest.mark.parametrize("name", sorted(USED))
 def test_flags_exist(name):
     known = flags_of(name)
@@ -115,14 +115,14 @@ def test_files_and_targets_exist(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """Names of the headings, as GitHub and the site make them."""
+    """Anchors of the headings, as GitHub and the site generate them."""
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     titles = [title.lower() for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
     return {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for path, anchor in LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{path} does not exist"
@@ -137,7 +137,7 @@ def test_the_formatters_have_one_version():
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """Run something in a temporary folder that has the repository's commands and nothing else."""
+    """Run a command in a temporary folder that contains the repository's commands and nothing else."""
     for name in ("benchmarks", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     scripts = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -1,4 +1,4 @@
-"""The changelog's section for a tag is found, and a tag that fits nothing is refused."""
+"""The changelog's section for a tag is found, and a tag that matches nothing is rejected."""
 
 import importlib.util
 from pathlib import Path
@@ -38,6 +38,6 @@ def test_the_section_of_a_version(version, notes):
 @pytest.mark.parametrize(
     "tag, version", [("v0.2.1", "0.2.0"), ("0.2.0", "0.2.0"), ("v0.1", "0.1"), ("v0.3.0", "0.3.0")]
 )
-def test_what_does_not_agree_is_refused(tag, version):
+def test_a_mismatch_is_rejected(tag, version):
     with pytest.raises(ValueError, match="does not match|has no section"):
         module.release_notes(tag, version, CHANGELOG)

@@ -15,7 +15,7 @@ from ditfast.run_lock import LOCK, FolderError, Lock, run_lock
 
 @pytest.fixture
 def other():
-    """A process that lives."""
+    """A live process."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process
     process.kill()
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def lock_of(folder, **changes):
-    """Let another run have the lock."""
+    """Give the lock to another run."""
     folder.mkdir(parents=True)
     (folder / LOCK).write_text(json.dumps({**Lock(folder).own, **changes}))
 
@@ -39,21 +39,21 @@ def started(pid):
     return _started(pid)
 
 
-def test_a_lock_says_whose_it_is_and_goes(folder):
+def test_a_lock_names_its_owner_and_is_removed(folder):
     with run_lock(folder, Ranks()):
         found = json.loads((folder / LOCK).read_text())
         assert found["pid"] == os.getpid() and "python" in found["command"]
-    assert not folder.parent.exists()  # nor are folders left that hold nothing
+    assert not folder.parent.exists()  # nor are empty folders left behind
 
 
-def test_what_a_run_wrote_stays(folder):
+def test_a_runs_output_is_kept(folder):
     with pytest.raises(ZeroDivisionError), run_lock(folder, Ranks()):
         (folder / "a").touch()
         1 / 0  # noqa: B018
     assert [path.name for path in folder.iterdir()] == ["a"]
 
 
-def test_a_run_that_lives_keeps_its_folder(folder, other):
+def test_a_live_run_keeps_its_folder(folder, other):
     lock_of(folder, pid=other.pid, started=started(other.pid), command="train --seed 3")
     with pytest.raises(
         FolderError, match=rf"in use by pid {other.pid} on .*--seed 3.* pid {os.getpid()} .*--take-over"
@@ -79,7 +79,7 @@ def test_the_folder_of_a_dead_run_is_taken_over(folder, other, gone, capsys):
     assert list(folder.iterdir()) == []
 
 
-def test_another_host_cannot_be_asked(folder, monkeypatch):
+def test_a_run_on_another_host_counts_as_live(folder, monkeypatch):
     lock_of(folder, host="elsewhere", pid=1)
     with pytest.raises(FolderError, match="in use by pid 1 on elsewhere"):
         run_lock(folder, Ranks()).__enter__()
@@ -99,7 +99,7 @@ def test_torchrun_may_move_the_first_rank(folder, monkeypatch, name, free):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"host": 3}', b"[" * 100_000])
-def test_a_lock_that_cannot_be_read_is_a_run_that_cannot_be_told(folder, content, monkeypatch):
+def test_an_unreadable_lock_belongs_to_an_unknown_run(folder, content, monkeypatch):
     monkeypatch.setattr("ditfast.run_lock.PATIENCE", 0.1)
     folder.mkdir(parents=True)
     (folder / LOCK).write_bytes(content)
@@ -116,7 +116,7 @@ def test_a_lock_that_was_taken_over_is_not_removed(folder):
 
 
 def test_only_one_of_many_takes_over(folder):
-    """Also where they all have seen the dead one."""
+    """Even if all of them have seen the dead run."""
     lock_of(folder, started="then")
     barrier, results = Barrier(8), []
 
@@ -138,7 +138,7 @@ def test_only_one_of_many_takes_over(folder):
     assert [str(each) for each in results] == [json.loads((folder / LOCK).read_text())["command"]]
 
 
-def test_a_signal_gives_it_back(folder):
+def test_a_signal_releases_the_lock(folder):
     code = f"""
 import time
 from ditfast.ranks import Ranks
@@ -154,7 +154,7 @@ with run_lock({str(folder)!r}, Ranks()):
     assert not folder.exists()
 
 
-def test_a_folder_that_is_none(tmp_path):
+def test_a_path_that_is_not_a_folder(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(FolderError, match=f"--out {path}(: Not a directory| is not a folder)"):

@@ -1,4 +1,4 @@
-"""examples/scaling: statistics, plan, what it keeps over a stop, and that the README shows what was measured."""
+"""examples/scaling: statistics, plan, resuming, and that the README shows what was measured."""
 
 import json
 import math
@@ -34,17 +34,17 @@ def scaling():
 
 @pytest.fixture
 def tiny(scaling, monkeypatch):
-    """A study of three runs that takes seconds."""
+    """A study of three runs, which takes seconds."""
     monkeypatch.setattr(scaling.plan, "CONFIGS", ["S/8", "S/4", "L/8"])
     few = {"seeds": 1, "steps": 5, "warmup": 2, "batch": 8, "samples": 40, "sampling_steps": 2}
     return replace(scaling.plan.Settings(), **few, reference=200, classifier_steps=5)
 
 
-def test_spearman_is_scipys(scaling):
+def test_spearman_equals_scipys(scaling):
     stats = pytest.importorskip("scipy.stats")
     random = torch.Generator().manual_seed(0)
     for n in (3, 9, 20):
-        x, y = torch.randint(6, (2, n), generator=random).double().numpy()  # with equal values
+        x, y = torch.randint(6, (2, n), generator=random).double().numpy()  # with ties
         assert scaling.correlation.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
@@ -64,7 +64,7 @@ def test_interval(scaling):
     noise = [[y, y + 1, y - 1] for y in (4, 0, 8, 2, 6, 1, 7, 5, 3)]
     low, high = interval(x, noise, models=True)
     assert low < 0 < high and high - low > 0.8
-    close = [[100 - 10 * i, 100 - 10 * i + 60, 100 - 10 * i - 60] for i in x]  # the seeds decide on the order
+    close = [[100 - 10 * i, 100 - 10 * i + 60, 100 - 10 * i - 60] for i in x]  # the seeds determine the order
     low, high = interval(x, close, models=False)
     assert -1 <= low < high < -0.1
     assert interval(x, noise, models=True) == interval(x, noise, models=True)
@@ -116,7 +116,7 @@ def one_process(workers, context, prepare, shared):
     return ThreadPoolExecutor(workers)
 
 
-def test_study_goes_on_after_a_stop(scaling, tiny, tmp_path, monkeypatch):
+def test_study_resumes_after_a_stop(scaling, tiny, tmp_path, monkeypatch):
     path = tmp_path / "results" / "runs.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(scaling.run, "ProcessPoolExecutor", one_process)
@@ -124,13 +124,13 @@ def test_study_goes_on_after_a_stop(scaling, tiny, tmp_path, monkeypatch):
     done = scaling.records.Records(path)
     assert [run["config"] for run in done.runs] == ["L/8", "S/4", "S/8"]
     setup, first, second, last = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(setup + first + last + second[:20])  # the power went out
+    path.write_bytes(setup + first + last + second[:20])  # as after a power failure
     scaling.run.study(scaling.records.Records(path), tiny, workers=1)
     assert path.read_bytes().startswith(setup + first + last)
     again = scaling.records.Records(path)
     assert [run["config"] for run in again.runs] == ["L/8", "S/8", "S/4"]
     assert [run["session"] for run in again.runs] == [1, 1, 2]
-    # of another process, where memory is aligned otherwise and BLAS may round so
+    # from another process, whose memory alignment may change BLAS's rounding
     assert again.runs_of("S/4")[0]["fid"] == pytest.approx(done.runs_of("S/4")[0]["fid"], rel=1e-6)
     assert again.seconds() == pytest.approx(again.runs[1]["elapsed"] + again.runs[2]["elapsed"])
     with pytest.raises(SystemExit, match="settings"):
@@ -182,5 +182,5 @@ def test_readme_shows_the_results(scaling, results):
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     others = scaling.report.other_studies(FOLDER / "results")
     assert scaling.report.table(found, others) in readme and scaling.report.table(summary, others) in readme
-    assert others and all(other["classifier"] == found["classifier"] for other in others)  # FIDs of one kind
+    assert others and all(other["classifier"] == found["classifier"] for other in others)  # one kind of FID
     assert "](results/scaling.png)" in readme and (FOLDER / "results" / "scaling.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""Small files that hold what they should not."""
+"""Small files with invalid contents."""
 
 import os
 
@@ -21,7 +21,7 @@ from ditfast.small_files import read_object
         (b'{"a":' * 100_000, "nested too deep"),
     ],
 )
-def test_what_is_no_object(tmp_path, content, reason):
+def test_invalid_json_objects(tmp_path, content, reason):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"config.json {reason}|config.json must .* {reason}"):
@@ -30,7 +30,7 @@ def test_what_is_no_object(tmp_path, content, reason):
     assert read_object(path) == {"a": 1}
 
 
-def test_what_may_not_end(tmp_path, monkeypatch):
+def test_files_that_may_never_end(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/zero", tmp_path / "pipe", tmp_path):
         with pytest.raises(OSError, match="is not a regular file"):
@@ -41,7 +41,7 @@ def test_what_may_not_end(tmp_path, monkeypatch):
         read_object(tmp_path / "large")
 
 
-def test_paths_that_there_cannot_be(tmp_path):
+def test_impossible_paths(tmp_path):
     assert why_unusable("x" * 300) == f"cannot be {'x' * 57}...: File name too long"
     assert why_unusable("") == "must be a path, got ''"
     assert why_unusable("a\0b").startswith("cannot be a")

@@ -15,14 +15,14 @@ with lasting_streams():
 """
 
 
-def test_a_reader_that_goes_away():
+def test_a_reader_that_closes_the_pipe():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-c", CODE], **pipes)
     process.stdout.close()
     process.stderr.close()
     process.stdin.write(b"go\n")
     process.stdin.close()
-    assert process.wait(timeout=60) == 0  # and not 120, as where the rest cannot be flushed at the end
+    assert process.wait(timeout=60) == 0  # not 120, which means that the rest could not be flushed at exit
 
 
 def run(code, **environment):
@@ -31,11 +31,11 @@ def run(code, **environment):
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
 
 
-def test_a_name_that_the_encoding_does_not_have():
+def test_a_name_that_cannot_be_encoded():
     done = run("with lasting_streams(): print('a\\udcff')", PYTHONIOENCODING="ascii:strict")
     assert (done.returncode, done.stdout) == (0, "a\\udcff\n")
 
 
-def test_streams_that_were_closed_before_the_start():
+def test_streams_closed_before_the_start():
     done = run("sys.stdout = sys.stderr = None\nwith lasting_streams(): sys.stderr.write('nobody')")
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""Every parameter and result of the public API has an annotation."""
+"""Every parameter and return value of the public API is annotated."""
 
 import inspect
 from importlib import import_module
@@ -25,11 +25,11 @@ def signatures(name, value):
         return
     for cls in (cls for cls in value.__mro__ if cls.__module__.startswith("ditfast")):
         for key, member in vars(cls).items():
-            # of a property, of a class or static method
+            # of a property, class method or static method
             function = getattr(member, "fget", getattr(member, "__func__", member))
             if key.startswith("_") and key not in ("__init__", "__call__"):
                 continue
-            if inspect.isfunction(function) and function.__module__ != "typing":  # a Protocol's __init__ is
+            if inspect.isfunction(function) and function.__module__ != "typing":  # a Protocol's __init__
                 yield f"{name}.{key}", function, not isinstance(member, staticmethod)
 
 

@@ -1,4 +1,4 @@
-"""Models on disk that are small and do something."""
+"""Small models on disk that do something."""
 
 import torch
 
@@ -8,7 +8,7 @@ TINY = dict(input_size=8, patch_size=2, in_channels=3, hidden_size=32, depth=2, 
 
 
 def save_dit(folder, **changes) -> str:
-    """A DiT whose noise, variance and response to labels are all far from nothing."""
+    """Save a DiT whose noise, variance and response to labels are all far from zero."""
     torch.manual_seed(0)
     model = DiT(**{**TINY, **changes})
     for name, value in model.named_parameters():
@@ -19,7 +19,7 @@ def save_dit(folder, **changes) -> str:
 
 
 def save_vae(folder, seed) -> str:
-    """An AutoencoderKL that halves images once."""
+    """Save an AutoencoderKL that halves images once."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
