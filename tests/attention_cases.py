@@ -55,8 +55,8 @@ def assert_right(results, qkv, dout, heads, scale=None):
     """out, lse and dqkv meet the contract, and rows of dbias (B, groups, 3*H*d) have the right sums.
 
     Two more float32 errors are allowed, which a softmax that divides by its own sum does not have. The relative error
-    of a weight exp(logit - lse) grows with the logits and their log-sum-exp. And dout.v - dout.out is not exactly zero
-    where only one key has weight, because the two are summed in different orders.
+    of a weight exp(logit - lse) grows with the logits and their log-sum-exp. And where only one key has weight,
+    dout.v - dout.out is not exactly zero, because the two are summed in different orders.
     """
     out, lse, dqkv, dbias = results
     assert_right_sums(dbias, dqkv, dout)
