@@ -1,4 +1,4 @@
-"""benchmarks/bench_block.py: what it prints, what it counts, and that it does not let a wrong result pass."""
+"""benchmarks/bench_block.py: what it prints and counts, and that it rejects a wrong result."""
 
 import json
 import math
@@ -24,9 +24,9 @@ QUICK = ["--quick", "--repeats", "1", "--batch", "2", "--dtype", "fp32"]  # the 
 
 @pytest.fixture
 def bench(monkeypatch, one_thread):
-    """The program in this process, without the subprocess that interprets kernels."""
+    """Run the program in this process, without the subprocess that interprets kernels."""
     monkeypatch.setattr(command, "prove_kernels", lambda *args: None)
-    # blocks as small as these would not reach the operations, which tests replace
+    # such small blocks would not use the operations that tests replace
     monkeypatch.setattr("ditfast.ops.backends.on_cpu.is_below", lambda *_: False)
     return command
 
@@ -38,10 +38,10 @@ def run_command(*arguments, python=(), **options):
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """One run as a user starts it: what it printed, and the files it wrote."""
+    """One run as a user starts it: its output and the files it wrote."""
     folder = tmp_path_factory.mktemp("bench")
     arguments = [*QUICK, "--json", "out.json", "--plot", "out.png"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many as in this process, so that both can be compared
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many as here, so that the two can be compared
     done = run_command(*arguments, cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, folder
@@ -75,8 +75,8 @@ def test_json_holds_every_number(quick):
     assert result["backends"]["ditfast"]["gated_residual_layer_norm_modulate"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used where there is no GPU")
-def test_kernels_are_proven_in_the_interpreter(quick):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used without a GPU")
+def test_kernels_are_verified_in_the_interpreter(quick):
     pytest.importorskip("triton")
     kernels = json.loads((quick[1] / "out.json").read_text())["kernels"]
     assert kernels["error"] is None and kernels["parity"]["used"] <= 1
@@ -105,7 +105,7 @@ def test_a_wrong_operation_gets_no_speed(bench, monkeypatch, capsys, tmp_path):
         assert (case["ms"] is None) == (case["variant"] == "ditfast")
 
 
-def test_a_gradient_that_is_wrong_alone_is_red(bench, monkeypatch):
+def test_a_single_wrong_gradient_is_red(bench, monkeypatch):
     right = ops.qkv_attention
 
     def wrong(h, *args, **kwargs):
@@ -141,8 +141,8 @@ def test_a_variant_that_raises_while_timed_does_not_lose_the_others(bench, monke
     assert eager["ms"] and ditfast["ms"] is None and ditfast["error"] == "RuntimeError: out of memory"
 
 
-def test_a_deadline_leaves_out_what_begins_after_it(bench, monkeypatch, tmp_path):
-    """What needs no compiler is checked and timed first, and every case is written as soon as it is known."""
+def test_no_case_starts_after_the_deadline(bench, monkeypatch, tmp_path):
+    """Variants without a compiler are checked and timed first, and every case is written as soon as it is known."""
     written, clock = [], iter([0.0, 0.5, 0.6, 2.0, 2.1])
     monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(
@@ -158,7 +158,7 @@ def test_a_deadline_leaves_out_what_begins_after_it(bench, monkeypatch, tmp_path
     assert written[-1]["notes"] == ["deadline: compile, forward, skipped"]
 
 
-def test_packed_weights_run_forward_alone_and_end(bench, tmp_path):
+def test_packed_weights_run_only_forward(bench, tmp_path):
     if reason := variants.why_not(variants.PACKED):
         pytest.skip(reason)
     names, file = ["eager", "ditfast", variants.PACKED], tmp_path / "out.json"
@@ -168,7 +168,7 @@ def test_packed_weights_run_forward_alone_and_end(bench, tmp_path):
     assert not gemm._packs.own
 
 
-def test_a_run_without_ditfast_is_green_only_if_it_was_not_asked_for(bench, monkeypatch):
+def test_a_run_without_ditfast_is_green_only_if_ditfast_was_not_requested(bench, monkeypatch):
     monkeypatch.setattr(variants, "why_not", lambda name: "cannot" if name == "ditfast" else None)
     assert bench.main([*QUICK, "--mode", "fwd", "--variants", "eager"]) == 0
     assert bench.main([*QUICK, "--mode", "fwd", "--variants", "eager", "ditfast"]) == 1
@@ -176,7 +176,7 @@ def test_a_run_without_ditfast_is_green_only_if_it_was_not_asked_for(bench, monk
 
 @pytest.fixture
 def edited(quick, tmp_path):
-    """Write the quick run's JSON with a change."""
+    """Write the quick run's JSON with changes."""
 
     def write(change):
         result = json.loads((quick[1] / "out.json").read_text())
@@ -201,7 +201,7 @@ def test_compare_judges_the_ratio(bench, edited, capsys, factor, status):
     assert bench.main([*QUICK, "--mode", "fwd", "--compare", old]) == 0
 
 
-def test_compare_judges_ditfast_alone(bench, edited, capsys):
+def test_compare_judges_only_ditfast(bench, edited, capsys):
     judge = [*QUICK, "--mode", "fwd", "--fail-below", "0.95", "--compare"]
     assert bench.main([*judge, edited(lambda result: scale_times(result, 1e-3, 1e3))]) == 0
     assert "eager" in capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_compare_judges_ditfast_alone(bench, edited, capsys):
     assert "no case of ditfast is in both measurements" in capsys.readouterr().out
 
 
-def test_compare_refuses_another_machine_and_another_workload(bench, edited, capsys):
+def test_compare_rejects_another_machine_or_workload(bench, edited, capsys):
     old = edited(lambda result: result["header"]["machine"].update(cpu="another"))
     assert bench.main([*QUICK, "--compare", old]) == 2
     assert "the machine differs: cpu was another" in capsys.readouterr().err
@@ -254,7 +254,7 @@ def test_official_checkout_is_timed_too(bench, capsys, tmp_path):
     assert "official" in capsys.readouterr().out
 
 
-def test_official_checkout_without_its_packages_says_which(bench, capsys, tmp_path):
+def test_official_checkout_names_a_missing_package(bench, capsys, tmp_path):
     (tmp_path / "models.py").write_text("import not_there\n")
     with pytest.raises(SystemExit):
         bench.main(["--official", str(tmp_path)])
@@ -279,13 +279,16 @@ def test_official_checkout_that_does_not_work_says_why(tmp_path, text, message):
 def test_compile_needs_a_compiler(monkeypatch, compiler):
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setattr(variants.shutil, "which", lambda name: name if name == "g++" else None)
-    reason = None if compiler == "" else "torch.compile needs a C++ compiler and there is no absent-compiler"
+    reason = None if compiler == "" else "torch.compile needs a C++ compiler, and absent-compiler was not found"
     assert variants.why_not("compile") == reason and variants.why_not("eager") is None
 
 
 @pytest.mark.parametrize(
     "program, message",
-    [("import time; time.sleep(60)", "not done after 2 s"), ("print('hello')", "printed no JSON but 'hello.n'")],
+    [
+        ("import time; time.sleep(60)", "not finished after 2 s"),
+        ("print('hello')", "printed, instead of JSON, 'hello.n'"),
+    ],
 )
 def test_an_interpreter_that_fails_says_why(monkeypatch, program, message):
     run = subprocess.run
@@ -299,8 +302,8 @@ def test_kept_bytes_of_a_known_graph():
     weight = torch.nn.Parameter(torch.randn(8, 8))
 
     def run(cast):
-        h = (x * 2).exp().sin()  # keeps the input of sin, which is also the output of exp: counted once
-        return h @ weight.to(cast).to(h.dtype)  # keeps h; the cast of the weight is no activation
+        h = (x * 2).exp().sin()  # keeps the input of sin, which is also exp's output: counted once
+        return h @ weight.to(cast).to(h.dtype)  # keeps h; the cast weight is not an activation
 
     assert memory.kept_bytes(lambda: run(torch.float32), [weight]) == 2 * 4 * 8 * 4
     half = torch.nn.Parameter(weight.detach().half().float())
@@ -309,7 +312,7 @@ def test_kept_bytes_of_a_known_graph():
 
 
 @pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
-def test_flops_are_those_of_the_flop_counter(mode):
+def test_flops_equal_the_flop_counters(mode):
     w = Workload("DiT-S/2", 64, batch=2, blocks=2, dtype="fp32", device="cpu")
     stack, inputs = variants.Stack(make_blocks(w)), make_inputs(w)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the fused one is not counted
@@ -319,7 +322,7 @@ def test_flops_are_those_of_the_flop_counter(mode):
     assert w.flops(mode) == counter.get_total_flops()
 
 
-def test_macs_are_those_of_the_paper():
+def test_macs_equal_the_papers():
     w = Workload("DiT-XL/2", 256, batch=1, blocks=28, dtype="fp32", device="cpu")
     assert w.tokens == 256
     assert w.macs("fwd") / 1e9 == pytest.approx(118.64, rel=1e-3)

@@ -1,4 +1,4 @@
-"""benchmarks/bench_jvp.py: what it prints and writes, and that it does not let a wrong result pass."""
+"""benchmarks/bench_jvp.py: what it prints and writes, and that it rejects a wrong result."""
 
 import json
 
@@ -14,7 +14,7 @@ QUICK = ["--depth", "1", "--size", "8", "--batch", "2", "--repeats", "1", "--var
 @pytest.fixture(autouse=True)
 def small(monkeypatch, one_thread):
     monkeypatch.setitem(SIZES, "S", {"depth": 2, "hidden_size": 64, "num_heads": 2})
-    # blocks as small as these would not reach the operations, which tests replace
+    # such small blocks would not use the operations that tests replace
     monkeypatch.setattr("ditfast.ops.backends.on_cpu.is_below", lambda *_: False)
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/bench_model.py: what it prints, what it counts, and that it does not let a wrong result pass."""
+"""benchmarks/bench_model.py: what it prints and counts, and that it rejects a wrong result."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def small(monkeypatch, one_thread):
     monkeypatch.setitem(SIZES, "S", {"depth": 2, "hidden_size": 64, "num_heads": 2})
 
 
-def test_every_mode_is_timed_and_compared_with_all_that_is_installed(capsys, tmp_path):
+def test_every_mode_is_timed_and_compared_with_everything_installed(capsys, tmp_path):
     pytest.importorskip("diffusers")
     files = ("--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png"))
     assert (
@@ -49,8 +49,8 @@ def test_every_mode_is_timed_and_compared_with_all_that_is_installed(capsys, tmp
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_originals_dtype_is_a_baseline_of_inference(capsys, tmp_path):
-    """Its weights are the model's in float32, whose own stay as they are."""
+def test_the_originals_dtype_is_a_baseline_for_inference(capsys, tmp_path):
+    """It uses float32 copies of the model's weights, which do not change."""
     command_line = ["--quick", "--variants", "eager", "eager-fp32", "ditfast", "--json", str(tmp_path / "out.json")]
     assert command.main([*command_line, "--dtype", "bf16"]) == 0
     assert "vs\nfp32" in report.BASES.values() and "eager-fp32, training step, skipped" in capsys.readouterr().out
@@ -75,11 +75,11 @@ def test_both_training_steps_do_the_same(dtype):
         masters = step.masters if variant == "eager" else step.weights.masters.values()
         moved.append(torch.cat([value.flatten() for value in masters]))
         assert moved[-1].dtype == torch.float32 and not torch.equal(moved[-1], start)
-    torch.testing.assert_close(*moved, rtol=0, atol=2 * 2 * LR)  # of two steps of at most the learning rate each
+    torch.testing.assert_close(*moved, rtol=0, atol=2 * 2 * LR)  # two steps, each at most the learning rate
     assert ((moved[0] - moved[1]).abs() < 0.2 * LR).float().mean() > 0.9
 
 
-def test_fp32_copies_leave_the_model_alone():
+def test_fp32_copies_do_not_change_the_model():
     workload = Workload("DiT-S/8", 64, 2, "bf16", 1, "cpu")
     model, (x, t, y) = make_model(workload), make_inputs(workload)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -104,7 +104,7 @@ def test_a_wrong_operation_gets_no_speed(monkeypatch, capsys, tmp_path, mode):
         assert (case["ms"] is None) == (case["variant"] == "ditfast")
 
 
-def test_a_gradient_that_is_wrong_alone_is_red(monkeypatch):
+def test_a_single_wrong_gradient_is_red(monkeypatch):
     right = ops.qkv_attention
 
     def wrong(h, *args, **kwargs):
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_wrong_alone_is_red(monkeypatch):
         assert command.main([*QUICK, "--mode", "train"]) == 1
 
 
-def test_compare_judges_ditfast_and_refuses_other_work(tmp_path, capsys):
+def test_compare_judges_ditfast_and_rejects_another_workload(tmp_path, capsys):
     old = tmp_path / "old.json"
     assert command.main([*QUICK, "--mode", "fwd", "--json", str(old)]) == 0
     result = json.loads(old.read_text())
@@ -149,14 +149,14 @@ def test_bad_arguments_are_one_line(options, text, capsys):
 
 
 @pytest.mark.parametrize("block", (2**16, 100 * 2**20))
-def test_memory_is_that_of_the_call(block):
-    """Whatever an earlier call took and gave back, which malloc may have kept."""
+def test_memory_is_only_the_calls(block):
+    """No matter what an earlier call allocated and freed, which malloc may have kept."""
 
     def take(size):
         return [bytearray(block) + b"x" for _ in range(size // block)]
 
     size = 100 * 2**20
-    last = [take(2 * size)[-1] for _ in range(2)]  # the end of the heap is in use, what is before it is free
+    last = [take(2 * size)[-1] for _ in range(2)]  # the end of the heap is in use, the memory before it is free
     peak = usage.peak_bytes(lambda: take(size), "cpu")
     del last
     assert peak is None or 0.9 * size <= peak <= 2.2 * size
@@ -184,7 +184,7 @@ def test_the_parts_after_backward_are_timed_against_a_copy(dtype, capsys, tmp_pa
 
 @pytest.mark.parametrize("dtype", tail.DTYPES.values(), ids=str)
 def test_a_part_moves_what_it_should(dtype):
-    """Together the parts are a step: each changes its own tensors."""
+    """Together, the parts are a step: each changes its own tensors."""
     is_low = dtype != torch.float32
     weights = make_weights(torch.nn.Linear(3, 2).to(dtype))
     parts = tail.make_parts(weights, is_low)
@@ -201,7 +201,7 @@ def test_a_part_moves_what_it_should(dtype):
         return [not torch.equal(a, b) for a, b in zip(before, state(), strict=True)]
 
     assert changed("norm") == changed("copy") == [False] * 3
-    for _ in range(30):  # bf16 weights show it later
+    for _ in range(30):  # bf16 weights take longer to show it
         parts["AdamW"]()
     assert changed("AdamW") == [True, False, not is_low]
     assert changed("average") == [False, True, False]

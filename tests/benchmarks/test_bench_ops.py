@@ -1,4 +1,4 @@
-"""benchmarks/bench_ops.py and bench_attention.py: what they count, what they write, what they refuse to print."""
+"""benchmarks/bench_ops.py and bench_attention.py: what they count, write, and refuse to print."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ def test_bytes_of_images():
 
 
 @pytest.mark.parametrize("op", ops.ALL, ids=lambda op: op.name)
-def test_a_problem_names_what_the_operation_takes_and_gives(op):
+def test_a_problem_names_the_operations_inputs_and_outputs(op):
     made = problems.Problem(op.name, 2, 4, 144, next(iter(op.backends["triton"])), "cpu")
     results = made.results("reference")
     leaves = dict(zip(made.input_names, made.inputs(), strict=True))
@@ -116,7 +116,7 @@ def test_quick_run(capsys, tmp_path):
         assert "verified in Triton's interpreter, not timed" in printed
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU other kernels are timed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="other kernels are timed on a GPU")
 def test_the_kernels_of_the_cpu_are_timed(capsys, tmp_path):
     pytest.importorskip("ditfast._C")
     names = ["gated_residual", "gelu", "mlp", "attention", "qkv_attention"]
@@ -142,8 +142,8 @@ def test_flops_of_products():
     assert (attention.flops("fwd"), attention.flops("bwd")) == (4 * b * n * n * d, 8 * b * n * n * d)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used where there is no GPU")
-def test_the_command_chooses_the_interpreter_by_itself(tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used without a GPU")
+def test_the_command_chooses_the_interpreter(tmp_path):
     program = Path(__file__).parents[2] / "benchmarks" / "bench_ops.py"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, str(program), *SMALL, "--ops", "patchify"]
@@ -165,7 +165,7 @@ def test_a_wrong_operation_gets_no_speed(monkeypatch, capsys, tmp_path, mode, sc
 
     changed = dataclasses.replace(ops.GATED_RESIDUAL, function=wrong)
     monkeypatch.setitem(problems.PROBLEMS, "gated_residual", changed)
-    monkeypatch.setattr(bench_ops, "is_timed", lambda *_: True)  # so that only parity keeps a speed back
+    monkeypatch.setattr(bench_ops, "is_timed", lambda *_: True)  # so that only parity can withhold a speed
     assert bench_ops.main([*SMALL, "--ops", "gated_residual", "--json", f"{tmp_path}/o.json"]) == 1
     assert capsys.readouterr().out.count("parity FAILED") == 1
     for case in json.loads((tmp_path / "o.json").read_text())["cases"]:
@@ -185,7 +185,7 @@ def test_an_operation_that_raises_does_not_lose_the_others(monkeypatch, capsys):
     assert "RuntimeError: no such kernel" in printed and "1.00x" in printed
 
 
-def test_a_deadline_is_kept_and_said(monkeypatch, capsys):
+def test_a_deadline_is_kept_and_reported(monkeypatch, capsys):
     clock = iter((0.0, 0.5, 2.0))
     monkeypatch.setattr(bench_ops.time, "monotonic", lambda: next(clock))
     assert bench_ops.main([*SMALL, "--ops", "patchify", "unpatchify", "gated_residual", "--deadline", "1"]) == 0

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_suite.py: every stage is recorded, whatever happens in it, and the documents say what was found."""
+"""benchmarks/gpu_suite.py: every stage is recorded, whatever happens in it, and the documents show the results."""
 
 import json
 import os
@@ -22,7 +22,7 @@ child.wait()
 
 
 def stage(name, code, weight=1.0, read=read_benchmark):
-    """A stage that runs ``code``, in which OUT is the file to write."""
+    """A stage that runs ``code``; in it, OUT is the file to write."""
 
     def arguments(out, seconds, is_rehearsal):
         return [sys.executable, "-c", f"OUT = {str(out)!r}\n{code}"]
@@ -46,7 +46,7 @@ def suite(monkeypatch, tmp_path):
     return run
 
 
-def test_a_hung_stage_is_killed_and_the_rest_goes_on(suite):
+def test_a_hung_stage_is_killed_and_the_others_run(suite):
     start = time.monotonic()
     stages = [
         stage("hung", SLEEP, read=lambda text: ({"child": text}, [])),
@@ -60,7 +60,7 @@ def test_a_hung_stage_is_killed_and_the_rest_goes_on(suite):
     assert is_gone(hung["result"]["child"])
 
 
-def test_what_a_killed_stage_had_written_is_kept(suite):
+def test_a_killed_stages_output_is_kept(suite):
     written = json.dumps({"at": f"{ROOT}/x"})
     code = f"open(OUT, 'w').write({written!r})\nprint('half way', flush=True)\nimport time; time.sleep(600)"
     _, record = suite([stage("partial", code)], "--deadline", "4")
@@ -68,7 +68,7 @@ def test_what_a_killed_stage_had_written_is_kept(suite):
     assert found["status"] == "killed" and found["result"] == {"at": "./x"} and found["tail"][0] == "half way"
 
 
-def test_a_red_stage_keeps_its_last_words(suite):
+def test_a_red_stage_keeps_the_end_of_its_output(suite):
     code = f"print('x' * 400); print('in {ROOT}/tests'); raise SystemExit(3)"
     status, record = suite([stage("red", code), stage("none", "")])
     red, none = record["stages"]
@@ -147,7 +147,7 @@ sys.exit(command.main(["--interpret", "--out", sys.argv[1]]))
 """
 
 
-def test_what_a_stage_has_written_is_kept_when_the_suite_is_killed(tmp_path):
+def test_a_stages_output_is_kept_when_the_suite_is_killed(tmp_path):
     program = [sys.executable, "-c", SLOW_SUITE, str(tmp_path)]
     with subprocess.Popen(program, env={**os.environ, "PYTHONPATH": str(BENCHMARKS)}) as suite:
         end, found = time.monotonic() + 60, None
@@ -199,7 +199,7 @@ def test_a_second_run_keeps_the_stages_of_the_first(suite):
 
 
 @pytest.mark.parametrize("changes", [{"gpu": "NVIDIA Y"}, {"interpreted": True}])
-def test_a_merge_of_different_machines_is_refused(tmp_path, refusal_of, changes):
+def test_a_merge_of_different_machines_is_rejected(tmp_path, refusal_of, changes):
     files = [tmp_path / "a", tmp_path / "b"]
     for path, made in zip(files, (synthetic(), synthetic(**changes)), strict=True):
         path.write_text(json.dumps(made))
@@ -209,7 +209,7 @@ def test_a_merge_of_different_machines_is_refused(tmp_path, refusal_of, changes)
     assert "--merge: must be files written by gpu_suite.py" in refused(["--merge", str(files[0])])
 
 
-def test_golden_layouts_are_written_beside_the_record(suite, tmp_path):
+def test_golden_layouts_are_written_next_to_the_record(suite, tmp_path):
     code = "import os, pathlib; pathlib.Path(os.environ['DITFAST_GOLDEN_DIR'], 'layouts.txt').write_text('x')"
     suite([stage("tests", code)])
     assert (tmp_path / "layouts.txt").read_text() == "x"
@@ -230,7 +230,7 @@ def test_bad_arguments(capsys, arguments, message):
 
 
 def synthetic(gpu="NVIDIA X", date="2026-01-02T03:04:05+00:00", **changes):
-    """A run that found one kernel right in one size and wrong in another, and one kernel right."""
+    """A run in which one kernel was right at one size and wrong at another, and one kernel was right."""
     check = {"stage": "tests", "op": "mlp", "backend": "triton", "dtype": "bf16", "direction": "bwd", "why": None}
     wrong = check | {"size": "2x2x2", "is_right": False, "why": "dh: 2 > 1"}
     ms = {"median": 0.5, "p10": 0.4, "p90": 0.6, "repeats": 3}

@@ -1,4 +1,4 @@
-"""benchmarks/harness/timing.py and compiling.py: functions in turns, and the time that compilers take."""
+"""benchmarks/harness/timing.py and compiling.py: interleaved functions, and the time spent compiling."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ assert found["kernels"] == 1 and found["triton_s"] > 0, found
 """
 
 
-def test_functions_run_in_turns_and_one_that_fails_is_left_out():
+def test_functions_are_interleaved_and_a_failing_one_is_dropped():
     calls, errors = [], {}
 
     def fail():

@@ -1,4 +1,4 @@
-"""What follows from a missed error budget: red for ditfast, a mark for what it is compared with."""
+"""The effect of a missed error budget: ditfast turns red, a baseline is marked."""
 
 import json
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore:overflow encountered"), pytest.
 
 
 class Scaled(torch.nn.Module):
-    """``stack`` with gradients, and maybe the output, times a factor."""
+    """``stack`` with gradients, and optionally the output, times a factor."""
 
     def __init__(self, stack, factor, is_output_wrong):
         super().__init__()
@@ -37,14 +37,14 @@ class Scaled(torch.nn.Module):
 
 @pytest.fixture
 def run_block(monkeypatch, tmp_path):
-    """The exit status and the cases of bench_block.py, where the result of some variants is off by a factor."""
+    """Exit status and cases of bench_block.py if the results of some variants are off by a factor."""
     build = variants.build
     monkeypatch.setattr(bench_block, "prove_kernels", lambda *args: None)
 
     def run(*names, is_output_wrong=False, **factors):
         factors = {name.replace("_", "+"): factor for name, factor in factors.items()}
 
-        def build_wrong(name, *args):  # nothing is compiled, which would take long
+        def build_wrong(name, *args):  # nothing is compiled, which would be slow
             made = build(name.removesuffix("+compile").replace("compile", "eager"), *args)
             return Scaled(made, factors[name], is_output_wrong) if name in factors else made
 
@@ -85,7 +85,7 @@ def test_ditfast_compile_is_excused_by_compile(run_block, capsys):
 @pytest.mark.parametrize(
     "names, factors",
     [
-        (("ditfast+compile",), {"ditfast_compile": 1.001}),  # nothing says that it is PyTorch's
+        (("ditfast+compile",), {"ditfast_compile": 1.001}),  # nothing shows that the error is PyTorch's
         (("compile", "ditfast+compile"), {"ditfast_compile": 1.001}),
         (("compile", "ditfast+compile"), {"ditfast_compile": 1.003, "compile": 1.001}),
         (("eager", "ditfast+compile"), {"ditfast_compile": 1.001, "eager": 1.001}),
@@ -115,7 +115,7 @@ def test_one_more_wrong_tensor_is_not_excused():
     assert contract.worst(parity.excused([broken, entry("b", 0.8)], plain)) == broken
 
 
-def test_a_variant_that_gives_nan_is_wrong(run_block):
+def test_a_variant_that_returns_nan_is_wrong(run_block):
     status, cases, _ = run_block("eager", "ditfast", ditfast=float("nan"), is_output_wrong=True)
     assert status == 1
     for mode in ("fwd", "fwd_bwd"):
@@ -139,7 +139,7 @@ def test_eager_over_budget_is_timed_and_marked(monkeypatch, capsys, tmp_path):
     call, calls = problems.Problem.call, []
 
     def wrong_once(self, *inputs, backend):
-        """The first call gives what is plain, the one in float64 what is exact: from then on eager is wrong."""
+        """The first two calls, plain and float64, are right; after that, eager is wrong."""
         calls.append(backend)
         found = call(self, *inputs, backend=backend)
         return tuple(1.01 * t for t in found) if backend == "reference" and len(calls) > 2 else found

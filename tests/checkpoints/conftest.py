@@ -10,7 +10,7 @@ STEPS = torch.tensor([0, 10, 500, 999])
 
 
 def random(model, seed=0):
-    """Every weight drawn at random, so that nothing is closed, and no two are alike."""
+    """Draw every weight at random, so that no gate is closed and no two weights are equal."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -26,7 +26,7 @@ def on_one_thread(one_thread):
 
 @pytest.fixture
 def kit():
-    """A tiny model with random weights, a batch for it, and comparison bit by bit."""
+    """A tiny model with random weights, a batch for it, and a bitwise comparison."""
 
     def tiny(seed=0, **changes):
         return random(DiT(**{**TINY, **changes}), seed)

@@ -1,4 +1,4 @@
-"""Weights inside of what trainers save: names of wrappers, values beside them, the arguments of the script."""
+"""Weights in files that trainers save: wrappers' prefixes, other values next to them, the script's arguments."""
 
 import argparse
 import collections
@@ -50,7 +50,7 @@ def refusal(call) -> str:
 
 
 def test_numbers_that_an_older_numpy_wrote(kit, tmp_path, monkeypatch):
-    """numpy._core was numpy.core before version 2; the files of both are read by both."""
+    """numpy._core was numpy.core before version 2; both versions read both kinds of file."""
     torch.save(
         {"ema": kit.tiny().state_dict(), "loss": np.float64(1.5)},
         tmp_path / "x.pt",
@@ -73,14 +73,14 @@ def test_numbers_that_an_older_numpy_wrote(kit, tmp_path, monkeypatch):
     ids=["class", "protocol", "TorchScript", "module"],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_no_error_advises_to_execute_the_file(kit, tmp_path, save):
+def test_no_error_suggests_executing_the_file(kit, tmp_path, save):
     save(kit.tiny().state_dict(), tmp_path / "x.pt")
     text = refusal(lambda: find_model(tmp_path / "x.pt"))
     assert "x.pt is" in text and "weights_only" not in text and "trust" not in text and "\n" not in text
 
 
 def test_a_damaged_download_is_named(monkeypatch, tmp_path):
-    """What is in torch.hub's folder from before, cut or of something else."""
+    """A file left in torch.hub's folder that is truncated or something else."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
@@ -103,8 +103,8 @@ def test_names_of_wrappers(kit, tmp_path, prefix, kind):
     kit.same(DiT.from_pretrained(path, num_heads=4), model)
 
 
-def test_names_that_wrappers_give_in_fact(kit, tmp_path):
-    """The whole model and its blocks, compiled, averaged, checkpointed."""
+def test_names_that_real_wrappers_give(kit, tmp_path):
+    """The whole model and its blocks: compiled, averaged, checkpointed."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     model, wrapped = kit.tiny(), kit.tiny()
@@ -117,7 +117,7 @@ def test_names_that_wrappers_give_in_fact(kit, tmp_path):
         kit.same(DiT.from_pretrained(tmp_path / "x.pt", num_heads=4), model)
 
 
-def test_a_prefix_that_only_some_names_have_is_their_own(kit, tmp_path):
+def test_a_prefix_of_only_some_names_is_kept(kit, tmp_path):
     state = {"module.weight": torch.ones(1), "bias": torch.ones(1)}
     torch.save(state, tmp_path / "x.pt")
     assert find_model(tmp_path / "x.pt").keys() == state.keys()
@@ -126,7 +126,7 @@ def test_a_prefix_that_only_some_names_have_is_their_own(kit, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [argparse.Namespace, types.SimpleNamespace, dict])
-def test_a_file_tells_its_heads_by_its_own_arguments(kit, tmp_path, kind):
+def test_heads_are_read_from_the_files_arguments(kit, tmp_path, kind):
     model = kit.tiny()
     torch.save({"ema": model.state_dict(), "args": kind(num_heads=4, num_classes=5, lr=1e-4)}, tmp_path / "x.pt")
     loaded = DiT.from_pretrained(tmp_path / "x.pt")
@@ -135,13 +135,13 @@ def test_a_file_tells_its_heads_by_its_own_arguments(kit, tmp_path, kind):
     assert DiT.from_pretrained(tmp_path / "x.pt", num_heads=2).num_heads == 2
 
 
-def test_a_file_tells_that_it_has_no_null_label_by_its_own_arguments(kit, tmp_path):
+def test_a_missing_null_label_is_read_from_the_files_arguments(kit, tmp_path):
     model = kit.tiny(class_dropout_prob=0.0)
     torch.save({"ema": model.state_dict(), "args": argparse.Namespace(num_classes=5, num_heads=4)}, tmp_path / "x.pt")
     assert DiT.from_pretrained(tmp_path / "x.pt").config == model.config
 
 
-def test_a_rectangle_tells_its_size_by_its_own_arguments(kit, tmp_path):
+def test_a_rectangles_size_is_read_from_the_files_arguments(kit, tmp_path):
     model = kit.tiny(input_size=(4, 12))
     torch.save({"ema": model.state_dict(), "args": {"input_size": [4, 12], "num_heads": 4}}, tmp_path / "x.pt")
     assert DiT.from_pretrained(tmp_path / "x.pt").config == model.config

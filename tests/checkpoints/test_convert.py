@@ -1,4 +1,4 @@
-"""To and from diffusers' DiTTransformer2DModel."""
+"""Conversion to and from diffusers' DiTTransformer2DModel."""
 
 import json
 
@@ -16,7 +16,7 @@ THEIRS = dict(
 
 
 def tied(model):
-    """Every block gets the embedders of block 0, as in a converted model."""
+    """Give every block the embedders of block 0, as in a converted model."""
     for block in model.transformer_blocks:
         block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
     return model
@@ -58,7 +58,7 @@ def test_from_diffusers_computes_the_same(kit, changes):
 
 
 def test_the_differences_are_real(kit):
-    """Each of the two numbers, left at the original's value, shows; the frequencies not at t = 0."""
+    """Leaving either number at the original's value shows in the output; the frequencies do not at t = 0."""
     theirs = theirs_like(kit, norm_eps=1e-2)
     ours = ours_from(theirs)
     ours.t_embedder.freq_shift = 0
@@ -79,14 +79,14 @@ def test_to_diffusers_computes_the_same_once_matched(kit, changes):
 
 
 def test_matching_sets_both_numbers(kit):
-    assert patch_diffusers is match_original  # its former name
+    assert patch_diffusers is match_original  # its old name
     ours = kit.tiny(norm2_eps=1e-2)
     theirs = theirs_from(kit.tiny())
     match_original(theirs, norm2_eps=1e-2)
     assert error(ours, theirs, kit.batch()).max() < 1e-5
 
 
-def test_there_and_back_is_bit_equal(kit):
+def test_the_round_trip_is_bit_equal(kit):
     theirs = theirs_like(kit, norm_eps=1e-3)
     ours = ours_from(theirs)
     again = theirs_from(ours)
@@ -107,7 +107,7 @@ def test_null_label(kit):
     assert ours_from(theirs_like(kit)).y_embedder.embedding_table.weight.shape == (6, 32)  # label 5 is in kit.batch
 
 
-def test_from_pretrained_reads_a_folder_of_diffusers(kit, tmp_path):
+def test_from_pretrained_reads_a_diffusers_folder(kit, tmp_path):
     theirs = theirs_like(kit)
     theirs.save_pretrained(tmp_path / "pipe" / "transformer")
     ours = DiT.from_pretrained(tmp_path / "pipe", subfolder="transformer")
@@ -117,7 +117,7 @@ def test_from_pretrained_reads_a_folder_of_diffusers(kit, tmp_path):
     assert error(official, theirs, kit.batch()).max() < 1e-5
 
 
-def test_from_pretrained_reads_the_former_format(kit, tmp_path):
+def test_from_pretrained_reads_the_old_format(kit, tmp_path):
     theirs = theirs_like(kit)
     torch.save(theirs.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
     config = {**theirs.config, "_class_name": "Transformer2DModel"}
@@ -139,20 +139,20 @@ def test_from_pretrained_reads_the_former_format(kit, tmp_path):
         ({"num_layers": 1}, "transformer_blocks.1.attn1.to_k.bias is unexpected"),
     ],
 )
-def test_what_a_dit_does_not_have(kit, changes, message):
+def test_features_that_a_dit_lacks(kit, changes, message):
     theirs = theirs_like(kit)
     with pytest.raises(ValueError, match=message):
         from_diffusers({**theirs.config, **changes}, theirs.state_dict())
 
 
-def test_learned_position_is_not_dropped_in_silence(kit):
+def test_learned_position_is_not_dropped_silently(kit):
     ours = kit.tiny()
     ours.pos_embed.data[0, 3, 5] += 0.01
     with pytest.raises(ValueError, match="diffusers cannot express a pos_embed other than sines and cosines"):
         to_diffusers(ours.config, ours.state_dict())
 
 
-def test_blocks_that_were_trained_apart(kit):
+def test_blocks_with_different_embedders(kit):
     theirs = theirs_like(kit)
     theirs.transformer_blocks[1].norm1.emb.class_embedder.embedding_table.weight.data[0, 0] += 1
     state = theirs.state_dict()
@@ -163,7 +163,7 @@ def test_blocks_that_were_trained_apart(kit):
 @pytest.mark.parametrize(
     "changes", [{"conditioning": "adaln"}, {"mlp_ratio": 2.0}, {"input_size": (4, 16)}, {"depth": 0}]
 )
-def test_what_diffusers_does_not_have(kit, changes):
+def test_features_that_diffusers_lacks(kit, changes):
     ours = kit.tiny(**changes)
     with pytest.raises(ValueError, match=f"diffusers cannot express {next(iter(changes))}="):
         to_diffusers(ours.config, ours.state_dict())

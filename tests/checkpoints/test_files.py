@@ -13,7 +13,7 @@ from ditfast.checkpoints import files
 
 
 class Evil:
-    """Runs a command when it is unpickled."""
+    """Runs a command when unpickled."""
 
     def __init__(self, command):
         self.command = command
@@ -24,7 +24,7 @@ class Evil:
 
 @pytest.fixture
 def training(kit, tmp_path):
-    """A checkpoint as the original's training writes it."""
+    """A checkpoint in the format of the original's training."""
     model, ema = kit.tiny(seed=1), kit.tiny(seed=2)
     opt = torch.optim.AdamW(model.parameters())
     args = argparse.Namespace(model="DiT-XL/2", image_size=256, vae="ema", cfg=None, lr=1e-4)
@@ -45,7 +45,7 @@ def test_bare_state_dict(kit, tmp_path, zipped):
     assert equal(find_model(tmp_path / "x.pt"), state)
 
 
-def test_training_checkpoint_gives_the_average(training):
+def test_training_checkpoint_yields_the_average(training):
     path, content = training
     assert equal(find_model(str(path)), content["ema"])
     torch.save({"model": content["model"], "args": content["args"]}, path)
@@ -67,7 +67,7 @@ def test_weights_outlive_the_file(training):
 
 
 @pytest.mark.parametrize("where", ["value", "inside args", "bare pickle", "old format"])
-def test_malicious_file_is_refused_and_executes_nothing(kit, tmp_path, where):
+def test_malicious_file_is_rejected_and_executes_nothing(kit, tmp_path, where):
     path, mark = tmp_path / "x.pt", tmp_path / "executed"
     evil = Evil(f"touch {mark}")
     content = kit.tiny().state_dict() | {"evil": evil}
@@ -80,7 +80,7 @@ def test_malicious_file_is_refused_and_executes_nothing(kit, tmp_path, where):
     with pytest.raises(ValueError, match=r"x.pt is refused: reading it would run \w+.system; nothing was executed"):
         find_model(path)
     assert not mark.exists()
-    if where == "bare pickle":  # the file is as malicious as it says
+    if where == "bare pickle":  # the file is really malicious
         pickle.loads(path.read_bytes())
         assert mark.exists()
 
@@ -97,7 +97,7 @@ def test_truncated(kit, tmp_path, suffix, kept):
         find_model(path)
 
 
-def test_text_is_no_checkpoint(tmp_path):
+def test_text_is_not_a_checkpoint(tmp_path):
     (tmp_path / "x.pt").write_text("not found")
     with pytest.raises(ValueError, match="x.pt is truncated or not a checkpoint"):
         find_model(tmp_path / "x.pt")
@@ -139,7 +139,7 @@ def test_missing_file():
         ("\n<!DOCTYPE html><title>404</title>", "is a web page"),
     ],
 )
-def test_what_a_download_leaves_in_the_place_of_weights(tmp_path, suffix, text, said):
+def test_failed_downloads_in_place_of_weights(tmp_path, suffix, text, said):
     (tmp_path / f"x.{suffix}").write_text(text)
     with pytest.raises(ValueError, match=f"x.{suffix} {said}"):
         find_model(tmp_path / f"x.{suffix}")
@@ -153,7 +153,7 @@ def test_a_tensor_larger_than_its_file(tmp_path):
         find_model(tmp_path / "x.pt")
 
 
-def test_a_packed_member(kit, tmp_path):
+def test_a_compressed_member(kit, tmp_path):
     torch.save(kit.tiny().state_dict(), tmp_path / "x.pt")
     packed = tmp_path / "packed.pt"
     with zipfile.ZipFile(tmp_path / "x.pt") as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:

@@ -1,4 +1,4 @@
-"""Folders of weights in parts and in variants, and paths that are none."""
+"""Folders with weights in parts and variants, and paths that do not exist."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from ditfast.checkpoints.folders import is_hub_name
 
 @pytest.fixture
 def theirs():
-    """A model of diffusers whose blocks embed alike, as ours do."""
+    """A diffusers model whose blocks share their embedders, as ours do."""
     diffusers = pytest.importorskip("diffusers")
     sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8}
     torch.manual_seed(0)
@@ -26,7 +26,7 @@ def theirs():
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_parts_and_variants_of_diffusers(kit, tmp_path, theirs, ending, variant, shards):
+def test_diffusers_parts_and_variants(kit, tmp_path, theirs, ending, variant, shards):
     theirs.save_pretrained(tmp_path / "whole")
     size = {} if shards == 1 else {"max_shard_size": "100KB"}
     theirs.save_pretrained(tmp_path / "x", variant=variant, safe_serialization=ending == "safetensors", **size)
@@ -58,7 +58,7 @@ def test_which_variant_is_read(kit, tmp_path):
 
 
 def in_parts(folder):
-    """The folder's weights in two files, and the path of their index."""
+    """Split the folder's weights into two files; return the path of their index."""
     files = __import__("safetensors.torch").torch
     state = files.load_file(folder / "model.safetensors")
     names = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(state)}
@@ -73,7 +73,7 @@ def in_parts(folder):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        (lambda map: map.pop("pos_embed"), None, ""),  # the files say what is in them
+        (lambda map: map.pop("pos_embed"), None, ""),  # the files' own contents count
         (lambda map: map.clear(), ValueError, "must have a weight_map of names of files beside it"),
         (lambda map: map.update(pos_embed="../secret.safetensors"), ValueError, "must have a weight_map of names"),
         (lambda map: map.update(pos_embed="gone.safetensors"), FileNotFoundError, "lists gone.safetensors, which"),
@@ -93,7 +93,7 @@ def test_an_index(kit, tmp_path, change, error, message):
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
-def test_an_index_that_is_none(kit, tmp_path, text):
+def test_an_invalid_index(kit, tmp_path, text):
     kit.tiny().save_pretrained(tmp_path)
     in_parts(tmp_path).write_text(text)
     with pytest.raises(ValueError, match="index.json (is not valid JSON|must hold a JSON object)"):
@@ -102,7 +102,7 @@ def test_an_index_that_is_none(kit, tmp_path, text):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """What is asked of the Hub; a/dit is the folder "there" of which a download gives the files that were wanted."""
+    """Records requests to the Hub; a/dit is the folder "there", from which a download copies the requested files."""
     import fnmatch
     import shutil
 
@@ -126,7 +126,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("subfolder", ["", "transformer"])
 @pytest.mark.parametrize("kind", ["whole", "parts", "variant"])
-def test_no_more_than_is_read_is_downloaded(kit, hub, kind, subfolder):
+def test_only_what_is_read_is_downloaded(kit, hub, kind, subfolder):
     there, here, _ = hub
     folder = there / subfolder
     kit.tiny().save_pretrained(folder)
@@ -140,7 +140,7 @@ def test_no_more_than_is_read_is_downloaded(kit, hub, kind, subfolder):
     assert sum(path.is_file() for path in here.rglob("*")) == expected
 
 
-def test_a_variant_alone_is_downloaded(kit, hub):
+def test_only_one_variant_is_downloaded(kit, hub):
     there, here, _ = hub
     kit.tiny(seed=2).save_pretrained(there)
     as_variant(there, "fp16")
@@ -160,7 +160,7 @@ def test_a_mistyped_path_never_asks_the_hub(hub, tmp_path, source):
     assert not hub[2]
 
 
-def test_the_path_that_was_meant_is_named(hub, tmp_path):
+def test_the_intended_path_is_suggested(hub, tmp_path):
     (tmp_path / "runs" / "model").mkdir(parents=True)
     for wrong in ("runs/modle", tmp_path / "runs" / "mode"):
         with pytest.raises(FileNotFoundError, match="did you mean '.*runs/model'"):
@@ -174,7 +174,7 @@ def test_names_on_the_hub(hub, tmp_path):
     assert not is_hub_name(tmp_path / "a") and not is_hub_name("facebook")
 
 
-def test_the_model_inside_of_a_run_is_named(kit, tmp_path):
+def test_the_model_inside_a_run_is_suggested(kit, tmp_path):
     kit.tiny().save_pretrained(tmp_path / "run" / "model")
     for read in (DiT.from_pretrained, read_sampling):
         with pytest.raises(FileNotFoundError, match="run' holds no .*; did you mean '.*run/model'"):

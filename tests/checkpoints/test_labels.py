@@ -1,4 +1,4 @@
-"""Another number of classes: new rows for the labels, and everything else as it was."""
+"""A different number of classes: new rows for the labels, everything else unchanged."""
 
 import argparse
 import warnings
@@ -12,7 +12,7 @@ TABLE = "y_embedder.embedding_table.weight"
 
 
 def load(source, **changes):
-    """The model, and what was said."""
+    """Return the model and the log."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         model = DiT.from_pretrained(source, **changes)
@@ -53,7 +53,7 @@ def test_new_classes(kit, tmp_path, kind, count, dtype):
     assert len(torch.unique(table, dim=0)) == count + 1 and not any((row == old).all(1).any() for row in table[:-1])
 
 
-def test_new_rows_follow_from_the_seed(kit, tmp_path):
+def test_new_rows_depend_on_the_seed(kit, tmp_path):
     kit.tiny().save_pretrained(tmp_path)
     tables = []
     for seed in (0, 0, 1):
@@ -66,7 +66,7 @@ def test_new_rows_follow_from_the_seed(kit, tmp_path):
 @pytest.mark.parametrize("count", [5, 9])
 @pytest.mark.parametrize("had", [True, False])
 def test_the_null_label_comes_and_goes(kit, tmp_path, had, count, kind):
-    """With the same classes their rows stay; a null label that was is kept, or left out where none is wanted."""
+    """With the same classes, their rows stay; an existing null label is kept, or dropped if not wanted."""
     model = kit.tiny(class_dropout_prob=0.1 if had else 0.0)
     model.save_pretrained(tmp_path / "folder")
     source = tmp_path / "folder" if kind == "folder" else save_file(model, tmp_path / "x.pt", num_classes=5)
@@ -84,7 +84,7 @@ def test_the_null_label_comes_and_goes(kit, tmp_path, had, count, kind):
     assert said == [expected[had, count]]
 
 
-def test_a_file_without_arguments_whose_null_label_is_left_out(kit, tmp_path):
+def test_a_file_without_arguments_whose_null_label_is_dropped(kit, tmp_path):
     model = kit.tiny()
     torch.save(model.state_dict(), tmp_path / "x.pt")
     changed, said = load(tmp_path / "x.pt", num_heads=4, num_classes=5, class_dropout_prob=0.0)
@@ -92,12 +92,12 @@ def test_a_file_without_arguments_whose_null_label_is_left_out(kit, tmp_path):
     assert torch.equal(table, old[:5]) and said[0].startswith("the row of the null label is dropped")
 
 
-def test_nothing_is_said_of_a_model_as_it_is(kit, tmp_path):
+def test_an_unchanged_model_logs_nothing(kit, tmp_path):
     kit.tiny().save_pretrained(tmp_path)
     assert load(tmp_path)[1] == load(tmp_path, num_classes=5, input_size=16)[1] == []
 
 
-def test_a_table_that_is_broken_is_not_replaced_in_silence(kit, tmp_path):
+def test_a_broken_table_is_not_replaced_silently(kit, tmp_path):
     model = kit.tiny()
     model.save_pretrained(tmp_path)
     model.y_embedder.embedding_table = torch.nn.Embedding(4, 32)
@@ -108,8 +108,8 @@ def test_a_table_that_is_broken_is_not_replaced_in_silence(kit, tmp_path):
 
 
 @torch.no_grad()
-def test_other_classes_of_a_model_of_diffusers(kit, tmp_path):
-    """Whose null label is always there."""
+def test_other_classes_for_a_diffusers_model(kit, tmp_path):
+    """These always have a null label."""
     diffusers = pytest.importorskip("diffusers")
     sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 1}
     diffusers.DiTTransformer2DModel(**sizes, sample_size=8, num_embeds_ada_norm=5).save_pretrained(tmp_path)

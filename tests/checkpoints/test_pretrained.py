@@ -31,14 +31,14 @@ def test_round_trip_is_bit_equal(kit, tmp_path, changes, dtype):
     assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {"config.json", "model.safetensors"}
 
 
-def test_how_a_model_runs_is_not_saved(kit, tmp_path):
+def test_execution_settings_are_not_saved(kit, tmp_path):
     kit.tiny(backend="reference", recompute_mlp=True).save_pretrained(tmp_path)
     assert DiT.from_pretrained(str(tmp_path)).backend is None
     again = DiT.from_pretrained(tmp_path, backend="reference", recompute_mlp=True)
     assert again.backend == "reference" and again.blocks[1].mlp.recompute
 
 
-def test_nothing_is_overwritten_unless_asked(kit, tmp_path):
+def test_nothing_is_overwritten_unless_requested(kit, tmp_path):
     first, second = kit.tiny(seed=1), kit.tiny(seed=2)
     first.save_pretrained(tmp_path)
     with pytest.raises(FileExistsError, match="model.safetensors exists; overwrite=True replaces it"):
@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_what_was_there(kit, tmp_path, monkeypatch):
     ],
 )
 @torch.no_grad()
-def test_config_is_told_from_a_file(kit, tmp_path, changes):
+def test_config_is_inferred_from_a_file(kit, tmp_path, changes):
     model = kit.tiny(**changes)
     torch.save({"ema": model.state_dict()}, tmp_path / "x.pt")
     loaded = DiT.from_pretrained(tmp_path / "x.pt", num_heads=4)
@@ -92,7 +92,7 @@ def test_config_of_the_presets(name):
     assert model.config.items() >= infer_config(model.state_dict()).items()
 
 
-def test_what_weights_do_not_tell_is_asked_for(kit):
+def test_settings_that_weights_do_not_determine_are_required(kit):
     with pytest.raises(ValueError, match="heads of a model with hidden_size=32: give num_heads"):
         infer_config(kit.tiny().state_dict())
     state = kit.tiny(input_size=(4, 12)).state_dict()
@@ -105,7 +105,7 @@ def test_what_weights_do_not_tell_is_asked_for(kit):
     assert infer_config(state, num_heads=4, class_dropout_prob=0)["num_classes"] == 5
 
 
-def test_weights_of_something_else(kit, tmp_path):
+def test_weights_of_another_model(kit, tmp_path):
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "x.pt")
     with pytest.raises(ValueError, match="these are not the weights of a DiT: x_embedder.proj.weight is missing"):
         DiT.from_pretrained(tmp_path / "x.pt")
@@ -131,7 +131,7 @@ def changed(state, **changes):
         ({"x_embedder.proj.bias": torch.ones(32).int()}, r"x_embedder.proj.bias is \(32,\) int32"),
     ],
 )
-def test_wrong_weights_leave_the_model_as_it_was(kit, changes, message, meta):
+def test_wrong_weights_do_not_change_the_model(kit, changes, message, meta):
     model = kit.tiny(seed=1)
     if meta:
         model = model.to("meta")
@@ -144,7 +144,7 @@ def test_wrong_weights_leave_the_model_as_it_was(kit, changes, message, meta):
         kit.same(model, kit.tiny(seed=1))
 
 
-def test_wrong_model_counts_what_differs(kit, tmp_path):
+def test_the_error_counts_what_differs(kit, tmp_path):
     kit.tiny().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "depth": 1}))
@@ -240,7 +240,7 @@ def test_other_input_size(kit, tmp_path, size, dtype):
     assert loaded(x.to(dtype), t, y).shape == (4, 8, height, width)
 
 
-def test_learned_position_is_not_replaced_in_silence(kit, tmp_path):
+def test_learned_position_is_not_replaced_silently(kit, tmp_path):
     model = kit.tiny()
     model.pos_embed.data.add_(1)
     model.save_pretrained(tmp_path)

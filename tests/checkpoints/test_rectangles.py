@@ -33,7 +33,7 @@ def test_position_of_a_rectangle():
     np.testing.assert_array_equal(embed, square[:2])
 
 
-def test_a_pair_of_equal_numbers_is_the_square(kit):
+def test_a_pair_of_equal_numbers_is_a_square(kit):
     kit.same(kit.tiny(input_size=(8, 8)), kit.tiny(input_size=8))
 
 

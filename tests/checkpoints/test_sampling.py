@@ -1,4 +1,4 @@
-"""`sampling` of config.json: what it may say, who writes it, who reads it."""
+"""`sampling` in config.json: valid contents, who writes it, who reads it."""
 
 import argparse
 import copy
@@ -45,7 +45,7 @@ def test_round_trip(kit, tmp_path, sampling):
     assert copy.deepcopy(loaded).sampling == sampling
 
 
-def test_files_from_before_are_of_diffusion_with_the_linear_schedule(kit, tmp_path):
+def test_older_files_mean_diffusion_with_the_linear_schedule(kit, tmp_path):
     kit.tiny().save_pretrained(tmp_path)
     config = config_of(tmp_path)
     assert config.pop("sampling") == OLD == kit.tiny().sampling
@@ -76,7 +76,7 @@ def test_models_do_not_share_it(kit):
         ({"classes": "abcde"}, "sampling's classes must be the names of 5 classes, got 'abcde'"),
     ],
 )
-def test_what_cannot_be(kit, tmp_path, change, message):
+def test_invalid_values(kit, tmp_path, change, message):
     model = kit.tiny()
     model.save_pretrained(tmp_path)
     config = config_of(tmp_path)
@@ -90,14 +90,14 @@ def test_what_cannot_be(kit, tmp_path, change, message):
     assert not (tmp_path / "new").exists()
 
 
-def test_no_object(kit, tmp_path):
+def test_not_an_object(kit, tmp_path):
     kit.tiny().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config_of(tmp_path), "sampling": "linear"}))
     with pytest.raises(ValueError, match="sampling must be an object, got str"):
         DiT.from_pretrained(tmp_path)
 
 
-def test_a_class_that_takes_fewer_arguments_takes_it(kit, tmp_path):
+def test_a_class_with_fewer_arguments_accepts_it(kit, tmp_path):
     class Mine(DiT):
         def __init__(self, **kwargs):
             assert "sampling" not in kwargs
@@ -128,7 +128,7 @@ def test_objectives(kit, tmp_path):
             DiT.from_pretrained(tmp_path / folder, objective=objective, **(bare if folder == "bare.pt" else {}))
 
 
-def test_a_model_with_a_second_time_is_of_mean_flow(kit, tmp_path):
+def test_a_model_with_a_second_time_means_meanflow(kit, tmp_path):
     model = kit.tiny(second_time=True)
     model.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "bare.pt")
@@ -138,7 +138,7 @@ def test_a_model_with_a_second_time_is_of_mean_flow(kit, tmp_path):
 
 
 def test_the_checkpoints_of_sits_training(kit, tmp_path):
-    """They keep the arguments of the script, which tell the flow; a bare state dict does not."""
+    """They contain the script's arguments, which identify the flow; a bare state dict does not."""
     state, path = kit.tiny().state_dict(), tmp_path / "0000100.pt"
     args = argparse.Namespace(path_type="GVP", prediction="score", loss_weight=None, model="SiT-XL/2")
     torch.save({"model": state, "ema": state, "args": args}, path)

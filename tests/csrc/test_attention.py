@@ -11,7 +11,7 @@ from harness.aot.gpus import GPUS
 
 DTYPES = [torch.bfloat16, torch.float16]
 HEAD_DIMS = [64, 72]
-REGISTERS = (128, 168)  # of a thread, forward and backward: test_attention_build.py
+REGISTERS = (128, 168)  # per thread, forward and backward: test_attention_build.py
 H100 = GPUS["H100"]
 A100, A10 = replace(H100, shared=164 * 1024), replace(H100, shared=100 * 1024, warps=48, blocks=16)
 pytestmark = pytest.mark.skipif(not emulation.available(), reason="needs a C++ compiler")
@@ -23,7 +23,7 @@ def emulator():
 
 
 def shape(b, n, heads, d=72):
-    """A qkv that is only a shape."""
+    """A qkv that has only a shape."""
     return torch.empty(1, n, 3 * heads * d, dtype=torch.bfloat16).expand(b, -1, -1)
 
 
@@ -45,14 +45,14 @@ def test_contract(emulator, n, d, dtype):
 
 @pytest.mark.parametrize("d", HEAD_DIMS)
 @pytest.mark.parametrize("n", [65, 128, 129, 193, 200, 320])
-def test_other_lengths(emulator, n, d):
+def test_more_lengths(emulator, n, d):
     qkv, dout = sample(1, n, 1, d, torch.bfloat16)
     assert_right(emulator.run(qkv, dout, 1), qkv, dout, 1)
 
 
 @pytest.mark.parametrize("n", [77, 256])
-def test_bit_equal_however_the_rows_are_dealt(emulator, n):
-    """One block for a head, or one for each group of rows; alone or in a batch; in any layout."""
+def test_bit_equal_however_the_rows_are_split(emulator, n):
+    """One block per head, or one per group of rows; alone or in a batch; in any layout."""
     qkv, dout = sample(2, n, 1, 72, torch.bfloat16)
     results = emulator.run(qkv, dout, 1)
     assert emulator.plan(qkv, 1, 1)[:2] == [8, 1]
@@ -82,7 +82,7 @@ def test_equal_rows(emulator, d):
 
 @pytest.mark.parametrize("key", [0, 70, 256])
 def test_one_huge_key(emulator, key):
-    """It takes all the weight of the queries it agrees with and none of the others."""
+    """It takes all the weight of the queries that point its way, and none of the others'."""
     qkv, dout = sample(1, 257, 1, 64, torch.bfloat16)
     parts(qkv, 1)[1][:, key] *= 100
     assert_right(emulator.run(qkv, dout, 1), qkv, dout, 1)
@@ -91,7 +91,7 @@ def test_one_huge_key(emulator, key):
 @pytest.mark.parametrize("d", HEAD_DIMS)
 @pytest.mark.parametrize("n", [1, 77, 257])
 def test_neighbours_do_not_matter(emulator, n, d):
-    """The heads and samples around one head are NaN: 0 * NaN would spread."""
+    """The heads and samples around one head are NaN, which would spread even through 0 * NaN."""
     qkv, dout = sample(1, n, 1, d, torch.bfloat16)
     expected = emulator.run(qkv, dout, 1)
     many_qkv = torch.full((3, n, 9 * d), NAN, dtype=qkv.dtype)
@@ -105,7 +105,7 @@ def test_neighbours_do_not_matter(emulator, n, d):
     assert torch.equal(dbias.view(3, -1, 3, 3, d)[1, :, :, 1].reshape(1, -1, 3 * d), expected[3])
 
 
-def test_what_is_not_finite_stays_so(emulator):
+def test_non_finite_values_propagate(emulator):
     qkv, dout = sample(1, 77, 1, 72, torch.bfloat16)
     parts(qkv, 1)[2][0, 70, 0, 5] = NAN
     out, _, dqkv, dbias = emulator.run(qkv, dout, 1)
@@ -115,14 +115,14 @@ def test_what_is_not_finite_stays_so(emulator):
 
 @pytest.mark.parametrize("n", [1, 257])
 def test_without_a_gradient_of_the_bias(emulator, n):
-    """The same dqkv, and nothing is written for it."""
+    """dqkv is the same, and no dbias is written."""
     qkv, dout = sample(2, n, 1, 72, torch.bfloat16)
     out, lse, dqkv, _ = emulator.run(qkv, dout, 1)
     assert torch.equal(emulator.backward(dout, qkv, out, lse, 1, bias=False)[0], dqkv)
 
 
 def test_rows_of_the_gradient_of_the_bias(emulator):
-    """One for each 64 tokens of a short sample, 96 of a longer one."""
+    """One per 64 tokens of a short sample, per 96 of a longer one."""
     groups = {1: 1, 64: 1, 65: 2, 128: 2, 129: 2, 192: 2, 193: 3, 256: 3, 4096: 43}
     assert {n: emulator.library.groups(n) for n in groups} == groups
     qkv, dout = sample(1, 200, 2, 64, torch.float16)
@@ -147,7 +147,7 @@ def test_keys_of_logit_minus_infinity_have_no_weight(emulator):
 
 
 def test_expanded_tensors(emulator):
-    """One sample for the whole batch, and a gradient that is the same for every token: strides of zero."""
+    """One sample for the whole batch, and one gradient for every token: strides of zero."""
     qkv, dout = sample(1, 70, 2, 72, torch.float16)
     qkv, dout = qkv.expand(2, -1, -1), dout[:, :1].expand(2, 70, -1)
     assert_right(emulator.run(qkv, dout, 2, scale=0.3), qkv, dout, 2, scale=0.3)
@@ -169,14 +169,14 @@ def test_plan(emulator):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_shared_memory(emulator, backward):
-    """A block fits compute capability 8.6 and 8.9, and as many fit 8.0 as have registers: 12 or 16 warps."""
+    """A block fits compute capabilities 8.6 and 8.9; on 8.0, registers are the limit: 12 or 16 warps."""
     for n in range(1, 600):
         warps, _, _, shared = emulator.plan(shape(1024, n, 1), 1, 108, backward)
         assert shared <= 99 * 1024
         assert warps * A100.resident(REGISTERS[backward], warps, shared) == (12 if backward else 16), n
 
 
-def test_blocks_of_a_multiprocessor_in_the_readme(emulator):
+def test_blocks_per_multiprocessor_in_the_readme(emulator):
     lines = []
     for name, backward in (("forward", False), ("backward", True)):
         for tokens, n in (("64", 64), ("128", 128), ("192", 192), ("256", 256), ("more", 1024)):
@@ -187,7 +187,7 @@ def test_blocks_of_a_multiprocessor_in_the_readme(emulator):
 
 
 def test_layouts_of_matrices(emulator):
-    """ldmatrix as the PTX ISA draws it; on a GPU, tests/gpu compares all of the probe."""
+    """ldmatrix as the PTX ISA draws it; on a GPU, tests/gpu compares the whole probe."""
     lanes = emulator.probe(*probe_inputs())[:, :4]
     rows = lanes.contiguous().view(torch.int16).view(32, 4, 2)
     for lane in range(32):

@@ -1,4 +1,4 @@
-"""The CUDA attention kernels as machine code, and calls of them that are wrong or have no GPU."""
+"""The CUDA attention kernels' machine code, and calls with bad arguments or without a GPU."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ def architectures():
 
 @needs_cuda_build
 def test_registers_and_shared_memory():
-    """Two blocks of each kernel fit the registers of a multiprocessor, and nothing spills."""
+    """Two blocks of every kernel fit a multiprocessor's registers, and nothing spills."""
     pattern = r"Function \S*(attention_(?:for|back)ward)\S*:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     usage = re.findall(pattern, cuobjdump("-res-usage"))
     assert len(usage) == 8 * len(architectures())
@@ -60,7 +60,7 @@ def test_instructions(arch):
 
 
 def call(backward=False, **changes):
-    """A correct call but for the changes, of addresses that are never read."""
+    """A correct call except for ``changes``, with addresses that are never read."""
     fields = {"dtype": "bfloat16", "batch": 1, "tokens": 3, "heads": 1, "head_dim": 64, "scale": 0.125}
     fields |= {"stride_b": 576, "stride_n": 192, "device": 0, "stream": 0, "qkv": 4096, "out": 4096, "lse": 4096}
     if backward:

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not emulation.available(), reason="needs a C++ c
 QUICK = ("-O1", "-DDITFAST_BFLOAT16_ONLY")
 BARRIER = "        ptx::sync_block();\n"
 
-# What is wrong then: (file, text, replacement).
+# {the error: (file, text, replacement)}
 MUTATIONS = {
     "no barrier before a tile is read": ("stream", BARRIER + "        copy(tile", "        copy(tile"),
     "no barrier before delta": ("backward_dkdv", BARRIER + "        if (tile == 0)", "        if (tile == 0)"),
@@ -62,9 +62,9 @@ MUTATIONS = {
 
 
 def check(emulator):
-    """Small cases that together catch every mutation."""
+    """Run small cases that together catch every mutation."""
     d, dtype = 72, torch.bfloat16
-    for b, n, heads, multiprocessors in ((2, 77, 2, 1), (1, 257, 1, 132)):  # a block takes several groups, or one
+    for b, n, heads, multiprocessors in ((2, 77, 2, 1), (1, 257, 1, 132)):  # a block processes several groups, or one
         qkv, dout = sample(b, n, heads, d, dtype)
         results = emulator.run(padded(qkv), padded(dout), heads, multiprocessors=multiprocessors)
         assert_right(results, qkv, dout, heads)
@@ -72,7 +72,7 @@ def check(emulator):
     assert_right(emulator.run(qkv, dout, 1, scale=1.0), qkv, dout, 1, scale=1.0)
 
 
-def test_no_mutation_passes():
+def test_the_checks_pass_without_a_mutation():
     check(emulation.Emulator(emulation.compile_emulator(options=QUICK)))
 
 

@@ -1,4 +1,4 @@
-"""How ditfast._C was built: what it says of itself, what it links, and whether its CUDA half works."""
+"""How ditfast._C was built: what it reports, what it links, and whether its CUDA half works."""
 
 import re
 import shutil
@@ -10,8 +10,8 @@ import torch
 import ditfast
 
 _C = pytest.importorskip("ditfast._C")
-# In manylinux_2_28 too: glibc 2.34 moved these functions from libpthread, libdl and librt into libc, under a new
-# version; the variable is used by libstdc++'s headers only where glibc has it.
+# Also in manylinux_2_28: glibc 2.34 moved these functions from libpthread, libdl and librt into libc, under a new
+# version; libstdc++'s headers use the variable only if glibc has it.
 IN_OLDER_GLIBC = re.compile(r"(pthread_|sem_|dl|shm_)\w+@GLIBC_2\.34|__libc_single_threaded@GLIBC_2\.32")
 
 
@@ -29,7 +29,7 @@ def test_build_config():
         assert all(re.fullmatch(r"(sm|compute)_\d+[a-z]?", name) for name in config["architectures"])
 
 
-def test_binary_stands_alone():
+def test_binary_is_self_contained():
     """Neither torch nor a CUDA library is linked: one binary serves every version of both."""
     linked = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True).stdout
     assert "libc.so" in linked
@@ -37,7 +37,7 @@ def test_binary_stands_alone():
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
-def test_nothing_is_needed_that_manylinux_2_28_lacks():
+def test_manylinux_2_28_has_everything_needed():
     command = ["readelf", "--wide", "--dyn-syms", _C.__file__]
     symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     needed = re.findall(r" UND (\w+@GLIBC_2\.(\d+))", symbols)

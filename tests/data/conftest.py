@@ -23,7 +23,7 @@ def other_vae(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def save_images():
-    """Eleven images of three classes in a folder."""
+    """Save eleven images of three classes in a folder."""
 
     def save(folder):
         rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def tree(save_images, tmp_path):
 
 @pytest.fixture
 def encode(vae, tmp_path):
-    """Run the command, and return its folder."""
+    """Run the command and return its folder."""
     from ditfast.encode import main
 
     def command(*options, data="images", out="out", size=12, vae=vae, shard=4):
@@ -59,13 +59,13 @@ def encode(vae, tmp_path):
 
 @pytest.fixture
 def refusal(refusal_of, encode):
-    """The one line with which the command ends."""
+    """The single line that the command ends with."""
     return refusal_of(encode)
 
 
 @pytest.fixture(scope="session")
 def posterior(vae):
-    """mean and std (C, h, w) of an image, by diffusers alone."""
+    """mean and std (C, h, w) of an image, computed by diffusers alone."""
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL.from_pretrained(vae)

@@ -1,4 +1,4 @@
-"""Which label a folder has is told before anything is made of it."""
+"""A folder's labels are printed before anything is made of it."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def test_labels_and_names_are_one_line(classes, line, capsys):
     assert capsys.readouterr().out == line
 
 
-def test_a_name_that_the_terminal_cannot_show(monkeypatch):
+def test_a_name_that_the_terminal_cannot_display(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", out)
     words([])
@@ -40,7 +40,7 @@ def test_a_name_that_the_terminal_cannot_show(monkeypatch):
     assert out.buffer.getvalue() == b"classes: 0 \xe9, 1 \\u732b, 2 \\udcff\n"
 
 
-def test_encoding_and_training_tell(tree, encode, capsys):
+def test_encoding_and_training_print_them(tree, encode, capsys):
     line = "classes: 0 ant, 1 bee, 2 cat\n"
     folder = encode()
     assert capsys.readouterr().out.startswith(line)

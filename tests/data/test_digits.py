@@ -1,4 +1,4 @@
-"""Digits, and what open_data makes of a name."""
+"""Digits, and how open_data interprets a name."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ditfast.data import DataError, open_data
 load_digits = pytest.importorskip("sklearn.datasets").load_digits
 
 
-def test_digits_are_those_of_scikit_learn_in_order():
+def test_digits_equal_scikit_learns_in_order():
     source, expected = open_data("digits"), load_digits()
     assert source.shape == (1, 8, 8) and source.num_classes == 10 and source.count == 1797
     for index in (0, 1, 700, 1796):
@@ -24,7 +24,7 @@ def test_identity_is_json():
     assert open_data("digits").identity == {"kind": "digits", "count": 1797, "classes": 10}
 
 
-def test_glyphs_have_the_size_asked_for():
+def test_glyphs_have_the_requested_size():
     assert open_data("glyphs", 24).shape == (1, 24, 24)
     assert open_data("glyphs").count is None
 
@@ -45,7 +45,7 @@ def test_bad_names_and_options_are_one_line(arguments, options, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_name_like_none_gets_no_guess():
+def test_a_name_unlike_any_other_gets_no_suggestion():
     with pytest.raises(DataError, match="digits") as raised:
         open_data("zzzz")
     assert "mean" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Latents in files: what is in them, on two processes, after an interruption, and when something is wrong."""
+"""Latent files: contents, two processes, interruptions, and errors."""
 
 import errno
 import json
@@ -51,7 +51,7 @@ def written(monkeypatch):
 
 
 def fail_after(monkeypatch, count, error):
-    """Raise in the middle of writing shard number ``count``; returns what makes the disk whole again."""
+    """Raise in the middle of writing shard number ``count``; return a function that repairs the disk."""
     write, done = Path.write_bytes, []
 
     def fail(self, content):
@@ -106,13 +106,13 @@ def test_workers_and_batches_read_the_same(tree, encode):
     alone = encode()
     assert shards(encode("--workers", 2, out="two")) == shards(alone)
     one = tensors(encode("--batch", 1, out="one"))
-    one.pop("checksums")  # they are of every digit
+    one.pop("checksums")  # there are some of every digit
     for name, value in one.items():
         torch.testing.assert_close(value, tensors(alone)[name], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-def test_two_ranks_write_what_one_writes(tree, vae, encode, tmp_path):
+def test_two_ranks_write_the_same_as_one(tree, vae, encode, tmp_path):
     alone = encode()
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     options = ("--data", tree, "--out", tmp_path / "two", "--vae", vae, "--image-size", "12", "--shard-size", "4")
@@ -120,7 +120,7 @@ def test_two_ranks_write_what_one_writes(tree, vae, encode, tmp_path):
     command = [*torchrun, "-m", "ditfast.encode", *options, "--batch", "3", "--workers", "0"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("11 images in") == 1  # the first rank speaks
+    assert done.stdout.count("11 images in") == 1  # only the first rank prints
     assert shards(tmp_path / "two") == shards(alone) and len(shards(alone)) == 3
     assert (tmp_path / "two/latents.json").read_bytes() == (alone / "latents.json").read_bytes()
 
@@ -135,7 +135,7 @@ def test_a_rank_takes_every_second_shard_that_is_missing(tree, encode, vae, monk
     assert [name[8:13] for name in shards(tmp_path / "out")] == ["00000", "00002", "00003", "00005"]
 
 
-def test_an_interrupted_run_goes_on(tree, encode, refusal, written, monkeypatch, tmp_path):
+def test_an_interrupted_run_resumes(tree, encode, refusal, written, monkeypatch, tmp_path):
     whole = shards(encode(out="whole"))
     written.clear()
     repair = fail_after(monkeypatch, 2, KeyboardInterrupt())
@@ -149,7 +149,7 @@ def test_an_interrupted_run_goes_on(tree, encode, refusal, written, monkeypatch,
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_an_unfinished_folder_says_how_to_go_on(tree, encode, refusal, written, monkeypatch, tmp_path):
+def test_an_unfinished_folder_says_how_to_resume(tree, encode, refusal, written, monkeypatch, tmp_path):
     repair = fail_after(monkeypatch, 1, KeyboardInterrupt())
     refusal()
     repair()
@@ -160,7 +160,7 @@ def test_an_unfinished_folder_says_how_to_go_on(tree, encode, refusal, written, 
     assert written == [0, 1, 2] and open_data(str(tmp_path / "out")).count == 11
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tree, encode, refusal, written, monkeypatch, tmp_path):
+def test_a_full_disk_is_one_line_and_keeps_finished_shards(tree, encode, refusal, written, monkeypatch, tmp_path):
     repair = fail_after(monkeypatch, 1, OSError(errno.ENOSPC, "No space left on device"))
     message = refusal()
     assert "latents-00001.safetensors: No space left on device" in message and "to resume" in message
@@ -177,7 +177,7 @@ def test_a_finished_run_is_not_redone(tree, encode, written):
     assert shards(encode()) == first and written == [0, 1, 2, 1]
 
 
-def test_other_settings_are_refused_unless_overwritten(tree, encode, refusal, other_vae, written, tmp_path):
+def test_other_settings_are_rejected_unless_overwriting(tree, encode, refusal, other_vae, written, tmp_path):
     first = shards(encode())
     assert "vae_checksum was" in refusal(vae=other_vae)
     message = refusal(size=16)
@@ -194,7 +194,7 @@ def test_other_settings_are_refused_unless_overwritten(tree, encode, refusal, ot
     assert open_data(str(tmp_path / "out")).count == 11 and written == [0, 1, 2, 0, 1]
 
 
-def test_what_is_being_overwritten_is_not_read(tree, encode, refusal, monkeypatch, tmp_path):
+def test_a_folder_being_overwritten_is_not_read(tree, encode, refusal, monkeypatch, tmp_path):
     encode()
     fail_after(monkeypatch, 1, KeyboardInterrupt())
     refusal("--overwrite", "--dtype", "fp16")
@@ -202,7 +202,7 @@ def test_what_is_being_overwritten_is_not_read(tree, encode, refusal, monkeypatc
         open_data(str(tmp_path / "out"))
 
 
-def test_a_folder_of_something_else_is_left_alone(tree, refusal, tmp_path):
+def test_an_unrelated_folder_is_left_alone(tree, refusal, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/latents-00000.safetensors").write_bytes(b"mine")
     for options in ((), ("--overwrite",)):
@@ -211,7 +211,7 @@ def test_a_folder_of_something_else_is_left_alone(tree, refusal, tmp_path):
     assert "is not a folder" in refusal(out="images/ant/0.png")
 
 
-def test_broken_settings_are_another_run(tree, encode, refusal, tmp_path):
+def test_unreadable_settings_are_another_run(tree, encode, refusal, tmp_path):
     encode()
     (tmp_path / "out/encode.json").write_text("[1")
     assert "encode.json cannot be read" in refusal()
@@ -219,7 +219,7 @@ def test_broken_settings_are_another_run(tree, encode, refusal, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_image_is_named_and_can_be_left_out(tree, encode, refusal, written, workers, capsys):
+def test_a_broken_image_is_named_and_can_be_skipped(tree, encode, refusal, written, workers, capsys):
     whole = encode(out="whole")
     written.clear()
     break_image(tree / "bee/3.png")  # image 6, in the second shard
@@ -240,7 +240,7 @@ def test_a_broken_image_is_named_and_can_be_left_out(tree, encode, refusal, writ
         torch.testing.assert_close(value, tensors(whole)[name][kept], atol=1e-5, rtol=1e-5)
 
 
-def test_what_was_left_out_stays_counted_when_the_run_goes_on(tree, encode, refusal, written, monkeypatch):
+def test_skipped_images_stay_counted_when_the_run_resumes(tree, encode, refusal, written, monkeypatch):
     for name in ("ant/0.png", "bee/4.png"):  # the first and the second shard
         break_image(tree / name)
     repair = fail_after(monkeypatch, 1, KeyboardInterrupt())
@@ -259,14 +259,14 @@ def test_a_shard_of_broken_images_is_empty(tree, encode):
     assert [source.read(i, torch.Generator())[1] for i in range(7)] == [0, 0, 0, 1, 2, 2, 2]
 
 
-def test_nothing_readable_is_an_error(tree, refusal, tmp_path):
+def test_no_readable_image_is_an_error(tree, refusal, tmp_path):
     for path in tree.glob("*/*.png"):
         break_image(path)
     assert refusal("--unreadable", "skip") == "error: no image is readable"
     assert not (tmp_path / "out/latents.json").exists()
 
 
-def test_numbers_that_are_not_finite_are_refused(tree, refusal, vae, tmp_path):
+def test_non_finite_values_are_rejected(tree, refusal, vae, tmp_path):
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL.from_pretrained(vae)

@@ -45,15 +45,15 @@ def test_classes_and_files_are_in_order(tree):
 
 
 def test_classes_are_in_the_order_of_imagefolder(tmp_path):
-    """By character, not by number, and not by a language's alphabet."""
+    """By code point: not by number, nor by a language's alphabet."""
     for seed, name in enumerate(("2", "10", "1", "é", "b", "B", "_", "a b")):
         save(tmp_path / name / "x.png", seed)
     (tmp_path / ".hidden").mkdir()
     assert Images(tmp_path, 8).classes == ["1", "10", "2", "B", "_", "a b", "b", "é"]
 
 
-def test_a_line_has_no_square(tree):
-    """Its other side would be a thousand times that of the sample."""
+def test_an_elongated_image_has_no_square_crop(tree):
+    """Scaled, its long side would be a thousand times the sample's."""
     for height in (3000, 3001):
         save(tree / "ant/a.png", 0, 3, height)
         images = Images(tree, 6)
@@ -84,7 +84,7 @@ def test_half_of_the_images_are_mirrored(tree):
     assert 65 < mirrored < 135  # 5 standard deviations
 
 
-def test_identity_follows_the_names(tree):
+def test_identity_depends_on_the_names(tree):
     images = Images(tree, 8)
     identity = images.identity
     assert json.loads(json.dumps(identity)) == identity == Images(str(tree), 8).identity
@@ -98,13 +98,13 @@ def test_identity_follows_the_names(tree):
     assert moved["class_names"] == renamed["class_names"] and moved["file_names"] != renamed["file_names"]
 
 
-def test_identity_does_not_follow_the_place(tree):
+def test_identity_does_not_depend_on_the_location(tree):
     before = Images(tree, 8).identity
     assert Images(tree.rename(tree.with_name("moved")), 8).identity == before
 
 
 def test_it_is_small_for_many_images(tmp_path, monkeypatch):
-    """A worker is given the names as one piece."""
+    """Workers receive the names as a single object."""
     save(tmp_path / "tree/a/x.png", 0)
     many = [b"n01440764_%05d.JPEG" % i for i in range(20_000)]
     monkeypatch.setattr("ditfast.data.folder.image_names", lambda folder: iter(many))
@@ -158,7 +158,7 @@ def test_no_class_folders(tmp_path):
         Images(tmp_path / "flat", 8)
 
 
-def test_images_beside_class_folders(tree):
+def test_images_next_to_class_folders(tree):
     save(tree / "stray.png", 0)
     with pytest.raises(DataError, match=r"an image outside the class folders: stray\.png"):
         Images(tree, 8)
@@ -172,7 +172,7 @@ def test_an_empty_class_folder_is_named(tree):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
-def test_links_are_followed_but_not_in_circles(tree):
+def test_links_are_followed_but_not_in_cycles(tree):
     os.symlink(tree / "bee", tree / "linked")
     images = Images(tree, 8)
     assert images.classes[2] == "linked" and images.count == 10

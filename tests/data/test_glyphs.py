@@ -19,12 +19,12 @@ def test_contract(size):
 
 
 @pytest.mark.parametrize("size", [8, 15, 33, 64, 0, -16])
-def test_size_is_refused(size):
+def test_bad_size_is_rejected(size):
     with pytest.raises(DataError, match=f"image_size .* from 16 to 32, got {size}$"):
         Glyphs(size)
 
 
-def test_sample_follows_from_number_and_seed():
+def test_sample_depends_on_number_and_seed():
     glyphs = Glyphs()
     x, y = glyphs.read(45, seeded(1))
     again, label = Glyphs().read(45, seeded(1))
@@ -33,7 +33,7 @@ def test_sample_follows_from_number_and_seed():
     assert not torch.equal(x, other_seed) and not torch.equal(x, other_number)
 
 
-def test_batch_is_its_samples():
+def test_batch_equals_its_samples():
     glyphs = Glyphs(19)
     numbers = [0, 7, 2**40 + 3]
     x, y = glyphs.batch(numbers, seed=5)
@@ -55,14 +55,14 @@ def test_range_and_smooth_edges(size):
     x, _ = Glyphs(size).batch(range(400), seed=0)
     assert x.min() == -1 and x.max() == 1
     between = ((x > -0.99) & (x < 0.99)).float().mean()
-    assert 0.03 < between < 0.30  # of the pixels, those on an edge, more where there are fewer of them
+    assert 0.03 < between < 0.30  # share of pixels on an edge, which is larger at low resolutions
     levels = ((x + 1) * 8).long().unique()
-    assert len(levels) == 17  # every grey
+    assert len(levels) == 17  # every gray level
     assert max(x[:, :, 0].mean(), x[:, :, :, 0].mean()) < -0.9  # glyphs stay inside
 
 
 def test_size_changes_only_the_resolution():
-    """The same glyphs at 16² and 32²: averaged over blocks of 2², the large are the small."""
+    """The same glyphs at 16² and 32²: averaged over blocks of 2², the large ones equal the small ones."""
     small, large = (Glyphs(size).batch(range(200), seed=0)[0] for size in (16, 32))
     difference = (torch.nn.functional.avg_pool2d(large, 2) - small).abs().mean()
     shifted = (torch.nn.functional.avg_pool2d(large.roll(2, -1), 2) - small).abs().mean()
@@ -80,8 +80,8 @@ def test_classes_can_be_told_apart():
 
 
 def test_fonts_have_the_characters():
-    """In each font, most characters look like themselves in another."""
-    maps = _maps().clamp(-0.1, 0.1).flatten(2)  # what is far from an edge says little
+    """In every font, most characters look like the same ones in another font."""
+    maps = _maps().clamp(-0.1, 0.1).flatten(2)  # pixels far from an edge say little
     for i, name in enumerate(FONTS):
         others = torch.cat([maps[:i], maps[i + 1 :]]).flatten(0, 1)
         nearest = torch.cdist(maps[i], others).argmin(1) % len(CHARACTERS)

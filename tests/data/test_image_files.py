@@ -1,4 +1,4 @@
-"""Files of every kind give the same pixels in training, encoding and evaluation, or one line that names them."""
+"""Every kind of file gives the same pixels in training, encoding and evaluation, or a one-line error naming it."""
 
 import os
 import struct
@@ -23,7 +23,7 @@ PICTURE, GREY = Image.fromarray(COLOURS), Image.fromarray(COLOURS[..., 0])
 
 
 def png(width, height, depth, colour, rows, header=None):
-    """The bytes of a PNG, whose header may lie."""
+    """The bytes of a PNG whose header may be wrong."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -40,7 +40,7 @@ def deep_png(channels, colour):
 
 def oriented():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # to be rotated by 90 degrees
     return exif
 
 
@@ -56,7 +56,7 @@ RGB_16, RGB_16_UPPER = deep_png(3, 2)
 GREY_ALPHA_16, GREY_ALPHA_16_UPPER = deep_png(2, 4)
 UPPER = np.repeat((DEEP >> 8).astype(np.uint8)[..., None], 3, 2)
 GREYS = np.repeat(COLOURS[..., :1], 3, 2)
-KINDS = {  # file: (what makes it, the bytes RGB that it stands for)
+KINDS = {  # file: (what creates it, its RGB bytes)
     "i16.png": (lambda path: Image.fromarray(DEEP).save(path), UPPER),
     "i16.tif": (lambda path: Image.fromarray(DEEP).save(path), UPPER),
     "big-endian.tif": (lambda path: Image.fromarray(DEEP.astype(">u2")).save(path), UPPER),
@@ -98,7 +98,7 @@ def test_training_and_evaluation_see_the_same_pixels(name, tmp_path):
 
 
 def test_jpegs_of_every_kind(tmp_path):
-    """Their colours are near, so that a turn or inverted ink would show."""
+    """JPEG changes colors a little; a rotation or inverted ink would show."""
     smooth = Image.fromarray(np.linspace(30, 220, 16 * 24 * 3).reshape(16, 24, 3).astype(np.uint8))
     smooth.save(tmp_path / "turned.jpg", quality=95, exif=oriented())
     smooth.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
@@ -117,7 +117,7 @@ def test_grey_is_pillows(mode, tmp_path):
 
 
 def tiff(bits):
-    """A pixel of 2 that a reader of 16 bits takes for less than white."""
+    """A pixel value of 2, which a 16-bit reader takes for less than white."""
     fields = {256: 2, 257: 1, 258: bits, 259: 1, 262: 1, 273: 110, 277: 1, 279: 4}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + entries + bytes(4) + b"\xff" * 4
@@ -131,7 +131,7 @@ def saved(array):
     return Image.fromarray(array).save
 
 
-REFUSED = {  # file: (what makes it, what is wrong)
+REFUSED = {  # file: (what creates it, what is wrong)
     "float.tif": (saved(np.ones((4, 4), np.float32)), "must have 8 or 16 bits per channel, got floats"),
     "float.ppm": (holds(b"Pf 2 2 -1.0\n" + bytes(16)), "got floats"),
     "int.tif": (saved(np.ones((4, 4), np.int32)), "got 32-bit integers"),
@@ -151,7 +151,7 @@ REFUSED = {  # file: (what makes it, what is wrong)
 
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes and links")
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_image_is_named_in_one_line(name, tmp_path):
+def test_a_file_that_is_not_an_image_is_named_in_one_line(name, tmp_path):
     make, wrong = REFUSED[name]
     (tmp_path / "class").mkdir()
     make(tmp_path / "class" / name)
@@ -174,8 +174,8 @@ def test_a_truncated_file_is_named(ending, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_a_large_image_warns_of_nothing(tmp_path, monkeypatch):
-    """Pillow warns from MAX_IMAGE_PIXELS on, without the name of the file, and refuses twice as many."""
+def test_a_large_image_causes_no_warning(tmp_path, monkeypatch):
+    """Pillow warns above MAX_IMAGE_PIXELS, without naming the file, and rejects twice as many."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     PICTURE.save(tmp_path / "a.png")
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Latents drawn from the files of encode."""
+"""Latents drawn from the files that encode writes."""
 
 import json
 import pickle
@@ -46,11 +46,11 @@ def test_a_sample_is_drawn_from_the_posterior_of_the_image_or_its_mirror_image(t
     assert flips == {False, True}
 
 
-def test_moments_of_what_is_drawn(tree, folder, posterior):
+def test_moments_of_the_draws(tree, folder, posterior):
     source, index, n = Latents(folder, flip=False), 6, 4000
     mean, std = posterior(Images(tree, 12, flip=False).read(index, None)[0])
     drawn = torch.stack([source.read(index, generator(seed))[0] for seed in range(n)]) / 0.18215
-    error = (drawn.mean(0) - mean) / (std / n**0.5)  # in standard deviations: 144 of them
+    error = (drawn.mean(0) - mean) / (std / n**0.5)  # 144 values, in standard errors
     assert error.abs().max() < 5 and error.std() > 0.5
     assert ((drawn.std(0) / std - 1) * (2 * n) ** 0.5).abs().max() < 5
 
@@ -64,7 +64,7 @@ def test_half_are_mirrored(tree, folder, posterior):
     assert 0.3 < towards < 0.7  # 0 without mirror images, 1 with nothing else
 
 
-def test_every_epoch_draws_anew_and_again_the_same(folder):
+def test_every_epoch_draws_anew_and_reproducibly(folder):
     source, settings = Latents(folder), {"seed": 0, "batch": 11}
     first, second = (next(stream_batches(source, start=start, **settings)) for start in (0, 11))
     places = [first.indices.tolist().index(index) for index in second.indices.tolist()]
@@ -82,7 +82,7 @@ def test_workers_read_the_same(folder, workers):
         assert torch.equal(next(alone).x, next(split).x)
 
 
-def test_it_can_be_sent_to_a_process(folder):
+def test_it_can_be_pickled(folder):
     source = Latents(folder)
     copy = pickle.loads(pickle.dumps(source))
     assert torch.equal(copy.read(5, generator(1))[0], source.read(5, generator(1))[0])
@@ -172,13 +172,13 @@ def test_an_incomplete_index(folder):
         Latents(folder)
 
 
-def test_a_folder_of_something_else(tmp_path):
+def test_an_unrelated_folder(tmp_path):
     with pytest.raises(DataError, match=r"contains no latents\.json"):
         Latents(tmp_path)
 
 
-def test_a_shard_that_goes_while_it_is_used(folder):
-    source = pickle.loads(pickle.dumps(Latents(folder)))  # as a worker has it: nothing is open
+def test_a_shard_that_disappears_during_use(folder):
+    source = pickle.loads(pickle.dumps(Latents(folder)))  # as in a worker: no file is open
     (folder / "latents-00001.safetensors").unlink()
     with pytest.raises(Unreadable, match=r"latents-00001\.safetensors cannot be read: .") as raised:
         source.read(5, generator(0))
@@ -189,7 +189,7 @@ def test_a_shard_that_goes_while_it_is_used(folder):
 
 
 def damage(folder, name, older=False):
-    """Change one element of a tensor of the second shard in the file, and leave the rest as it is."""
+    """Change one element of a tensor in the second shard's file, and nothing else."""
     path = folder / "latents-00001.safetensors"
     held = load_file(path)
     if older:
@@ -199,9 +199,9 @@ def damage(folder, name, older=False):
 
 
 @pytest.mark.parametrize(("name", "flips"), [("mean", [False]), ("std_flip", [True]), ("labels", [False, True])])
-def test_a_damaged_latent_is_noticed_where_it_is_read(folder, name, flips):
+def test_a_damaged_latent_is_noticed_when_read(folder, name, flips):
     damage(folder, name)
-    source, seeds = Latents(folder), {False: 0, True: 1}  # of the first flip that a generator gives
+    source, seeds = Latents(folder), {False: 0, True: 1}  # seeds whose first draw is this flip
     for seed in range(20):
         seeds[bool(torch.rand((), generator=generator(seed)) < 0.5)] = seed
     for flip, seed in seeds.items():

@@ -1,4 +1,4 @@
-"""Pixels of a sample, against a resampling written out in float64."""
+"""A sample's pixels, compared with a plain float64 resampling."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from ditfast.data.preprocess import center_crop, to_tensor
 
 
 def picture(width, height, seed=0):
-    """Smooth colours with some noise: no two places are alike, and no filter rings at every pixel."""
+    """Smooth colors with some noise: no two places are equal, and no filter rings at every pixel."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width].astype(float)
     waves = np.stack([128 + 100 * np.sin(x / (3 + k) + y / (5 - k) + k) for k in range(3)], -1)
@@ -27,7 +27,7 @@ def bicubic(t):
 
 
 def weights(kernel, inside, outside):
-    """(outside, inside): the kernel is stretched where the image shrinks, so that it sees every pixel."""
+    """(outside, inside): when the image shrinks, the kernel is stretched so that it covers every pixel."""
     scale = inside / outside
     centre = (np.arange(outside) + 0.5) * scale
     rows = kernel((np.arange(inside) - centre[:, None] + 0.5) * (1 / max(scale, 1)))
@@ -35,7 +35,7 @@ def weights(kernel, inside, outside):
 
 
 def resize(pixels, width, height, kernel):
-    """Rows first, rounded to bytes after each direction."""
+    """Resize rows first; round to bytes after each direction."""
     across = np.einsum("ow,hwc->hoc", weights(kernel, pixels.shape[1], width), pixels.astype(float))
     return to_bytes(np.einsum("oh,hwc->owc", weights(kernel, pixels.shape[0], height), to_bytes(across)))
 
@@ -58,8 +58,8 @@ def expected(image, size):
 
 
 SIZES = [
-    *((16, 16), (31, 31), (32, 32), (33, 47), (64, 32), (63, 64)),  # around the crop's size, twice and four times it
-    *((131, 67), (67, 131), (39, 200), (303, 40)),  # odd, and so are halves: a box does not end on a pixel's middle
+    *((16, 16), (31, 31), (32, 32), (33, 47), (64, 32), (63, 64)),  # around one, two and four times the crop's size
+    *((131, 67), (67, 131), (39, 200), (303, 40)),  # odd, with odd halves: a box filter does not end mid-pixel
     *((5, 5), (1, 3), (9, 4), (15, 23)),  # smaller than the crop
 ]
 TOLERANCE = 2  # bytes: Pillow's weights are in fixed point, and each pass rounds
@@ -73,8 +73,8 @@ def test_center_crop(width, height):
     np.testing.assert_allclose(got.astype(float), expected(image, 16), atol=TOLERANCE)
 
 
-def test_bicubic_alone_is_something_else():
-    """The halving shows: the test above would see it missing."""
+def test_bicubic_alone_differs():
+    """Without halving the result differs, so the test above would notice."""
     image = picture(131, 67)
     alone = resize(np.asarray(image), round(131 * 16 / 67), 16, bicubic)
     left = (alone.shape[1] - 16) // 2
@@ -87,7 +87,7 @@ def test_odd_size():
 
 
 def test_the_crop_is_the_middle():
-    """What is odd is cut off at the right and the bottom."""
+    """An odd remainder is cut off at the right and the bottom."""
     pixels = np.zeros((4, 9, 3), np.uint8)
     pixels[:, 2:6] = 255
     assert (np.asarray(center_crop(Image.fromarray(pixels), 4)) == 255).all()

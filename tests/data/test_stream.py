@@ -1,4 +1,4 @@
-"""The sequence of samples follows from the seed alone."""
+"""The sequence of samples depends only on the seed."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ SEEN = 30  # positions: more than four epochs
 
 
 class Numbers:
-    """Items that show their index and what their generator drew; those in ``broken`` cannot be read."""
+    """Items that return their index and a draw of their generator; those in ``broken`` cannot be read."""
 
     shape, num_classes, identity = (1, 1, 2), 5, {}
 
@@ -34,7 +34,7 @@ class Numbers:
 
 
 def sequence(source, start=0, end=SEEN, world=1, batch=6, seed=3, **settings):
-    """(index, label, chance) of each position from ``start`` to ``end``, gathered from all ranks."""
+    """(index, label, draw) at each position from ``start`` to ``end``, gathered from all ranks."""
     ranks = [
         stream_batches(source, seed=seed, start=start, batch=batch, rank=r, world=world, **settings)
         for r in range(world)
@@ -50,18 +50,18 @@ def sequence(source, start=0, end=SEEN, world=1, batch=6, seed=3, **settings):
     return seen[: end - start]
 
 
-def test_every_epoch_has_every_item_once_in_an_order_of_its_own():
+def test_every_epoch_has_every_item_once_in_a_new_order():
     seen = [index for index, _, _ in sequence(Numbers(), end=28, batch=1)]
     epochs = [tuple(seen[start : start + 7]) for start in range(0, 28, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len(set(epochs)) == 4
 
 
-def test_chance_is_new_at_every_position():
+def test_draws_are_new_at_every_position():
     assert len({drawn for _, _, drawn in sequence(Numbers())}) == SEEN
 
 
-def test_a_seed_gives_an_order_and_chance_of_its_own():
+def test_every_seed_gives_its_own_order_and_draws():
     one, other = sequence(Numbers(), seed=3), sequence(Numbers(), seed=4)
     assert [each[0] for each in one] != [each[0] for each in other]
     assert not {each[2] for each in one} & {each[2] for each in other}
@@ -105,13 +105,13 @@ def test_the_global_generator_is_left_alone():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_next_readable_item_takes_the_place_of_a_broken_one(workers):
+def test_the_next_readable_item_replaces_a_broken_one(workers):
     whole = sequence(Numbers())
     replaced = {2: 3, 5: 0, 6: 0}
     source = Numbers(broken=(2, 5, 6))
     seen = sequence(source, unreadable="skip", workers=workers)
     assert [each[0] for each in seen] == [replaced.get(index, index) for index, _, _ in whole]
-    assert [each[2] for each in seen] == [drawn for _, _, drawn in whole]  # chance is of the position
+    assert [each[2] for each in seen] == [drawn for _, _, drawn in whole]  # draws belong to the position
     assert sequence(source, unreadable="skip", world=2) == seen
     batch = next(stream_batches(source, seed=3, start=0, batch=7, workers=workers, unreadable="skip"))
     assert sorted(batch.skipped) == sorted(f"item {i} is broken" for i in (2, 5, 6, 6))
@@ -130,7 +130,7 @@ def test_a_broken_item_is_named_when_its_turn_comes(workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("count", [7, None])
-def test_skipping_everything_ends(count, workers):
+def test_skipping_everything_terminates(count, workers):
     batches = stream_batches(
         Numbers(count, broken=range(2000)), seed=3, start=5, batch=2, workers=workers, unreadable="skip"
     )
@@ -160,8 +160,8 @@ def test_a_killed_worker_is_one_line():
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs Linux")
-def test_a_worker_ends_with_its_parent_alone():
-    """Else a signal to the group ends it before the last checkpoint, or the parent never ends."""
+def test_a_worker_ends_only_with_its_parent():
+    """Otherwise a signal to the group would end it before the last checkpoint, or the parent would never end."""
 
     class Told(Numbers):
         def read(self, index, generator):
@@ -190,25 +190,25 @@ def test_a_worker_ends_with_its_parent_alone():
         ({"unreadable": "ignore"}, "unreadable must be 'skip' or 'fail', got 'ignore'"),
     ],
 )
-def test_bad_arguments_are_refused_at_once(changes, message):
+def test_bad_arguments_are_rejected_at_once(changes, message):
     with pytest.raises(DataError, match=message):
         stream_batches(Numbers(), **{"seed": 0, "start": 0, "batch": 6, **changes})
 
 
-def test_an_empty_source_is_refused():
+def test_an_empty_source_is_rejected():
     with pytest.raises(DataError, match="the data is empty"):
         stream_batches(Numbers(0), seed=0, start=0, batch=1)
 
 
 def test_digits_stream():
     source = Digits()
-    x, y, indices, _ = next(stream_batches(source, seed=0, start=1795, batch=5))  # over the end of an epoch
+    x, y, indices, _ = next(stream_batches(source, seed=0, start=1795, batch=5))  # across the end of an epoch
     for i, index in enumerate(indices.tolist()):
         expected, label = source.read(index, None)
         assert torch.equal(x[i], expected) and y[i] == label
 
 
-def test_the_hash_spreads_neighbours_over_all_bits():
+def test_the_hash_spreads_adjacent_numbers_over_all_bits():
     near = np.array([derive_seed(seed, 1, position) for seed in range(64) for position in range(64)], np.uint64)
     assert len(np.unique(near.astype(np.uint32))) > len(near) - 3
     bits = near[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)

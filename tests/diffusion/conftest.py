@@ -10,7 +10,7 @@ from ditfast.models import DiT
 
 
 class Gaussian(torch.nn.Module):
-    """The exact noise predictor for data that is normal with a mean and a standard deviation per pixel."""
+    """The exact noise predictor for normal data with a mean and a standard deviation per pixel."""
 
     def __init__(self, diffusion, mean=0.3, std=0.5):
         super().__init__()
@@ -34,7 +34,7 @@ def on_one_thread(one_thread):
 
 @pytest.fixture(scope="session")
 def golden():
-    """Golden values and the model that they were computed with, by tag."""
+    """Golden values and the model they were computed with, by tag."""
 
     def load(tag):
         values = {

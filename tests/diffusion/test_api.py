@@ -14,7 +14,7 @@ def test_names():
 
 
 def test_modules_of_the_original():
-    """Code that imports from them finds there what it found in the original."""
+    """Code that imports from them finds the original's names."""
     from ditfast.diffusion import gaussian_diffusion, respace, timestep_sampler
 
     for name in ("GaussianDiffusion", "ModelMeanType", "ModelVarType", "LossType", "get_named_beta_schedule"):

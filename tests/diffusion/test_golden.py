@@ -1,4 +1,4 @@
-"""Values of the original implementation, made with the models of tests/golden/README.md.
+"""Values computed by the original implementation, with the models of tests/golden/README.md.
 
 In `diffusion_<tag>.npz`: `x0`, `noise`, `y`; `<schedule>:<table>`; `respace:<spec>:*`; at timesteps `train_t` the
 noisy `q_sample`, `loss:<kind>:*`, and `pmv:<kind>:*`, which is p_mean_variance of x0 itself;
@@ -19,7 +19,7 @@ KINDS = {
     "fixed_small": {"sigma_small": True, "learn_sigma": False},
     "fixed_large": {"learn_sigma": False},
 }
-# a KL divergence near 0 is a difference of numbers near 1: to an ulp of these
+# a KL divergence near 0 is a difference of numbers near 1, accurate to their ulp
 KL_FLOOR = 2.0**-23
 LEARNED = ("mse", "kl", "rescaled", "xstart")
 CASES = [("tiny64", kind) for kind in KINDS] + [("tiny72", kind) for kind in LEARNED]
@@ -28,13 +28,13 @@ RESPACINGS += [("tiny72", spec) for spec in ("10", "10,20,30", "ddim25", "ddim50
 
 
 def of_kind(case, kind, spec=""):
-    """tiny64 predicts no variance: all its kinds are with a fixed one."""
+    """tiny64 predicts no variance: all its kinds have a fixed one."""
     return create_diffusion(spec, **{"learn_sigma": case.model.learn_sigma, **KINDS[kind]})
 
 
 @pytest.fixture
 def step_noise(monkeypatch, kit):
-    """Replace drawn noise by named arrays: the i-th call gives `<prefix>/<i>`."""
+    """Replace random noise with named arrays: the i-th call returns `<prefix>/<i>`."""
 
     def named(module, prefix):
         drawn = []
@@ -50,7 +50,7 @@ def step_noise(monkeypatch, kit):
 
 
 def close_per_sample(got, expected, rtol, atol=0.0):
-    """Relative to the largest value of each sample: samples differ in size by orders of magnitude."""
+    """Compare relative to each sample's largest value: samples differ by orders of magnitude."""
     assert len(got) == len(expected)
     for i, (a, b) in enumerate(zip(got, expected, strict=True)):
         tolerance = rtol * b.abs().max().item() + atol
@@ -133,7 +133,7 @@ def test_sampling(golden, kit, step_noise, tag, spec, sampler):
         out = diffusion.ddim_sample_loop(model, z.shape, z, eta=0.5 if "eta" in sampler else 0.0, **options)
     else:
         out = diffusion.p_sample_loop(model, z.shape, z, **options)
-    assert len(drawn) == diffusion.num_timesteps  # the last step draws too: seeds give the original's samples
+    assert len(drawn) == diffusion.num_timesteps  # the last step draws, too: seeds give the original's samples
     close_per_sample(out, case.values[f"sample:{spec}:{sampler}"], 1e-4)
 
 

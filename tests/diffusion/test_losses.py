@@ -55,7 +55,7 @@ def test_gradients_flow_to_every_output(kind):
 
 
 def test_weights_of_the_bound():
-    """50 steps: RESCALED_MSE weights it by 50 / 1000, RESCALED_KL by 50."""
+    """With 50 steps, RESCALED_MSE weights it by 50 / 1000, RESCALED_KL by 50."""
     plain, rescaled, kl = losses(), losses(rescale_learned_sigmas=True), losses(use_kl=True)
     torch.testing.assert_close(rescaled["vb"], plain["vb"] * 50 / 1000)
     torch.testing.assert_close(kl["loss"], plain["vb"] * 50)
@@ -104,7 +104,7 @@ def test_drawn_noise_is_noise():
     loss = create_diffusion("", learn_sigma=False).training_losses(
         lambda x, t: torch.zeros_like(x), torch.zeros(4, 3, 64, 64), torch.tensor([0, 10, 500, 999])
     )
-    torch.testing.assert_close(loss["loss"], torch.ones(4), rtol=0.05, atol=0)  # the mean square of what was drawn
+    torch.testing.assert_close(loss["loss"], torch.ones(4), rtol=0.05, atol=0)  # the mean square of the noise
 
 
 def test_normal_kl():
@@ -115,7 +115,7 @@ def test_normal_kl():
 
 
 def test_discretized_likelihood():
-    """The 256 bins hold all of the probability; a bin's is that of the normal, to the accuracy of the tanh."""
+    """The 256 bins hold all the probability; each bin's is the normal's, to the accuracy of the tanh."""
     bins = torch.linspace(-1, 1, 256)
     for mean, std in ((0.1, 0.2), (-0.95, 0.3), (0.0, 2.0)):
         args = torch.full_like(bins, mean), torch.full_like(bins, math.log(std))

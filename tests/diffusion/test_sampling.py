@@ -75,11 +75,11 @@ def test_classifier_guidance_gives_the_posterior(kit, sampler, steps):
     assert x.std().item() == pytest.approx(precision**-0.5, rel=0.05)
 
 
-def test_ddim_goes_back_to_where_it_came_from(kit):
+def test_ddim_reverses_to_its_starting_point(kit):
     diffusion = create_diffusion("250", learn_sigma=False)
     model = kit.Gaussian(diffusion)
     start = x = 0.3 + 0.5 * torch.randn(4, 2, 8, 8, generator=seeded())
-    for step in range(diffusion.num_timesteps - 1):  # the step after the last has no noise level
+    for step in range(diffusion.num_timesteps - 1):  # there is no noise level after the last step
         t = torch.full((4,), step)
         x = diffusion.ddim_reverse_sample(model, x, t, clip_denoised=False)["sample"]
     assert (x - start).norm() > 0.5 * start.norm()
@@ -94,7 +94,7 @@ def test_ddim_goes_back_to_where_it_came_from(kit):
 
 @torch.no_grad()
 def test_one_step():
-    """From pure noise straight to what the model takes for x_0."""
+    """From pure noise straight to the model's estimate of x_0."""
     diffusion = create_diffusion("1", predict_xstart=True)
     seen = []
 
@@ -142,7 +142,7 @@ def test_predictions_invert_each_other(case):
     t = torch.tensor([0, 5, 12, 19])
     x_t = diffusion.q_sample(x_start, t, noise)
     torch.testing.assert_close(diffusion.predict_eps_from_xstart(x_t, t, x_start), noise, rtol=0, atol=2e-4)
-    # at t = 19 noise is all: what is left of x_0 is amplified by 1 / sqrt(alpha_bar) = 157
+    # at t = 19, x is almost pure noise: x_0's remainder is amplified by 1 / sqrt(alpha_bar) = 157
     torch.testing.assert_close(diffusion.predict_xstart_from_eps(x_t, t, noise), x_start, rtol=0, atol=2e-4)
 
 
@@ -168,7 +168,7 @@ def test_generator_repeats_and_leaves_the_global_state(case, sampler):
     diffusion.calc_bpd_loop(model, a, generator=seeded())
     diffusion.training_losses(model, a, torch.tensor([1, 2]), generator=seeded())
     assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(1)  # torch's own generator is the default, and draws the same
+    torch.manual_seed(1)  # the default is torch's global generator, which draws the same
     torch.testing.assert_close(loop(diffusion, sampler)(model, (2, 3, 4, 4), **options), a, rtol=0, atol=0)
 
 
@@ -180,7 +180,7 @@ def test_a_generator_per_sample_makes_samples_independent_of_the_batch(case):
     assert not torch.equal(together[0], together[1])
 
 
-def test_given_noise_is_where_it_starts(case):
+def test_given_noise_is_the_start(case):
     diffusion, model = case
     noise = torch.randn(2, 3, 4, 4, generator=seeded())
     before = noise.clone()
@@ -244,7 +244,7 @@ def test_samples_keep_the_dtype_and_are_computed_in_no_less_than_fp32(case, dtyp
 
 
 def test_training_after_inference_mode():
-    """Tables that were first used in inference mode can be saved for backward."""
+    """Tables first used in inference mode can be saved for backward."""
     diffusion = create_diffusion("10", learn_sigma=False)
     model = torch.nn.Conv2d(3, 3, 1)
     with torch.inference_mode():

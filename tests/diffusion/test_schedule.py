@@ -20,7 +20,7 @@ given, st = hypothesis.given, hypothesis.strategies
 
 
 @pytest.mark.parametrize("spec", [25, "25", [25], (25,), np.int64(25), np.array([25]), " 25 "])
-def test_a_count_in_any_form(spec):
+def test_a_count_in_every_form(spec):
     assert space_timesteps(1000, spec) == space_timesteps(1000, "25")
 
 
@@ -35,8 +35,8 @@ def test_sections():
     assert space_timesteps(10, "1,0,2") == {0, 7, 9}
 
 
-def test_ties_are_those_of_the_sum():
-    """The middle of 21 steps: a product gives 499.5, which rounds to 500, a sum of rounded strides a bit less."""
+def test_ties_round_like_the_originals_sum():
+    """The middle of 21 steps: as a product it is 499.5, rounded to 500; as a sum of rounded strides, a bit less."""
     stride = 999 / 20
     summed = reduce(add, [stride] * 10)
     assert round(stride * 10) == 500 and round(summed) == 499
@@ -50,7 +50,7 @@ def test_ddim_keeps_a_whole_stride():
     assert space_timesteps(1000, "ddim334") == set(range(0, 1000, 3))  # not a divisor, yet a whole stride
 
 
-def test_ddim_keeps_any_number_evenly_from_0():
+def test_ddim_keeps_any_number_evenly_spaced_from_0():
     for count in (2, 7, 30, 300, 600, 999):
         kept = sorted(space_timesteps(1000, f"ddim{count}"))
         gaps = np.diff([*kept, 1000])
@@ -104,7 +104,7 @@ def test_one_step_is_the_last():
 
 
 def test_steps_up_to_the_last():
-    """As if the process ended there, at the noise levels that it has."""
+    """As if the process ended there, with its own noise levels."""
     full, diffusion = create_diffusion(""), create_diffusion("ddim25", last_step=499)
     assert diffusion.timestep_map == list(range(0, 500, 20)) and diffusion.original_num_steps == 1000
     np.testing.assert_allclose(diffusion.alphas_cumprod, full.alphas_cumprod[:500:20])
@@ -133,7 +133,7 @@ def test_tables_agree_with_each_other(schedule):
     np.testing.assert_allclose(np.exp(d.posterior_log_variance_clipped[1:]), d.posterior_variance[1:])
     assert np.exp(d.posterior_log_variance_clipped[0]) == pytest.approx(d.posterior_variance[1])
     np.testing.assert_array_equal(d.large_variance[1:], d.betas[1:])
-    # a mean of x_0 and x_t keeps a constant where both are noise-free
+    # a weighted mean of x_0 and x_t preserves a constant if both are noise-free
     coefficients = d.posterior_mean_coef1 + d.posterior_mean_coef2 * d.sqrt_alphas_cumprod
     np.testing.assert_allclose(coefficients, np.sqrt(d.alphas_cumprod_prev))
 

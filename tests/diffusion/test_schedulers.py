@@ -1,4 +1,4 @@
-"""Schedulers of diffusers drive the model."""
+"""diffusers' schedulers drive the model."""
 
 import sys
 
@@ -10,7 +10,7 @@ from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.diffusion.schedulers import NAMES, make_scheduler, sample_with_scheduler, set_steps
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers' use of numpy
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # from diffusers' use of numpy
 SHAPE = (64, 1, 8, 8)
 
 
@@ -55,7 +55,7 @@ def test_ddim_gives_the_samples_of_the_original(golden, kit, tag):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("predict_xstart", [False, True])
 def test_ancestral_sampling_with_a_learned_variance_is_ddpm(predict_xstart, clip):
-    """At every step that has a signal; with fewer steps that scheduler interpolates to another beta."""
+    """At every step that has a signal; with fewer steps, that scheduler interpolates to a different beta."""
     settings = {"predict_xstart": predict_xstart, "diffusion_steps": 12, "last_step": 10}
     diffusion = create_diffusion("", "squaredcos_cap_v2", **settings)
     scheduler = make_scheduler("DDPMScheduler", diffusion, variance_type="learned_range")
@@ -95,14 +95,14 @@ def test_scheduler_has_the_noise_levels_of_the_full_process():
 
 
 def unsure(x, t):
-    """Noise that implies samples far beyond [-1, 1], some within, and a variance."""
+    """Predicts a variance, and noise that implies samples far beyond [-1, 1], with some inside."""
     noise = (3 * x + t.view(-1, 1, 1, 1) / 100).sin()
     return torch.cat([noise, noise], dim=1)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_clipped_sample_is_that_of_ddim(schedule):
-    """Whose own loop clamps the prediction, where the scheduler is given other noise."""
+    """DDIM's own loop clamps the prediction; the scheduler is given adjusted noise instead."""
     diffusion, noise = create_diffusion("ddim25", schedule), torch.randn(2, 3, 4, 4, generator=seeded())
     x, free = (
         sample(unsure, make_scheduler("ddim", diffusion), 25, noise.shape, noise=noise, learn_sigma=True, **options)
@@ -115,7 +115,7 @@ def test_a_clipped_sample_is_that_of_ddim(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", NAMES)
 def test_clipping(kit, name, schedule):
-    """Brings samples into the data's range, and leaves those alone that never leave it."""
+    """Brings samples into the data's range, and does not change those that never leave it."""
     diffusion, noise = create_diffusion("", schedule), torch.randn(2, 3, 4, 4, generator=seeded())
 
     def draw(model, clip):
@@ -123,14 +123,14 @@ def test_clipping(kit, name, schedule):
         return sample(model, make_scheduler(name, diffusion), 20, noise.shape, **options)
 
     assert draw(unsure, False).abs().max() > 30
-    assert draw(unsure, True).abs().max() < 1.2  # to where solvers of higher order extrapolate is not clamped
+    assert draw(unsure, True).abs().max() < 1.2  # extrapolation by higher-order solvers is not clamped
     sure = kit.Gaussian(diffusion, mean=0.3, std=0.05)
     assert torch.equal(draw(sure, True), draw(sure, False))
 
 
 @pytest.mark.parametrize("name, least", [("ddim", 2), ("pndm", 4)])
-def test_steps_of_one_length_fill_the_process(kit, name, least):
-    """Else each goes farther, or less far, than to the next."""
+def test_equal_steps_fill_the_process(kit, name, least):
+    """Otherwise a step would overshoot or fall short of the next."""
     diffusion = create_diffusion("", learn_sigma=False)
     model, scheduler = kit.Gaussian(diffusion), make_scheduler(name, diffusion)
     for steps, nearest in ((1, r"\d and \d"), (33, "25 and 40"), (600, "250 and 500"), (2000, "500 and 1000")):
@@ -142,7 +142,7 @@ def test_steps_of_one_length_fill_the_process(kit, name, least):
 
 
 @pytest.mark.parametrize("name, least", [("dpm++", 1), ("heun", 8), ("KDPM2DiscreteScheduler", 8)])
-def test_steps_are_those_that_the_noise_schedule_has(name, least):
+def test_steps_fit_the_noise_schedule(name, least):
     scheduler = make_scheduler(name, create_diffusion("", "squaredcos_cap_v2"))
     for steps in {least - 1, 997} - {0}:
         rule = f"from {least} to 996 for {type(scheduler).__name__} and this noise schedule, got {steps}"
@@ -189,7 +189,7 @@ def test_unknown_schedulers(name, message):
         make_scheduler(name, create_diffusion(""))
 
 
-def test_schedulers_that_do_not_fit():
+def test_incompatible_schedulers():
     with pytest.raises(ValueError, match="class must have .*, got FlowMatchEulerDiscreteScheduler"):
         sample(None, diffusers.FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ValueError, match="class must have .*, got str"):
@@ -225,8 +225,8 @@ def test_without_diffusers(monkeypatch):
         make_scheduler("ddim", create_diffusion(""))
 
 
-def test_without_what_a_class_needs_besides(monkeypatch):
-    """diffusers has a stand-in for it."""
+def test_without_a_class_own_dependency(monkeypatch):
+    """diffusers has a placeholder for it."""
     monkeypatch.setattr(diffusers.LMSDiscreteScheduler, "_backends", ["torch", "scipy"], raising=False)
     with pytest.raises(ImportError, match="LMSDiscreteScheduler needs torch and scipy"):
         make_scheduler("LMSDiscreteScheduler", create_diffusion(""))

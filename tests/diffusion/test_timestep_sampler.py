@@ -67,7 +67,7 @@ def test_uniform_until_every_timestep_has_its_history():
     assert sampler.weights()[4] > sampler.weights()[0]
 
 
-def test_only_the_last_losses_count():
+def test_only_the_latest_losses_count():
     sampler = warm(uniform_prob=0.0)
     for loss in (3.0, 4.0, 5.0):
         sampler.update_with_all_losses([1], [loss])

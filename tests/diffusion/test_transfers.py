@@ -1,6 +1,6 @@
-"""After its first step a sampling loop neither reads from the device nor copies to it.
+"""After its first step, a sampling loop neither reads from the device nor copies to it.
 
-Meta tensors stand for those of a device: reading one raises, and whatever meets a tensor of the host is counted.
+Meta tensors stand for device tensors: reading one raises, and every operation that mixes in a host tensor is counted.
 """
 
 import pytest
@@ -15,7 +15,7 @@ READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.defaul
 
 
 class Traffic(TorchDispatchMode):
-    """The operations that read a tensor, or that take or give one elsewhere than on ``device``."""
+    """Records operations that read a tensor, or whose inputs or outputs are not on ``device``."""
 
     def __init__(self, device):
         super().__init__()

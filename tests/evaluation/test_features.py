@@ -191,7 +191,7 @@ def test_a_script_that_writes_files_is_not_opened_unless_trusted(tmp_path, scrip
     assert "--trust-torchscript" in refusal("--samples", tmp_path, "--features", path)
     assert not trap.exists()
     load_extractor(path, None, "cpu", trust=True)
-    assert trap.read_bytes() == b"xxxx"  # the file is as malicious as it says
+    assert trap.read_bytes() == b"xxxx"  # the file is really malicious
 
 
 def test_functions_by_name(tmp_path, monkeypatch, pictures):

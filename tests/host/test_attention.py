@@ -138,7 +138,7 @@ def test_float16_gradients_overflow_to_infinity():
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("part", [0, 1, 2])
 @pytest.mark.parametrize("token", [0, 70])
-def test_what_is_not_finite_stays_so(part, bad, token, isa):
+def test_non_finite_values_propagate(part, bad, token, isa):
     """NaN and infinity come out where plain float64 has them, in the same head only."""
     qkv, dout = sample(2, 77, 3, 16, torch.float32)
     qkv.view(2, 77, 3, 3, 16)[1, token, part, 1, 4] = bad

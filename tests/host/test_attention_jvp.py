@@ -175,7 +175,7 @@ def test_bit_equal_for_any_number_of_threads_and_any_batch(dtype, with_threads):
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("part", [0, 1, 2])
 @pytest.mark.parametrize("token", [0, 70])
-def test_what_is_not_finite_stays_so(part, bad, token, isa):
+def test_non_finite_values_propagate(part, bad, token, isa):
     """NaN and infinity come out where plain float64 has them, in the same head only; a tangent's in no primal."""
     for is_tangent in (False, True):
         qkv, qkv_t = problem(2, 77, 3, 16, dtype=torch.float32)

@@ -76,7 +76,7 @@ def test_every_size_of_number(dtype, isa):
 
 @pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
 @pytest.mark.parametrize("at", (0, 15, 16, 39))
-def test_what_is_not_finite_stays_so(value, at, isa):
+def test_non_finite_values_propagate(value, at, isa):
     for dtype in DTYPES:
         pre, dact = problem(dtype, 3, 40)
         pre[1, at] = value

@@ -80,7 +80,7 @@ def check_attention():
         assert_same_on_two_threads(lambda: attention(qkv, dout, heads), results)  # noqa: B023
     assert not results[2][..., : 2 * heads * d].any(), "gradients of q and k of a single key"
     for part in range(3):
-        test_attention.test_what_is_not_finite_stays_so(part, NAN, 70, None)
+        test_attention.test_non_finite_values_propagate(part, NAN, 70, None)
 
 
 def attention(qkv, dout, heads):

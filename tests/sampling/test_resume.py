@@ -37,7 +37,7 @@ def interrupt_after(monkeypatch, count, error):
     return lambda: monkeypatch.setattr(Image.Image, "save", save)
 
 
-def test_an_interrupted_run_goes_on(run, refusal, written, monkeypatch, tmp_path):
+def test_an_interrupted_run_resumes(run, refusal, written, monkeypatch, tmp_path):
     options = ("--num-samples", 6, "--batch", 2)
     whole = run(*options, out="whole")
     written.clear()
@@ -53,7 +53,7 @@ def test_an_interrupted_run_goes_on(run, refusal, written, monkeypatch, tmp_path
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_is_finished(run, refusal, monkeypatch, written, tmp_path):
+def test_a_full_disk_is_one_line_and_keeps_finished_shards(run, refusal, monkeypatch, written, tmp_path):
     repair = interrupt_after(monkeypatch, 2, OSError(errno.ENOSPC, "No space left on device"))
     message = refusal("--num-samples", 4)
     assert "000002.png: No space left on device; finished images are kept" in message
@@ -81,7 +81,7 @@ def test_a_larger_number_adds_samples(run, written):
     assert written == [0, 1, 2, 3, 4]
 
 
-def test_other_settings_are_refused_unless_overwritten(run, refusal, written, tmp_path):
+def test_other_settings_are_rejected_unless_overwriting(run, refusal, written, tmp_path):
     first = run("--num-samples", 3)
     message = refusal("--num-samples", 3, "--cfg", 2)
     assert "another run (guidance was" in message and "--overwrite" in message
@@ -136,7 +136,7 @@ def test_other_weights_are_another_run(run, refusal, save, tmp_path):
     assert "weights was" in refusal("--num-samples", 1, model=save(tmp_path / "other", depth=1))
 
 
-def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path):
+def test_an_unrelated_folder_is_left_alone(refusal, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/000000.png").write_bytes(b"mine")
     for options in ((), ("--overwrite",)):

@@ -82,7 +82,7 @@ def test_export_and_a_checkpoint_by_name(newest, refused, tmp_path, trap):
     with pytest.raises(SystemExit, match="would run posix.mkdir"):
         export.main([str(newest), str(tmp_path / "model")])
     (newest / ".metadata").unlink()
-    shutil.copy(newest.parent / "step-00000002" / ".metadata", newest)  # the file is as malicious as it says:
+    shutil.copy(newest.parent / "step-00000002" / ".metadata", newest)  # the file is really malicious:
     pickle.loads(pickle.dumps(Evil(trap)))
     trap.rmdir()
 
