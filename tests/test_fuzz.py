@@ -59,7 +59,7 @@ def hang():
         (lambda: bytearray(8 << 30), "crashed", "MemoryError"),
         (hang, "killed", "CPU time"),
         (lambda: os.kill(os.getpid(), signal.SIGTERM), "killed", "SIGTERM"),
-        (lambda: os._exit(0), "lost", "ended by itself"),
+        (lambda: os._exit(0), "lost", "the process exited"),
         (lambda: sys.exit("error: depth"), "refused", None),
         (lambda: None, "accepted", "accepted"),
     ],

@@ -1,4 +1,4 @@
-"""A small fixed extractor, and images that it can tell apart."""
+"""A small fixed extractor, and images that it distinguishes."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ class Waves(torch.nn.Module):
 
 
 class Rich(torch.nn.Module):
-    """The same, with spatial features and probabilities."""
+    """Like `Waves`, with spatial features and probabilities."""
 
     def __init__(self, height: int = HEIGHT, width: int = WIDTH):
         super().__init__()
@@ -86,7 +86,7 @@ def data(tmp_path_factory):
         images = make_images(seed, count)
         paths[name] = save_folder(root / name, images)
         paths[f"{name}.npz"] = str(root / f"{name}.npz")
-        np.savez(root / f"{name}.npz", arr_0=images, arr_1=np.arange(count))  # ADM's also hold labels
+        np.savez(root / f"{name}.npz", arr_0=images, arr_1=np.arange(count))  # ADM's files also hold labels
     return paths
 
 
@@ -107,7 +107,7 @@ def folder():
 
 @pytest.fixture
 def evaluate(capsys):
-    """Run the command, and return its report; what went to stderr is kept as ``evaluate.err``."""
+    """Run the command and return its report; stderr is kept as ``evaluate.err``."""
 
     def command(*options):
         capsys.readouterr()
@@ -120,7 +120,7 @@ def evaluate(capsys):
 
 @pytest.fixture
 def refusal(refusal_of):
-    """The one line with which the command refuses its options."""
+    """The single line with which the command rejects its options."""
     refused = refusal_of(lambda *options: main([str(each) for each in options]))
 
     def error(*options):

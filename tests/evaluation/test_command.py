@@ -12,11 +12,11 @@ from ditfast.evaluation.features import load_extractor
 from ditfast.evaluation.metrics import frechet_distance, inception_score, moments, precision_recall
 from ditfast.sample import main as sample
 
-PART = 4  # of the Inception Score: eight parts of the 33 images, and one more
+PART = 4  # of the Inception Score: the 33 images make eight parts, and a ninth
 
 
 def outputs(data, net, images):
-    """What an extractor returns for an array of images, all at once."""
+    """An extractor's results for an array of images, all at once."""
     return load_extractor(data[net], None, "cpu")(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
@@ -41,7 +41,7 @@ def test_all_metrics_of_folders_and_npz(evaluate, data, expected, samples, refer
     options = ("--samples", data[samples], "--reference", data[reference], "--features", data["rich"])
     found = evaluate(*options, "--batch", batch)
     assert found["metrics"] == pytest.approx(expected, rel=1e-4)
-    assert len(set(expected.values())) == 6 and min(expected.values()) > 0  # each can be told from the others
+    assert len(set(expected.values())) == 6 and min(expected.values()) > 0  # all differ
     assert found["missing"] == {}
     assert found["samples"] == {"path": data[samples], "count": 33}
     assert found["reference"] == {"path": data[reference], "count": 40, "pictures": 40}
@@ -72,7 +72,7 @@ def test_chosen_metrics_only(evaluate, data, expected):
     assert found["reference"] is None
 
 
-def test_saved_statistics_stand_for_their_images(evaluate, data, expected, tmp_path, capsys):
+def test_saved_statistics_replace_their_images(evaluate, data, expected, tmp_path, capsys):
     saved = tmp_path / "reference.npz"
     main(["--reference", data["real"], "--features", data["rich"], "--save-stats", str(saved)])
     assert capsys.readouterr().out == f"{saved}\n"
@@ -85,7 +85,7 @@ def test_saved_statistics_stand_for_their_images(evaluate, data, expected, tmp_p
     assert found["reference"] == {"path": str(saved), "count": 40, "pictures": 40}
 
 
-def test_statistics_are_saved_beside_an_evaluation(evaluate, data, expected, tmp_path):
+def test_statistics_are_saved_during_an_evaluation(evaluate, data, expected, tmp_path):
     options = ("--samples", data["fake"], "--reference", data["real"], "--features", data["rich"])
     found = evaluate(*options, "--save-stats", tmp_path / "r.npz", "--metrics", "is")
     assert found["metrics"]["is"] == pytest.approx(expected["is"], rel=1e-4)
@@ -96,7 +96,7 @@ def test_statistics_are_saved_beside_an_evaluation(evaluate, data, expected, tmp
 
 
 def test_adms_reference_files_are_read(evaluate, data, expected, generate, tmp_path):
-    """Their keys alone: no count, no extractor, and images that are not those of the statistics."""
+    """They have only their own keys: no count, no extractor, and images other than those of the statistics."""
     real = outputs(data, "rich", generate(0, 40))
     (mu, sigma), (mu_s, sigma_s) = moments(real["features"]), moments(real["spatial"])
     pictures = generate(0, 40)[::2]
@@ -121,7 +121,7 @@ def test_precision_and_recall_see_a_part_of_a_large_reference(evaluate, data, ge
     np.testing.assert_array_equal(np.load(tmp_path / "r.npz")["arr_0"], generate(0, 40)[::5])
 
 
-def test_the_first_samples_only(evaluate, data, generate):
+def test_only_the_first_samples(evaluate, data, generate):
     options = ("--samples", data["fake"], "--reference", data["real"], "--features", data["waves"])
     found = evaluate(*options, "--num-samples", 20, "--metrics", "fid")
     real, fake = (outputs(data, "waves", x)["features"] for x in (generate(0, 40), generate(1, 33)[:20]))
@@ -129,7 +129,7 @@ def test_the_first_samples_only(evaluate, data, generate):
     assert found["samples"]["count"] == 20
 
 
-def test_what_cannot_be_had_is_said_with_its_reason(evaluate, refusal, data, capsys):
+def test_unavailable_metrics_are_reported_with_a_reason(evaluate, refusal, data, capsys):
     options = ("--samples", data["fake"], "--reference", data["real"], "--features", data["waves"])
     found = evaluate(*options)
     assert found["metrics"].keys() == {"fid", "precision", "recall"}
@@ -140,10 +140,10 @@ def test_what_cannot_be_had_is_said_with_its_reason(evaluate, refusal, data, cap
     assert "sFID               –  waves.pt returns no 'spatial'" in capsys.readouterr().out.splitlines()
 
 
-def test_what_few_images_cannot_give(evaluate, data, folder, generate, tmp_path):
+def test_metrics_that_need_more_images(evaluate, data, folder, generate, tmp_path):
     few = folder(tmp_path / "few", generate(2, 3))
     found = evaluate("--samples", few, "--reference", data["real"], "--features", data["rich"])
-    assert found["metrics"].keys() == {"fid", "sfid", "is"}  # of one part there is no std
+    assert found["metrics"].keys() == {"fid", "sfid", "is"}  # one part has no std
     assert found["missing"]["recall"] == "more than 3 samples are needed, got 3"
     found = evaluate("--samples", data["fake"], "--reference", few, "--features", data["rich"])
     assert found["missing"]["precision"] == "more than 3 reference images are needed, got 3"
@@ -176,7 +176,7 @@ def test_notes(evaluate, data, folder, generate, monkeypatch, tmp_path):
     assert found["notes"] == ["the samples are 10 x 6, the reference is 20 x 12"]
 
 
-def test_samples_of_a_checkpoint_are_those_of_the_sample_command(evaluate, ckpt, tmp_path, monkeypatch):
+def test_samples_of_a_checkpoint_equal_the_sample_commands(evaluate, ckpt, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flat.py").write_text("def flat(x): return x.flatten(1)[:, ::17] / 255")
     monkeypatch.syspath_prepend(tmp_path)
@@ -193,5 +193,5 @@ def test_samples_of_a_checkpoint_are_those_of_the_sample_command(evaluate, ckpt,
     assert drawn == [f"{i:06d}.png" for i in range(11)]
     before = (tmp_path / "own/000000.png").stat().st_mtime_ns
     again = evaluate("--ckpt", ckpt, "--num-samples", 11, *shared, *options, "--out", "own")
-    assert again["metrics"] == expected["metrics"]  # of the first 11 in a folder that has more
+    assert again["metrics"] == expected["metrics"]  # of the first 11 in a larger folder
     assert (tmp_path / "own/000000.png").stat().st_mtime_ns == before

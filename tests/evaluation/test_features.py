@@ -1,4 +1,4 @@
-"""Extractors: their contract, and the layers of the Inception that FID is defined with."""
+"""Extractors: their contract, and the layers of FID's Inception network."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from ditfast.evaluation.features import load_extractor
 
 
 class Mixed(nn.Module):
-    """A block of two branches, as Inception's."""
+    """A block with two branches, like Inception's."""
 
     def __init__(self):
         super().__init__()
@@ -22,7 +22,7 @@ class Mixed(nn.Module):
 
 
 class SmallInception(nn.Module):
-    """The interface of NVIDIA's file: the names of its layers and the options of its forward."""
+    """The interface of NVIDIA's file: its layers' names and its forward's options."""
 
     def __init__(self, shift: float = 0.0, block: str = "mixed_6"):
         super().__init__()
@@ -48,7 +48,7 @@ class SmallInception(nn.Module):
         return logits.softmax(1)
 
     def resize(self, x: torch.Tensor) -> torch.Tensor:
-        """TensorFlow 1's bilinear, axis by axis, from its definition."""
+        """TensorFlow 1's bilinear resize, axis by axis, from its definition."""
         for axis in (2, 3):
             side = x.shape[axis]
             at = torch.arange(299, dtype=torch.float64) * side / 299
@@ -76,7 +76,7 @@ def pictures(generate):
     return torch.from_numpy(generate(3, 5, 33, 21)).permute(0, 3, 1, 2)
 
 
-def test_inception_is_the_files_own_and_its_spatial_features(net, inception, pictures):
+def test_inception_returns_the_files_own_and_its_spatial_features(net, inception, pictures):
     found = load_extractor(None, inception, "cpu")(pictures)
     with torch.no_grad():
         torch.testing.assert_close(found["features"], net(pictures, return_features=True), rtol=1e-4, atol=1e-5)
@@ -98,7 +98,7 @@ def test_images_are_resized_as_tensorflow_does(net, height, width):
 
 
 @pytest.mark.parametrize("change", [{"shift": 0.1}, {"block": "mixed_5"}])
-def test_a_file_of_other_layers_answers_by_its_own_calls(script, tmp_path, pictures, change):
+def test_a_file_with_other_layers_uses_its_own_calls(script, tmp_path, pictures, change):
     torch.manual_seed(0)
     net = SmallInception(**change).eval()
     extractor = load_extractor(None, script(net, tmp_path / "other.pt"), "cpu")
@@ -112,13 +112,13 @@ def test_a_file_of_other_layers_answers_by_its_own_calls(script, tmp_path, pictu
         torch.testing.assert_close(found["probabilities"], net(pictures, no_output_bias=True))
 
 
-def test_inception_is_found_by_the_environment(monkeypatch, inception, pictures):
+def test_inception_is_found_through_the_environment(monkeypatch, inception, pictures):
     monkeypatch.setenv("DITFAST_INCEPTION", inception)
     by_name = load_extractor(None, inception, "cpu")
     assert load_extractor(None, None, "cpu").identity == by_name.identity != "" and "sha256" in by_name.identity
 
 
-def test_identity_is_the_files(script, tmp_path, data):
+def test_identity_depends_on_the_file(script, tmp_path, data):
     other = load_extractor(data["rich"], None, "cpu").identity
     assert (
         load_extractor(data["waves"], None, "cpu").identity
@@ -134,7 +134,7 @@ def refused(*arguments, trust=False):
     return str(error.value)
 
 
-def test_inception_that_is_missing_or_something_else(tmp_path, data):
+def test_inception_that_is_missing_or_another_file(tmp_path, data):
     where = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
     message = refused(None, None)
     assert "--inception PATH" in message and "DITFAST_INCEPTION" in message and where in message
@@ -160,7 +160,7 @@ def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
 
 
 class Writer(nn.Module):
-    """Writes a file when it is loaded."""
+    """Writes a file when loaded."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -181,7 +181,7 @@ class Writer(nn.Module):
 
 
 def test_a_script_that_writes_files_is_not_opened_unless_trusted(tmp_path, script, monkeypatch, refusal):
-    monkeypatch.setattr(features, "KNOWN", set())  # nor what the tests have made
+    monkeypatch.setattr(features, "KNOWN", set())  # nor anything the tests wrote
     trap = tmp_path / "trap"
     path = script(Writer(str(trap)), tmp_path / "writer.pt")
     features.KNOWN.clear()
@@ -221,7 +221,7 @@ def test_functions_by_name(tmp_path, monkeypatch, pictures):
         (lambda x: x.no_such_method(), r"fails on uint8 images \(5, 3, 33, 21\): .*no_such_method"),
     ],
 )
-def test_outputs_that_are_refused(monkeypatch, pictures, returned, message):
+def test_invalid_outputs(monkeypatch, pictures, returned, message):
     monkeypatch.setattr(features, "returned", returned, raising=False)
     extractor = load_extractor("ditfast.evaluation.features:returned", None, "cpu")
     with pytest.raises(EvaluationError, match=f"^ditfast.evaluation.features:returned {message}"):

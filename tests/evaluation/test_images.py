@@ -1,4 +1,4 @@
-"""What the extractor is given: the pixels of the files, in their order, and not all at once."""
+"""The extractor's input: the files' pixels, in order, and not all at once."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def features(data, images):
 
 
 @pytest.mark.parametrize("kind", ["folder", "nested", "npz", "compressed"])
-def test_pixels_reach_the_extractor_as_they_are(data, golden, tmp_path, kind):
+def test_pixels_reach_the_extractor_unchanged(data, golden, tmp_path, kind):
     images = np.stack([formula(i) for i in range(3)])
     path = tmp_path / "images"
     if kind in ("folder", "nested"):
@@ -63,7 +63,7 @@ def test_other_modes_become_rgb(data, golden, tmp_path, mode):
 def test_jpeg_is_read_and_its_orientation_ignored(tmp_path):
     smooth = np.linspace(0, 255, 6 * 10).reshape(6, 10, 1).repeat(3, 2).astype(np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.fromarray(smooth).save(tmp_path / "a.JPG", format="JPEG", quality=95, exif=exif)
     (found,) = open_images("--samples", tmp_path).read([0])
     assert found.shape == (6, 10, 3) and np.abs(found.astype(int) - smooth).max() < 12
@@ -80,13 +80,13 @@ def test_numbers_choose_images(data, kind):
         np.testing.assert_array_equal(torch.cat(found).numpy(), expected)
 
 
-def test_spread_is_even_and_whole():
+def test_spread_is_even_and_complete():
     assert evenly_spaced(5, 9) == [0, 1, 2, 3, 4] and evenly_spaced(10, 4) == [0, 2, 5, 7]
     assert len(set(evenly_spaced(1_281_167, 10_000))) == 10_000
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_an_npz_is_never_in_memory_as_a_whole(tmp_path, save):
+def test_an_npz_is_never_entirely_in_memory(tmp_path, save):
     images = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 3), dtype=np.uint8)
     save(tmp_path / "i.npz", arr_0=images)
     tracemalloc.start()
@@ -108,7 +108,7 @@ def refused(path, read=False):
     return str(error.value)
 
 
-def test_folders_that_are_refused(tmp_path, data):
+def test_invalid_folders(tmp_path, data):
     assert "nowhere does not exist" in refused(tmp_path / "nowhere")
     assert "contains no images (.bmp, .jpeg, .jpg, .pgm, .png, " in refused(tmp_path)
     Image.fromarray(formula(0)).save(tmp_path / "a.png")
@@ -118,7 +118,7 @@ def test_folders_that_are_refused(tmp_path, data):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes and links")
-def test_special_files_are_refused(tmp_path):
+def test_special_files_are_rejected(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     assert refused(tmp_path / "pipe.npz") == f"--samples {tmp_path / 'pipe.npz'} is neither a folder nor a file"
     (tmp_path / "folder").mkdir()
@@ -126,24 +126,24 @@ def test_special_files_are_refused(tmp_path):
     assert re.search("^--samples: .*again cannot be read: [^\n]*links", refused(tmp_path / "folder"))
 
 
-def test_pictures_that_are_refused(tmp_path):
+def test_invalid_pictures(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"not an image")
     assert "a.png is not an image" in refused(tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:2000])  # the header is whole
+    path.write_bytes(path.read_bytes()[:2000])  # the header is intact
     assert "a.png cannot be read" in refused(tmp_path, read=True)
 
 
-def test_npz_files_that_are_refused(tmp_path):
+def test_invalid_npz_files(tmp_path):
     path = tmp_path / "i.npz"
     np.savez(path, images=np.zeros((2, 3, 3, 3), np.uint8), labels=np.zeros(2))
     assert "has no images, arr_0, only images, labels" in refused(path)
     for array in (np.zeros((2, 3, 3, 3)), np.zeros((2, 3, 3), np.uint8), np.zeros((0, 3, 3, 3), np.uint8)):
         np.savez(path, arr_0=array)
         assert f"arr_0 must be uint8 (N, H, W, 3), got {array.dtype} {array.shape}" in refused(path)
-    np.savez(path, arr_0=np.array([{}]))  # nothing pickled is read
+    np.savez(path, arr_0=np.array([{}]))  # pickled data is not read
     assert "arr_0 must be uint8 (N, H, W, 3), got object (1,)" in refused(path)
     np.savez(path, arr_0=np.zeros((20, 8, 8, 3), np.uint8))
     whole = path.read_bytes()

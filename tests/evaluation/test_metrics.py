@@ -1,4 +1,4 @@
-"""The numbers against other packages, other formulas, and cases whose answer is known."""
+"""Metrics compared with other packages, other formulas, and cases with known answers."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ def correlated(rng, n, d, shift=0.0):
     return rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + shift
 
 
-def test_moments_are_numpys(rng):
+def test_moments_equal_numpys(rng):
     x = correlated(rng, 57, 9, shift=3)
     mean, cov = moments(x)
     assert mean.dtype == cov.dtype == torch.float64
@@ -29,7 +29,7 @@ def test_moments_are_numpys(rng):
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 55), (57,), (20, 30, 7)])
-def test_batches_give_the_moments_of_the_whole(rng, sizes):
+def test_batches_give_the_moments_of_all(rng, sizes):
     x, sums = correlated(rng, 57, 9), Moments()
     for part in np.split(x, np.cumsum(sizes)[:-1]):
         sums.add(part)
@@ -37,7 +37,7 @@ def test_batches_give_the_moments_of_the_whole(rng, sizes):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
-def test_moments_in_blocks_are_those_of_the_whole(rng, monkeypatch):
+def test_moments_in_blocks_equal_those_of_all(rng, monkeypatch):
     monkeypatch.setattr(metrics, "BLOCK", 1)  # blocks of 8
     x = correlated(rng, 43, 5)
     np.testing.assert_allclose(moments(x)[1], np.cov(x, rowvar=False), rtol=1e-11, atol=1e-12)
@@ -57,7 +57,7 @@ def test_float32_features_are_summed_in_float64(rng):
 
 
 @pytest.mark.parametrize("n, d", [(200, 12), (40, 12)])
-def test_frechet_distance_is_scipys_and_torchmetrics(rng, n, d):
+def test_frechet_distance_equals_scipys_and_torchmetrics(rng, n, d):
     linalg = pytest.importorskip("scipy.linalg")
     fid = pytest.importorskip("torchmetrics.image.fid")
     a, b = moments(correlated(rng, n, d)), moments(correlated(rng, n + 5, d, shift=0.5))
@@ -70,7 +70,7 @@ def test_frechet_distance_is_scipys_and_torchmetrics(rng, n, d):
 
 @pytest.mark.parametrize("n, m", [(5, 7), (5, 90), (2, 2)])
 def test_fewer_samples_than_dimensions(rng, n, m):
-    """The trace of the root from the samples themselves: the nuclear norm of X Y^T / sqrt((n - 1)(m - 1))."""
+    """The trace of the root, from the samples themselves: the nuclear norm of X Y^T / sqrt((n - 1)(m - 1))."""
     x, y = correlated(rng, n, 40), correlated(rng, m, 40, shift=1)
     dx, dy = x - x.mean(0), y - y.mean(0)
     cross = np.linalg.norm(dx @ dy.T, "nuc") / math.sqrt((n - 1) * (m - 1))
@@ -80,7 +80,7 @@ def test_fewer_samples_than_dimensions(rng, n, m):
 
 
 def test_singular_covariances_that_commute(rng):
-    """Both have zeros, in different directions: the answer is the sum of (sqrt(a) - sqrt(b))^2."""
+    """Both have zero eigenvalues, in different directions: the distance is the sum of (sqrt(a) - sqrt(b))^2."""
     q = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     a, b = np.array([4, 9, 0, 0, 1, 2.0]), np.array([1, 0, 5, 0, 1, 8.0])
     zero = np.zeros(6)
@@ -103,8 +103,8 @@ def test_distance_to_itself_is_zero_and_order_does_not_matter(rng, n):
 
 
 @pytest.mark.parametrize("part", [1, 14, 54, 55, 56])
-def test_inception_score_is_that_of_a_loop(rng, part):
-    """Parts of one size, and a last one of what is left, which counts as much."""
+def test_inception_score_equals_a_loops(rng, part):
+    """Equal parts, and a last one with the remainder, which counts as much."""
     p = rng.dirichlet(np.full(6, 0.3), size=55)
     p[0] = np.eye(6)[2]  # 0 log 0
     scores = []
@@ -117,7 +117,7 @@ def test_inception_score_is_that_of_a_loop(rng, part):
 
 
 def test_inception_score_has_parts_of_5000(rng):
-    """As ADM's evaluator: ten parts whatever the number would score far below at 10,000 images of 1008 classes."""
+    """Like ADM's evaluator: a fixed ten parts would score far lower for 10,000 images of 1008 classes."""
     p = rng.dirichlet(np.full(40, 0.02), size=10_001)
     scores = [inception_score(each, len(each))[0] for each in (p[:5000], p[5000:10_000], p[10_000:])]
     assert scores[2] == pytest.approx(1)  # one image
@@ -125,7 +125,7 @@ def test_inception_score_has_parts_of_5000(rng):
     assert inception_score(p[:10_000]) == pytest.approx((np.mean(scores[:2]), np.std(scores[:2])), rel=1e-12)
 
 
-def test_inception_score_is_torchmetrics(rng):
+def test_inception_score_equals_torchmetrics(rng):
     p = rng.dirichlet(np.full(6, 0.3), size=54)
     inception = pytest.importorskip("torchmetrics.image.inception")
     features = torch.nn.Identity()
@@ -139,11 +139,11 @@ def test_inception_score_is_torchmetrics(rng):
 def test_inception_score_of_known_sets():
     assert inception_score(np.eye(5)[np.arange(50) % 5], 5) == pytest.approx((5, 0))
     assert inception_score(np.full((20, 5), 0.2), 7) == pytest.approx((1, 0))
-    assert inception_score(np.eye(5)[:4], 1) == pytest.approx((1, 0))  # one sample a part
+    assert inception_score(np.eye(5)[:4], 1) == pytest.approx((1, 0))  # one sample per part
 
 
 def brute_force(real, fake, k):
-    """Word for word: a loop over pairs of samples."""
+    """The definition, literally: a loop over pairs of samples."""
 
     def inside(x, manifold):
         for i, center in enumerate(manifold):
@@ -156,11 +156,11 @@ def brute_force(real, fake, k):
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_precision_and_recall_are_those_of_the_definition(rng, k):
+def test_precision_and_recall_match_the_definition(rng, k):
     real, fake = rng.normal(size=(31, 4)), rng.normal(0.8, 0.5, size=(23, 4))
     ours = precision_recall(real, fake, k)
     assert ours == pytest.approx(brute_force(real, fake, k))
-    assert ours[0] != ours[1] and min(ours) > 0 and max(ours) < 1  # a case that can tell the two apart
+    assert ours[0] != ours[1] and min(ours) > 0 and max(ours) < 1  # a case that distinguishes the two
 
 
 @pytest.mark.parametrize("block", [1, 7, 31, 1000])
@@ -176,8 +176,8 @@ def test_precision_and_recall_far_from_zero(rng):
     assert precision_recall(real + 2.0**27, fake + 2.0**27) == pytest.approx(brute_force(real, fake, 3))
 
 
-def test_balls_of_equal_samples_hold_their_equals_only(rng):
-    """Their radius is zero: rounding, which depends on the shapes of the sets, must not empty them."""
+def test_balls_of_equal_samples_contain_only_their_equals(rng):
+    """Their radius is zero; rounding, which depends on the sets' shapes, must not empty them."""
     one, other = rng.normal(size=(3, 67)), rng.normal(0.8, 0.5, size=(23, 67))
     same, mixed = np.repeat(one, 8, axis=0), np.concatenate([other, one])
     assert precision_recall(same, mixed) == pytest.approx((3 / 26, 1))

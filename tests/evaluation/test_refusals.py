@@ -1,4 +1,4 @@
-"""Each bad input is one line that names what to change, before any image is seen."""
+"""Bad input causes one line that names what to change, before any image is read."""
 
 import zipfile
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_images(refusal, data, folder, generate, tmp_path):
     assert "other.npz has no images, arr_0, only x" in other
 
 
-def test_fewer_images_than_asked(refusal, data, shared):
+def test_fewer_images_than_requested(refusal, data, shared):
     assert f"--num-samples 34, but --samples {data['fake']} has 33 images" in refusal(*shared, "--num-samples", 34)
 
 
@@ -116,7 +116,7 @@ def test_statistics_that_claim_to_be_large(refusal, data, tmp_path):
     assert "mu must have at most 1073741824 bytes, got float64 (1048576, 1048576)" in found
 
 
-def test_metrics_that_statistics_do_not_give(refusal, data, tmp_path):
+def test_metrics_that_statistics_do_not_provide(refusal, data, tmp_path):
     path = tmp_path / "stats.npz"
     np.savez(path, mu=np.zeros(4), sigma=np.eye(4))
     options = ("--samples", data["fake"], "--reference", path, "--features", data["rich"])
@@ -125,7 +125,7 @@ def test_metrics_that_statistics_do_not_give(refusal, data, tmp_path):
     assert "--save-stats needs images as --reference" in refusal(*options, "--save-stats", tmp_path / "new.npz")
 
 
-def test_a_target_that_exists_or_cannot(refusal, shared, tmp_path, monkeypatch):
+def test_a_target_that_exists_or_cannot_be_written(refusal, shared, tmp_path, monkeypatch):
     path = tmp_path / "stats.npz"
     path.write_text("mine")
     assert f"--save-stats {path} exists: choose another name" in refusal(*shared, "--save-stats", path)
@@ -158,7 +158,7 @@ def test_features_that_are_not_numbers(refusal, data, monkeypatch, tmp_path):
     assert "error: is" in unsure and "probabilities must be >= 0 and sum to 1" in unsure
 
 
-def test_what_sample_refuses(refusal, ckpt, data, tmp_path, monkeypatch):
+def test_what_sample_rejects(refusal, ckpt, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tail = ("--reference", data["real"], "--features", data["rich"], "--num-samples", 2)
     assert "--ckpt" in refusal("--ckpt", "no-model.pt", *tail, "--decoder", "pixel")

@@ -9,7 +9,7 @@ MEAN, STD = 0.3, 0.5  # of the data
 
 
 class Gaussian:
-    """The exact model of a flow to data that is normal, with a mean and a standard deviation per number."""
+    """The exact model of a flow to normal data, with a mean and a standard deviation per element."""
 
     def __init__(self, path_type="Linear", prediction="velocity"):
         self.transport, self.prediction = create_transport(path_type, prediction), prediction
@@ -31,7 +31,7 @@ class Gaussian:
         return (self.flow(x, t, r) - x) / (r - t).view_as(p.alpha)
 
     def flow(self, x, t, r):
-        """Where the flow takes x at time t by time r."""
+        """Where the flow takes x from time t to time r."""
         (mean, variance, _), (later_mean, later_variance, _) = self.moments(t, x), self.moments(r, x)
         return later_mean + (later_variance / variance).sqrt() * (x - mean)
 

@@ -1,4 +1,4 @@
-"""What a user imports, and what training takes from torch's random numbers."""
+"""What a user imports, and which of torch's random numbers training draws."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ def test_importing_it_loads_neither_models_nor_optional_packages():
     assert not loaded & {"diffusers", "torchdiffeq", "triton"}
 
 
-def test_draws_are_those_of_sit():
-    """Noise, then times, of torch's own generator."""
+def test_draws_equal_sits():
+    """Noise, then times, from torch's global generator."""
     x1 = torch.zeros(4, 2, 3, 3)
     torch.manual_seed(0)
     noise, t = torch.randn_like(x1), torch.rand(4)

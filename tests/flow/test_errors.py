@@ -118,7 +118,7 @@ def test_samplers(sampler, options, message):
 
 
 @pytest.mark.parametrize("sampler", [ODE(sampling_method="euler"), SDE()])
-def test_what_samplers_start_from(sampler):
+def test_invalid_starts_and_outputs_of_samplers(sampler):
     with pytest.raises(TypeError, match="init must be floating-point, got torch.int64"):
         sampler(X.long(), model)
     with pytest.raises(ValueError, match="the model's output must have the shape of x"):
@@ -155,7 +155,7 @@ def test_without_torchdiffeq(monkeypatch):
             make()
 
 
-def test_mean_flow_refuses_a_model_that_drops_labels():
+def test_mean_flow_rejects_a_model_that_drops_labels():
     model = DiT(
         input_size=4,
         patch_size=2,

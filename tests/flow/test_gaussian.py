@@ -1,4 +1,4 @@
-"""A flow to normal data, whose every quantity is known: samples, their moments, likelihoods, steps of any length."""
+"""A flow to normal data, with known samples, moments, likelihoods, and steps of any length."""
 
 import math
 
@@ -23,7 +23,7 @@ def times(t, x):
 
 
 @each_flow
-def test_the_three_predictions_say_the_same(kit, path, prediction):
+def test_the_three_predictions_agree(kit, path, prediction):
     model, exact = kit.Gaussian(path, prediction), kit.Gaussian(path)
     x = noise()
     t = torch.tensor([0.1, 0.95], dtype=x.dtype)
@@ -43,7 +43,7 @@ def test_derivatives_of_the_path(kit, path):
 
 @each_flow
 def test_the_ode_follows_the_flow(kit, path, prediction):
-    """Within the interval on which nothing is infinite, there and back."""
+    """There and back, within the interval on which everything is finite."""
     model, x = kit.Gaussian(path, prediction), noise()
     sampler = Sampler(model.transport)
     low, high = model.transport.interval(model.transport.sample_eps)
@@ -79,7 +79,7 @@ def test_every_sde_has_the_same_marginals(kit, path, form, method):
 @pytest.mark.parametrize("last_step", sde.LAST_STEPS)
 @pytest.mark.parametrize("method", sde.METHODS)
 def test_last_steps(kit, method, last_step):
-    """Also where the end is data itself, and where the default diffusion is infinite at noise."""
+    """Even if the end is data itself, and if the default diffusion is infinite at noise."""
     model, x = kit.Gaussian(), noise(100, torch.float32)
     settings = {"sampling_method": method, "last_step": last_step, "num_steps": 100}
     got = Sampler(model.transport).sample_sde(**settings, generator=torch.Generator().manual_seed(1))(x, model)
@@ -108,7 +108,7 @@ def test_likelihood(kit, path, prediction):
     mean, variance, _ = model.moments(times(high, x), x)
     exact = (-0.5 * (x - mean) ** 2 / variance - 0.5 * (2 * math.pi * variance).log()).flatten(1).sum(1)
     torch.testing.assert_close(z, model.flow(x, times(high, x), times(low, x)), rtol=0, atol=1e-4)
-    # where the solver ends x is standard normal on the straight paths from 0 alone
+    # where the solver ends, x is standard normal only for the straight paths from 0
     torch.testing.assert_close(log_p, exact, rtol=0, atol=0.3 if low or path == "VP" else 1e-3)
 
 
@@ -119,7 +119,7 @@ def test_mean_flow_is_exact_in_any_number_of_steps(kit, steps):
 
 
 def test_the_exact_average_velocity_solves_the_identity(kit):
-    """Its loss against the conditional velocity has no bias: the mean target is the prediction."""
+    """Its loss with the conditional velocity is unbiased: the mean target is the prediction."""
     model = kit.Gaussian()
     count = 40_000
     draw = torch.Generator().manual_seed(0)

@@ -1,10 +1,10 @@
-"""Values of SiT's public code (MIT) on its own model with the weights of tests/golden/README.md, in float64.
+"""Values from SiT's public code (MIT), with its own model and the weights of tests/golden/README.md, in float64.
 
 In `flow.npz`: `x1`, `noise`, `y`, `t`; `pred` and `loss:<path>:<prediction>:<weight>`; the last points of
 `ode:<path>:<prediction>:<method>`, `reverse:<path>:<prediction>`, and, with diffusion_norm=0.7 and step noise
 `arr("flow/sde/<i>")`, `sde:<path>:<prediction>:<method>:<form>:<last step>`; with the signs of `arr("flow/signs")`
-`likelihood:<path>:<prediction>:<method>`. What is not finite there is left out, and so is what starts at time 1 of
-VP, where a path has no noise to divide by.
+`likelihood:<path>:<prediction>:<method>`. Non-finite values are left out, as are those that start at time 1 of VP,
+where the path has no noise to divide by.
 """
 
 import json
@@ -31,19 +31,19 @@ def values():
 
 @pytest.fixture(scope="module")
 def model(values):
-    """A DiT with learn_sigma, whose second half of channels SiT drops, in float64."""
+    """A float64 DiT with learn_sigma; SiT drops its second half of channels."""
     return fill(DiT(**json.loads(str(values["cfg"])))).double().eval()
 
 
 def cases(values, kind, flow):
-    """The rest of each key, and its value."""
+    """The rest of each key with this prefix, and its value."""
     found = {key.removeprefix(f"{kind}:{flow}:"): v for key, v in values.items() if key.startswith(f"{kind}:{flow}")}
     assert found
     return found.items()
 
 
 def exact_inputs(values):
-    """In the file they are float32, as is all of it; they were computed with as what they are."""
+    """Inputs in full precision: the file rounds everything to float32, but its values were computed with these."""
     return arr("flow/x1", (2, 2, 4, 4)).double(), arr("flow/noise", (2, 2, 4, 4)).double(), {"y": values["y"]}
 
 

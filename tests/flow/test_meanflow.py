@@ -1,4 +1,4 @@
-"""MeanFlow's loss and its gradients, against the paper's formulas in the paper's time on a plain transformer."""
+"""MeanFlow's loss and gradients, compared with the paper's formulas, in the paper's time, on a plain transformer."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ GUIDED = {"guidance": 2.0, "guidance_mix": 0.5, "guidance_interval": (0.0, 0.6),
 
 
 def plain(model, x, t, r, y):
-    """The model's output by plain operations, attention written out."""
+    """The model's output from plain operations, with explicit attention."""
     x = model.x_embedder(x) + model.pos_embed
     c = model.t_embedder(t) + model.r_embedder(r - t) + model.y_embedder.embedding_table(y)
     for block in model.blocks:
@@ -31,7 +31,7 @@ def plain(model, x, t, r, y):
 
 
 def papers_loss(model, x1, t, r, y, noise, guided):
-    """Time from data, 0, to noise, 1; r <= t; the velocity is noise - data."""
+    """Time goes from data, 0, to noise, 1; r <= t; the velocity is noise - data."""
     t, r = 1 - t, 1 - r
 
     def u(z, t, r, y=y):
@@ -85,7 +85,7 @@ def test_weights(batch, power):
     torch.testing.assert_close(terms["loss"], total / (total + 0.01) ** power)
 
 
-def test_without_a_stretch_it_is_flow_matching(batch):
+def test_without_an_interval_it_is_flow_matching(batch):
     from ditfast.flow import create_transport
 
     model = fill(DiT(**TINY, second_time=True)).eval()
@@ -96,7 +96,7 @@ def test_without_a_stretch_it_is_flow_matching(batch):
     torch.testing.assert_close(mean["pred"], flow["pred"])
 
 
-def test_a_model_without_a_second_time_is_refused(batch):
+def test_a_model_without_a_second_time_is_rejected(batch):
     model, (x1, t, r, y, noise) = fill(DiT(**TINY)).eval(), batch
     with pytest.raises(ValueError, match="r must be None for a model with second_time=False"):
         MeanFlow().training_losses(model, x1, {"y": y}, t=t, r=r, noise=noise)

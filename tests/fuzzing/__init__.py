@@ -1,5 +1,5 @@
-"""Cases that ditfast has to survive: `python tests/fuzz.py` runs them. A file for each generator.
+"""Cases that ditfast has to survive: `python tests/fuzz.py` runs them. One file per generator.
 
-A generator is a function ``make_case(rng, kit) -> Case``, which may write files into the current folder, which is
+A generator is a function ``make_case(rng, kit) -> Case``. It may write files into the current folder, which starts
 empty.
 """

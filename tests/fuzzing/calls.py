@@ -22,7 +22,7 @@ def _tensor(*shape):
 
 
 def _spoil(rng, value):
-    """A tensor that another cannot stand for: another rank, size, dtype or device."""
+    """A tensor that cannot replace ``value``: it has another rank, size, dtype or device."""
     if rng.random() < 0.3:
         return rng.choice(NO_TENSOR)
     return rng.choice([
@@ -98,7 +98,7 @@ def _op(rng, kit):
         bad = False if value == "reference" else None if isinstance(value, tuple | list | dict) else True
     elif name in shapes:
         value = _spoil(rng, arguments[name])
-        alone = name in ("h", "tokens", "qkv") or (name == "x" and "patch" in op)  # any batch will do
+        alone = name in ("h", "tokens", "qkv") or (name == "x" and "patch" in op)  # any batch is valid
         unclear = name in ("pos_embed", "w2") or (torch.is_tensor(value) and alone and value.dim())
         bad = None if unclear or (value is None and name == "bias") else True
     else:
@@ -179,7 +179,7 @@ def _flow(rng, kit):
     ])  # fmt: skip
     name = rng.choice([*changes])
     value = _spoil(rng, changes[name]) if torch.is_tensor(changes[name]) else rng.choice(changes[name])
-    whole = "x1" if "x1" in arguments else "noise"  # what no other argument is compared with
+    whole = "x1" if "x1" in arguments else "noise"  # not compared with any other argument
     unclear = (
         torch.is_tensor(value) and name == whole or value is None and name in ("noise", "t", "r") and name != whole
     )
@@ -207,7 +207,7 @@ def _metric(rng, kit):
 
 
 def _names(rng, kit):
-    """What takes a name."""
+    """Functions that take a name."""
     import ditfast
     from ditfast.data import open_data
     from ditfast.diffusion import create_diffusion

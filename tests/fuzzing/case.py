@@ -1,4 +1,4 @@
-"""One case, and what is wrong with how it ended."""
+"""One case, and the fault in how it ended, if any."""
 
 import re
 from collections.abc import Callable
@@ -10,11 +10,11 @@ NO_MEMORY = re.compile(r"MemoryError|[Oo]ut of memory|allocate memory|not enough
 class Case(NamedTuple):
     """Something to run.
 
-    ``bad`` is whether it has to be refused; None where both will do, as for a byte that changes no meaning.
-    ``says`` has to be in the refusal, one of the alternatives where it is a tuple.
+    ``bad`` is whether it must be refused; None if either is fine, e.g. for a byte without meaning.
+    ``says`` must be in the refusal; of a tuple, at least one alternative.
     """
 
-    what: str  # for people
+    what: str  # for humans
     run: Callable
     bad: bool | None
     says: str | tuple[str, ...] = ""
@@ -22,14 +22,14 @@ class Case(NamedTuple):
 
 
 class End(NamedTuple):
-    """How a case ended: "accepted", "refused" with the text, or "crashed", by an exception that is no refusal."""
+    """How a case ended: "accepted", "refused" with its message, or "crashed" with any other exception."""
 
     how: str
     text: str = ""
 
 
 def find_fault(case: Case, end: End, printed: str) -> str | None:
-    """What is wrong with the way a case ended, None if nothing is. ``printed`` is all output of the process."""
+    """The fault in how a case ended, or None. ``printed`` is all output of the process."""
     if end.how == "crashed":
         return f"crashed: {end.text}"
     if NO_MEMORY.search(end.text + printed):
@@ -41,9 +41,9 @@ def find_fault(case: Case, end: End, printed: str) -> str | None:
     if case.bad is False:
         return f"refused: {end.text}"
     if case.is_command and not end.text.strip():
-        return "refused without a word"
+        return "refused without a message"
     if not case.is_command and not end.text.strip():
-        return "an exception without a text"
+        return "an exception without a message"
     says = case.says if isinstance(case.says, tuple) else (case.says,)
     if case.bad and not any(each in end.text + (printed if case.is_command else "") for each in says):
         return f"refused without {' or '.join(says)}: {end.text}"

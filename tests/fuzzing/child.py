@@ -1,4 +1,4 @@
-"""A case in a process of its own, forked from one that has everything loaded: its folder, its limits, its end."""
+"""Run a case in its own process, forked from one that has everything loaded: its folder, its limits, its end."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from fuzzing.case import End, find_fault
 
-CPU_SECONDS, SECONDS, MEMORY = 10, 60, 2 << 30  # of a case: CPU time, on a busy machine more of the clock's, bytes
+CPU_SECONDS, SECONDS, MEMORY = 10, 60, 2 << 30  # wall time is longer on a busy machine
 
 
 def run_case(make_case, folder: Path, show: bool = False) -> tuple[str, str, str | None]:
-    """Run what ``make_case()`` makes in an empty ``folder``: what it was, how it ended, what is wrong with that."""
+    """Run the result of ``make_case()`` in an empty ``folder``; return what it was, how it ended, and its fault."""
     folder.mkdir(parents=True)
     out, result = folder.with_suffix(".out"), folder.with_suffix(".json")
     pid = os.fork()
@@ -41,18 +41,18 @@ def run_case(make_case, folder: Path, show: bool = False) -> tuple[str, str, str
             f"{signal.Signals(os.WTERMSIG(status)).name}, after {CPU_SECONDS} s of CPU time if SIGKILL",
         )
     if len(found) < 2:
-        return what, "lost", f"the process ended by itself\n{printed[-2000:]}"
+        return what, "lost", f"the process exited\n{printed[-2000:]}"
     end, fault = json.loads(found[1])
     return what, end, fault
 
 
 def _wait(pid):
-    """The status of the process, None if it had to be ended."""
+    """The status of the process, or None if it had to be killed."""
     deadline, pause = time.monotonic() + SECONDS, 0.001
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            _end_group(pid)  # workers that it left
+            _end_group(pid)  # leftover workers
             return status
         time.sleep(pause)
         pause = min(2 * pause, 0.02)
@@ -68,18 +68,18 @@ def _end_group(pid):
 
 def _run_child(make_case, folder, out, result):
     os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent does about it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent's handler is
     os.chdir(folder)
     file = os.open(out, os.O_WRONLY | os.O_CREAT, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    for number, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):  # as Python has them
+    for number, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):  # Python's defaults
         setattr(sys, name, open(number, "w", encoding="utf-8", errors=errors, closefd=False))  # noqa: SIM115
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     spent = int(time.process_time()) + CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (spent, spent))  # the kernel's SIGKILL, not a signal to be handled
+    resource.setrlimit(resource.RLIMIT_CPU, (spent, spent))  # the kernel's SIGKILL, which cannot be handled
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     code = 1
     try:
@@ -117,7 +117,7 @@ def _end_of(case) -> End:
 
 
 def _is_refusal(error) -> bool:
-    """Whether an exception is one that the package raises for bad input."""
+    """Whether the package raises this exception for bad input."""
     from ditfast.data import DataError, Unreadable
     from ditfast.evaluation import EvaluationError
     from ditfast.sampling import SampleError
@@ -125,5 +125,5 @@ def _is_refusal(error) -> bool:
 
     own = (DataError, Unreadable, EvaluationError, SampleError, TrainError)
     usual = (ValueError, TypeError, IndexError, KeyError, OSError)
-    chosen = isinstance(error, RuntimeError) and "cannot run" in str(error)  # a backend that was asked for
+    chosen = isinstance(error, RuntimeError) and "cannot run" in str(error)  # a backend requested by name
     return isinstance(error, (*own, *usual)) or chosen

@@ -1,4 +1,4 @@
-"""Command lines: a good one of each command, with one option spoiled in most cases."""
+"""Command lines: a good one for each command, in most cases with one bad option."""
 
 import os
 import sys
@@ -8,16 +8,16 @@ from fuzzing.case import Case
 from fuzzing.kit import RUN
 
 HUGE, LONG = "99999999999999999999", "x" * 300
-NO_COUNT = ("0", "-1", "x", "1.5", "nan", "", "-" + HUGE)  # for a whole number of at least 1
+NO_COUNT = ("0", "-1", "x", "1.5", "nan", "", "-" + HUGE)  # for an integer of at least 1
 NO_NUMBER = ("nan", "-1", "x", "", "1,5", "-inf")
 NO_PATH = ("nowhere", "/dev/null/x", LONG, "nowhere/" + LONG, "x" * 5000)
 NO_FOLDER = (*NO_PATH, "file.txt", "/dev/null", "/dev/zero")
 
 
 class Command(NamedTuple):
-    base: dict[str, str | None]  # options and values; None for a flag; positional arguments have names of their own
-    good: dict[str, tuple]  # other values that are right
-    bad: dict[str, tuple]  # values that are wrong
+    base: dict[str, str | None]  # options and values; None for a flag; positional arguments have names, too
+    good: dict[str, tuple]  # other good values
+    bad: dict[str, tuple]  # bad values
 
 
 RANKS = {"WORLD_SIZE": ("x", "0", "-1", "1.5"), "RANK": ("x", "-1", "1"), "LOCAL_RANK": ("x", "-1")}
@@ -174,7 +174,7 @@ COMMANDS = {
     "evaluate": Command(
         {"--samples": "{pictures}", "--reference": "{samples}", "--features": "fuzzing.kit:features"},
         {
-            "--num-samples": ("4",),  # of which precision has neighbours
+            "--num-samples": ("4",),  # from which precision takes neighbors
             "--batch": ("1", HUGE),
             "--metrics": ("fid", "fid precision"),
             "--json": (None,),
@@ -208,7 +208,7 @@ COMMANDS = {
     "doctor": Command({}, {"--json": (None,)}, {"--nothing": ("1",), "--verify": ("--json",), "x": ("x",)}),
 }
 POSITIONAL = ("checkpoint", "folder", "x")
-SAYS = {  # where a refusal names something else
+SAYS = {  # refusals that name something else
     "--decoder": ("--decoder", "--vae"),
     "checkpoint": "",
     "folder": "",
@@ -244,20 +244,20 @@ def make_case(rng, kit) -> Case:
         says = ("RANK", "WORLD_SIZE")
     else:
         says = SAYS.get(spoiled, spoiled or "")
-    if spoiled and len(options.get(spoiled) or "") > 4:  # a path says as much
+    if spoiled and len(options.get(spoiled) or "") > 4:  # a path is just as clear
         says = (*([says] if isinstance(says, str) else says), options[spoiled].strip("{}").split("/")[-1])
     bad = spoiled is not None
     if spoiled in ("--out", "--parallel", "--resume") and "--dry-run" in options:
         bad = None
     if spoiled == "folder":
-        options.pop("--overwrite", None)  # the kit is not to be overwritten
+        options.pop("--overwrite", None)  # the kit must not be overwritten
     line = [word for option, value in _shuffled(rng, options) for word in _words(option, value, kit)]
     what = " ".join([*(f"{k}={v}" for k, v in environment.items()), name, *map(repr, line)])
     return Case(what, lambda: _run(name, line, environment), bad, says, True)
 
 
 def _shuffled(rng, options):
-    """Options in any order; positional arguments stay in theirs."""
+    """Shuffle the options; positional arguments keep their order."""
     named = [pair for pair in options.items() if pair[0] not in POSITIONAL]
     rng.shuffle(named)
     return [pair for pair in options.items() if pair[0] in POSITIONAL] + named

@@ -1,4 +1,4 @@
-"""Configs wherever one is read: arguments of `DiT`, config.json, diffusers' config, YAML, the records of folders."""
+"""Every config that is read: arguments of `DiT`, config.json, diffusers' config, YAML, the records of folders."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ THEIRS = {
     "sample_size": "input_size", "patch_size": "patch_size", "in_channels": "in_channels", "num_layers": "depth",
     "num_attention_heads": "num_heads", "num_embeds_ada_norm": "num_classes", "norm_eps": "norm2_eps",
 }  # fmt: skip
-TOLD_BY_WEIGHTS = {  # a file's weights fit this value alone
+TOLD_BY_WEIGHTS = {  # a file's weights fit only this value
     "input_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 32, "depth": 1, "num_classes": 7,
     "learn_sigma": True, "conditioning": "adaln_zero",
 }  # fmt: skip
@@ -97,7 +97,7 @@ def _diffusers(rng, kit):
 
 
 def _broken(rng, kit):
-    """A file that is no JSON object where one is read."""
+    """A file that should be a JSON object but is not."""
     content = rng.choice(BROKEN_JSON)
     name, file = rng.choice([
         ("model", "config.json"), ("diffusers", "config.json"), ("latents", "latents.json"),
@@ -105,7 +105,7 @@ def _broken(rng, kit):
     ])  # fmt: skip
     folder = kit.copy(name)
     (folder / file).write_bytes(content)
-    if name == "run":  # the older one is whole
+    if name == "run":  # the older one is intact
         return Case(f"{file}: {short(content)}", lambda: _export(folder), False)
     if name == "latents":
         return Case(f"{file}: {short(content)}", lambda: _open_latents(folder), True, file)
@@ -189,7 +189,7 @@ def _open_latents(folder):
 
 
 def _run(rng, kit):
-    """checkpoint.json of the newer of two checkpoints: damaged, so that the older one is taken; or of another run."""
+    """checkpoint.json of the newer of two checkpoints: damaged, so that the older is used; or from another run."""
     folder = kit.copy("run")
     path = folder / "checkpoints" / "step-00000002" / "checkpoint.json"
     name, value = rng.choice(("model", "files", "step", "samples", "data", "seed")), rng.choice(HOSTILE)

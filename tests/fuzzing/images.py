@@ -1,4 +1,4 @@
-"""Image files and npz archives, whole and broken, read as training, sampling and evaluation read them."""
+"""Image files and npz archives, intact and broken, read like training, sampling and evaluation do."""
 
 import io
 import json
@@ -21,7 +21,7 @@ def make_case(rng, kit) -> Case:
 
 
 def _read(path) -> None:
-    """The image as a sample of training and as one to evaluate: both or none can read it."""
+    """Read the image for training and for evaluation: both can read it, or neither."""
     from ditfast.data import Unreadable
     from ditfast.data.folder import Images
     from ditfast.evaluation import EvaluationError
@@ -53,7 +53,7 @@ def _place(name, content: bytes) -> Path:
 
 
 def _broken_file(rng, kit):
-    """A whole file, cut, with other bytes, or with more behind it."""
+    """A good file, truncated, with changed bytes, or with trailing data."""
     ending = rng.choice(FORMATS)
     content = bytearray(Path(kit.path(f"formats/0.{ending}")).read_bytes())
     kind, bad = rng.choice(("whole", "cut", "bytes", "longer", "header")), None
@@ -84,7 +84,7 @@ def _png(width, height, depth=8, colour=2, data=b"", compressed=True) -> bytes:
 
 
 def _odd_file(rng, kit):
-    """Sizes and depths that a header can tell, and files that are something else."""
+    """Sizes and depths that a header can claim, and files of other kinds."""
     rows = b"".join(b"\0" + bytes(12) for _ in range(4))
     name, content, bad = rng.choice([
         ("no pixels", _png(0, 4), True),
@@ -107,7 +107,7 @@ def _odd_file(rng, kit):
 
 
 def _no_file(rng, kit):
-    """What has the name of an image and is none."""
+    """Something that has an image's name but is not an image."""
     kind = rng.choice(("folder", "pipe", "link to nothing", "circle", "unreadable", "device", "long name"))
     Path("data/a").mkdir(parents=True)
     path = Path("data/a/0.png")
@@ -132,7 +132,7 @@ def _no_file(rng, kit):
 
 
 def _image_folder(rng, kit):
-    """Folders of images that are none."""
+    """Invalid folders of images."""
     from ditfast.data import open_data
 
     folder, kind = kit.copy("images"), rng.choice(("whole", "beside", "empty class", "no class", "size", "channels"))
@@ -196,7 +196,7 @@ def _npz(rng, kit):
 
 
 def _array(rng, name):
-    """A name, a member of the archive, and what cannot be in it."""
+    """A name, and an array that cannot be this member of an archive."""
     if name == "samples.npz":
         shape = rng.choice([(4, 8, 8), (4, 8, 8, 4), (0, 8, 8, 3), (4, 8, 8, 3, 1), ()])
         claims = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**4, 10**4, 3)}
@@ -238,7 +238,7 @@ def _npy_claim(header):
 
 
 def _resume(rng, kit):
-    """`ditfast.sample` again in its folder, of which a file is broken: images are made anew, settings are refused."""
+    """`ditfast.sample` again in a folder with a broken file: images are made anew, settings are refused."""
     folder = kit.copy("samples")
     image = folder / "000002.png"
     whole = image.read_bytes()

@@ -1,4 +1,4 @@
-"""What cases are made of: small models, images, latents and a run, made once, copied before they are broken."""
+"""What cases are made of: small models, images, latents and a run, created once and copied before being broken."""
 
 import os
 import shutil
@@ -14,13 +14,13 @@ RUN = "--data digits --depth 1 --hidden-size 24 --num-heads 3 --patch-size 2 --b
 
 
 def features(images):
-    """uint8 (B, 3, H, W) to (B, 4): an extractor for `ditfast.evaluate`."""
+    """uint8 (B, 3, H, W) -> (B, 4): an extractor for `ditfast.evaluate`."""
     flat = images.flatten(2).double()
     return torch.cat([flat.mean(2), flat.std(2)[:, :1]], 1)
 
 
 class Kit:
-    """Paths of things that are whole, below ``folder``."""
+    """Paths of intact things below ``folder``."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -29,7 +29,7 @@ class Kit:
             self._make()
 
     def copy(self, name: str) -> Path:
-        """A copy of a file or folder of the kit in the current folder."""
+        """Copy a file or folder of the kit to the current folder."""
         source, target = self.folder / name, Path(name)
         return Path(shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target))
 
@@ -70,7 +70,7 @@ def _save_diffusers(folder, config, state):
 
 
 def _save_images(folder):
-    """Two classes of three images, four pictures of the samples' size, and one in each format."""
+    """Save two classes of three images, four pictures of the samples' size, and one in each format."""
     from PIL import Image
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Files of weights and folders of runs: cut, changed, too large, of other things."""
+"""Files of weights and folders of runs: truncated, changed, too large, or something else."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def _load(path, **known):
 
 
 def _spoil(rng, state: dict):
-    """Change one tensor of a state dict in place: what was done, and whether the result is bad."""
+    """Change one tensor of a state dict in place; return what was done, and whether the result is bad."""
     name = rng.choice([*state])
     value = state[name]
     kind = rng.choice(
@@ -56,7 +56,7 @@ def _spoil(rng, state: dict):
 
 
 def _safetensors(rng, kit):
-    """A model's folder whose tensors or header are others."""
+    """A model's folder with changed tensors or a changed header."""
     from safetensors.torch import load_file, save_file
 
     folder = kit.copy("model")
@@ -90,7 +90,7 @@ class _Call:
 
 
 def _pickle(rng, kit):
-    """What torch.save writes: state dicts, training checkpoints, things that are none, code."""
+    """Files from torch.save: state dicts, training checkpoints, other objects, code."""
     state = torch.load(kit.path("model.pt"), weights_only=True)
     what, bad, name = _spoil(rng, state)
     content, wrapping = state, rng.choice(("bare", "bare", "ema", "model", "other"))
@@ -109,7 +109,7 @@ def _pickle(rng, kit):
     except RecursionError:
         Path("model.pt").write_bytes(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")
     if what.startswith("y_embedder") and what.endswith("shape"):
-        bad = None  # a model of more classes
+        bad = None  # a model with more classes
     load = _load("model.pt", num_heads=2)
 
     def run():
@@ -122,7 +122,7 @@ def _pickle(rng, kit):
 
 
 def _bytes(rng, kit):
-    """Any file of weights, cut or with other bytes; archives that unpack to more than there is."""
+    """Any file of weights, truncated or with changed bytes; archives that unpack to more than fits."""
     name = rng.choice(("model/model.safetensors", "model.pt", "model.pt"))
     known = {} if name.startswith("model/") else {"num_heads": 2}
     target = kit.copy("model") if name.startswith("model/") else kit.copy("model.pt")
@@ -147,7 +147,7 @@ def _bytes(rng, kit):
 
 
 def _bomb(path, rng):
-    """A checkpoint of which a member is 4 GiB of zeros, deflated: about 4 MB; smaller ones to save time."""
+    """A checkpoint with a member of 4 GiB of zeros, deflated to about 4 MB; smaller ones to save time."""
     file = io.BytesIO()
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
         names = old.namelist()
@@ -161,7 +161,7 @@ def _bomb(path, rng):
 
 
 def _run_folder(rng, kit):
-    """A run of two checkpoints, of which files are broken: the older one is taken, or none if both are."""
+    """A run with two checkpoints and broken files: the older one is used, or none if both are broken."""
     folder = kit.copy("run")
     newer, older = (folder / "checkpoints" / f"step-0000000{i}" for i in (2, 1))
     both = rng.random() < 0.3
@@ -180,7 +180,7 @@ def _run_folder(rng, kit):
 
 
 def _break_file(rng, checkpoint):
-    """What was done to a file; nothing if that cannot be told from the file."""
+    """Break a file and return what was done, or an empty string if the file looks unchanged."""
     path = rng.choice([path for path in sorted(checkpoint.iterdir()) if path.name != "checkpoint.json"])
     kind, content = rng.choice(("missing", "cut", "byte", "folder", "device")), bytearray(path.read_bytes())
     if kind == "cut":

@@ -1,4 +1,4 @@
-"""Values that nothing takes or few things take, and what a `DiT` takes."""
+"""Values that nothing or little accepts, and those that a `DiT` accepts."""
 
 import math
 
@@ -22,7 +22,7 @@ def is_number(value, low=-INF, high=INF) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
 
 
-# what fits a model of 8 x 8 pixels, patches of 2, width 32 and 2 heads
+# values that fit a model with 8 x 8 pixels, patches of 2, width 32 and 2 heads
 DIT_TAKES = {
     "input_size": lambda v: is_size(v) or (isinstance(v, list | tuple) and len(v) == 2 and all(map(is_size, v))),
     "patch_size": lambda v: v in (1, 2, 4, 8) and is_whole(v),
@@ -59,7 +59,7 @@ GOOD = {
     "norm2_eps": (1e-5, 1e-6),
     "second_time": (True, False),
 }
-UNCLEAR = {  # neither has to be taken nor refused
+UNCLEAR = {  # may be accepted or refused
     "mlp_ratio": (True, 1e308, 10**9),
     "class_dropout_prob": (True, False),
     "norm2_eps": (1, 3, 5, 2.5, 8.0, 1e308, 10**9, 2**63, 10**30, True),
@@ -75,7 +75,7 @@ def is_size(value) -> bool:
 
 
 def pick(rng, name):
-    """A value for an argument of `DiT`, and whether it is bad."""
+    """Pick a value for an argument of `DiT`; return it and whether it is bad."""
     value = rng.choice(GOOD[name] if rng.random() < 0.2 else HOSTILE)
     unclear = any(value is each or (type(value) is type(each) and value == each) for each in UNCLEAR.get(name, ()))
     try:

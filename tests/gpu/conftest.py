@@ -1,4 +1,4 @@
-"""Tests at real sizes on a GPU; their tiny sizes run anywhere, in the interpreter."""
+"""Tests at real sizes on a GPU; tiny sizes run anywhere, in the interpreter."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def exact_fp32(monkeypatch):
-    """PyTorch's own convolutions would round fp32 inputs to TF32."""
+    """Keep PyTorch's convolutions from rounding fp32 inputs to TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 

@@ -1,4 +1,4 @@
-"""The CUDA attention kernels on a GPU. What an emulator can show is in tests/csrc/test_attention.py."""
+"""The CUDA attention kernels on a GPU. Tests that an emulator can run are in tests/csrc/test_attention.py."""
 
 import os
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_100_runs_are_bit_equal(n):
 
 
 def test_bit_equal_for_any_batch():
-    """A batch of many heads gives each to one block, a single one is split."""
+    """In a large batch, a block computes a whole head; a single head is split."""
     qkv, dout = sample(64, 256, 16, 72, torch.bfloat16, device="cuda")
     whole = run(qkv, dout, 16)
     assert_equal(run(qkv[5:6], dout[5:6], 16), [t[5:6] for t in whole])
@@ -137,7 +137,7 @@ def test_graph():
 
 
 def test_stream():
-    """The kernels wait for what comes before them on their stream, and for nothing else."""
+    """The kernels wait for earlier work on their own stream, and for nothing else."""
     qkv, dout = sample(2, 256, 3, 72, torch.bfloat16, device="cuda")
     expected = run(qkv, dout, 3)
     late, results, stream = torch.zeros_like(qkv), empty(qkv, 3), torch.cuda.Stream()
@@ -158,7 +158,7 @@ def test_device_is_restored():
 
 
 def test_layouts():
-    """What this GPU's ldmatrix and mma give to each lane, against the emulator and the committed record."""
+    """What this GPU's ldmatrix and mma deliver to each lane, compared with the emulator and the committed record."""
     inputs = [t.cuda() for t in probe_inputs()]
     out = torch.zeros(32, 28, dtype=torch.int32, device="cuda")
     stream = torch.cuda.current_stream().cuda_stream

@@ -1,4 +1,4 @@
-"""Values of the original implementation, on this device by its kernels."""
+"""Values of the original implementation, reproduced by the kernels on this device."""
 
 import json
 
@@ -9,7 +9,7 @@ from golden_values import GOLDEN, arr, close, fill
 
 from ditfast import DiT, use_backend
 
-RTOL = 1e-4  # the original computed on a CPU: other sums, other exp
+RTOL = 1e-4  # the original ran on a CPU, with a different order of sums and a different exp
 
 
 @pytest.fixture(params=("tiny64", "tiny72"))

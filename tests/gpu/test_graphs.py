@@ -1,4 +1,4 @@
-"""CUDA graphs, streams, and the self-check while a graph is captured."""
+"""CUDA graphs, streams, and the self-check during capture."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from ditfast.ops.backends.log import record
 
 pytestmark = pytest.mark.gpu
 SIZE = (4, 256, 1152)
-GEMMS = ("mlp", "patch_embed")  # the library may choose another one
+GEMMS = ("mlp", "patch_embed")  # the library may choose another algorithm
 
 
 def forward_backward(made, name, leaves, grads):
@@ -20,7 +20,7 @@ def forward_backward(made, name, leaves, grads):
 
 
 def captured(run):
-    """A graph of ``run()``, and the tensors that its replay fills."""
+    """Capture ``run()``; return the graph and the tensors that replays fill."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -48,7 +48,7 @@ def change(leaves):
 
 
 @pytest.mark.parametrize("name, kernel", KERNELS)
-def test_replay_computes_what_a_call_computes(name, kernel):
+def test_replay_equals_a_call(name, kernel):
     made = problem(name, kernel, "bf16", SIZE, "cuda")
     leaves = made.inputs()
     grads = made.grads(made.call(*leaves, backend=kernel))
@@ -62,7 +62,7 @@ def test_replay_of_a_block():
     torch.manual_seed(0)
     block = DiTBlock(1152, 16).cuda().bfloat16()
     for p in block.parameters():
-        torch.nn.init.normal_(p, std=0.02)  # the gates of a new block are zero
+        torch.nn.init.normal_(p, std=0.02)  # a new block's gates are zero
     x, c = (torch.randn(s, device="cuda", dtype=torch.bfloat16).requires_grad_() for s in (SIZE, SIZE[::2]))
     grad = torch.randn_like(x)
 
@@ -98,7 +98,7 @@ def test_streams_do_not_disturb_each_other(name, kernel):
 
 @pytest.fixture
 def unknown(monkeypatch, tmp_path):
-    """No answer of the self-check is known."""
+    """Forget all answers of the self-check."""
     monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(selfcheck, "_answers", {})
     monkeypatch.setattr(fastest, "_choices", {})
@@ -115,4 +115,4 @@ def test_an_unknown_answer_counts_as_no_during_capture(unknown, name, other):
     assert ran[name] == [other]
     assert not selfcheck._answers and not fastest._choices
     made.call(*leaves, backend="auto")
-    assert selfcheck._answers, "the next call outside of a capture asks"
+    assert selfcheck._answers, "the next call outside a capture checks"

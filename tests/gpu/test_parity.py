@@ -1,4 +1,4 @@
-"""Every kernel, forward and backward, at real sizes and in all dtype mixes, held to the numerical contract."""
+"""Every kernel meets the numerical contract, forward and backward, at real sizes and in all dtype mixes."""
 
 from functools import lru_cache
 
@@ -46,7 +46,7 @@ def test_repeats_are_bit_equal(name, backend, dtype, size, device):
 @pytest.mark.parametrize("dtype", ("bf16", "fp16", "fp32"))
 @pytest.mark.parametrize("size", SIZES)
 def test_mlp_in_inference(dtype, size, device):
-    """Without gradients GELU runs in the library's GEMM."""
+    """Without gradients, GELU runs inside the library's GEMM."""
     made = problem("mlp", "triton", dtype, size, device)
     with torch.no_grad():
         (y,) = made.call(*made.inputs(), backend="triton")

@@ -1,4 +1,4 @@
-"""A small DiT in training: no waiting for the GPU, no growth of memory."""
+"""Training a small DiT never waits for the GPU, and memory does not grow."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ SMALL = dict(input_size=16, patch_size=2, hidden_size=144, depth=2, num_heads=2,
 
 
 def training_step(device, backend):
-    """A function that makes one step; its loss stays on the device."""
+    """A function that runs one step; its loss stays on the device."""
     torch.manual_seed(0)
     model = DiT(**SMALL).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -30,7 +30,7 @@ def training_step(device, backend):
 
 
 def memory(device):
-    """Bytes in use, bytes held."""
+    """Bytes in use, and bytes reserved."""
     if device == "cpu":
         return 0, 0
     torch.cuda.synchronize()

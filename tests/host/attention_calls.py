@@ -1,4 +1,4 @@
-"""Calls of the extension's attention on the CPU, and how near to float64 it must be."""
+"""Calls of the extension's attention on the CPU, and how close to float64 it must be."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def geometry(qkv, heads, scale=None, threads=2):
 
 
 def forward(qkv, heads, **options):
-    """out and lse, each filled with NaN before the call."""
+    """out and lse, filled with NaN before the call."""
     b, n, width = qkv.shape
     out = torch.full((b, n, width // 3), NAN, dtype=qkv.dtype)
     lse = torch.full((b, heads, n), NAN)
@@ -50,10 +50,10 @@ def run(qkv, dout, heads, **options):
 
 
 def assert_right(qkv, dout, heads, scale=None):
-    """out, lse and dqkv keep the contract.
+    """out, lse and dqkv meet the contract.
 
-    On top comes what float32 logits and log-sum-exp cost a weight exp(logit - lse), relative to its value; a softmax
-    that divides by its own sum does not have it.
+    In addition, a weight exp(logit - lse) may have the relative error caused by float32 logits and log-sum-exp; a
+    softmax that divides by its own sum does not have it.
     """
     out, lse, dqkv = run(qkv, dout, heads, scale=scale)
     scale = (qkv.shape[-1] // (3 * heads)) ** -0.5 if scale is None else scale

@@ -1,4 +1,4 @@
-"""Every test with the fixture ``isa`` runs once for each instruction set that this CPU has kernels for."""
+"""Tests with the fixture ``isa`` run once per instruction set that has kernels for this CPU."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def isa(request):
 
 @pytest.fixture
 def with_threads():
-    """Calls a function as if torch had been given so many threads."""
+    """Call a function with torch set to a number of threads."""
 
     def call(threads, function, *args):
         before = torch.get_num_threads()

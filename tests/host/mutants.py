@@ -1,4 +1,4 @@
-"""The extension built again from sources with one change, for one instruction set, in place of ditfast._C."""
+"""Rebuild the extension from sources with one change, for one instruction set, in place of ditfast._C."""
 
 import importlib.util
 import shutil
@@ -20,7 +20,7 @@ CMAKE, NINJA = (
 
 
 class Build:
-    """A copy of the sources and what is built of them; after a change only what depends on it is compiled again."""
+    """A copy of the sources and its build; a change recompiles only what depends on it."""
 
     def __init__(self, folder: Path, isa: str):
         self.folder, self.isa, self.made = folder, isa, 0
@@ -40,14 +40,14 @@ class Build:
         self.extension()
 
     def extension(self):
-        """The extension as the sources are now, imported beside others."""
+        """Build the extension from the current sources, and import it next to earlier ones."""
         self._cmake("--build", self.folder / "build")
         (built,) = (self.folder / "build").glob("_C.*")
         path = self.folder / str(self.made) / built.name
         self.made += 1
         path.parent.mkdir()
         shutil.copy(built, path)
-        name = f"{self.isa}_{self.made}._C"  # of a name that it knows, pybind11 gives back the module that it has
+        name = f"{self.isa}_{self.made}._C"  # for a known name, pybind11 returns the existing module
         spec = importlib.util.spec_from_loader(name, ExtensionFileLoader(name, str(path)))
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -55,7 +55,7 @@ class Build:
         return module
 
     def mutant(self, file: str, right: str, wrong: str):
-        """The extension with one text replaced in a file of csrc/host, where it must occur once."""
+        """The extension with ``right`` replaced in a file of csrc/host, where it must occur exactly once."""
         source = self.folder / "csrc" / "host" / file
         text = source.read_text()
         assert text.count(right) == 1, f"{right!r} occurs {text.count(right)} times in {file}"

@@ -1,4 +1,4 @@
-"""Attention in C++ on the CPU against float64."""
+"""Attention in C++ on the CPU, compared with float64."""
 
 import re
 import threading
@@ -34,8 +34,8 @@ def test_matches_float64(shape, dtype, isa):
 
 
 @pytest.mark.parametrize("d", (40, 238))
-def test_of_one_token_dv_is_dout(d, isa):
-    """The only weight is one to rounding, as backward sums its logit in the order of forward."""
+def test_with_one_token_dv_is_dout(d, isa):
+    """The only weight is one up to rounding, because backward sums its logit in forward's order."""
     qkv, dout = sample(8, 1, 8, d, torch.float32)
     parts(qkv, 8)[0].mul_(5.0)
     dv = run(qkv, dout, 8)[2].chunk(3, dim=-1)[2]
@@ -68,7 +68,7 @@ def test_strided_dout(layout):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_expanded_tensors(dtype):
-    """The gradient of a sum has only zero strides; one sample may be expanded over the batch."""
+    """A sum's gradient has only zero strides; one sample may be expanded over the batch."""
     qkv, _ = sample(1, 77, 2, 40, dtype)
     qkv = qkv.expand(2, -1, -1)
     dout = torch.ones((), dtype=dtype).expand(2, 77, 80)
@@ -79,7 +79,7 @@ def test_expanded_tensors(dtype):
 @pytest.mark.parametrize("level", [-1e4, 1e4])
 @pytest.mark.parametrize("n", [1, 63, 65])
 def test_logits_of_large_magnitude(n, level, dtype, isa):
-    """All logits lie near -1e4, where one leaked zero key would take all the weight, or near 1e4."""
+    """All logits are near -1e4, where a single leaked zero key would take all the weight, or near 1e4."""
     heads, d = 2, 16
     qkv, dout = far_logits(2, n, heads, d, dtype, level)
     assert_right(qkv, dout, heads, scale=1.0)
@@ -90,7 +90,7 @@ def every_16_bit_value(dtype):
 
 
 def as_multiplied(values):
-    """bfloat16 products of AVX512_BF16 take subnormal numbers for zero."""
+    """Flush subnormals to zero, as bfloat16 products of AVX512_BF16 do."""
     flushes = values.dtype == torch.bfloat16 and _C.isa().endswith("bf16")
     return values.where(values.abs() >= torch.finfo(torch.bfloat16).tiny, 0.0) if flushes else values
 
@@ -113,7 +113,7 @@ def test_every_value_passes_unchanged(dtype, isa):
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("step", [1, 3])
 def test_rounds_to_nearest_even(dtype, step, isa):
-    """The mean of two neighbours lies halfway: a tie, also among subnormals."""
+    """The mean of two adjacent numbers is a tie, even among subnormals."""
     values = every_16_bit_value(dtype)
     pairs = as_multiplied(torch.stack([values, values.roll(-step)], dim=1))  # (65536, 2)
     keep = (pairs.float().abs() < 1e38).all(dim=1) & (pairs[:, 0].sign() == pairs[:, 1].sign())
@@ -139,7 +139,7 @@ def test_float16_gradients_overflow_to_infinity():
 @pytest.mark.parametrize("part", [0, 1, 2])
 @pytest.mark.parametrize("token", [0, 70])
 def test_non_finite_values_propagate(part, bad, token, isa):
-    """NaN and infinity come out where plain float64 has them, in the same head only."""
+    """NaN and infinity appear where plain float64 has them, in the same head only."""
     qkv, dout = sample(2, 77, 3, 16, torch.float32)
     qkv.view(2, 77, 3, 3, 16)[1, token, part, 1, 4] = bad
     out, _, dqkv = run(qkv, dout, 3)
@@ -164,7 +164,7 @@ def test_keys_of_logit_minus_infinity_have_no_weight(n, without, isa):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", ((3, 77, 3, 40), (1, 300, 1, 24)), ids=str)  # heads for all threads; a single one
+@pytest.mark.parametrize("shape", ((3, 77, 3, 40), (1, 300, 1, 24)), ids=str)  # heads for all threads; a single head
 def test_bit_equal_for_any_number_of_threads(shape, dtype):
     qkv, dout = sample(*shape, dtype)
     first = run(qkv, dout, shape[2], threads=1)
@@ -181,7 +181,7 @@ def test_bias_gradient_is_the_sum_of_dqkv(d, dtype, isa):
     dqkv, dbias = extension.host_backward(dout, qkv, out, lse, d**-0.5, torch.float32)
     assert torch.equal(dqkv, extension.host_backward(dout, qkv, out, lse, d**-0.5)[0])
     exact = dqkv.double().sum((0, 1))
-    # dqkv is rounded to its dtype; in float32 the weights' own error is larger
+    # dqkv is rounded to its dtype; in float32, the weights' own error is larger
     eps = max(torch.finfo(dtype).eps, 4e-6)
     tolerance = 2 * 154**0.5 * eps * dqkv.double().abs().max().item()
     torch.testing.assert_close(dbias.double(), exact, atol=tolerance, rtol=0)
@@ -189,7 +189,7 @@ def test_bias_gradient_is_the_sum_of_dqkv(d, dtype, isa):
 
 
 def test_misaligned_rows():
-    """Elements of 16 bits begin at any even address, and rows at any stride."""
+    """16-bit elements may start at any even address, and rows may have any stride."""
     qkv, dout = sample(2, 33, 1, 24, torch.bfloat16)
     wide = torch.zeros(2, 33, 75, dtype=torch.bfloat16)
     wide[..., 1:73] = qkv
@@ -205,7 +205,7 @@ def test_bit_equal_for_any_batch():
             assert torch.equal(got[0], expected[i])
 
 
-def test_other_python_threads_run_meanwhile():
+def test_other_python_threads_keep_running():
     qkv, _ = sample(1, 1024, 8, 64, torch.float32)
     call = threading.Thread(target=lambda: forward(qkv, 8, threads=1))
     call.start()
@@ -252,7 +252,7 @@ BAD_IN_BACKWARD = [
 
 
 def arguments(**changes):
-    """A correct call of the backward, but for the changes, and the tensors that it points to."""
+    """A correct call of backward except for ``changes``, and the tensors it points to."""
     qkv, dout = sample(1, 3, 1, 4, torch.float32)
     out, lse = forward(qkv, 1)
     tensors = {"dout": dout, "qkv": qkv, "out": out, "lse": lse, "dqkv": torch.empty_like(qkv)}

@@ -1,4 +1,4 @@
-"""Attention and its tangent in one pass in C++ on the CPU, against float64."""
+"""Attention and its tangent in one pass in C++ on the CPU, compared with float64."""
 
 import re
 
@@ -28,7 +28,7 @@ INF = float("inf")
 
 
 def problem(*shape, dtype):
-    """qkv, and a tangent of other samples."""
+    """qkv, and a tangent from other samples."""
     return sample(*shape, dtype)[0], sample(*shape, dtype, seed=1)[0]
 
 
@@ -59,7 +59,7 @@ def test_matches_float64(shape, dtype, isa, poisoned):
     ids=str,
 )
 def test_long_sums(shape, factor, isa):
-    """Values of one sign under nearly equal weights, and long rows with large logits: too much for one chain."""
+    """Values of one sign with nearly equal weights, and long rows with large logits: too long for a single sum."""
     qkv, qkv_t = problem(*shape, dtype=torch.float32)
     for t in (qkv, qkv_t):
         q, _, v = parts(t, shape[2])
@@ -83,7 +83,7 @@ def test_tangent_of_one_part(part, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", (5, 300))
 def test_tangents_of_logits_that_nearly_cancel(n, dtype):
-    """All tangents of a query's logits have a large part in common, which is worth nothing."""
+    """The tangents of a query's logits share a large part, which contributes nothing."""
     qkv, qkv_t = problem(2, n, 1, 16, dtype=dtype)
     parts(qkv, 1)[1][..., 0] = 16.0
     parts(qkv_t, 1)[0][..., 0] = 16.0
@@ -93,7 +93,7 @@ def test_tangents_of_logits_that_nearly_cancel(n, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", (65, 300))
 def test_one_key_has_all_the_weight(n, dtype):
-    """A key at the end: its weight alone moves the mean, and cancels what was there."""
+    """A key at the end: its weight moves the mean and cancels everything before it."""
     qkv, qkv_t = problem(2, n, 1, 16, dtype=dtype)
     q, k, _ = parts(qkv, 1)
     q[..., 0], k[..., 0] = 16.0, 0.0
@@ -119,7 +119,7 @@ def test_logits_of_large_magnitude(n, level, dtype, isa):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_of_one_token_out_is_v(dtype, isa):
+def test_with_one_token_out_is_v(dtype, isa):
     qkv, qkv_t = problem(3, 1, 2, 40, dtype=dtype)
     out_t = extension.host_jvp(qkv, qkv_t * 100, 2, 1.0)[2]
     assert torch.equal(out_t, (qkv_t * 100).chunk(3, dim=-1)[2])
@@ -154,7 +154,7 @@ def test_strides(layout, dtype):
 
 
 def test_misaligned_rows():
-    """Elements of 16 bits begin at any even address, and rows at any stride."""
+    """16-bit elements may start at any even address, and rows may have any stride."""
     qkv, qkv_t = problem(2, 33, 1, 24, dtype=torch.bfloat16)
     wide = torch.zeros(2, 33, 75, dtype=torch.bfloat16)
     wide[..., 1:73] = qkv_t
@@ -176,7 +176,7 @@ def test_bit_equal_for_any_number_of_threads_and_any_batch(dtype, with_threads):
 @pytest.mark.parametrize("part", [0, 1, 2])
 @pytest.mark.parametrize("token", [0, 70])
 def test_non_finite_values_propagate(part, bad, token, isa):
-    """NaN and infinity come out where plain float64 has them, in the same head only; a tangent's in no primal."""
+    """NaN and infinity appear where plain float64 has them, in the same head only; a tangent's never in a primal."""
     for is_tangent in (False, True):
         qkv, qkv_t = problem(2, 77, 3, 16, dtype=torch.float32)
         (qkv_t if is_tangent else qkv).view(2, 77, 3, 3, 16)[1, token, part, 1, 4] = bad

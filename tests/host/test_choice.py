@@ -15,7 +15,7 @@ COMMITTED = on_cpu.FASTER_FROM
 
 @pytest.fixture
 def small_table(monkeypatch, tmp_path):
-    """Every kernel is faster from 1000 elements on, in bfloat16 alone."""
+    """Pretend that every kernel is faster from 1000 elements on, only in bfloat16."""
     names = ("gated_residual", "layer_norm_modulate", "gated_residual_layer_norm_modulate", "mlp", "attention")
     table = {_C.isa(): {name: {"bf16": 1000} for name in names}}
     monkeypatch.setattr(on_cpu, "FASTER_FROM", table)
@@ -51,7 +51,7 @@ def test_every_operation_asks():
     assert ran(ops.attention, torch.randn(2, 2, 120).bfloat16(), 1) == {"sdpa"}
 
 
-def test_another_instruction_set_has_a_table_of_its_own(isa):
+def test_every_instruction_set_has_its_own_table(isa):
     assert gated_residual("bf16", 100) == ({"host"} if isa in on_cpu.FASTER_FROM else {"reference"})
 
 
@@ -63,7 +63,7 @@ def test_products_in_bfloat16_stay_with_pytorch_where_it_has_amx(monkeypatch):
         assert gated_residual("bf16", 25) == {"host"}
 
 
-def test_a_wrong_kernel_is_not_taken(monkeypatch):
+def test_a_wrong_kernel_is_not_used(monkeypatch):
     from ditfast.ops import host
 
     right = host.gated_residual
@@ -72,7 +72,7 @@ def test_a_wrong_kernel_is_not_taken(monkeypatch):
         assert gated_residual("bf16", 100) == {"reference"}
 
 
-def test_a_name_comes_before_the_table():
+def test_a_name_overrides_the_table():
     case = Case("gated_residual", "bf16", b=1, n=100, d=40)
     assert ran(case.call, *case.inputs(), backend="reference") == {"reference"}
     with choice.use_backend("reference"):
@@ -87,7 +87,7 @@ def test_backward_runs_where_forward_ran():
     assert log == {"gated_residual_layer_norm_modulate": ["host", "host"]}
 
 
-def test_under_compile_the_kernel_stays_whole():
+def test_under_compile_the_kernel_stays_intact():
     case = Case("gated_residual_layer_norm_modulate", "bf16", b=2, n=100, d=40)
     graphs = []
 
@@ -110,7 +110,7 @@ def test_the_committed_table_names_what_exists():
             assert "host" in known[name].backends and set(sizes) <= set(known[name].backends["host"])
 
 
-def test_tangents_are_taken_too():
+def test_tangents_use_it_too():
     x, row = torch.randn(2, 25, 40).bfloat16(), torch.randn(2, 40).bfloat16()
     tangent = torch.ones_like(x)
 
@@ -121,7 +121,7 @@ def test_tangents_are_taken_too():
     assert ran(run) == {"host"}
 
 
-def test_a_trace_holds_operations_of_pytorch():
+def test_a_trace_contains_pytorch_operations():
     x, row = torch.randn(2, 25, 40).bfloat16(), torch.randn(2, 40).bfloat16()
     assert ran(ops.layer_norm_modulate, x, row, row) == {"host"}
     traced = torch.jit.trace(ops.layer_norm_modulate, (x, row, row))

@@ -1,4 +1,4 @@
-"""GELU around torch's GEMMs in C++ on the CPU, held to the numerical contract."""
+"""GELU in C++ on the CPU, around torch's GEMMs, meets the numerical contract."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_kernels_alone(rows, width, spread, dtype, isa):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_size_of_number(dtype, isa):
-    """Powers of two from subnormal numbers to the largest, both signs: each near enough, not only their mean."""
+    """Powers of two of both signs, from subnormals to the largest: each is close enough, not only their mean."""
     info = torch.finfo(dtype)
     powers = 2.0 ** torch.arange(torch.tensor(info.tiny).log2().int() - 6, torch.tensor(info.max).log2().int() + 1)
     pre = torch.cat([powers, -powers]).to(dtype).view(1, -1)
@@ -132,12 +132,12 @@ def test_compiles_fullgraph():
 @pytest.mark.parametrize("rows, width", ((1, 9), (0, 7), (700, 24), (65, 40)))
 @pytest.mark.parametrize("spread", (0.01, 3.0, 30.0))
 def test_jvp(rows, width, spread, dtype, isa, poisoned):
-    """Against float64; the primal is that of the forward. The tangent of a bias alone is expanded over the rows."""
+    """Compared with float64; the primal equals forward's. The tangent of a bias alone is expanded over the rows."""
     pre, full = problem(dtype, rows, width, spread)
     low, exact = reference(pre, full), reference(pre.double(), full.double())
     act, act_t = host.gelu_jvp(pre, full)
     assert torch.equal(act, host.gelu(pre))
-    # dpre of dact is, element by element, what act_t is of pre_t
+    # elementwise, dpre is to dact what act_t is to pre_t
     assert_contract("act_t", act_t, low[1], exact[1], per_sample=False)
     row = full[:1].expand(rows, width)
     assert torch.equal(host.gelu_jvp(pre, row)[1], host.gelu_jvp(pre, row.contiguous())[1])
@@ -145,7 +145,7 @@ def test_jvp(rows, width, spread, dtype, isa, poisoned):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_jvp_is_bit_equal_for_any_number_of_threads(dtype, with_threads):
-    """Several tasks and a rest."""
+    """Several tasks and a remainder."""
     pre, pre_t = problem(dtype, 700, 72)
     first, *others = (with_threads(n, host.gelu_jvp, pre, pre_t) for n in (1, 2, 7))
     for other in others:
@@ -153,7 +153,7 @@ def test_jvp_is_bit_equal_for_any_number_of_threads(dtype, with_threads):
 
 
 @pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
-def test_jvp_lets_out_what_is_not_finite(value, isa):
+def test_jvp_propagates_non_finite_values(value, isa):
     for dtype in DTYPES:
         pre, pre_t = problem(dtype, 3, 40)
         pre_t[1, 39] = value

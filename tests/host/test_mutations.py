@@ -1,4 +1,4 @@
-"""Errors planted in the CPU kernels, each of which the numerical contract, a NaN or a second thread must show."""
+"""Errors planted in the CPU kernels: the numerical contract, a NaN or a second thread must reveal each."""
 
 import sys
 from collections.abc import Callable
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not (mutants.CMAKE and mutants.NINJA), reason="n
 
 
 def check_rows(*names):
-    """Two chunks of rows, the last not full, and columns that fill no vector; on one thread and on two."""
+    """Two chunks of rows, the last one partial, and columns that fill no vector; on one thread and on two."""
     for name in names:
         for dtype in ("mixed", "fp32"):
             case = Case(name, dtype, b=3, n=45, d=40, layout="strided")
@@ -42,7 +42,7 @@ def assert_same_on_two_threads(function, results):
 
 def check_norm():
     check_rows("layer_norm_modulate")
-    x = torch.randn(1, 3, 43, generator=torch.Generator().manual_seed(1)) * 1e-3  # eps counts
+    x = torch.randn(1, 3, 43, generator=torch.Generator().manual_seed(1)) * 1e-3  # eps matters
     row = torch.zeros(1, 43)
     exact = torch.nn.functional.layer_norm(x.double(), (43,), eps=1e-6)
     torch.testing.assert_close(host.layer_norm_modulate(x, row, row, 1e-6, x.dtype)[0].double(), exact)
@@ -53,7 +53,7 @@ check_junction = partial(check_rows, "gated_residual_layer_norm_modulate")
 
 
 def check_gelu():
-    """More than a task of the forward, two chunks of the backward, and both of GELU's tails."""
+    """More than one task of forward, two chunks of backward, and both of GELU's tails."""
     for dtype, spread in ((torch.float32, 3.0), (torch.bfloat16, 30.0)):
         pre, dact = test_gelu.problem(dtype, 400, 43, spread)
         low, exact = test_gelu.reference(pre, dact), test_gelu.reference(pre.double(), dact.double())
@@ -66,7 +66,7 @@ def check_gelu():
 def gelu(pre, dact):
     act, dpre = host.gelu(pre), dact.clone()
     recomputed, dbias = host.gelu_backward_(dpre, pre, True)
-    assert torch.equal(act, recomputed), "activation is another in backward"
+    assert torch.equal(act, recomputed), "backward's activation differs"
     return act, dpre, dbias
 
 
@@ -100,7 +100,7 @@ def check_patches():
 
 
 def check_numbers():
-    """Every number of 16 bits, what rounds to them, and a NaN that carries if it is rounded as a number."""
+    """Every 16-bit number, what rounds to them, and a NaN that would overflow if it were rounded like a number."""
     for dtype in (torch.bfloat16, torch.float16):
         test_rows.test_every_value_is_read_and_written(dtype, None)
         test_rows.test_rounds_to_nearest_even(dtype, None)
@@ -303,13 +303,13 @@ PLANTED = [
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """The build of an instruction set, made when it is first asked for."""
+    """The build of an instruction set, created on first use."""
     return cache(lambda isa: mutants.Build(tmp_path_factory.mktemp(isa), isa))
 
 
 @pytest.fixture
 def use(monkeypatch, poisoned):
-    """Let an extension be the one of the package and of the tests; one thread but where a check says otherwise."""
+    """Make the package and the tests use an extension, on one thread unless a check says otherwise."""
 
     def use(extension):
         monkeypatch.setitem(sys.modules, "ditfast._C", extension)
@@ -323,14 +323,14 @@ def use(monkeypatch, poisoned):
 
 
 def test_every_planted_text_occurs_once():
-    """So that what moves one shows at once, not only where the slow tests run."""
+    """So that a moved text shows at once, not only in the slow tests."""
     folder = mutants.ROOT / "csrc" / "host"
     assert [(p.what, p.file) for p in PLANTED if (folder / p.file).read_text().count(p.right) != 1] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", sorted({p.isa for p in PLANTED}))
-def test_right_kernels_pass(isa, build, use):
+def test_correct_kernels_pass(isa, build, use):
     use(build(isa).extension())
     for check in {p.check: None for p in PLANTED}:
         check()

@@ -1,4 +1,4 @@
-"""The CPU kernels and their threads in a process: choice of the instruction set, fork, Python threads, exit."""
+"""The CPU kernels and their threads in a process: choice of instruction set, fork, Python threads, exit."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from ditfast.ops import host
 torch.set_num_threads(2)
 x = torch.randn(512, 512)
 expected = torch.nn.functional.gelu(x, approximate="tanh").numpy()
-def right():  # told by numpy: after a fork, torch's own threads would be waited for in vain
+def right():  # compared in numpy: after a fork, torch would wait forever for its own threads
     return numpy.allclose(host.gelu(x).numpy(), expected, atol=1e-5)
 def work(times=20):
     return all([right() for _ in range(times)])
@@ -34,14 +34,14 @@ def test_the_environment_chooses_the_instruction_set():
     assert python("assert right(); print(_C.isa())", DITFAST_ISA=_C.isas()[0]) == _C.isas()[0]
 
 
-def test_what_is_in_force_by_default():
-    """The best instruction set, torch's threads, and subnormal numbers, which -ffast-math would take away."""
+def test_defaults():
+    """The best instruction set, torch's threads, and subnormals, which -ffast-math would disable."""
     code = "print(right(), _C.isa(), _C.thread_runtime(), (torch.tensor(1e-40) / 2).item() > 0)"
     runtime = "openmp" if sys.platform.startswith("linux") else "pool"
     assert python(code, DITFAST_ISA="").split() == ["True", _C.isas()[-1], runtime, "True"]
 
 
-def test_an_unknown_instruction_set_is_refused():
+def test_an_unknown_instruction_set_is_rejected():
     code = "import ditfast._C"
     environment = {**os.environ, "DITFAST_ISA": "mmx"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -51,7 +51,7 @@ def test_an_unknown_instruction_set_is_refused():
         _C.use_isa("mmx")
 
 
-def test_without_torch_there_is_a_pool():
+def test_without_torch_the_pool_is_used():
     code = "from ditfast import _C; print(_C.thread_runtime())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "pool", done.stderr
@@ -117,21 +117,21 @@ assert results == [True, True]
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs torch's OpenMP runtime")
 def test_numbers_of_threads_change_and_regions_nest():
-    """From call to call, and where torch's threads are in a parallel region already."""
+    """The number may change between calls, and torch's threads may already be in a parallel region."""
     python(REGIONS)
 
 
 EXIT = """
 out = torch.empty_like(x)
 arguments = 0, *x.shape, x.data_ptr(), out.data_ptr(), 2
-def forever():  # nothing of torch, whose own calls may abort a process that ends
+def forever():  # without torch, whose own calls may abort a process that is exiting
     while True: _C.gelu_forward(*arguments)
 for _ in range(3): threading.Thread(target=forever, daemon=True).start()
 work()
 """
 
 
-def test_a_process_ends_while_threads_are_busy():
+def test_a_process_exits_while_threads_are_busy():
     python(EXIT)
 
 

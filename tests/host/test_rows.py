@@ -1,4 +1,4 @@
-"""layer_norm_modulate, gated_residual and the junction in C++ on the CPU, held to the numerical contract."""
+"""layer_norm_modulate, gated_residual and the junction in C++ on the CPU meet the numerical contract."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from ditfast.ops import host
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAN, INF = float("nan"), float("inf")
-SHAPES = (  # B, N, D: widths of less than a vector, of several and a rest; one chunk of rows, several and a rest
+SHAPES = (  # B, N, D: less than a vector, several and a remainder; one chunk of rows, several and a remainder
     (1, 1, 8),
     (3, 5, 24),
     (0, 5, 40),
@@ -50,7 +50,7 @@ def test_contract(case, poisoned):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", INPUTS)
 def test_contract_in_every_instruction_set(op, dtype, isa, poisoned):
-    """Rows of less than a vector, and of several and a rest."""
+    """Rows of less than a vector, and of several and a remainder."""
     for d in (8, 72):
         check(Case(op, dtype, 2, 35, d))
 
@@ -58,7 +58,7 @@ def test_contract_in_every_instruction_set(op, dtype, isa, poisoned):
 @pytest.mark.parametrize("dtypes", ((torch.float32, torch.float16), (torch.bfloat16, torch.float16)), ids=str)
 @pytest.mark.parametrize("op", INPUTS)
 def test_any_mix_of_dtypes(op, dtypes):
-    """What autocast makes of a model in another dtype: y and gate in one, h, shift and scale in another."""
+    """As autocast does to a model in another dtype: y and gate have one dtype, h, shift and scale another."""
     case, (stream, branch) = Case(op, "fp32", 2, 35, 40), dtypes
 
     def make_inputs(dtype):
@@ -95,7 +95,7 @@ def test_bit_equal_for_any_batch(op):
 
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("value, channel", ((NAN, 0), (INF, 15), (-INF, 39), (NAN, 39)))
-def test_what_is_not_finite_stays_in_its_row(op, value, channel, isa):
+def test_non_finite_values_stay_in_their_row(op, value, channel, isa):
     for name in INPUTS[op]:
         case = Case(op, "bf16", b=3, n=5, d=40)
         inputs = case.inputs()
@@ -110,7 +110,7 @@ def test_what_is_not_finite_stays_in_its_row(op, value, channel, isa):
 
 
 @pytest.mark.parametrize("op", INPUTS)
-def test_not_finite_gradients_come_out(op):
+def test_non_finite_gradients_propagate(op):
     case = Case(op, "fp32", b=2, n=5, d=40)
     weights = [w.clone() for w in case.weights()]
     weights[-1][1, 2, 3] = NAN
@@ -147,7 +147,7 @@ def test_every_value_is_read_and_written(dtype, isa):
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 def test_rounds_to_nearest_even(dtype, isa):
-    """Float32 numbers on, next to and between the values of 16 bits, and beyond the largest."""
+    """Float32 numbers on, next to and between the 16-bit values, and beyond the largest."""
     values = every_16_bit_value(dtype)
     values = values[values.isfinite()].float()
     middle = (values + values.roll(1)) / 2
@@ -164,7 +164,7 @@ def test_rounds_to_nearest_even(dtype, isa):
 
 @pytest.mark.parametrize("op", INPUTS)
 def test_misaligned_storage(op):
-    """Rows begin at any element, not at multiples of a vector."""
+    """Rows may start at any element, not only at multiples of a vector."""
     case = Case(op, "bf16", b=2, n=35, d=40)
 
     def shifted(t):

@@ -1,4 +1,4 @@
-"""Tangents of layer_norm_modulate, gated_residual and the junction in C++ on the CPU, held to the contract."""
+"""Tangents of layer_norm_modulate, gated_residual and the junction in C++ on the CPU meet the contract."""
 
 import itertools
 from functools import partial
@@ -13,7 +13,7 @@ from ditfast.ops import host, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EPS = 1e-6
-SHAPES = (  # B, N, D: widths of less than a vector, of several and a rest; one task of rows, several and a rest
+SHAPES = (  # B, N, D: less than a vector, several and a remainder; one task of rows, several and a remainder
     (1, 1, 8),
     (3, 5, 24),
     (0, 5, 40),
@@ -32,7 +32,7 @@ CASES = [
 
 
 def problem(case, layout="dense"):
-    """Inputs by name, and their tangents, which lie otherwise."""
+    """Inputs by name, and their tangents, which have other strides."""
     inputs = dict(zip(INPUTS[case.op], case.inputs(), strict=True))
     inputs = {name: t.detach() for name, t in inputs.items() if t is not None}
     return inputs, tangents_of(inputs, case, layout)
@@ -85,7 +85,7 @@ def check(case, layout="dense"):
     inputs, tangents = problem(case, layout)
     got = host_jvp(case.op, inputs, tangents, out_dtype)
     expected = host_forward(case.op, inputs, out_dtype)
-    for a, b in zip(got, expected, strict=False):  # the primal comes first, and is that of the forward
+    for a, b in zip(got, expected, strict=False):  # the primal comes first, and equals forward's
         assert torch.equal(a, b)
     exact = [{name: t.double() for name, t in given.items()} for given in (inputs, tangents)]
     low = reference_jvp(case.op, inputs, tangents, out_dtype)
@@ -106,7 +106,7 @@ def test_contract(case, layout, poisoned):
 
 @pytest.mark.parametrize("op", INPUTS)
 def test_contract_in_every_instruction_set(op, isa, poisoned):
-    """Rows of less than a vector, and of several and a rest."""
+    """Rows of less than a vector, and of several and a remainder."""
     for dtype, d in itertools.product(DTYPES, (8, 72)):
         check(Case(op, dtype, 2, 35, d))
 
@@ -114,7 +114,7 @@ def test_contract_in_every_instruction_set(op, isa, poisoned):
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("dtype", ("fp32", "mixed"))
 def test_none_is_zero(op, dtype):
-    """Every subset of tangents that are not there."""
+    """Every subset of missing tangents."""
     case = Case(op, dtype, 2, 3, 40)
     out_dtype = DTYPES[dtype][1]
     inputs, tangents = problem(case)
@@ -129,7 +129,7 @@ def test_none_is_zero(op, dtype):
 
 @pytest.mark.parametrize("op", INPUTS)
 def test_any_mix_of_dtypes(op, poisoned):
-    """y and gate in one dtype, h, shift and scale in another: the kernel's own is float32."""
+    """y and gate have one dtype, h, shift and scale another: the kernel then uses float32."""
     inputs, tangents = problem(Case(op, "fp32", 2, 35, 40))
     kinds = {"y": torch.bfloat16, "gate": torch.bfloat16, "scale": torch.float16}
     inputs, tangents = (
@@ -157,8 +157,8 @@ def test_bit_equal_for_any_number_of_threads_and_any_batch(op, dtype, with_threa
 
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("value, channel", ((float("nan"), 0), (float("inf"), 15), (float("nan"), 39)))
-def test_what_is_not_finite_stays_in_its_row(op, value, channel, isa):
-    """A tangent's NaN comes out in the tangents of that row, or sample, and in no primal."""
+def test_non_finite_values_stay_in_their_row(op, value, channel, isa):
+    """A tangent's NaN appears in the tangents of that row, or sample, and in no primal."""
     for name in INPUTS[op]:
         inputs, tangents = problem(Case(op, "bf16", b=3, n=5, d=40))
         target = tangents[name]

@@ -1,4 +1,4 @@
-"""Backward makes no zeros in the place of gradients that saved tensors cannot have."""
+"""Backward allocates no zeros for gradients that saved tensors cannot have."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ditfast import ops
 
 
 class Zeros(TorchDispatchMode):
-    """The shapes of all zeros that are made."""
+    """Records the shapes of all zeros that are allocated."""
 
     def __init__(self):
         super().__init__()
@@ -24,7 +24,7 @@ class Zeros(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("op", "shapes"), ((ops.mlp, ((64, 16), (64,), (16, 64))), (ops.qkv_attention, ((48, 16), (48,))))
 )
-def test_no_zeros_are_made(op, shapes):
+def test_no_zeros_are_allocated(op, shapes):
     tensors = [torch.randn(shape, requires_grad=True) for shape in ((2, 5, 16), *shapes)]
     y = op(*tensors, *(() if op is ops.mlp else (2,)), backend="host")
     with Zeros() as zeros:

@@ -1,4 +1,4 @@
-"""What a wheel must do where it was installed: few tests, without any file of the repository."""
+"""What an installed wheel must do: a few tests that need no other file of the repository."""
 
 import importlib
 import os
@@ -19,14 +19,14 @@ PURE = "py3-none-any" in TAGS
 
 @pytest.fixture(scope="module")
 def extension():
-    """`ditfast._C`: if it is missing or does not load, that is an error, except in a pure wheel."""
+    """`ditfast._C`. It is an error if it is missing or does not load, except in a pure wheel."""
     if PURE:
         pytest.skip("a wheel without the extension")
     return importlib.import_module("ditfast._C")
 
 
 def seeded_model() -> ditfast.DiT:
-    """A small DiT without zeros among its weights."""
+    """A small DiT without zero weights."""
     torch.manual_seed(0)
     model = ditfast.DiT(input_size=8, patch_size=2, in_channels=4, hidden_size=128, depth=2, num_heads=2)
     for parameter in model.parameters():
@@ -54,7 +54,7 @@ def test_the_extension_is_there_unless_the_wheel_is_pure():
     assert TAGS and (find_spec("ditfast._C") is None) == PURE
 
 
-def test_a_model_on_what_runs_here_is_the_reference():
+def test_a_model_on_the_available_kernels_matches_the_reference():
     assert_is_the_reference("auto")
 
 
@@ -63,7 +63,7 @@ def test_the_extension_belongs_to_the_package(extension):
     assert extension.isa() in extension.isas()
 
 
-def test_gpu_code_is_what_the_build_asked_for(extension):
+def test_gpu_code_is_what_the_build_requested(extension):
     expected = os.environ.get("DITFAST_EXPECTED_CUDA")
     if expected is None:
         pytest.skip("DITFAST_EXPECTED_CUDA names none")
@@ -71,12 +71,12 @@ def test_gpu_code_is_what_the_build_asked_for(extension):
 
 
 @pytest.mark.skipif(GLIBC is None, reason="not a manylinux wheel")
-def test_no_symbol_is_newer_than_the_glibc_of_the_tag(extension):
+def test_no_symbol_is_newer_than_the_tags_glibc(extension):
     needed = re.findall(rb"GLIBC_2\.(\d+)", Path(extension.__file__).read_bytes())
     assert needed and max(map(int, needed)) <= int(GLIBC[1])
 
 
-def test_a_model_on_the_cpu_kernels_is_the_reference(extension):
+def test_a_model_on_the_cpu_kernels_matches_the_reference(extension):
     default = extension.isa()
     try:
         for isa in extension.isas():

@@ -1,4 +1,4 @@
-"""Tiny models of diffusers with random weights, and what they are called with."""
+"""Tiny diffusers models with random weights, and their inputs."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 diffusers = pytest.importorskip("diffusers")
-diffusers.utils.logging.set_verbosity_error()  # of models that are cast, as "kept in float32: []"
+diffusers.utils.logging.set_verbosity_error()  # from casting models, e.g. "kept in float32: []"
 
 HEADS = dict(num_attention_heads=2, attention_head_dim=8)
 PIXART = dict(num_layers=2, sample_size=8, cross_attention_dim=16, caption_channels=12)
@@ -18,7 +18,7 @@ FLUX = dict(
     in_channels=4, num_layers=2, num_single_layers=2, joint_attention_dim=12, pooled_projection_dim=10,
     axes_dims_rope=(2, 2, 4),
 )  # fmt: skip
-MAKE = {  # name -> class of the model, its configuration
+MAKE = {  # name -> the model's class and configuration
     "dit": ("DiTTransformer2DModel", dict(num_layers=2, sample_size=8, num_embeds_ada_norm=5, out_channels=8)),
     "pixart": ("PixArtTransformer2DModel", PIXART),
     "sd3": ("SD3Transformer2DModel", SD3),
@@ -29,7 +29,7 @@ B, TEXT = 3, 5
 
 
 def make(name, dtype=torch.float32, **changes):
-    """A model whose every weight is drawn at random, so that no gate is closed."""
+    """A model with every weight drawn at random, so that no gate is closed."""
     cls, config = MAKE[name]
     model = getattr(diffusers, cls)(**{**HEADS, **config, **changes})
     generator = torch.Generator().manual_seed(0)
@@ -40,7 +40,7 @@ def make(name, dtype=torch.float32, **changes):
 
 
 def inputs(name, dtype=torch.float32):
-    """Arguments of the model: batch of different samples; floating ones are leaves that want gradients."""
+    """The model's arguments: a batch of different samples; floating-point ones are leaves that require gradients."""
     generator = torch.Generator().manual_seed(1)
 
     def t(*shape):
@@ -63,7 +63,7 @@ def inputs(name, dtype=torch.float32):
 
 
 def run(model, arguments):
-    """The output, and the gradients of inputs and weights that have one, by name."""
+    """The output, and the gradients of inputs and weights that have any, by name."""
     out = model(**arguments).sample
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype)
     leaves = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor) and v.requires_grad}

@@ -1,4 +1,4 @@
-"""A model of its own on layers of a kernel repository, in a process where `kernels` is Hugging Face's package.
+"""A standalone model with layers from a kernel repository, in a process where `kernels` is Hugging Face's package.
 
 python kernelized.py REPOSITORY
 """

@@ -1,4 +1,4 @@
-"""A patched model of diffusers computes what it did: outputs, and gradients of inputs and of every weight."""
+"""A patched diffusers model computes the same: outputs, and gradients of inputs and of every weight."""
 
 from copy import deepcopy
 
@@ -14,12 +14,12 @@ MODELS = ["dit", "pixart", "sd3", "sd35", "flux"]
 
 
 def is_zero(name):
-    """Whether a gradient is zero but for rounding: softmax does not see what is added to all logits."""
+    """Whether a gradient is zero up to rounding: softmax ignores what is added to all logits."""
     return name.endswith(("to_k.bias", "add_k_proj.bias"))
 
 
 def assert_close(got, expected, limit):
-    """Every tensor, to a relative error; those that are zero are left out."""
+    """Compare every tensor to a relative error, except those that are zero."""
     assert got.keys() == expected.keys()
     for name in got:
         error, size = (got[name] - expected[name]).abs().max(), expected[name].abs().max()
@@ -27,7 +27,7 @@ def assert_close(got, expected, limit):
 
 
 def stacked(tensors, ref):
-    """All gradients in one vector, each in proportion to its norm: errors of single small ones are mere chance."""
+    """All gradients in one vector, each scaled by its norm: errors of single small ones are mere chance."""
     names = [name for name in ref if name != "out" and not is_zero(name)]
     return torch.cat([tensors[name].double().flatten() / (ref[name].norm() or 1) for name in names]).to(
         tensors["out"].dtype
@@ -41,8 +41,8 @@ def assert_as_good(got, low, ref):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_formulas_are_the_same(kit, name):
-    """In float64, where a wrong term cannot hide in rounding."""
+def test_the_formulas_are_equal(kit, name):
+    """In float64, where rounding cannot hide a wrong term."""
     model = kit.make(name, torch.float64)
     expected = kit.run(model, kit.inputs(name, torch.float64))
     patch(model, backend="reference")
@@ -65,7 +65,7 @@ def test_contract(kit, name, dtype):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_autocast(kit, name):
-    """The stream's dtype changes where it does in diffusers."""
+    """The stream's dtype changes in the same places as in diffusers."""
     model, dtypes = kit.make(name), []
     ref = kit.run(deepcopy(model).double(), kit.inputs(name, torch.float64))
     block = next(module for module in model.modules() if "TransformerBlock" in type(module).__name__)
@@ -92,7 +92,7 @@ def test_one_sample_and_odd_sizes(kit):
 
 
 class WithAdapter(nn.Module):
-    """Attention of a Flux block with the third output that an IP adapter adds."""
+    """A Flux block's attention with the third output that an IP adapter adds."""
 
     def __init__(self, attn):
         super().__init__()
@@ -116,7 +116,7 @@ def test_flux_with_an_ip_adapter(kit):
 
 
 def test_flux_in_float16_stays_finite(kit):
-    """Its blocks clip what float16 cannot hold."""
+    """Flux's blocks clip what float16 cannot hold."""
     model = kit.make("flux", torch.float16)
     with torch.no_grad():
         model.single_transformer_blocks[0].proj_out.weight *= 3e4
@@ -127,7 +127,7 @@ def test_flux_in_float16_stays_finite(kit):
 
 
 def test_sd3_block_of_one_stream(kit):
-    """As in its ControlNet for SD3.5."""
+    """As in the ControlNet for SD3.5."""
     config = dict(num_layers=2, sample_size=8, in_channels=4, attention_head_dim=8, num_attention_heads=2)
     config |= dict(caption_projection_dim=16, pooled_projection_dim=10, pos_embed_max_size=8, pos_embed_type=None)
     model = SD3ControlNetModel(**config, joint_attention_dim=None, extra_conditioning_channels=1, use_pos_embed=False)
@@ -158,7 +158,7 @@ class Lora(nn.Module):
 
 
 def add_lora(model, block):
-    """On each kind of Linear that a block of any of the models has."""
+    """Add one to every kind of Linear in a block of any of the models."""
     torch.manual_seed(0)
     attention, mlp = ("attn1.to_q", "attn1.to_out.0", "attn.to_v"), ("ff.net.2", "ff.net.0.proj", "proj_out")
     for path in (*attention, *mlp, "norm1.linear", "norm.linear"):
@@ -171,7 +171,7 @@ def add_lora(model, block):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_adapters_put_on_before_and_after(kit, name):
+def test_adapters_added_before_and_after(kit, name):
     model = kit.make(name, torch.float64)
     blocks = [module for module in model.modules() if "TransformerBlock" in type(module).__name__]
     bare = kit.run(model, kit.inputs(name, torch.float64))["out"]
@@ -217,7 +217,7 @@ def test_compiled(kit, name):
 @pytest.mark.parametrize("name", ["dit", "flux"])
 def test_checkpointed(kit, name):
     model = kit.make(name).train()
-    torch.manual_seed(3)  # of the labels that are dropped
+    torch.manual_seed(3)  # of dropped labels
     expected = kit.run(model, kit.inputs(name))
     patch(model, backend="host")
     model.enable_gradient_checkpointing()

@@ -1,4 +1,4 @@
-"""The operations as a kernel repository: its layout, how it is loaded without this package, and by `kernels`."""
+"""The operations as a kernel repository: its layout, loading it without this package, and with `kernels`."""
 
 import ast
 import base64
@@ -62,7 +62,7 @@ def metadata(repository, variant):
 
 
 def python(folder, *arguments):
-    """What a Python in ``folder``, where no ``kernels/`` of this project is, prints."""
+    """Run Python in ``folder``, away from this project's ``kernels/``; return its output."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DITFAST_")}
     environment |= {"TRITON_INTERPRET": "1", "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
     command = [sys.executable, *map(str, arguments)]
@@ -94,7 +94,7 @@ def test_metadata(repository, variant):
     assert found["digest"]["files"] == {name: base64.b64encode(value).decode() for name, value in hashes.items()}
 
 
-def test_nothing_is_imported_by_the_package_s_name(repository):
+def test_nothing_is_imported_by_the_packages_name(repository):
     for path in (repository / "build").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
@@ -105,7 +105,7 @@ def test_nothing_is_imported_by_the_package_s_name(repository):
                 assert not [alias for alias in node.names if alias.name.startswith("ditfast")], path
 
 
-def test_each_content_has_a_name_of_its_own():
+def test_every_content_has_its_own_name():
     one, other = {"a.py": "x = 1"}, {"a.py": "x = 2"}
     ids = {hub.identifier(one, "cuda"), hub.identifier(other, "cuda"), hub.identifier(one, "cpu")}
     assert len(ids) == 3 and hub.identifier(dict(one), "cpu") in ids

@@ -1,4 +1,4 @@
-"""How often a block goes over its stream outside of Linears, attention and MLP: the table of docs/diffusers.md."""
+"""How often a block passes over its stream outside Linears, attention and MLP: the table in docs/diffusers.md."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ N, TEXT, D = 16, 5, 16
 
 
 class Passes(TorchDispatchMode):
-    """Counts the tensors (B, N, D) that norms, sums and elementwise operations read and write."""
+    """Counts (B, N, D) tensors that norms, sums and elementwise operations read and write."""
 
     def __init__(self, tokens):
         super().__init__()
@@ -29,7 +29,7 @@ class Passes(TorchDispatchMode):
 
 
 def count(block, call, tokens):
-    """Passes over the stream of tokens, forward and backward to inputs and weights."""
+    """Passes over the token stream, forward and backward (to inputs and weights)."""
     x, text = torch.randn(3, N, D).requires_grad_(), torch.randn(3, TEXT, D).requires_grad_()
     leaves = [x, text, *block.parameters()]
     with Passes(tokens) as passes:
@@ -63,7 +63,7 @@ def joint(block, x, text):
         ("Flux, single", "flux", "single_transformer_blocks.0", joint, N + TEXT),
     ],
 )
-def test_passes_are_those_of_the_table(kit, row, name, path, call, tokens):
+def test_passes_match_the_table(kit, row, name, path, call, tokens):
     model = kit.make(name)
     before = count(model.get_submodule(path), call, tokens)
     patch(model, backend="host")

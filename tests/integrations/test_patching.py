@@ -1,4 +1,4 @@
-"""What `patch` touches, what it leaves alone and says so, and how it is undone."""
+"""What `patch` changes, what it leaves alone and reports, and how it is undone."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ def output(kit, model, name="dit"):
 
 
 def operations(kit, model, name="dit"):
-    """The operations that run, each with the backends of its calls."""
+    """Record the operations that run, each with the backends of its calls."""
     with record() as log:
         output(kit, model, name)
     return log
@@ -78,7 +78,7 @@ def test_patching_twice_is_patching_once(kit):
         assert "ditfast" not in type(module).__module__ and not [key for key in vars(module) if "ditfast" in key]
 
 
-def test_weights_and_files_stay(kit, tmp_path):
+def test_weights_and_files_are_unchanged(kit, tmp_path):
     model = kit.make("sd3")
     model.save_pretrained(tmp_path / "before")
     before, names = model.state_dict(), [name for name, _ in model.named_modules()]
@@ -92,8 +92,8 @@ def test_weights_and_files_stay(kit, tmp_path):
     assert json.loads((tmp_path / "after/config.json").read_text())["_class_name"] == "SD3Transformer2DModel"
 
 
-def test_names_of_classes_stay(kit):
-    """diffusers finds blocks to compile, to offload and to keep on one device by the names of their classes."""
+def test_class_names_are_unchanged(kit):
+    """diffusers uses class names to find blocks to compile, to offload and to keep on one device."""
     model = kit.make("flux")
     patch(model)
     classes = {type(module).__name__ for module in model.modules()}
@@ -113,7 +113,7 @@ def test_copies_are_patched_too(kit):
     assert operations(kit, model)
 
 
-def test_a_pickle_that_meets_another_diffusers(kit, monkeypatch):
+def test_a_pickle_loaded_with_another_diffusers(kit, monkeypatch):
     model = kit.make("dit", num_layers=1)
     expected = output(kit, model)
     patch(model)
@@ -133,7 +133,7 @@ def test_a_pickle_that_meets_another_diffusers(kit, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_parts_of_another_diffusers(name, monkeypatch):
+def test_parts_from_another_diffusers(name, monkeypatch):
     owner, method = name.split(".")
     cls = getattr(parts, owner)
     assert known.why_unknown(cls) is None
@@ -141,8 +141,8 @@ def test_parts_of_another_diffusers(name, monkeypatch):
     assert f"{name} of diffusers" in known.why_unknown(cls)
 
 
-def test_every_known_code_is_asked_for():
-    """The table has no line that nothing reads, and each fits the diffusers that is installed."""
+def test_every_known_fingerprint_is_used():
+    """Every line of the table is used and matches the installed diffusers."""
     owners = {name.split(".")[0] for name in known.KNOWN}
     there = {}
     for module in (basic, flux, norms, parts, sd3, attention, normalization):
@@ -151,7 +151,7 @@ def test_every_known_code_is_asked_for():
     assert not [reason for reason in map(known.why_unknown, there.values()) if reason]
 
 
-def test_fingerprint_sees_code_alone():
+def test_fingerprint_covers_only_code():
     def function(x: int = 3) -> int:
         """Text."""
         return x + 1  # remark
@@ -192,12 +192,12 @@ def test_replaced_forwards_are_left_alone(kit, monkeypatch):
     assert BLOCK in patch(model).patched
     original = attention.BasicTransformerBlock.forward
     monkeypatch.setattr(attention.BasicTransformerBlock, "forward", lambda *a, **k: 2 * original(*a, **k))
-    assert not operations(kit, model)  # replaced since: each call goes where it would have gone
+    assert not operations(kit, model)  # replaced since: every call goes where it would have gone
     unpatch(model)
     assert "BasicTransformerBlock.forward" in refused(model)
 
 
-CHANGES = [  # of a block, the part that is left to diffusers, and the beginning of the reason
+CHANGES = [  # change of a block, the part left to diffusers, and the start of the reason
     (lambda block: setattr(block, "_chunk_size", 1), "", "it embeds positions, attends"),
     (lambda block: setattr(block, "norm3", nn.LayerNorm(16)), "", "norm3 has parameters"),
     (lambda block: setattr(block.norm1, "norm", nn.Identity()), "", "norm1.norm is a Identity"),
@@ -214,8 +214,8 @@ CHANGES = [  # of a block, the part that is left to diffusers, and the beginning
 
 @pytest.mark.parametrize("change, part, reason", CHANGES)
 @pytest.mark.parametrize("is_before", [True, False])
-def test_what_is_changed_keeps_its_effect(kit, change, part, reason, is_before):
-    """Before patching, where it is listed, or after."""
+def test_changes_keep_their_effect(kit, change, part, reason, is_before):
+    """Changed before patching, and then listed, or after."""
     model = kit.make("dit", torch.float64).train()
     if is_before:
         change(model.get_submodule(BLOCK))
@@ -224,7 +224,7 @@ def test_what_is_changed_keeps_its_effect(kit, change, part, reason, is_before):
         patch(model, backend="reference")
         change(model.get_submodule(BLOCK))
     model.double()
-    torch.manual_seed(0)  # of what is dropped
+    torch.manual_seed(0)  # of dropped labels
     got = output(kit, model)
     unpatch(model)
     torch.manual_seed(0)
@@ -241,7 +241,7 @@ def test_hooks_see_the_calls(kit):
 
 
 class Unknown(nn.Module):
-    """A model that nobody knows, with norms that are known."""
+    """An unknown model with known norms."""
 
     def __init__(self):
         super().__init__()
@@ -262,7 +262,7 @@ class Unknown(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_norms_in_models_that_are_not_known(dtype):
+def test_known_norms_in_unknown_models(dtype):
     torch.manual_seed(0)
     model = Unknown().to(dtype)
     leaves = torch.randn(3, 7, 16, dtype=dtype).requires_grad_(), torch.randn(3, 16, dtype=dtype).requires_grad_()
@@ -308,7 +308,7 @@ def test_bad_arguments(kit):
     assert isinstance(model, DiTTransformer2DModel) and not operations(kit, model)
 
 
-def test_unpatching_what_was_wrapped_since(kit):
+def test_unpatching_a_block_wrapped_later(kit):
     model = kit.make("dit")
     patch(model)
     block = model.get_submodule("transformer_blocks.1")

@@ -1,6 +1,6 @@
-"""The kernels compiled for GPUs that are not here: no spills, wide accesses, few instructions for each row.
+"""The kernels compiled for GPUs that are not present: no spills, wide accesses, few instructions per row.
 
-`harness.aot.compiler` compiles what the launchers would launch, in a process of its own: here Triton interprets.
+`harness.aot.compiler` compiles what the launchers would launch, in a separate process, as here Triton interprets.
 """
 
 import json
@@ -34,11 +34,11 @@ KERNELS = {
     "patches": {"embed_kernel", "patchify_kernel", "unpatchify_kernel"},
     **dict.fromkeys((*ROW_JVPS, "mlp_jvp", "attention_jvp"), {"jvp_kernel"}),
 }
-# the first sums over chunks and writes (B, D), a fraction 1/N of what the rows are; a patch is p elements wide
+# the first sums over chunks and writes (B, D), 1/N of the rows' bytes; a patch is p elements wide
 MAY_BE_NARROW = {"sum_partials_kernel", *KERNELS["patches"]}
 # column sums: 3, of both parts of a head of 72, and the log-sum-exp
 WORDS = {"backward_dq_kernel": 2 + 6}
-# of a thread on sm_90 at D = 1152 in every dtype, by triton 3.6 and 3.7: more would cost programs on a multiprocessor
+# per thread on sm_90 at D = 1152, in every dtype, by triton 3.6 and 3.7; with more, fewer programs fit the GPU
 REGISTERS = {
     "layer_norm_modulate": {"forward_kernel": 128, "backward_kernel": 168},
     "gated_residual": {"forward_kernel": 128, "backward_kernel": 128},
@@ -51,7 +51,7 @@ REGISTERS = {
     "mlp_jvp": {"jvp_kernel": 128},
     "attention_jvp": {"jvp_kernel": 255},
 }
-# ptxas keeps two or four words in local memory rather than let a program less run
+# ptxas keeps two or four words in local memory rather than fit one program less
 STACK = {
     ("gated_residual_layer_norm_modulate-fp32", 2048, 120): 8,
     ("attention-fp32", 1152, 120): 8,
@@ -62,8 +62,8 @@ STACK = {
     ("attention_jvp-bf16", 1152, 120): 16,
     ("attention_jvp-fp16", 1152, 120): 16,
 }
-SHARED_LIMIT = {80: 163, 90: 227, 120: 99}  # KB per block; 120 has what 86 and 89 have
-LARGE, SMALL = (64, 256), (1, 64)  # B, N: the launchers choose other chunks for each
+SHARED_LIMIT = {80: 163, 90: 227, 120: 99}  # KB per block; 120 has as much as 86 and 89
+LARGE, SMALL = (64, 256), (1, 64)  # B, N: the launchers choose different chunks for each
 
 
 def case(op, dtype, d, archs=tuple(SHARED_LIMIT), tokens=LARGE):
@@ -88,7 +88,7 @@ THIN = [
     case("patches", "bf16", 1152, archs=(90,)),
     *(case(op, "bf16", 1152, archs=(80, 90)) for op in ROW_JVPS),
     *(case(op, dtype, 1152, archs=(90,)) for op in ROW_JVPS for dtype in ("mixed", "fp32")),
-    *(case(ROW_JVPS[-1], "bf16", d, archs=(90,)) for d in FORMS if d != 1152),  # which holds the most rows
+    *(case(ROW_JVPS[-1], "bf16", d, archs=(90,)) for d in FORMS if d != 1152),  # the one that holds the most rows
     case("attention_jvp", "fp32", 1152, archs=(90,)),
     case("mlp_jvp", "bf16", 1152, archs=(80, 90)),
     case("attention_jvp", "bf16", 1152, archs=(80, 90)),
@@ -120,7 +120,7 @@ FULL = [
 
 
 def python(*args, stdin=""):
-    """Standard output of Python without the interpreter of Triton."""
+    """Run Python without Triton's interpreter; return its standard output."""
     env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(Path(compiler.__file__).parents[2])}
     done = subprocess.run([sys.executable, *args], input=stdin, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -128,7 +128,7 @@ def python(*args, stdin=""):
 
 
 def compiled(cases):
-    """Reports of the kernels of each case, by its label; one process per core."""
+    """Reports on every case's kernels, by label; one process per core."""
     workers = min(os.cpu_count(), len(cases))
     with ThreadPoolExecutor(workers) as pool:
         slices = [json.dumps(cases[i::workers]) for i in range(workers)]
@@ -161,8 +161,8 @@ def assert_lean(reports, c):
         if is_attention and r["kernel"] != "sum_partials_kernel":
             assert (r["tensor_core"] > 0) == (c["dtype"] != "float32"), r
         if r["kernel"] not in MAY_BE_NARROW:
-            statistics = 2 * (1 + r.get("rows_ahead", 2))  # of each row in flight
-            one_each = is_attention and c["dtype"] == "float32"  # elements of a tail, for so many threads
+            statistics = 2 * (1 + r.get("rows_ahead", 2))  # per row in flight
+            one_each = is_attention and c["dtype"] == "float32"  # elements of a tail, for this many threads
             assert r["narrow"] == 0, r
             assert r["words"] <= WORDS.get(r["kernel"], statistics) or one_each, r
 
@@ -179,9 +179,9 @@ def test_kernels_for_every_shape(c, full):
 
 
 def assert_memory_bound(reports, c):
-    """On an H200 a multiprocessor issues a row's instructions faster than memory delivers the row.
+    """On an H200, a multiprocessor issues a row's instructions faster than memory delivers the row.
 
-    What a program does outside of its loop over tokens is spread over the tokens of a full chunk.
+    Instructions outside the loop over tokens are spread over the tokens of a full chunk.
     """
     rows = [r for r in reports if r["arch"] == 90 and "slots" in r]
     assert {r["kernel"] for r in rows} == KERNELS[c["op"]] - {"sum_partials_kernel"}
@@ -229,10 +229,10 @@ for (kernel, args, options), change in (
 """
 
 
-def test_the_inspector_sees_what_is_wrong():
-    """Rows of 8192 in one warp need more than 255 registers; rows of 40 in eight warps leave 2 bytes per thread.
+def test_the_inspector_detects_problems():
+    """Rows of 8192 need more than 255 registers in one warp; rows of 40 leave 2 bytes per thread in eight warps.
 
-    In eight warps and two stages dK/dV has its wgmma serialized.
+    With eight warps and two stages, dK/dV's wgmma is serialized.
     """
     spilling, narrow, serialized = python("-c", WRONG)
     assert spilling["stack"] > 0 and spilling["spills"] > 0
@@ -253,7 +253,7 @@ LOOP = """
 
 
 def test_issue_slots_of_a_loop():
-    """Four instructions for each of two warps and two rows; the load, the exit and the trap are outside."""
+    """Four instructions in two warps for two rows; the load, the exit and the trap are outside."""
     expected = {"slots": 4 * 2 / 2 / 4, "outside": 3 * 2 / 4, "rows_per_iteration": 2, "loops": 1}
     assert issue_slots(LOOP, warps=2, column_bytes=2, d=256, lanes=256) == expected
     assert issue_slots(LOOP, warps=2, column_bytes=2, d=200, lanes=320) == expected  # masked: a store was dropped

@@ -1,4 +1,4 @@
-"""The page of predictions: made from the files beside it, which are of the forms that the kernels have."""
+"""The page of predictions is generated from the files next to it, which describe the kernels' current forms."""
 
 import json
 
@@ -15,12 +15,12 @@ def result(name):
     return json.loads((aot_report.RESULTS / f"{name}.json").read_text())
 
 
-def test_page_is_made_from_the_files():
+def test_page_is_generated_from_the_files():
     page = (aot_report.RESULTS / "rows.md").read_text()
     assert page == aot_report.document(result("pieces"), result("masked"))
 
 
-def test_files_are_of_the_kernels_that_run():
+def test_files_describe_the_current_kernels():
     forms = {r["d"]: [None, None] for r in result("pieces")["kernels"]}
     for r in result("pieces")["kernels"]:
         forms[r["d"]][r["kernel"] == "backward_kernel"] = (*r["form"], r["num_warps"])

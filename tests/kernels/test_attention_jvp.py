@@ -1,4 +1,4 @@
-"""Attention and its tangent in one pass, held to the numerical contract."""
+"""Attention and its tangent in one pass meet the numerical contract."""
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ from ditfast.ops import reference  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SHAPES = ((2, 33, 2, 72), (3, 67, 1, 64), (2, 1, 1, 72))  # B, N, H, d: tiles of rows and of keys, and a rest of each
+SHAPES = ((2, 33, 2, 72), (3, 67, 1, 64), (2, 1, 1, 72))  # B, N, H, d: tiles of rows and keys, and remainders
 
 
 def tangent(qkv, heads, only=("q", "k", "v")):
-    """Other values than qkv's, in the parts ``only``; zeros in the others."""
+    """Values other than qkv's in the parts ``only``, zeros in the others."""
     b, n, _ = qkv.shape
     qkv_t, _ = sample(b, n, heads, qkv.shape[-1] // (3 * heads), qkv.dtype, seed=1, device=qkv.device)
     for name, part in zip("qkv", parts(qkv_t, heads), strict=True):
@@ -59,7 +59,7 @@ def test_scale(device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_primal_is_that_of_forward(dtype, device, poisoned):
+def test_primal_equals_forwards(dtype, device, poisoned):
     qkv, _ = sample(2, 33, 2, 72, dtype, device=device)
     out, lse, _ = jvp(qkv, tangent(qkv, 2), 2, 0.125)
     expected, expected_lse = attention.forward(qkv, 2, 0.125)
@@ -70,7 +70,7 @@ def test_primal_is_that_of_forward(dtype, device, poisoned):
 
 @pytest.mark.parametrize("layout", (padded, token_major), ids=("padded", "token_major"))
 def test_layouts(layout, device):
-    """To the bit: primal and tangent have strides of their own."""
+    """Results are bit-equal: primal and tangent have independent strides."""
     qkv, _ = sample(2, 33, 1, 72, torch.float16, device=device)
     qkv_t = tangent(qkv, 1)
     expected = jvp(qkv, qkv_t, 1, 0.125)
@@ -79,7 +79,7 @@ def test_layouts(layout, device):
 
 
 def test_expanded_tangents(device):
-    """As those of a bias alone are: the same for all tokens and samples."""
+    """Like the tangent of a bias alone: the same for all tokens and samples."""
     qkv, _ = sample(2, 33, 1, 72, torch.float16, device=device)
     qkv_t = tangent(qkv, 1)[:1, :1].expand(qkv.shape)
     expected = jvp(qkv, qkv_t.contiguous(), 1, 0.125)
@@ -87,7 +87,7 @@ def test_expanded_tangents(device):
 
 
 def test_very_negative_logits(device, poisoned):
-    """All lie near -1e4, so that one leaked zero key would take all the weight."""
+    """All are near -1e4, so that a single leaked zero key would take all the weight."""
     qkv, _ = far_logits(2, 33, 2, 72, torch.float32, level=-1e4, device=device)
     out, _, out_t = jvp(qkv, tangent(qkv, 2, "v"), 2, 1.0)
     for got, ref in zip((out, out_t), exact(qkv, tangent(qkv, 2, "v"), 2, 1.0), strict=True):
@@ -95,8 +95,8 @@ def test_very_negative_logits(device, poisoned):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_what_all_keys_share_costs_no_precision(dtype, device):
-    """A tangent of the keys' bias shifts all logits of a query alike; rounded weights must not carry the shift."""
+def test_a_shift_shared_by_all_keys_costs_no_precision(dtype, device):
+    """A tangent of the keys' bias shifts all logits of a query equally; rounded weights must not carry it."""
     qkv, _ = sample(2, 65, 1, 64, dtype, device=device)
     qkv_t = (tangent(qkv, 1) * 4).round() / 4
     shifted = qkv_t.clone()
@@ -107,7 +107,7 @@ def test_what_all_keys_share_costs_no_precision(dtype, device):
 
 
 @pytest.mark.parametrize("where", (0, 1), ids=("primal", "tangent"))
-def test_nan_in_a_key_comes_out(where, device):
+def test_nan_in_a_key_propagates(where, device):
     qkv, _ = sample(2, 33, 2, 72, torch.float16, device=device)
     arguments = [qkv, tangent(qkv, 2)]
     parts(arguments[where], 2)[1][1, 32, 0, 5] = float("nan")

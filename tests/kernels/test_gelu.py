@@ -1,4 +1,4 @@
-"""GELU's derivative where float32 ends before GELU does, and its tangent."""
+"""GELU's derivative beyond the range of float32's exp, and its tangent."""
 
 from functools import partial
 
@@ -40,14 +40,14 @@ def strided(t):
 
 
 def expanded(t):
-    """All rows are the first: what a tangent of the bias alone makes."""
+    """All rows equal the first, as in the tangent of a bias alone."""
     return t[:1].expand(t.shape)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("layout", (contiguous, strided, expanded))
 def test_jvp(layout, dtype, device, poisoned):
-    """Two blocks of rows and two of columns, neither of which is full."""
+    """Two blocks of rows and two of columns, the last ones partial."""
     g = torch.Generator().manual_seed(3)
     pre, pre_t = (torch.randn(7, 520, generator=g).mul(k).to(device, dtype) for k in (3, 1))
     pre_t = layout(pre_t)

@@ -1,4 +1,4 @@
-"""What a pass for primal and tangent moves and multiplies, counted as the interpreter runs it."""
+"""Bytes moved and products computed by a pass for primal and tangent, counted while the interpreter runs it."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ pytestmark = [
 
 @pytest.fixture
 def count(monkeypatch):
-    """A function that runs another and returns the bytes that it loads and stores, and its products' operations."""
+    """A function that runs another and returns the bytes it loads and stores, and its products' operations."""
     counted = {"bytes": 0, "operations": 0}
 
     def watch(name, key, cost):

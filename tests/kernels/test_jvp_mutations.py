@@ -1,4 +1,4 @@
-"""Errors planted in the kernels that give tangents, each of which the numerical contract must catch."""
+"""Errors planted in the kernels that compute tangents; the numerical contract must catch each."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from planting import CAUGHT, Planted, plant_in, unchanged  # noqa: E402
 
 from ditfast.ops import reference  # noqa: E402
 
-# GELU's exp(large) in the interpreter is numpy's, which warns
+# in the interpreter, GELU's exp(large) is numpy's, which warns
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 MLP, ATTENTION = "mlp", "attention"
@@ -26,7 +26,7 @@ FILES = {
 
 
 def plant(right, wrong, what, ops=tuple(FILE), file=None, where="jvp_kernel", **case):
-    """One error, for each operation that must show it; ``case`` changes the inputs."""
+    """One error, for every operation that must reveal it; ``case`` changes the inputs."""
     return [Planted(op, file or FILES[op][-1], where, right, wrong, what, case) for op in ops]
 
 
@@ -97,12 +97,12 @@ def check(planted):
 
 
 def check_rows(planted):
-    """Two samples of two chunks, the second of which is not full."""
+    """Two samples of two chunks, the second one partial."""
     RowJvp(planted.op, **{"dtype": "mixed", "b": 2, "n": 6, "d": 40} | planted.case).assert_right()
 
 
 def check_gelu(_):
-    """A tangent with rows of 8 columns more; two blocks of rows and two of columns, neither of which is full."""
+    """A tangent whose rows have 8 more columns; two blocks of rows and two of columns, the last ones partial."""
     from ditfast.kernels import gelu
 
     g = torch.Generator().manual_seed(3)
@@ -111,7 +111,7 @@ def check_gelu(_):
 
 
 def check_attention(planted):
-    """Two samples; three tiles of keys, the last of which is not full."""
+    """Two samples; three tiles of keys, the last one partial."""
     from ditfast.kernels import attention_jvp
 
     d, heads = ({"d": 72, "heads": 1} | planted.case).values()
@@ -121,7 +121,7 @@ def check_attention(planted):
 
 
 def hold(kernel, fn, x, x_t, outputs):
-    """Those of the kernel's outputs that are fn's and its tangent keep the contract."""
+    """The kernel's outputs and tangents that correspond to fn's meet the contract."""
     found = kernel(x, x_t)
     low, ref = (torch.func.jvp(fn, (x.to(dtype),), (x_t.to(dtype),)) for dtype in (x.dtype, torch.float64))
     for i, name, lo, r in zip(outputs, ("output", "tangent"), low, ref, strict=True):
@@ -136,7 +136,7 @@ def test_planted_error_is_caught(planted, swap):
 
 
 @pytest.mark.parametrize("planted", unchanged(PLANTED), ids=lambda p: f"{p.op}-{p.case}")
-def test_right_kernel_passes(planted, swap):
-    """The same harness without an error: what the tests above see is the error."""
+def test_a_correct_kernel_passes(planted, swap):
+    """The same harness without an error: so the tests above detect the error itself."""
     swap(planted, planted.right)
     check(planted)

@@ -1,4 +1,4 @@
-"""Errors planted in the kernels, each of which the numerical contract must catch."""
+"""Errors planted in the kernels; the numerical contract must catch each."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ FILE = {LN: LN, GATED: GATED, JUNCTION: "junction", "mlp": "gelu", **dict.fromke
 
 @dataclass
 class Shaped(Case):
-    """Three samples of two chunks, the second of which is not full, of rows that do not fill their block."""
+    """Three samples of two chunks, the second one partial, with rows that do not fill their block."""
 
     dtype: str = "mixed"
     b: int = 3
@@ -37,7 +37,7 @@ class Shaped(Case):
 
 
 def plant(where, right, wrong, what, ops=(LN, GATED, JUNCTION), file=None, **case):
-    """One error, for each operation that must show it; ``case`` changes the inputs of `Shaped`."""
+    """One error, for every operation that must reveal it; ``case`` changes the inputs of `Shaped`."""
     return [Planted(op, file or FILE[op], where, right, wrong, what, case) for op in ops]
 
 
@@ -152,7 +152,7 @@ PLANTED = [
 
 @pytest.fixture
 def swap(tmp_path, monkeypatch, poisoned):
-    """Replace a kernel's file, and those that it shares with others, by copies of which one has a change."""
+    """Replace a kernel's file, and those it shares with others, with copies, one of which is changed."""
 
     def swap(planted, wrong):
         plant_in(("strides", "rows", "sums", FILE[planted.op]), planted, wrong, tmp_path, monkeypatch)
@@ -161,7 +161,7 @@ def swap(tmp_path, monkeypatch, poisoned):
 
 
 def check(planted):
-    """Hold the operation to the numerical contract."""
+    """Check the operation against the numerical contract."""
     {"mlp": check_mlp, **dict.fromkeys(PATCHES, check_patches)}.get(planted.op, check_rows)(planted)
 
 
@@ -171,7 +171,7 @@ def check_rows(planted):
 
 
 def check_mlp(planted):
-    """Two chunks of rows and two blocks of columns, neither of which is full."""
+    """Two chunks of rows and two blocks of columns, the last ones partial."""
     b, n, d, f = 2, 11, 16, 520
     shapes = {"h": (b, n, d), "w1": (f, d), "b1": (f,), "w2": (d, f), "b2": (d,)}
     spreads = (3.0, d**-0.5, 0.5, f**-0.5, 0.5)  # GELU's bend and both its tails
@@ -193,7 +193,7 @@ def check_mlp(planted):
 
 
 def check_patches(planted):
-    """Images (2, 4, 12, 20) in patches of 4 pixels, (ph, pw, c) where there is a choice, 15 tokens."""
+    """Images (2, 4, 12, 20) in patches of 4 pixels, in the order (ph, pw, c) if there is a choice; 15 tokens."""
     image, tokens = (2, 4, 12, 20), (2, 15, 64)
     shapes = {"patchify": [image], "unpatchify": [tokens], "patch_embed": [image, (136, 4, 4, 4), (136,), (15, 136)]}
     rest = {"patchify": (4, True), "unpatchify": (4, (3, 5), True), "patch_embed": (4,)}[planted.op]
@@ -220,7 +220,7 @@ def test_planted_error_is_caught(planted, swap):
 
 
 @pytest.mark.parametrize("planted", unchanged(PLANTED), ids=lambda p: f"{p.op}-{p.case}")
-def test_right_kernel_passes(planted, swap):
-    """The same harness without an error: what the tests above see is the error."""
+def test_a_correct_kernel_passes(planted, swap):
+    """The same harness without an error: so the tests above detect the error itself."""
     swap(planted, planted.right)
     check(planted)

@@ -1,4 +1,4 @@
-"""One pass for primal and tangent of the operations over token rows, held to the numerical contract."""
+"""One pass for primal and tangent of the row operations meets the numerical contract."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ AXES = {
 
 
 def makes_sense(op, c):
-    """Without a bias it has no tangent; LN has none, so that half of the cases are the other half again."""
+    """A missing bias has no tangent, and LN has no bias: the latter cases would be duplicates."""
     return (c["bias"] or (op != LN and c["given"] != "bias")) and (op, c["given"]) != (LN, "bias")
 
 
@@ -56,7 +56,7 @@ def test_contract(c, device, poisoned, monkeypatch):
 
 
 @pytest.mark.parametrize("op", FILE)
-def test_primal_is_that_of_forward(op, device):
+def test_primal_equals_forwards(op, device):
     """Outputs and statistics."""
     case = RowJvp(op, "mixed", b=2, n=5, d=40, device=device)
     expected = case.kernel().forward(**case.primals(), **case.options())
@@ -66,7 +66,7 @@ def test_primal_is_that_of_forward(op, device):
 
 
 @pytest.mark.parametrize("op", FILE)
-def test_no_tangent_is_a_tangent_of_zeros(op, device, poisoned):
+def test_no_tangent_means_zeros(op, device, poisoned):
     case = RowJvp(op, "mixed", b=2, n=5, d=40, device=device)
     zeros = {name: torch.zeros_like(t) for name, t in case.primals().items()}
     for a, b in zip(*(case.by_kernel(t).values() for t in (dict.fromkeys(zeros), zeros)), strict=True):
@@ -75,9 +75,9 @@ def test_no_tangent_is_a_tangent_of_zeros(op, device, poisoned):
 
 @pytest.mark.parametrize("op", FILE)
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the interpreter
-def test_nan_and_inf_come_out(op, value, device):
-    """Of a tangent, in its row alone."""
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from numpy, in the interpreter
+def test_nan_and_inf_propagate(op, value, device):
+    """A tangent's NaN or infinity appears only in its own row."""
     case = RowJvp(op, b=3, n=5, d=40, device=device)
     tangents = case.tangents()
     tangents["x"][1, 2, 3] = value

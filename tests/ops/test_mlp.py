@@ -139,7 +139,7 @@ def test_many_chunks_of_rows(device):
 
 
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
-def test_nan_and_inf_come_out(value, device):
+def test_nan_and_inf_propagate(value, device):
     for name in ("triton", "reference"):
         args = inputs("fp32", 3, 4, 16, 64, device)
         with torch.no_grad():

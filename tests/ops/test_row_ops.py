@@ -93,7 +93,7 @@ def test_formulas_keep_the_contract(op, dtype, monkeypatch):
 
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
-def test_nan_and_inf_come_out(op, value, device):
+def test_nan_and_inf_propagate(op, value, device):
     case = Case(op, n=5, d=32, device=device)
     for backend in ("reference", "triton"):
         inputs = case.inputs()
