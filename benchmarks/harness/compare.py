@@ -39,7 +39,7 @@ def require_same(old: dict, machine: dict, workload: dict) -> None:
     ):
         changed = [k for k in then.keys() | now.keys() if then.get(k) != now.get(k)]
         if changed:
-            shown = "; ".join(f"{k} was {then.get(k)}, is now {now.get(k)}" for k in sorted(changed))
+            shown = "; ".join(f"{k} was {then.get(k)}, is {now.get(k)}" for k in sorted(changed))
             raise Incomparable(f"the {what} differs: {shown}")
 
 

@@ -79,7 +79,7 @@ def test_a_name_overrides_the_table():
         assert ran(case.call, *case.inputs(), backend=None) == {"reference"}
 
 
-def test_backward_runs_where_forward_ran():
+def test_backward_uses_forwards_backend():
     case = Case("gated_residual_layer_norm_modulate", "bf16", b=1, n=100, d=40)
     with record() as log:
         out = case.call(*case.inputs(), backend=None)

@@ -13,7 +13,7 @@ TINY = dict(input_size=10, patch_size=2, in_channels=4, hidden_size=32, depth=3,
 
 
 def gradients(model, out, *inputs):
-    """Gradients of a generic scalar of ``out``, by name; those of ``inputs`` under their position."""
+    """Gradients of a generic scalar function of ``out``, by name; those of ``inputs`` by position."""
     names, params = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
     grads = torch.autograd.grad((out * arr("weights", tuple(out.shape))).sum(), (*inputs, *params))
     return dict(zip((*range(len(inputs)), *names), grads, strict=True))
@@ -26,7 +26,7 @@ def on_one_thread(one_thread):
 
 @pytest.fixture
 def kit():
-    """The helpers above, a tiny model (25 tokens) and a batch of three different samples for it."""
+    """The helpers above, a tiny model (25 tokens) and a batch of three different samples."""
 
     def tiny(**changes):
         return fill(DiT(**{**TINY, **changes})).eval()

@@ -1,4 +1,4 @@
-"""Run by test_fsdp.py in every process: blocks sharded one by one give what the whole model gives, tangents too."""
+"""Run by test_fsdp.py in every process: blocks sharded one by one equal the whole model, tangents included."""
 
 import os
 import sys
@@ -35,7 +35,7 @@ def run(model, inputs):
 
 
 def run_with_tangents(model, inputs):
-    """As a step of MeanFlow: the tangent by latents and timesteps is a constant in the loss."""
+    """Like a step of MeanFlow: the tangent with respect to latents and timesteps is a constant in the loss."""
     x, t, y = inputs
     out, out_t = jvp(lambda x, t: model(x, t, y), (x, t), (x.cos(), t / 100))
     (out - (torch.cat([x, x], 1) - out_t).detach()).square().mean().backward()
@@ -69,7 +69,7 @@ def check(rank, world, parallel, run):
 
 
 def check_refusal(world):
-    """FSDP2 outside of torch.func ends in an error of PyTorch's that says little."""
+    """Outside torch.func, FSDP2 fails with an unhelpful PyTorch error."""
     x, t, y = torch.randn(1, 4, 10, 10), torch.ones(1), torch.ones(1, dtype=torch.long)
     with forward_ad.dual_level():
         try:
@@ -77,7 +77,7 @@ def check_refusal(world):
         except NotImplementedError as error:
             assert "use torch.func.jvp" in str(error)
         else:
-            raise AssertionError("FSDP2 took a tangent")
+            raise AssertionError("FSDP2 accepted a tangent")
 
 
 if __name__ == "__main__":
@@ -87,10 +87,10 @@ if __name__ == "__main__":
     for checkpointed in (False, True):
         check(rank, world, shard(build(), world, checkpointed), run)
     with use_backend("auto" if why_not_loaded() else "host"):
-        if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # 2.11's FSDP2 fails inside of any transform
+        if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # FSDP2 in 2.11 fails inside any transform
             check(rank, world, shard(build(), world), run_with_tangents)
         check(rank, world, DistributedDataParallel(build()), run_with_tangents)
     check_refusal(world)
     dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # after FSDP2 on gloo a clean exit of plain PyTorch aborts now and then
+    os._exit(0)  # after FSDP2 on gloo, even plain PyTorch occasionally aborts on exit

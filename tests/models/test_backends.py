@@ -1,4 +1,4 @@
-"""The model on every backend: the same function, carried or block by block, eager or compiled."""
+"""The model computes the same on every backend, carried or block by block, eager or compiled."""
 
 import contextlib
 
@@ -38,7 +38,7 @@ def alone(model, x, t, y):
 
 
 @pytest.mark.parametrize("recompute", (False, True))
-def test_kernels_give_what_the_reference_gives(kit, recompute):
+def test_kernels_match_the_reference(kit, recompute):
     model = kit.tiny(recompute_mlp=recompute)
     with on("reference"):
         expected = run(kit, model, model)
@@ -47,7 +47,7 @@ def test_kernels_give_what_the_reference_gives(kit, recompute):
     assert {name for names in ran.values() for name in names} == {"host"}
     assert set(ran) == {op.name for op in ops.ALL} - {"gated_residual"}
     kit.close(got, expected, 1e-5)
-    with on("triton", "sdpa"), record() as ran:  # attention on PyTorch's, which takes any head dim
+    with on("triton", "sdpa"), record() as ran:  # attention uses PyTorch's, which supports any head dim
         got = run(kit, model, model)
     assert {name for op in ran if op != "attention" for name in ran[op]} == {"triton"}
     kit.close(got, expected, 1e-5)
@@ -60,7 +60,7 @@ def test_carried_equals_block_by_block(kit, names):
         kit.close(run(kit, model, model), run(kit, model, lambda *a: alone(model, *a)), 1e-5)
 
 
-def test_autocast_on_kernels_is_as_near_as_autocast_on_the_reference(kit):
+def test_autocast_on_kernels_is_as_exact_as_on_the_reference(kit):
     model = kit.tiny()
     exact = run(kit, model, model)["out"]
     errors = {}
@@ -85,7 +85,7 @@ def hook(linear):
 
 @pytest.mark.parametrize("change", (adapt, hook))
 def test_a_changed_qkv_linear_is_called(kit, change):
-    """The other block goes on with the fused node, which inference does not need."""
+    """The other block keeps using the fused node, which inference does not need."""
     model = kit.tiny(depth=2)
     change(model.blocks[0].attn.qkv)
     with on("reference"):
@@ -122,7 +122,7 @@ def test_checkpointed_blocks_recompute_on_the_kernels_of_their_forward(kit):
     x, t, y = kit.batch()
     with on(*KERNELS):
         loss, reference = model(x, t, y).square().sum(), expected(x, t, y).square().sum()
-    with record() as ran:  # the context has ended: only the carry knows what forward ran on
+    with record() as ran:  # the context has ended: only the carry knows forward's backend
         loss.backward()
     reference.backward()
     assert {name for names in ran.values() for name in names} == {"host"}

@@ -1,4 +1,4 @@
-"""The stack on carried junctions, and everything that must keep taking effect in it."""
+"""The stack on carried junctions, and all changes that must keep taking effect in it."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_each_sample_has_its_own_modulation(kit):
 def test_one_pass_per_junction(kit, inputs):
     with record() as log:
         kit.tiny()(*inputs)
-    assert len(log["gated_residual_layer_norm_modulate"]) == 6  # 3 within the blocks, 3 between them and at the end
+    assert len(log["gated_residual_layer_norm_modulate"]) == 6  # 3 inside the blocks, 3 between and after them
     assert len(log["layer_norm_modulate"]) == 1 and "gated_residual" not in log
     assert len(log["mlp"]) == 3 and len(log["patch_embed"]) == 1
 
@@ -57,17 +57,17 @@ def test_silu_of_the_conditioning_is_computed_once(kit, inputs, monkeypatch):
     calls, silu = [], nn.functional.silu
     monkeypatch.setattr(nn.functional, "silu", lambda c, **options: calls.append(c) or silu(c, **options))
     kit.tiny()(*inputs)
-    assert len(calls) == 2  # in the timestep's embedder, and for all blocks
+    assert len(calls) == 2  # one in the timestep embedder, one for all blocks
 
 
 @pytest.mark.parametrize("name", ("auto", "reference"))
-def test_block_gives_what_it_gets(kit, name):
+def test_block_returns_what_it_takes(kit, name):
     block = kit.tiny().blocks[0]
     x, c = kit.arr("tokens", (2, 5, 32)), kit.arr("c", (2, 32))
     carry = Carry(x, None, None, None, nn.functional.silu(c), (name,))
     carried = block(carry, c)
     assert isinstance(carried, Carry)
-    # the bias is copied only among ranks, where FSDP may free it: see test_fsdp.py
+    # the bias is copied only with several ranks, where FSDP may free it: see test_fsdp.py
     assert carried.bias is (None if name == "auto" else block.mlp.fc2.bias)
     y = carried.y if carried.bias is None else carried.y + carried.bias
     kit.close(carried.x + carried.gate.unsqueeze(1) * y, kit.original_block(block, x, c), 2e-6)
@@ -198,7 +198,7 @@ def test_changed_module_takes_effect(kit, inputs, path, change):
         ("mlp.act", nn.GELU()),
         ("norm1", nn.Identity()),
         ("norm2", nn.RMSNorm(32)),
-        ("attn.k_norm", nn.LayerNorm(16, bias=False)),  # whose gradient would be zero but for rounding
+        ("attn.k_norm", nn.LayerNorm(16, bias=False)),  # whose gradient would be zero up to rounding
         ("adaLN_modulation.0", nn.Tanh()),
         ("adaLN_modulation", nn.Sequential(nn.SiLU(), nn.Linear(32, 8), nn.Linear(8, 192))),
         ("mlp.fc2", nn.Linear(128, 32, bias=False)),
@@ -214,7 +214,7 @@ def test_swapped_module_takes_effect(kit, inputs, path, module):
 
 @pytest.mark.parametrize("path", ["x_embedder", "x_embedder.proj", "final_layer.norm_final", "final_layer.linear"])
 @pytest.mark.parametrize("change", ["hook", "pre_hook", "patch"])
-def test_change_outside_of_the_blocks_takes_effect(kit, inputs, path, change):
+def test_change_outside_the_blocks_takes_effect(kit, inputs, path, change):
     parent, _, name = path.rpartition(".")
     check_effect(kit, inputs, lambda model: CHANGES[change](model.get_submodule(parent), name))
 
@@ -308,7 +308,7 @@ OPTIONS = (
     {},
     {"qk_norm": True},
     {"qk_norm": True, "norm_layer": nn.RMSNorm},
-    {"proj_bias": False, "norm_layer": nn.RMSNorm},  # timm takes the norm without a use for it, too
+    {"proj_bias": False, "norm_layer": nn.RMSNorm},  # timm also accepts the norm without using it
     {"attn_drop": 0.5, "proj_drop": 0.5},
 )
 
@@ -330,7 +330,7 @@ def test_dropout_is_active_in_training(kit, option):
     torch.manual_seed(0)
     first, second = block(x, c), block(x, c)
     assert not torch.allclose(first, second)
-    if option == "proj_drop":  # dropped after the bias is added: a dropped element leaves no trace
+    if option == "proj_drop":  # dropped after adding the bias: a dropped element leaves no trace
         with torch.no_grad():
             block.mlp.fc2.weight.zero_()
             block.mlp.fc2.bias.zero_()

@@ -1,4 +1,4 @@
-"""torch.compile without graph breaks. aot_eager runs the traced graphs; the slow test generates code as well."""
+"""torch.compile without graph breaks. aot_eager runs the traced graphs; the slow test also generates code."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_return_hidden(kit):
 
 
 def test_regional(kit):
-    """Blocks compiled one by one get and give a Carry."""
+    """Blocks compiled one by one take and return a Carry."""
     plain, model = kit.tiny(), kit.tiny()
     for block in model.blocks:
         block.compile(fullgraph=True, backend="aot_eager")
@@ -92,5 +92,5 @@ def test_swapped_after_compilation(kit):
 @pytest.mark.slow
 def test_generated_code(kit):
     model = kit.tiny(depth=1)
-    # a frequency rounded the other way by the generated exp turns an angle of up to 999 by 2**-14
+    # if the generated exp rounds a frequency differently, an angle of up to 999 changes by 2**-14
     check(kit, model, torch.compile(model, fullgraph=True), grad_rtol=2.0**-14)

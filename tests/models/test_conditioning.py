@@ -16,7 +16,7 @@ from ditfast.ops.backends.log import record
 OTHERS = ("adaln", "cross_attention", "in_context")
 every = pytest.mark.parametrize("kind", CONDITIONINGS)
 others = pytest.mark.parametrize("kind", OTHERS)
-# attention inside of qkv_attention, patchify in the backward of patch_embed
+# attention inside qkv_attention, patchify in the backward of patch_embed
 IN_ALL = {"patch_embed", "patchify", "qkv_attention", "attention", "mlp", "unpatchify"}
 
 
@@ -59,7 +59,7 @@ PLAIN = {"adaln": plain_adaln, "cross_attention": plain_cross_attention, "in_con
 
 
 def composed(model, x, t, y):
-    """The model as the paper describes it, every Linear called as a module; and the tokens after each block."""
+    """The model as the paper describes it, with every Linear called as a module; also the tokens after each block."""
     kind, final, hidden = model.conditioning, model.final_layer, []
     x = model.x_embedder(x) + model.pos_embed
     t, y, n = model.t_embedder(t), model.y_embedder(y, False), x.shape[1]
@@ -96,7 +96,7 @@ def test_unknown_conditioning():
 
 @others
 def test_equals_the_plain_composition(kit, kind):
-    """Three samples with different rows; output, tokens of every block, and gradients."""
+    """Three samples with different rows: output, tokens of every block, and gradients."""
     model, (x, t, y) = kit.tiny(conditioning=kind), kit.batch()
     x.requires_grad_()
     out, hidden = model(x, t, y, return_hidden=range(3))
@@ -110,7 +110,7 @@ def test_equals_the_plain_composition(kit, kind):
 
 
 @others
-def test_kernels_give_what_the_reference_gives(kit, kind):
+def test_kernels_match_the_reference(kit, kind):
     model, (x, t, y) = kit.tiny(conditioning=kind, depth=1), kit.batch(2)
     results = []
     for names in (("reference",), ("host",)):
@@ -149,7 +149,7 @@ def test_initial_output_is_zero_and_only_adaln_zero_starts_closed(kind):
 
 @every
 def test_training_decreases_the_loss(kind):
-    """Which class a picture is of decides its sign: the model must read the label."""
+    """An image's class determines its sign, so the model must read the label."""
     torch.manual_seed(0)
     model = DiT(4, 2, 1, 32, 2, 2, num_classes=2, class_dropout_prob=0.0, learn_sigma=False, conditioning=kind)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)

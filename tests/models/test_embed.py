@@ -54,7 +54,7 @@ def test_a_replica_as_data_parallel_makes_it(kit):
     for module, replica in replicas.items():
         for name, child in module._modules.items():
             replica._modules[name] = replicas[child]
-        for name, p in module._parameters.items():  # a replica's tensors are no parameters
+        for name, p in module._parameters.items():  # a replica's tensors are not parameters
             if p is None:
                 replica._parameters[name] = None
             else:
@@ -62,7 +62,7 @@ def test_a_replica_as_data_parallel_makes_it(kit):
     kit.close(replicas[model](x, t, y), model(x, t, y), 2e-6)
 
 
-def test_labels_are_dropped_in_training_only():
+def test_labels_are_dropped_only_in_training():
     embedder = LabelEmbedder(5, 4, 0.25)
     labels = torch.arange(4000) % 5
     null = embedder.embedding_table.weight[5]

@@ -103,7 +103,7 @@ def test_guidance():
 
 
 @pytest.mark.parametrize("name, value", [("cfg_scale", None), ("cfg_scale", float("nan")), ("cfg_channels", 2.5)])
-def test_guidance_that_is_no_number(name, value):
+def test_guidance_that_is_not_a_number(name, value):
     arguments = {"x": torch.zeros(2, 4, 8, 8), "t": T[:2], "y": Y[:2], "cfg_scale": 2.0, name: value}
     with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
         DiT(**SMALL).forward_with_cfg(**arguments)

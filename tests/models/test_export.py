@@ -1,4 +1,4 @@
-"""What writes a model down: exporters get operations that they know, or one clear error."""
+"""Exporters get operations they know, or one clear error."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_onnx_gets_formulas_in_place_of_kernels(kit, grad, monkeypatch):
 
 
 def test_width_of_a_norm_is_a_constant():
-    """The older ONNX exporter takes no other."""
+    """The older ONNX exporter accepts nothing else."""
     x, rows = torch.ones(2, 3, 8), torch.ones(2, 8)
     with pytest.warns(torch.jit.TracerWarning):
         graph = torch.jit.trace(reference.layer_norm_modulate, (x, rows, rows)).graph
@@ -38,7 +38,7 @@ def test_exporters_pass_every_argument_in_order(kit):
     kit.close(hidden[0], model(*batch, return_hidden=[1])[1][0], 1e-6)
 
 
-def test_symbolic_trace_is_refused(kit):
+def test_symbolic_trace_is_rejected(kit):
     layers = [kind.block(32, 2) for kind in CONDITIONINGS.values()]
     for module in (kit.tiny(), kit.tiny().final_layer, *layers):
         with pytest.raises(TypeError, match="got a Proxy: use torch.export"):
@@ -46,7 +46,7 @@ def test_symbolic_trace_is_refused(kit):
 
 
 def test_rows_of_modulation_are_not_chunked(kit):
-    """A quantized tensor of quanto has chunks that claim the shape of the whole."""
+    """Chunks of quanto's quantized tensors claim the shape of the whole tensor."""
 
     class Quantized(torch.Tensor):
         @classmethod

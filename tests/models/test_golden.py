@@ -26,7 +26,7 @@ def test_state_dict(case, kit):
 def test_embeddings(case, kit):
     _, values, model, (x, t, y) = case
     kit.close(model.pos_embed.data, values["pos_embed"], RTOL)
-    # a frequency rounded the other way by another machine's exp turns an angle of up to 999 by 2**-14
+    # if another machine's exp rounds a frequency differently, an angle of up to 999 changes by 2**-14
     kit.close(model.t_embedder.timestep_embedding(t, 256), values["t_freq"], 2.0**-14)
     kit.close(model.t_embedder(t), values["t_emb"], RTOL)
     kit.close(model.x_embedder(x) + model.pos_embed, values["tokens"], RTOL)

@@ -1,4 +1,4 @@
-"""What a full-size block keeps for backward, in units U = B * N * D * 2 bytes."""
+"""Memory that a full-size block keeps for backward, in units of U = B * N * D * 2 bytes."""
 
 import contextlib
 
@@ -13,7 +13,7 @@ B, N, D, HEADS = 1, 256, 1152, 16
 
 
 def kept(block, fn):
-    """Bytes of the unique storages saved while ``fn`` runs, without parameters and tensors of a parameter's shape."""
+    """Bytes of unique storages saved while ``fn`` runs, except parameters and tensors with a parameter's shape."""
     shapes = {p.shape for p in block.parameters()} | {p.t().shape for p in block.parameters() if p.dim() == 2}
     sizes = {}
 
@@ -28,7 +28,7 @@ def kept(block, fn):
 
 
 def units(dtype, autocast, recompute, backends):
-    """U per block, from the difference between two stacks, so that the ends of the stack do not count."""
+    """U per block, from the difference between two stacks, so that the stack's ends do not count."""
     torch.manual_seed(0)
     block = DiTBlock(D, HEADS).to(dtype)
     block.mlp.recompute = recompute
@@ -40,7 +40,7 @@ def units(dtype, autocast, recompute, backends):
             carry = start_carry(x, c, backends)
             for _ in range(depth):
                 carry = block(carry, c)
-            forward.out = add_pending(carry).x  # alive, so that no storage address is used twice
+            forward.out = add_pending(carry).x  # kept alive, so that no storage address is reused
 
         with context:
             return kept(block, forward)
@@ -54,7 +54,7 @@ def units(dtype, autocast, recompute, backends):
     ids=("bf16", "autocast", "bf16-recompute", "autocast-recompute"),
 )
 def test_bytes_kept_for_backward(autocast, recompute, limit, monkeypatch):
-    """With the kernels replaced by their formulas: what is kept is decided by the operations alone."""
+    """With the kernels replaced by their formulas, because only the operations decide what is kept."""
     from importlib import import_module
 
     for name in ("layer_norm_modulate", "gated_residual", "junction", "mlp"):
@@ -65,6 +65,6 @@ def test_bytes_kept_for_backward(autocast, recompute, limit, monkeypatch):
 
 
 def test_the_plain_sequence_keeps_more():
-    """The counter sees what the fused operations save: without them a block keeps more than 20 U."""
+    """The counter sees the fused operations' savings: without them, a block keeps more than 20 U."""
     with use_backend("reference"):
         assert units(torch.bfloat16, False, False, ("reference",)) > 20

@@ -1,4 +1,4 @@
-"""Packed weights: the same function; never an old weight, nor in the way of what else is done to a Linear."""
+"""Packed weights: the same function, never an outdated weight, and no obstacle to other changes of a Linear."""
 
 import gc
 import threading
@@ -14,7 +14,7 @@ from ditfast.ops.backends import on_cpu
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-    reason="this CPU has no bfloat16 of oneDNN's",
+    reason="oneDNN has no bfloat16 for this CPU",
 )
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
 BOTH = pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
 
 @pytest.fixture(autouse=True)
 def taken(monkeypatch):
-    """oneDNN and the kernels win everywhere; layout of the weight of each call of oneDNN."""
+    """Let oneDNN and the kernels win everywhere; record the weight's layout in each call of oneDNN."""
     monkeypatch.setattr(on_cpu, "takes_onednn", lambda *_: True)
     monkeypatch.setattr(on_cpu, "takes_host", lambda *_: True)
     monkeypatch.setattr(on_cpu, "is_below", lambda *_: False)
@@ -57,7 +57,7 @@ def assert_same(got, expected):
 
 
 @BOTH
-def test_computes_the_same_and_ends(block, taken, dtype):
+def test_computes_the_same_and_is_undone(block, taken, dtype):
     block.to(dtype)
     with ditfast.use_backend("reference"):
         expected = run(block)
@@ -93,7 +93,7 @@ def replaced(linear):
 
 
 def other_memory_twice(linear):
-    """What is freed first is where the allocator puts the next."""
+    """Twice, because the allocator reuses the memory that was freed first."""
     for _ in range(2):
         linear.weight.data = 2 * linear.weight.data
 
@@ -112,13 +112,13 @@ CHANGES = (in_place, loaded, replaced, other_memory_twice, hooked, patched)
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", LINEARS)
-def test_what_is_done_to_a_linear_meanwhile_takes_effect(block, taken, name, change):
+def test_changes_to_a_packed_linear_take_effect(block, taken, name, change):
     with ditfast.packed_weights(block):
         before = run(block)
         packed_calls(taken)
         change(block.get_submodule(name))
         got = run(block)
-        assert 3 <= packed_calls(taken) <= 4  # a changed fc1 or fc2 may take the whole MLP off the fused operation
+        assert 3 <= packed_calls(taken) <= 4  # with a changed fc1 or fc2, the whole MLP may leave the fused operation
     assert not torch.allclose(got, before, rtol=1e-3)
     with ditfast.use_backend("reference"):
         assert_same(got, run(block))
@@ -131,7 +131,7 @@ def test_a_replaced_linear_is_called(block, taken):
         assert packed_calls(taken) == 4
 
 
-def test_passed_over_with_gradients_autocast_and_transforms(block, taken):
+def test_not_used_with_gradients_autocast_and_transforms(block, taken):
     x, c = torch.randn(2, 5, 32), torch.randn(2, 32)
     with ditfast.packed_weights(block):
         torch.autograd.grad(block(x, c).sum(), list(block.parameters()))
@@ -150,7 +150,7 @@ def test_passed_over_with_gradients_autocast_and_transforms(block, taken):
             assert not packed_calls(taken)
 
 
-def test_taken_under_autocast_where_weights_have_its_dtype(block, taken):
+def test_used_under_autocast_if_weights_have_its_dtype(block, taken):
     block.to(torch.bfloat16)
     x, c = torch.randn(2, 5, 32), torch.randn(2, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -171,7 +171,7 @@ def test_right_under_compile(block):
         assert_same(compiled(x, c), block(x, c))
 
 
-def test_counts_in_its_own_thread_and_nests(block, taken):
+def test_affects_only_its_own_thread_and_nests(block, taken):
     with ditfast.packed_weights(block):
         with ditfast.packed_weights(DiTBlock(32, 2)):
             run(block)
@@ -191,12 +191,12 @@ def test_memory_is_freed(block):
     assert not [t for t in gc.get_objects() if type(t) is torch.Tensor and t.layout == torch._mkldnn]
 
 
-def test_where_nothing_gains_nothing_is_packed(block, monkeypatch):
+def test_nothing_is_packed_without_a_gain(block, monkeypatch):
     monkeypatch.setattr(on_cpu, "takes_onednn", lambda *_: False)
     with ditfast.packed_weights(block), ditfast.packed_weights(nn.Linear(2, 2, device="meta")):
         assert not gemm._packs.own
 
 
-def test_a_model_is_a_module():
+def test_a_model_must_be_a_module():
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got str"), ditfast.packed_weights("DiT"):
         pass

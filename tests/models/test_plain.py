@@ -1,4 +1,4 @@
-"""What is done to a submodule after a first call takes effect in the next one: nothing about it is remembered."""
+"""Changes to a submodule after a first call take effect in the next one: nothing about it is remembered."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ class Doubled(nn.Module):
 
 
 class WithLora(nn.Linear):
-    """A Linear with an update of rank one."""
+    """A Linear with a rank-one update."""
 
     def forward(self, t):
         return super().forward(t) + t.mean(-1, keepdim=True)
@@ -104,7 +104,7 @@ def test_a_modulate(kind, home, monkeypatch):
 
 @pytest.mark.parametrize("kind", (DiTBlock, FinalLayer))
 def test_a_forward_of_all_blocks(kind, monkeypatch):
-    """A patch with the original's signature is given tokens."""
+    """A patch with the original's signature receives tokens."""
     model = filled(DiT(input_size=4, hidden_size=16, depth=2, num_heads=2)).eval()
     inputs = torch.ones(2, 4, 4, 4), torch.tensor([1, 900]), torch.tensor([3, 4])
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_a_forward_of_all_blocks(kind, monkeypatch):
 
 @pytest.mark.parametrize("training", (False, True))
 def test_attention_weights(block, training):
-    """As in timm: without the fused form they pass through ``attn_drop``, where hooks see and change them."""
+    """As in timm, without the fused form they pass through ``attn_drop``, where hooks can read and change them."""
     attn, x, seen = block.attn.train(training), torch.linspace(-1, 1, 160).view(2, 5, 16), []
     attn.attn_drop.register_forward_hook(lambda module, args, out: seen.append(out))
     fused = attn(x)
@@ -155,7 +155,7 @@ def test_a_lora(block, name):
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_what_is_undone_is_plain_again(block, name):
+def test_an_undone_change_is_plain_again(block, name):
     module = block.get_submodule(name)
     handle = module.register_forward_hook(lambda *_: None)
     assert not is_plain(module, type(module))

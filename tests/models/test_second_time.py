@@ -1,4 +1,4 @@
-"""A model of averages over a stretch of time: `second_time`."""
+"""A model of averages over an interval of time: `second_time`."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ NEW = {f"r_embedder.mlp.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias
 
 
 class Both(torch.nn.Module):
-    """Stands in place of the embedder of a model with one time."""
+    """Replaces the embedder in a model with one time."""
 
     def __init__(self, model, r):
         super().__init__()
@@ -28,7 +28,7 @@ def inputs(kit):
 
 @pytest.mark.parametrize("conditioning", ["adaln_zero", "adaln", "cross_attention", "in_context"])
 @torch.no_grad()
-def test_the_stretch_is_embedded_too(kit, conditioning):
+def test_the_interval_is_embedded_too(kit, conditioning):
     model, plain = (kit.tiny(conditioning=conditioning, second_time=two) for two in (True, False))
     assert model.state_dict().keys() - plain.state_dict().keys() == NEW
     x, t, y, r = inputs(kit)

@@ -1,4 +1,4 @@
-"""Construction, initialisation, parameters, and what is done to a model beside running it."""
+"""Construction, initialization, parameters, and everything done to a model except running it."""
 
 import copy
 import pickle
@@ -70,8 +70,8 @@ def test_initial_values():
     assert not out.any()
 
 
-def test_same_seed_same_weights_as_by_the_order_of_the_original():
-    """Modules draw in this order when they are made; then Linears in the order of the tree, patches, labels, t."""
+def test_same_seed_gives_the_originals_weights():
+    """Modules draw in this order on construction; then Linears in the tree's order, patches, labels, t."""
     torch.manual_seed(7)
     model = DiT(input_size=4, hidden_size=8, depth=2, num_heads=2, num_classes=3)
 

@@ -1,4 +1,4 @@
-"""Embedders and layers that were replaced, wrapped or stored in another dtype do what they do in the original."""
+"""Embedders and layers that are replaced, wrapped or stored in another dtype work as in the original."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def assert_original(kit, model, x, t, y):
 
 
 class Shifted(nn.Module):
-    """A Linear whose weight is stored in eight bits and used in the dtype of its input."""
+    """A Linear with an 8-bit weight that is used in the input's dtype."""
 
     def __init__(self, linear):
         super().__init__()
@@ -35,7 +35,7 @@ def rounded(model):
 
 
 def in_eight_bits(model):
-    """Every Linear replaced."""
+    """Replace every Linear."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
@@ -44,7 +44,7 @@ def in_eight_bits(model):
 
 
 def cast_around_calls(model):
-    """Every Linear's weight in eight bits but for the time of its call, by hooks."""
+    """Keep every Linear's weight in eight bits, except during its call, by hooks."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             dtype = layer.weight.dtype
@@ -68,12 +68,12 @@ def test_dynamic_quantization(kit):
     model = torch.ao.quantization.quantize_dynamic(kit.tiny(), {nn.Linear}, dtype=torch.qint8)
     x, t, y = kit.batch()
     with torch.no_grad():
-        kit.close(model(x, t, y), kit.original(model, x, t, y), 0.01)  # inputs are quantized: rounding is amplified
+        kit.close(model(x, t, y), kit.original(model, x, t, y), 0.01)  # quantized inputs amplify rounding
         kit.close(model(x, t, y), kit.tiny()(x, t, y), 0.1)
 
 
 def test_replica_of_data_parallel(kit):
-    """Its parameters are attributes, and ``parameters()`` is empty."""
+    """A replica's parameters are plain attributes, and ``parameters()`` is empty."""
 
     def replicate(module):
         replica = module._replicate_for_data_parallel()
@@ -90,15 +90,15 @@ def test_replica_of_data_parallel(kit):
     assert model.t_embedder.mlp[0].weight.grad.any()
 
 
-def test_time_features_alone(kit):
+def test_only_time_features(kit):
     embedder, t = kit.fill(TimestepEmbedder(16)), torch.tensor([0.5, 999.0])
     kit.close(in_eight_bits(embedder)(t), rounded(kit.fill(TimestepEmbedder(16)))(t), 1e-6)
-    for change in (lambda embedder: embedder, in_eight_bits):  # of which the second has biases in bfloat16
+    for change in (lambda embedder: embedder, in_eight_bits):  # the second has bfloat16 biases
         assert change(kit.fill(TimestepEmbedder(16)).bfloat16())(t).dtype == torch.bfloat16
 
 
 class Features(nn.Module):
-    """Text features (B, 12) or several labels (B, 3) in place of one label."""
+    """Text features (B, 12) or several labels (B, 3) instead of one label."""
 
     def __init__(self):
         super().__init__()
@@ -109,7 +109,7 @@ class Features(nn.Module):
 
 
 class Interval(nn.Module):
-    """Two times (t, r) in place of one."""
+    """Two times (t, r) instead of one."""
 
     def __init__(self):
         super().__init__()
@@ -147,7 +147,7 @@ def test_one_row_stands_for_all_samples(kit, conditioning):
     kit.close(model(x, t[:1], None), model(x, t[:1].expand(3), None), 5e-6)
 
 
-def test_one_row_for_layers_alone(kit):
+def test_one_row_only_for_layers(kit):
     model, x, c = kit.tiny(), kit.arr("tokens", (3, 5, 32)), kit.arr("c", (1, 32)).requires_grad_()
     for layer in (model.blocks[0], model.final_layer):
         outs = [layer(x, c), layer(x, c.expand(3, 32))]
@@ -156,7 +156,7 @@ def test_one_row_for_layers_alone(kit):
 
 
 class Foreign(nn.Module):
-    """Another embedder of patches, that tells nothing of its size."""
+    """Another patch embedder, which does not reveal its size."""
 
     def __init__(self, channels):
         super().__init__()
@@ -208,8 +208,8 @@ def test_other_patch_embedder(kit):
     assert_original(kit, model, kit.arr("image", (3, 5, 10, 10)), t, y)
 
 
-def test_labels_enter_last(kit):
-    """What draws at random before them draws first, as in the original."""
+def test_labels_are_embedded_last(kit):
+    """Modules that draw random numbers before them still draw first, as in the original."""
     model, (x, t, y) = DiT(input_size=10, hidden_size=32, depth=1, num_heads=2, class_dropout_prob=0.5), kit.batch()
     order = []
     for name in ("x_embedder", "t_embedder", "y_embedder"):
@@ -219,7 +219,7 @@ def test_labels_enter_last(kit):
 
 
 class Forwarding(nn.Module):
-    """A wrapper that passes on attributes and lets nothing but tensors through."""
+    """A wrapper that forwards attributes and accepts only tensors."""
 
     def __init__(self, inner):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A model under forward-mode AD: what few-step training needs, on kernels as in plain PyTorch."""
+"""A model under forward-mode AD, as few-step training needs it: on kernels, with plain PyTorch's results."""
 
 import contextlib
 import re
@@ -18,12 +18,12 @@ from ditfast.ops.backends.availability import why_not_loaded
 from ditfast.ops.backends.choice import use_backend
 from ditfast.ops.backends.log import record
 
-KERNELS = "triton" if why_not_loaded() else "host"  # the quicker on a CPU
+KERNELS = "triton" if why_not_loaded() else "host"  # the faster one on a CPU
 
 
 @pytest.fixture
 def case(kit):
-    """A function that makes a model, inputs of three samples and tangents of latents and timesteps."""
+    """A function that returns a model, inputs of three samples, and tangents of latents and timesteps."""
 
     def make(dtype=torch.float32, **changes):
         model = kit.tiny(**{"depth": 2, "num_heads": 1, "hidden_size": 64, **changes}).to(dtype)
@@ -39,7 +39,7 @@ def case(kit):
 
 
 def step(call, model, inputs, tangents):
-    """u, its tangent, and gradients of |u - (v - du)|², in which du is a constant, as MeanFlow trains."""
+    """u, its tangent, and gradients of |u - (v - du)|², where du is a constant, as in MeanFlow training."""
     (x, t, y), (v, _) = inputs, tangents
     u, du = call(lambda x, t: model(x, t, y), (x, t), tangents)
     du = du.detach()
@@ -83,7 +83,7 @@ def test_a_step_equals_plain_pytorch(case, dtype):
 
 
 def test_tangents_are_the_limit_of_differences(case, kit):
-    """Of timesteps below 8, since their angles are float32, and by a formula of fourth order."""
+    """For timesteps below 8, since their angles are float32, with a fourth-order formula."""
     model, (x, t, y), (v, dt) = case(torch.float64)
     t, h = t / 100, 0.01
     _, du = jvp(lambda x, t: model(x, t, y), (x, t), (v, dt))
@@ -110,7 +110,7 @@ def count_products(run):
 
 @pytest.mark.parametrize("kind", CONDITIONINGS)
 def test_a_linear_takes_two_products(case, kind):
-    """PyTorch takes three: it multiplies the input by the weight's tangent too, which is zero."""
+    """PyTorch computes three: it also multiplies the input by the weight's tangent, which is zero."""
     model, (x, t, y), tangents = case(conditioning=kind)
     linears = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
     embedding = KERNELS == "host"  # Triton has a kernel for its product
@@ -126,7 +126,7 @@ def test_a_linear_takes_two_products(case, kind):
 
 
 @pytest.mark.parametrize("moved", ("x", "t"))
-def test_one_tangent_alone(case, kit, moved):
+def test_a_single_tangent(case, kit, moved):
     model, (x, t, y), (v, dt) = case()
 
     def tangent():
@@ -162,7 +162,7 @@ def test_hidden_tokens_guidance_and_columns(case, kit):
 
 
 def test_autocast(case):
-    """As near to float64 as plain PyTorch under autocast."""
+    """As close to float64 as plain PyTorch under autocast."""
     model, *rest = case()
     with torch.autocast("cpu", torch.bfloat16):
         low = step(jvp, plain(model), *rest)
@@ -184,7 +184,7 @@ def compiled_step(model, inputs, tangents):
 
 
 def test_compiled_step(case, kit):
-    """The tangent is detached inside; blocks may be checkpointed there."""
+    """The tangent is detached inside, where blocks may be checkpointed."""
     model, *rest = case()
     with use_backend(KERNELS):
         expected = step(jvp, model, *rest)
@@ -218,7 +218,7 @@ def test_bad_tangents_are_named(case):
             )
 
 
-def test_checkpointed_blocks_are_refused_in_eager_mode(case):
+def test_checkpointed_blocks_are_rejected_in_eager_mode(case):
     model, inputs, tangents = case()
     model.blocks[1] = checkpoint_wrapper(model.blocks[1])
     for name in (KERNELS, "reference"):
@@ -232,7 +232,7 @@ def test_checkpointed_blocks_are_refused_in_eager_mode(case):
 
 
 @pytest.mark.parametrize("backend", (KERNELS, "reference"))
-def test_the_gradient_of_a_tangent_is_refused_or_right(case, backend):
+def test_the_gradient_of_a_tangent_is_rejected_or_right(case, backend):
     model, (x, t, y), tangents = case()
     context = (
         contextlib.nullcontext()
@@ -245,12 +245,12 @@ def test_the_gradient_of_a_tangent_is_refused_or_right(case, backend):
         assert model.blocks[0].mlp.fc1.weight.grad.abs().max() > 0
 
 
-def test_a_step_keeps_for_backward_what_it_keeps_without_tangents(case):
-    """What PyTorch's Linears save of tangents is dropped where the next kernel takes them, long before the end."""
+def test_a_step_keeps_no_more_for_backward_than_without_tangents(case):
+    """Tangents saved by PyTorch's Linears are freed when the next kernel reads them, long before the end."""
     model, (x, t, y), tangents = case()
 
     def most_alive(run):
-        """The most bytes that were saved at one time; what is saved twice counts twice."""
+        """The maximum of bytes saved at any time; tensors saved twice count twice."""
         sizes, most = {}, 0
 
         class Saved:
@@ -275,7 +275,7 @@ def test_a_step_keeps_for_backward_what_it_keeps_without_tangents(case):
     assert with_tangents < 1.3 * without < plain
 
 
-def test_the_example_of_the_document():
+def test_the_example_in_the_docs():
     text = (Path(__file__).parents[2] / "docs" / "derivatives.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(example.splitlines()) <= 10

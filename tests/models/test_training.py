@@ -48,7 +48,7 @@ def test_checkpointed_blocks(kit, implementation):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpoint_of_a_block_alone(kit, reentrant):
+def test_checkpoint_of_a_single_block(kit, reentrant):
     block, c = kit.tiny().blocks[0], kit.arr("c", (2, 32))
     results = []
     for call in (block, lambda x, c: checkpoint(block, x, c, use_reentrant=reentrant)):
@@ -108,7 +108,7 @@ def test_autocast(kit, inputs):
 
 
 class Casts(TorchDispatchMode):
-    """Counts how often each of these tensors is copied in another dtype."""
+    """Counts how often each of these tensors is copied to another dtype."""
 
     def __init__(self, tensors):
         super().__init__()
@@ -124,7 +124,7 @@ class Casts(TorchDispatchMode):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("backend", ["reference", "auto", "host"])
 def test_autocast_casts_a_weight_once_in_a_step(kit, inputs, backend, recompute):
-    """Forward, what is computed again, and backward read the same copy."""
+    """Forward, recomputation and backward read the same copy."""
     if backend == "host":
         pytest.importorskip("ditfast._C")
     model = kit.tiny(recompute_mlp=recompute)
@@ -152,7 +152,7 @@ def test_input_of_another_dtype_under_autocast(kit):
         kit.close(kit.tiny()(x.bfloat16(), t, y).float(), kit.tiny()(x, t, y).float(), 0.03)
 
 
-def test_label_dropout_in_training_only(kit):
+def test_label_dropout_only_in_training(kit):
     model = kit.tiny(class_dropout_prob=0.999)
     x, t, y = kit.batch()
     null = torch.full_like(y, 7)

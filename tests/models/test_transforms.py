@@ -1,4 +1,4 @@
-"""Function transforms (torch.func) of a whole model: on kernels and by default what they are on the reference."""
+"""Function transforms (torch.func) of a whole model give the reference's results, on kernels and by default."""
 
 import contextlib
 
@@ -22,7 +22,7 @@ def on(names):
 
 @pytest.fixture
 def case(kit):
-    """A model, its parameters, a loss of parameters and a batch, and a batch."""
+    """A model, its parameters, a loss as a function of parameters and batch, and a batch."""
     model = kit.tiny(input_size=4, depth=1)
     params = {name: p.detach() for name, p in model.named_parameters()}
     x, t, y = kit.arr("x", (2, 4, 4, 4)), torch.tensor([999, 3]), torch.tensor([1, 7])
@@ -66,7 +66,7 @@ def test_ensemble(kit, case, names):
 
 @pytest.mark.parametrize("options", ({}, {"conditioning": "cross_attention"}), ids=str)
 def test_tangents_by_default(kit, options):
-    """PyTorch's attention has none on most of its paths; the model takes the one that has."""
+    """Most paths of PyTorch's attention have none; the model takes the one that does."""
     model, (x, t, y) = kit.tiny(depth=2, **options), kit.batch()
     compare(kit, (), lambda: jvp(lambda x: model(x, t, y), (x,), (x.cos(),))[1])
 

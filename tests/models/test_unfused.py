@@ -1,4 +1,4 @@
-"""A block in PyTorch's own operations: where it is taken, that it computes the same, and that every error comes."""
+"""A block of PyTorch's own operations: when it is used, that it computes the same, and that it raises every error."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from ditfast.ops.backends.log import record
 
 @pytest.fixture
 def taken(monkeypatch):
-    """One entry for each block that was run so."""
+    """Records one entry per block that ran this way."""
     calls, original = [], unfused._forward
     monkeypatch.setattr(unfused, "_forward", lambda *args: calls.append(1) or original(*args))
     return calls
@@ -19,7 +19,7 @@ def taken(monkeypatch):
 
 @pytest.fixture
 def problem(kit):
-    """A block, tokens and conditioning of two samples."""
+    """A block, and tokens and conditioning of two samples."""
     block = kit.fill(DiTBlock(32, 2))
     return block, kit.arr("tokens", (2, 5, 32)).requires_grad_(), kit.arr("c", (2, 32)).requires_grad_()
 
@@ -43,7 +43,7 @@ def test_equals_the_reference(kit, problem, taken, dtype):
     assert len(taken) == 1
 
 
-def test_takes_what_another_block_left_pending(kit, problem):
+def test_takes_another_blocks_pending_branch(kit, problem):
     block, x, c = problem
     y, gate, bias = kit.arr("y", (2, 5, 32)), kit.arr("gate", (2, 32)), kit.arr("bias", (32,))
     for b in (bias, None):
@@ -51,7 +51,7 @@ def test_takes_what_another_block_left_pending(kit, problem):
         kit.close(outs[0].x, outs[1].x, 5e-6)
 
 
-def test_a_model_runs_so_and_says_what_ran(kit, taken):
+def test_a_model_runs_this_way_and_records_it(kit, taken):
     model, batch = kit.tiny(), kit.batch()
     with record() as ran:
         out = model(*batch)
@@ -89,7 +89,7 @@ def with_visible_weights(block, monkeypatch):
 @pytest.mark.parametrize(
     "change", (large, recomputing, repeated, with_weights_in_a_norm, dropping, with_visible_weights)
 )
-def test_what_is_not_as_usual_is_left_to_the_fused_operations(problem, taken, monkeypatch, change):
+def test_unusual_blocks_use_the_fused_operations(problem, taken, monkeypatch, change):
     block, x, c = problem
     change(block, monkeypatch)
     run(block, x, c)
@@ -97,7 +97,7 @@ def test_what_is_not_as_usual_is_left_to_the_fused_operations(problem, taken, mo
 
 
 @pytest.mark.parametrize("here", (True, False))
-def test_a_run_that_goes_on_computes_as_it_did(problem, taken, monkeypatch, here):
+def test_a_resumed_run_computes_as_before(problem, taken, monkeypatch, here):
     block, x, c = problem
     first = run(block, x, c)
     monkeypatch.setattr("ditfast.ops.backends.on_cpu.is_below", lambda *_: here)
@@ -130,7 +130,7 @@ def test_not_under_autocast_nor_by_name(problem, taken):
         ("attn.scale", float("nan"), "scale must be a finite number or None, got nan"),
     ),
 )
-def test_errors_are_those_of_the_operations(problem, path, value, message):
+def test_errors_equal_the_operations(problem, path, value, message):
     block, x, c = problem
     parent, _, name = path.rpartition(".")
     setattr(block.get_submodule(parent), name, torch.nn.Parameter(value) if torch.is_tensor(value) else value)
@@ -145,7 +145,7 @@ def test_a_projection_to_one_channel_is_not_stretched(problem):
         block(x, c)
 
 
-def test_the_parts_are_those_of_a_block():
+def test_the_parts_are_a_blocks():
     block = DiTBlock(32, 2)
     kinds = {name: type(part) for name, part in block.named_children()}
     assert kinds == blocks._PARTS

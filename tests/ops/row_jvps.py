@@ -1,4 +1,4 @@
-"""Primal and tangent of the operations over token rows, by a kernel's one pass and by the reference."""
+"""Primal and tangent of the row operations, by a kernel in one pass and by the reference."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,7 +17,7 @@ EPS = 1e-6
 
 @dataclass
 class RowJvp(Case):
-    """Inputs and tangents, with memory layouts of their own; a tangent is zero where its input is not ``given``."""
+    """Inputs and tangents, with separate memory layouts; a tangent is zero unless its input is ``given``."""
 
     given: tuple[str, ...] = EVERY
     tangent_layout: str = "dense"
@@ -30,7 +30,7 @@ class RowJvp(Case):
         return dict(zip(INPUTS[self.op], inputs, strict=True))
 
     def tangents(self):
-        """By the name of the input, None for zero; every sample and every token has another."""
+        """By input name, None for zero; every sample and every token has a different one."""
         g = torch.Generator().manual_seed(9)
         primals = self.primals()
         values = {k: torch.randn(t.shape, generator=g).to(t.dtype) for k, t in primals.items() if t is not None}
@@ -46,7 +46,7 @@ class RowJvp(Case):
         return {} if self.op == GATED else {"eps": EPS, "out_dtype": DTYPES[self.dtype][1]}
 
     def by_kernel(self, tangents=None):
-        """By name: outputs, mean and rstd where there are any, and the outputs' tangents."""
+        """By name: outputs, mean and rstd if any, and the outputs' tangents."""
         tangents = self.tangents() if tangents is None else tangents
         tangents = {f"{name}_t": t for name, t in tangents.items()}
         found = self.kernel().jvp(**self.primals(), **tangents, **self.options())
@@ -54,7 +54,7 @@ class RowJvp(Case):
         return dict(zip((*OUTPUTS[self.op], *statistics, *self.tangent_names()), found, strict=True))
 
     def by_reference(self, dtype=None):
-        """As `by_kernel`, without statistics; in ``dtype``, or in that of the inputs."""
+        """Like `by_kernel`, without statistics; in ``dtype``, or in the inputs' dtype."""
         primals = {k: t.to(dtype or t.dtype) for k, t in self.primals().items() if t is not None}
         given = {k: t for k, t in self.tangents().items() if t is not None}
         tangents = {k: given[k].to(t.dtype) if k in given else torch.zeros_like(t) for k, t in primals.items()}
@@ -71,7 +71,7 @@ class RowJvp(Case):
         return [f"{name}_t" for name in OUTPUTS[self.op]]
 
     def assert_right(self):
-        """Outputs and tangents keep the contract."""
+        """Outputs and tangents meet the contract."""
         got, low, ref = self.by_kernel(), self.by_reference(), self.by_reference(torch.float64)
         for name in ref:
             assert_contract(name, got[name], low[name], ref[name])

@@ -1,4 +1,4 @@
-"""Inputs for the operations over token rows, in every dtype mix and memory layout that occurs."""
+"""Inputs for the row operations, in every dtype mix and memory layout that occurs."""
 
 import contextlib
 from dataclasses import dataclass
@@ -41,13 +41,13 @@ class Case:
         return torch.autocast(self.device, torch.bfloat16) if self.dtype == "mixed" else contextlib.nullcontext()
 
     def call(self, *args, backend):
-        """The operation with positional inputs in the order of INPUTS, under autocast where the dtypes are mixed."""
+        """Call the operation with positional inputs in the order of INPUTS, under autocast if dtypes are mixed."""
         named = dict(zip(INPUTS[self.op], args, strict=True))
         with self.autocast():
             return getattr(ops, self.op)(**named, backend=backend)
 
     def inputs(self, dtype=None):
-        """Leaves that require grad, in the order of INPUTS; ``dtype`` overrides what the case says."""
+        """Leaves that require grad, in the order of INPUTS; ``dtype`` overrides the case's dtypes."""
         g = torch.Generator().manual_seed(7)
         stream, branch = DTYPES[self.dtype]
         rows = {"x": (stream, 3.0), "y": (branch, 1.0)}
@@ -63,8 +63,8 @@ class Case:
         return [values[name] for name in INPUTS[self.op]]
 
     def lay_out(self, t):
-        """The same values in another memory layout."""
-        if self.layout == "strided":  # views into wider tensors, as chunks of one (B, 6D) tensor are
+        """The same values in a different memory layout."""
+        if self.layout == "strided":  # views into wider tensors, like chunks of one (B, 6D) tensor
             wide = torch.full((*t.shape[:-1], 3 * self.d), float("nan"), dtype=t.dtype)
             wide[..., self.d : 2 * self.d] = t
             return wide[..., self.d : 2 * self.d]
@@ -73,7 +73,7 @@ class Case:
         return t
 
     def weights(self):
-        """Gradients of the outputs; zero strides where the layout is expanded, as ``.sum()`` makes them."""
+        """Gradients of the outputs; with zero strides, as ``.sum()`` makes them, if the layout is expanded."""
         g = torch.Generator().manual_seed(8)
         result = []
         for name in OUTPUTS[self.op]:

@@ -1,4 +1,4 @@
-"""attention on each of its backends, held to the numerical contract."""
+"""attention meets the numerical contract on each of its backends."""
 
 import contextlib
 
@@ -13,7 +13,7 @@ from ditfast.ops.contract import errors
 BACKENDS = [
     name for name in ops.ATTENTION.backends if name != "reference" and why_not(ops.ATTENTION, name, "cpu") is None
 ]
-HEAD_DIMS = {"triton": (64, 72), "cuda": (64, 72)}  # the others take any
+HEAD_DIMS = {"triton": (64, 72), "cuda": (64, 72)}  # the others support any
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((3, 65, 1, 64), (2, 33, 2, 72), (1, 65, 2, 40), (1, 7, 1, 8))  # B, N, H, d
 NAMES = ("out", "dq", "dk", "dv")
@@ -24,7 +24,7 @@ def dense(t):
 
 
 def padded(t):
-    """The same values in longer rows; the padding is NaN."""
+    """The same values in longer rows, padded with NaN."""
     wide = torch.full((*t.shape[:-1], t.shape[-1] + 8), float("nan"), dtype=t.dtype)
     wide[..., : t.shape[-1]] = t
     return wide[..., : t.shape[-1]]
@@ -42,7 +42,7 @@ LAYOUTS = (dense, padded, token_major, channel_major)
 
 
 def sample(shape, dtype, seed=0):
-    """qkv and a gradient of the output; each sample of the batch at its own scale."""
+    """qkv and a gradient of the output; every sample has its own scale."""
     b, n, heads, d = shape
     g = torch.Generator().manual_seed(seed)
     scales = torch.linspace(2, 1, b).view(b, 1, 1)
@@ -58,9 +58,9 @@ def results(qkv, dout, heads, backend, **options):
 
 
 def weight_error(qkv, heads, scale):
-    """What float32 logits and their log-sum-exp cost a weight exp(logit - lse), relative to its value.
+    """The relative error of a weight exp(logit - lse) due to float32 logits and log-sum-exp.
 
-    PyTorch's plain softmax divides by its own sum and has no such error; a kernel that recomputes weights does.
+    Kernels that recompute weights have it; PyTorch's plain softmax, which divides by its own sum, does not.
     """
     q, k, _ = qkv.double().unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     logits = q @ k.mT * (scale or q.shape[-1] ** -0.5)
@@ -108,8 +108,8 @@ def test_scale(backend):
     assert torch.equal(default, same) and not torch.allclose(default, other)
 
 
-def test_the_reference_is_pytorchs():
-    """Against PyTorch's own in float64: q, k and v lie one after the other, each with its heads side by side."""
+def test_the_reference_equals_pytorchs():
+    """Compared with PyTorch's in float64: q, k and v follow each other, each with its heads side by side."""
     qkv, dout = sample((2, 33, 3, 40), torch.float64)
     for a, b in zip(*(results(qkv, dout, 3, name) for name in ("reference", "sdpa")), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -138,7 +138,7 @@ def test_gradient_of_a_sum(dtype, backend, poisoned):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", (63, 65))
 def test_very_negative_logits(n, dtype, backend):
-    """All lie near -1e4, so that one leaked zero key would take all the weight."""
+    """All are near -1e4, so that a single leaked zero key would take all the weight."""
     qkv, dout = sample((2, n, 2, 72), dtype)
     q, k, _ = qkv.view(2, n, 3, 2, 72).unbind(2)
     q[..., 0], k[..., 0] = 128.0, -1e4 / 128.0
@@ -148,7 +148,7 @@ def test_very_negative_logits(n, dtype, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ("plain", "autocast"))
 def test_compiles_fullgraph(backend, kind):
-    """Forward and backward inside torch.compile give what eager gives, also as N and B change."""
+    """Forward and backward inside torch.compile equal eager, even as N and B change."""
 
     def attend(qkv):
         with autocast(kind):
@@ -172,7 +172,7 @@ def autocast(kind):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_under_autocast(backend):
-    """The qkv Linear gives the autocast dtype, attention keeps it, and backward runs outside autocast."""
+    """The qkv Linear returns the autocast dtype, attention keeps it, and backward runs outside autocast."""
     torch.manual_seed(0)
     linear, x = torch.nn.Linear(24, 3 * 2 * 64), torch.randn(2, 9, 24)
 
@@ -198,7 +198,7 @@ def test_empty_batch(backend):
 
 @pytest.mark.parametrize("backend", [name for name in (*BACKENDS, "reference") if name != "sdpa"])
 def test_nan_stays_in_its_sample(backend):
-    """PyTorch's own on the CPU gives zeros for a row of NaN logits."""
+    """PyTorch's own attention on the CPU returns zeros for a row of NaN logits."""
     qkv, _ = sample((3, 5, 2, 64), torch.float32)
     qkv[1, 2, 3] = float("nan")
     out = ops.attention(qkv, 2, backend=backend)

@@ -25,7 +25,7 @@ HOST = pytest.mark.skipif(not availability._installed["ditfast._C"], reason="the
 
 
 def attend(**kwargs):
-    """What attention ran on, on the CPU, where each of its three backends runs."""
+    """The backend that attention used, on the CPU, where all three can run."""
     with record() as log:
         ops.attention(torch.randn(2, 5, 24), 2, **kwargs)
     (name,) = log["attention"]
@@ -33,7 +33,7 @@ def attend(**kwargs):
 
 
 def modulate(device, d=16, per_token=False, dtype=torch.float32, **kwargs):
-    """What layer_norm_modulate ran on."""
+    """The backend that layer_norm_modulate used."""
     x = torch.randn(2, 5, d, device=device, dtype=dtype)
     row = torch.randn_like(x) if per_token else torch.randn(2, d, device=device, dtype=dtype)
     with record() as log:
@@ -43,13 +43,13 @@ def modulate(device, d=16, per_token=False, dtype=torch.float32, **kwargs):
 
 
 def in_process(script, **environment):
-    """The last line that a new process prints, from JSON; the keywords are its environment."""
+    """The last line printed by a new process, parsed as JSON; the keywords are its environment."""
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True,
                           text=True)  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr
 
 
-# each line takes away the one that won before
+# each line removes the previous winner
 ORDER = """
 import json, torch
 from ditfast import DiT, ops
@@ -109,7 +109,7 @@ def test_contexts_nest_and_end():
     assert attend() == "sdpa"
 
 
-def test_an_operation_takes_the_innermost_name_that_it_has(device):
+def test_an_operation_uses_the_innermost_backend_it_has(device):
     with use_backend("reference"), use_backend("sdpa"):
         assert modulate(device) == "reference"
         assert attend() == "sdpa"
@@ -124,7 +124,7 @@ def test_auto_in_a_call_undoes_every_context():
 
 
 def test_auto_takes_the_reference_on_the_cpu():
-    """Triton's interpreter is for tests; nobody wants it unasked."""
+    """Triton's interpreter is for tests; nobody wants it by default."""
     assert modulate("cpu") == "reference"
 
 
@@ -135,8 +135,8 @@ def test_unknown_name(enter):
 
 
 @pytest.mark.parametrize("op", [op for op in ops.ALL if "sdpa" not in op.backends], ids=lambda op: op.name)
-def test_name_that_the_operation_lacks(op):
-    """An error where the call says it, passed over where a model or a context does."""
+def test_a_backend_that_the_operation_lacks(op):
+    """An error if the call names it; ignored if a model or a context does."""
     with pytest.raises(ValueError, match=f"backend of {op.name} must be one of auto, .*, got 'sdpa'"):
         choose(op, "sdpa", "cpu")
     with use_backend("sdpa"):
@@ -179,7 +179,7 @@ def test_forced_kernel_says_why_it_cannot_run(arguments, reason, device):
 
 
 @pytest.mark.parametrize("arguments", [arguments for arguments, _ in CANNOT.values()], ids=CANNOT)
-def test_automatic_choice_takes_the_reference_instead(arguments, device):
+def test_automatic_choice_falls_back_to_the_reference(arguments, device):
     assert modulate(device, **arguments) == "reference"
 
 
@@ -209,7 +209,7 @@ def test_what_is_not_installed(op, name, missing, reason, monkeypatch):
     monkeypatch.setitem(availability._installed, missing, False)
     with pytest.raises(RuntimeError, match=f"{op.name}: backend '{name}' cannot run: {reason}"):
         choose(op, name, "cpu")
-    with use_backend(name), pytest.raises(RuntimeError, match=reason):  # a context does not fall back either
+    with use_backend(name), pytest.raises(RuntimeError, match=reason):  # a context does not fall back, either
         choose(op, None, "cpu")
 
 
@@ -223,7 +223,7 @@ def test_an_extension_that_does_not_load(monkeypatch):
 
 
 def test_an_extension_of_older_sources(monkeypatch):
-    """As after ``git pull`` in an editable installation: said where it is asked for, else as good as none."""
+    """As after ``git pull`` in an editable installation: an error if requested by name, else as if missing."""
     monkeypatch.setitem(availability._installed, "ditfast._C", True)
     monkeypatch.setitem(sys.modules, "ditfast._C", types.ModuleType("ditfast._C"))
     monkeypatch.setattr("ditfast._C", sys.modules["ditfast._C"], raising=False)
@@ -233,7 +233,7 @@ def test_an_extension_of_older_sources(monkeypatch):
         assert DiT(input_size=8, hidden_size=64, depth=1, num_heads=2)(*LATENTS).isfinite().all()
 
 
-def test_every_function_of_the_extension_that_is_called_is_known():
+def test_every_extension_function_that_is_called_is_known():
     sources = [path.read_text(encoding="utf-8") for path in Path(ops.__file__).parent.rglob("*.py")]
     called = {
         name for text in sources for name in re.findall(r"(?:_extension\(\)|(?<!torch\.)\b_C)\.([a-z]\w+)\(", text)
@@ -243,7 +243,7 @@ def test_every_function_of_the_extension_that_is_called_is_known():
 
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("name", ("triton", "reference"))
-def test_backward_runs_on_what_forward_ran_on(op, name, device):
+def test_backward_uses_forwards_backend(op, name, device):
     case = Case(op, b=2, n=3, d=16, device=device)
     with record() as log:
         with use_backend(name):
@@ -255,7 +255,7 @@ def test_backward_runs_on_what_forward_ran_on(op, name, device):
 
 
 @HOST
-def test_backward_of_attention_runs_on_what_forward_ran_on():
+def test_backward_of_attention_uses_forwards_backend():
     qkv = torch.randn(2, 5, 24, requires_grad=True)
     with record() as log:
         with use_backend("host"):
@@ -274,13 +274,13 @@ def test_records_nest():
 
 
 def test_compiled_code_follows_the_context(device):
-    """A graph compiled for one backend is not run under another."""
+    """A graph compiled for one backend does not run under another."""
     case = Case("layer_norm_modulate", b=2, n=3, d=16, device=device)
     fn = torch.compile(lambda *a: case.call(*a, backend=None), fullgraph=True, backend="aot_eager")
     for name in ("reference", "triton", "reference", "triton"):
         with record() as log, use_backend(name), torch.no_grad():
             fn(*case.inputs())
-        assert log == ({"layer_norm_modulate": ["triton"]} if name == "triton" else {})  # traced: nothing to note
+        assert log == ({"layer_norm_modulate": ["triton"]} if name == "triton" else {})  # traced: nothing to record
 
 
 MODULATION = ("shift", "scale", "gate")
@@ -289,7 +289,7 @@ MODULATION = ("shift", "scale", "gate")
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("name", ("auto", "triton"))
 def test_modulation_per_token_runs_on_the_reference(op, name, device):
-    """There is no kernel for it, so a context passes it over; of equal rows it is modulation per sample."""
+    """No kernel supports it, so a context is ignored; with equal rows, it equals modulation per sample."""
     case = Case(op, b=2, n=5, d=16, device=device)
     inputs = case.inputs()
     repeated = [
@@ -308,7 +308,7 @@ def test_modulation_per_token_runs_on_the_reference(op, name, device):
 
 
 def in_thread(function):
-    """What ``function`` returns in a thread of its own."""
+    """Run ``function`` in its own thread; return its result."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
 
@@ -332,19 +332,19 @@ def test_threads_do_not_share_contexts_and_records():
     assert names_in_force() == ("auto",)
 
 
-def test_a_thread_begins_without_contexts():
+def test_a_thread_starts_without_contexts():
     with use_backend("reference"):
         assert in_thread(names_in_force) == ("auto",)
         assert names_in_force() == ("reference", "auto")
 
 
-def test_recompute_takes_the_backend_of_the_thread_that_calls_backward(device):
-    """On a GPU it runs in another thread."""
+def test_recompute_uses_the_backend_of_the_thread_that_calls_backward(device):
+    """On a GPU, it runs in another thread."""
     case = Case("layer_norm_modulate", b=2, n=3, d=16, device=device)
     with use_backend("triton"), record() as log:
         out = checkpoint(lambda *a: case.call(*a, backend=None), *case.inputs(), use_reentrant=False)
         out.sum().backward()
-    assert log == {"layer_norm_modulate": ["triton"] * 3}  # forward, again, backward
+    assert log == {"layer_norm_modulate": ["triton"] * 3}  # forward, recomputation, backward
 
 
 @HOST
@@ -357,8 +357,8 @@ def test_backward_in_another_thread():
     assert log == {"attention": ["host", "host"]}
 
 
-def test_a_tensor_kept_from_a_function_transform(device):
-    """It passes for the tensor that it wraps, as in PyTorch's own operations."""
+def test_a_tensor_leaked_from_a_function_transform(device):
+    """It counts as the tensor it wraps, as in PyTorch's own operations."""
     kept = []
     torch.func.grad(lambda t: (kept.append(t), t.sum())[1])(torch.randn(2, 5, 16, device=device))
     row = torch.randn(2, 16, device=device, requires_grad=True)

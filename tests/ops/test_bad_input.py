@@ -1,4 +1,4 @@
-"""One clear error per bad argument, and what the kernels cannot differentiate."""
+"""One clear error per bad argument, and for what the kernels cannot differentiate."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ditfast.ops.backends.availability import why_not
 
 
 def good(op, dtype=torch.float32):
-    """Arguments that ``op`` takes, by name."""
+    """Valid arguments of ``op``, by name."""
     g = torch.Generator().manual_seed(0)
 
     def t(*shape):
@@ -43,7 +43,7 @@ FIRST = {op: next(iter(good(op))) for op in OPS}
 
 
 def rejects(op, error, *parts, **changes):
-    """``op`` raises ``error`` with every part in its message, on whatever backend it would run."""
+    """``op`` raises ``error`` with every part in its message, whatever the backend."""
     arguments = {**good(op), **changes}
     with pytest.raises(error) as caught:
         getattr(ops, op)(**arguments)
@@ -52,7 +52,7 @@ def rejects(op, error, *parts, **changes):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_good_arguments_are_taken(op):
+def test_good_arguments_are_accepted(op):
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         assert getattr(ops, op)(**good(op, dtype)) is not None
 
@@ -92,7 +92,7 @@ def test_rank(op, name):
         rejects(op, ValueError, f"{name} must have shape (", f"got {tuple(wrong.shape)}", **{name: wrong})
 
 
-# op, argument, its wrong shape, what the message says besides the shape
+# op, argument, its wrong shape, what else the message says
 SHAPES = [
     *((op, name, shape, rule)
       for op in ROWS
@@ -190,12 +190,12 @@ def device_of(backend):
     return "cuda" if backend != "host" and torch.cuda.is_available() else "cpu"
 
 
-# every operation on every backend that has gradients of its own
+# every operation on every backend with its own gradients
 KERNELS = [(op.name, name) for op in ops.ALL for name in op.kernels if why_not(op, name, device_of(name)) is None]
 
 
 def call_and_tensors(op, backend, dtype=torch.float32):
-    """``op`` as a function of its tensors, and these."""
+    """``op`` as a function of its tensors, and the tensors."""
     arguments = good(op, dtype)
     names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
 
@@ -213,7 +213,7 @@ def requires_grad(fn, tensors):
     return fn, [t.detach().requires_grad_() for t in tensors]
 
 
-LINEAR = ("patchify", "unpatchify")  # the gradient of each is the other
+LINEAR = ("patchify", "unpatchify")  # each one's gradient is the other
 
 
 @pytest.mark.parametrize(("op", "backend"), [pair for pair in KERNELS if pair[0] not in LINEAR])

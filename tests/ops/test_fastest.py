@@ -33,7 +33,7 @@ def fresh(monkeypatch, tmp_path):
 
 @pytest.fixture
 def times(monkeypatch):
-    """What the clock says of each candidate; the list of what was measured."""
+    """Fake each candidate's time; return the list of measured candidates."""
     measured = []
 
     def set_times(**us):
@@ -53,7 +53,7 @@ def qkv(n=5, d=72, dtype=BF16):
     return torch.randn(2, n, 3 * d).to(dtype)
 
 
-def test_the_fastest_right_kernel_is_taken(times):
+def test_the_fastest_correct_kernel_is_used(times):
     measured = times(triton=10.0, sdpa=12.0)
     assert ran_on(qkv()) == ["triton"] and measured == ["sdpa", "triton"]
     assert cache.load(CPU)["attention bfloat16 72 N<=64 inference"] == {
@@ -62,7 +62,7 @@ def test_the_fastest_right_kernel_is_taken(times):
     }
 
 
-def test_a_slower_kernel_is_not_taken(times):
+def test_a_slower_kernel_is_not_used(times):
     times(triton=13.0, sdpa=12.0)
     assert ran_on(qkv()) == ["sdpa"]
 
@@ -72,7 +72,7 @@ def test_a_lead_within_the_margin_does_not_count(times):
     assert ran_on(qkv()) == ["sdpa"]
 
 
-def test_training_and_inference_are_timed_apart(times):
+def test_training_and_inference_are_timed_separately(times):
     measured = times(triton=10.0, sdpa=12.0)
     ran_on(qkv())
     ran_on(qkv().requires_grad_())
@@ -80,7 +80,7 @@ def test_training_and_inference_are_timed_apart(times):
     assert {name.split()[-1] for name in cache.load(CPU) if "N<=" in name} == {"inference", "training"}
 
 
-def test_what_cannot_be_timed_runs_on_sdpa_and_is_tried_again(monkeypatch):
+def test_an_untimed_size_runs_on_sdpa_and_is_tried_again(monkeypatch):
     monkeypatch.setattr(fastest, "measure", mock.Mock(side_effect=torch.OutOfMemoryError("no memory")))
     with pytest.warns(RuntimeWarning, match="could not be timed, so it runs on sdpa: OutOfMemoryError: no memory"):
         assert ran_on(qkv()) == ["sdpa"]
@@ -108,7 +108,7 @@ def test_an_unknown_answer_while_a_graph_is_captured(times, monkeypatch):
 
 
 def test_timing_inside_a_checkpointed_block(monkeypatch):
-    """What is timed must not be taken for a part of the block."""
+    """The timed calls must not be mistaken for part of the block."""
 
     def measure(candidate, make_run, dtype, width, tokens, training, device):
         make_run(RandomTensors((dtype, dtype), device), 2, tokens, width, "sdpa", training)()
@@ -149,15 +149,15 @@ dist.barrier()
 
 
 def run_ranks(folder, how):
-    """What attention ran on, on each rank."""
+    """The backend that attention used on each rank."""
     command = [sys.executable, "-W", "ignore", "-c", RANK]
     arguments = [[str(rank), str(folder), how] for rank in range(2)]
     ranks = [subprocess.Popen([*command, *each], stdout=subprocess.PIPE, text=True) for each in arguments]
     return [rank.communicate(timeout=120)[0].strip() for rank in ranks]
 
 
-def test_ranks_with_different_clocks_take_the_same_backend(tmp_path):
-    """Rank 1's clock says that PyTorch's is faster, rank 0's that the kernel is."""
+def test_ranks_with_different_clocks_use_the_same_backend(tmp_path):
+    """By rank 1's clock PyTorch's is faster, by rank 0's the kernel."""
     assert run_ranks(tmp_path, "both") == ["triton", "triton"]
 
 
@@ -194,7 +194,7 @@ def test_each_size_class_is_measured(times):
 
 
 @pytest.mark.parametrize("other", (qkv(dtype=torch.float32), qkv(d=40)), ids=("fp32", "d40"))
-def test_what_kernels_do_not_take_goes_to_sdpa_unasked(times, other):
+def test_inputs_without_a_kernel_go_to_sdpa_silently(times, other):
     measured = times(triton=1.0, sdpa=12.0)
     assert ran_on(other) == ["sdpa"] and measured == []
 

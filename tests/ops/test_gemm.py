@@ -1,4 +1,4 @@
-"""Linears by oneDNN: only on what it takes as it is; all else is `F.linear`'s, with its errors."""
+"""Linears by oneDNN: only for inputs it takes unchanged; everything else goes to `F.linear`, with its errors."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_same_values(calls, name):
 
 
 @pytest.mark.parametrize("change", ((X[:, :7], W, B), (X, W, B[:9]), (X, W.double(), B), (X, W, B.double())))
-def test_what_does_not_fit_is_refused(calls, change):
+def test_unsuitable_inputs_go_to_f_linear(calls, change):
     with pytest.raises(RuntimeError):
         gemm.linear(*change)
     assert not calls

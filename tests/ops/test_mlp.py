@@ -1,4 +1,4 @@
-"""The MLP in one autograd node, held to the numerical contract."""
+"""The MLP in one autograd node meets the numerical contract."""
 
 import contextlib
 import sys
@@ -23,7 +23,7 @@ def inputs(kind, b, n, d, f, device, b2=True, dtype=None):
     shapes = ((b, n, d), (f, d), (f,), (d, f), (d,))
     spreads = (1.0, d**-0.5, 0.5, f**-0.5, 0.5)
     values = [(torch.randn(s, generator=g) * k).to(DTYPES[kind]) for s, k in zip(shapes, spreads, strict=True)]
-    values[0] *= 3  # GELU's bend and both its tails
+    values[0] *= 3  # GELU's bend and both tails
     values = [t.to(device, dtype or t.dtype).requires_grad_() for t in values]
     if kind == "mixed" and dtype is None:  # as in the model: h comes in the autocast dtype, weights do not
         values[0] = values[0].detach().bfloat16().requires_grad_()
@@ -56,7 +56,7 @@ def test_contract(shape, kind, recompute, device, poisoned):
     )
 
 
-def test_recompute_changes_what_is_kept_and_nothing_else(device):
+def test_recompute_changes_only_what_is_kept(device):
     results, kept = [], []
     for recompute in (False, True):
         sizes = []
@@ -77,7 +77,7 @@ def test_without_the_second_bias(device):
 
 
 def test_inference_casts_weights_once_under_autocast(device):
-    if device == "cpu":  # what the cache is asked through; on CPUs autocast does not know it
+    if device == "cpu":  # how the cache is queried; on CPUs, autocast does not know it
         assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::einsum", "AutocastCUDA")
         return
     args = inputs("mixed", 2, 5, 16, 64, device)
@@ -110,7 +110,7 @@ def test_inference_agrees_with_training(kind, device):
 
 @pytest.mark.parametrize("frozen", range(5))
 def test_frozen_arguments_get_no_gradient(frozen, device):
-    """Weights of an adapted model are frozen: their gradients are neither returned nor computed."""
+    """An adapted model's weights are frozen: their gradients are neither returned nor computed."""
     grads = []
     for name in ("triton", "reference"):
         args = inputs("fp32", 2, 5, 16, 64, device)
@@ -173,8 +173,8 @@ def test_compiles_fullgraph(kind, device):
             assert torch.equal(a, b), name
 
 
-def test_formulas_keep_the_contract(device, monkeypatch):
-    """What runs inside the operation when a kernel was expected and is not used."""
+def test_formulas_meet_the_contract(device, monkeypatch):
+    """These run inside the operation if an expected kernel is not used."""
     monkeypatch.setattr(sys.modules[ops.mlp.__module__], "resolve", lambda *_: "reference")
     weights = [torch.randn(3, 7, 48, generator=torch.Generator().manual_seed(4)).bfloat16().to(device)]
     for recompute in (False, True):

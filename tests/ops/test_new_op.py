@@ -1,4 +1,4 @@
-"""An operation that is added as one file is known to choice, self-check, FLOP counts, `verify` and the doctor."""
+"""A new operation in one file is known to backend choice, self-check, FLOP counts, `verify` and the doctor."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def run_toy(tmp_path, **environment):
     return json.loads(done.stdout)
 
 
-def test_a_right_kernel(tmp_path):
+def test_a_correct_kernel(tmp_path):
     found = run_toy(tmp_path)
     assert found["automatic"] == found["named"] == ["triton", "triton"] and found["context"] == ["reference"]
     assert found["verify"] == {"triton torch.bfloat16 32": None, "triton torch.float32 32": None}

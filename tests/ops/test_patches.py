@@ -31,7 +31,7 @@ def randn(*shape, dtype=torch.float32, seed=0):
 
 
 def arguments(op, shape, channels_last, dtype=torch.float32):
-    """Of patchify or unpatchify, for this image."""
+    """Arguments of patchify or unpatchify for this image."""
     b, c, h, w, p = shape
     if op == "patchify":
         return randn(b, c, h, w, dtype=dtype), (p, channels_last)
@@ -39,13 +39,13 @@ def arguments(op, shape, channels_last, dtype=torch.float32):
 
 
 def permuted(t):
-    """The same values, dense, in another order of memory."""
+    """The same values, dense, with dimensions in another memory order."""
     order = tuple(reversed(range(t.dim())))
     return t.permute(order).contiguous().permute(order)
 
 
 def by_hand(x, p, channels_last):
-    """Patches in reading order; inside one (c, ph, pw) or (ph, pw, c)."""
+    """Patches in reading order; inside a patch, (c, ph, pw) or (ph, pw, c)."""
     b, _, h, w = x.shape
     patches = [x[:, :, i : i + p, j : j + p] for i in range(0, h, p) for j in range(0, w, p)]
     return torch.stack([(t.permute(0, 2, 3, 1) if channels_last else t).reshape(b, -1) for t in patches], 1)
@@ -95,7 +95,7 @@ def test_inverse(backend, shape, channels_last, dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", (permuted, torch.clone))
 def test_gradient_is_the_inverse(op, backend, channels_last, dtype, layout, poisoned, device):
-    """Exact in every dtype: nothing is added up. The gradient may have any strides."""
+    """Exact in every dtype, since there are no sums. The gradient may have any strides."""
     t, rest = arguments(op, (3, 4, 6, 10, 2), channels_last, dtype)
     t = layout(t.to(device)).requires_grad_()
     out = getattr(ops, op)(t, *rest, backend=backend)
@@ -144,12 +144,12 @@ def test_patch_embed_is_a_convolution(backend, flat, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", (torch.clone, permuted))
-def test_patch_embed_keeps_the_contract(backend, dtype, shape, layout, poisoned, device):
+def test_patch_embed_meets_the_contract(backend, dtype, shape, layout, poisoned, device):
     b, c, h, w, p = shape
     dout = layout(randn(b, h // p * (w // p), 40, dtype=dtype, seed=9).to(device))
 
     def inputs(exact):
-        # the exact reference reads the values that the dtype under test holds
+        # the exact reference reads values rounded to the tested dtype
         values = projection(shape, 40, dtype, layout, device)
         return [t.detach().to(exact or dtype).requires_grad_() for t in values]
 
@@ -176,7 +176,7 @@ def test_patch_embed_of_a_sum_and_of_frozen_weights(backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_patch_embed_under_autocast(backend, device):
-    """The projection in bfloat16, the stream in the dtype of pos_embed; gradients in those of the leaves."""
+    """The projection is in bfloat16, the stream in the dtype of pos_embed, gradients in the leaves' dtypes."""
     args = projection((3, 4, 6, 10, 2), 24, device=device)
     with torch.autocast(device, torch.bfloat16):
         out = ops.patch_embed(*args, 2, backend=backend)
@@ -205,7 +205,7 @@ def test_empty_batch(op, backend, device):
 
 @everywhere("patchify", "unpatchify", "patch_embed")
 def test_compiles_fullgraph(op, backend, device):
-    """Forward and backward inside torch.compile give what eager gives, also as B and the grid change."""
+    """Forward and backward inside torch.compile equal eager, even as B and the grid change."""
 
     def fn(*tensors, grid):
         if op == "patch_embed":
@@ -213,7 +213,7 @@ def test_compiles_fullgraph(op, backend, device):
         rest = (2, True) if op == "patchify" else (2, grid, True)
         return getattr(ops, op)(*tensors, *rest, backend=backend)
 
-    torch._dynamo.reset()  # all parameters of this test share one code object, which may be compiled eight times
+    torch._dynamo.reset()  # all parametrizations share one code object, which may be compiled only eight times
     compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
     for b, h, w in ((2, 4, 6), (3, 8, 6), (4, 6, 10)):
         shape = (b, 4, h, w, 2)

@@ -1,4 +1,4 @@
-"""The qkv Linear and attention in one autograd node, held to the numerical contract."""
+"""The qkv Linear and attention in one autograd node meet the numerical contract."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ from ditfast.ops.backends.availability import why_not
 from ditfast.ops.backends.log import record
 from ditfast.ops.contract import errors
 
-# the interpreter computes with numpy, which warns of what a GPU does not
+# the interpreter computes with numpy, which warns where a GPU does not
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 BACKENDS = [name for name in ops.QKV_ATTENTION.kernels if why_not(ops.QKV_ATTENTION, name, "cpu") is None]
@@ -23,13 +23,13 @@ SMALL = (2, 9, 2, 72, 16)
 
 
 def inputs(kind, shape, dtype=None):
-    """h, weight, bias; each sample of the batch at its own scale. mixed: float32 weights under autocast."""
+    """h, weight, bias; every sample has its own scale. mixed: float32 weights under autocast."""
     b, n, heads, d, width = shape
     g = torch.Generator().manual_seed(3)
     h = torch.randn(b, n, width, generator=g) * torch.linspace(2, 1, b).view(b, 1, 1)
     weight, bias = (torch.randn(3 * heads * d, *s, generator=g) * 0.5 for s in ((width,), ()))
     values = [(t * k).to(DTYPES[kind]) for t, k in ((h, 1), (weight, 2 * width**-0.5), (bias, 1))]
-    if kind == "mixed" and dtype is None:  # h comes in the autocast dtype
+    if kind == "mixed" and dtype is None:  # h has the autocast dtype
         values[0] = values[0].bfloat16()
     return [t.to(dtype or t.dtype).requires_grad_() for t in values]
 
@@ -56,7 +56,7 @@ def results(kind, shape, backend, dtype=None, **options):
 
 
 def weight_error(shape, scale):
-    """What float32 logits and their log-sum-exp cost a weight, which is computed again in backward."""
+    """The error of a weight recomputed in backward, due to float32 logits and log-sum-exp."""
     h, weight, bias = inputs("fp32", shape, torch.float64)
     q, k, _ = torch.nn.functional.linear(h, weight, bias).unflatten(-1, (3, shape[2], -1)).permute(2, 0, 3, 1, 4)
     logits = q @ k.mT * scale
@@ -64,7 +64,7 @@ def weight_error(shape, scale):
 
 
 def named(kind, found):
-    """The results by name; the parts of the bias's gradient that are not zero one by one."""
+    """The results by name; the nonzero parts of the bias's gradient separately."""
     dq, dk, dv = found[3].chunk(3)
     return dict(zip(NAMES, found, strict=True)) | {"dbias of q": dq, "dbias of v": dv}
 
@@ -101,7 +101,7 @@ def test_scale(backend, poisoned):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_token(backend, poisoned):
-    """The output is v whatever q is: their gradients are zero, but for rounding, and that of the output."""
+    """The output is v whatever q and k are, so their gradients are zero, and dv is the output's, up to rounding."""
     shape = (2, 1, 2, 72, 8)
     dq, dk, dv = results("fp32", shape, backend)[3].chunk(3)
     torch.testing.assert_close(dq, torch.zeros_like(dq), rtol=0, atol=1e-4)
@@ -111,7 +111,7 @@ def test_one_token(backend, poisoned):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bias_of_the_keys_has_no_gradient(backend):
-    """It shifts all logits of a query alike. PyTorch's sum of dk is rounding; the kernels' is exactly zero."""
+    """It shifts all logits of a query equally. PyTorch's sum of dk is rounding noise, the kernels' exactly zero."""
     shape = SMALL
     dk = results("bf16", shape, backend)[3].chunk(3)[1]
     exact = results("bf16", shape, "reference", torch.float64)[3].chunk(3)[1]
@@ -121,7 +121,7 @@ def test_a_bias_of_the_keys_has_no_gradient(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ("fp32", "bf16"))
 def test_it_is_the_linear_and_attention(kind, backend):
-    """The output to the bit, and what is kept for backward; under no_grad and without a bias it is just these two."""
+    """Bit-equal, and saving the same for backward; under no_grad or without a bias, it is just these two."""
     b, n, heads, d, width = shape = SMALL
     args = inputs(kind, shape)
 
@@ -160,7 +160,7 @@ def test_without_a_bias(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wanted", ((0,), (1,), (2,), (0, 2), (1, 2)), ids=str)
 def test_frozen_arguments_get_no_gradient(wanted, backend, monkeypatch):
-    """Nor is one computed: a frozen bias leaves nothing for the fused node to do."""
+    """Nor is one computed: with a frozen bias, the fused node has nothing to do."""
     grads, heads = [], SMALL[2]
     for name in (backend, "reference"):
         args = [t.requires_grad_(i in wanted) for i, t in enumerate(inputs("fp32", SMALL))]
@@ -172,7 +172,7 @@ def test_frozen_arguments_get_no_gradient(wanted, backend, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-4)
 
 
-def test_products_that_nobody_wants_are_not_made():
+def test_unneeded_products_are_not_computed():
     from torch.utils.flop_counter import FlopCounterMode
 
     heads, flops = SMALL[2], {}
@@ -212,7 +212,7 @@ def test_any_layout_of_h(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ("fp32", "mixed"))
 def test_compiles_fullgraph(kind, backend):
-    """Forward and backward inside torch.compile give what eager gives, also as N and B change."""
+    """Forward and backward inside torch.compile equal eager, even as N and B change."""
     fn = call(kind, 1, backend=backend)
     compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
     for b, n in ((2, 5), (3, 7)):
@@ -249,7 +249,7 @@ def test_empty_batch(backend, poisoned):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_comes_out(backend):
+def test_nan_propagates(backend):
     args = inputs("fp32", SMALL)
     with torch.no_grad():
         args[0][1, 2, 3] = float("nan")

@@ -1,4 +1,4 @@
-"""layer_norm_modulate, gated_residual and the junction on Triton, held to the numerical contract."""
+"""layer_norm_modulate, gated_residual and the junction meet the numerical contract on Triton."""
 
 import sys
 
@@ -42,7 +42,7 @@ def check(case, backend="triton"):
 
 @pytest.fixture
 def chunked(monkeypatch):
-    """Choose the tokens per program, which the launchers take from the size of the problem."""
+    """Set the tokens per program, which launchers derive from the problem's size."""
     from ditfast.kernels import rows
 
     return lambda chunk: monkeypatch.setattr(rows, "_chunk_size", lambda *_, **__: chunk)
@@ -84,8 +84,8 @@ def test_repeats_are_bit_equal(op, device, chunked):
 
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("dtype", ("fp32", "bf16"))
-def test_formulas_keep_the_contract(op, dtype, monkeypatch):
-    """What runs inside the operation when a kernel was expected and is not used."""
+def test_formulas_meet_the_contract(op, dtype, monkeypatch):
+    """These run inside the operation if an expected kernel is not used."""
     case = Case(op, dtype, b=3, n=7, d=96)
     monkeypatch.setattr(sys.modules[getattr(ops, op).__module__], "resolve", lambda *_: "reference")
     check(case, backend="triton")
@@ -107,7 +107,7 @@ def test_nan_and_inf_propagate(op, value, device):
 
 @pytest.mark.parametrize("op", INPUTS)
 def test_strides_beyond_int32(op):
-    """A sample stride over 2**31 elements: only the pages touched are ever mapped."""
+    """A sample stride of more than 2**31 elements: only touched pages are ever mapped."""
     case = Case(op, "fp16", b=2, n=3, d=32)
     inputs = case.inputs()
     stride = 2**31 + 64
@@ -138,7 +138,7 @@ def test_opcheck(op, layout, dtype, requires_grad):
 
 @pytest.mark.parametrize("op", INPUTS)
 def test_compiles_fullgraph(op):
-    """Forward and backward inside torch.compile give what eager gives, also as N and B change."""
+    """Forward and backward inside torch.compile equal eager, even as N and B change."""
     fn = torch.compile(lambda case, *a: case.call(*a, backend="triton"), fullgraph=True, backend="aot_eager")
     for b, n in ((2, 5), (3, 7), (4, 6)):
         case = Case(op, "mixed", b=b, n=n, d=32, layout="strided")
@@ -149,8 +149,8 @@ def test_compiles_fullgraph(op):
 
 
 @pytest.mark.parametrize("op", INPUTS)
-def test_unused_output_gets_no_gradient_of_its_own(op):
-    """The gradient of the first output alone: the other's is zeros that PyTorch makes up."""
+def test_unused_output_gets_zeros_as_gradient(op):
+    """The gradient of the first output alone; PyTorch fills in zeros for the other's."""
     case = Case(op, n=5, d=32)
     grads = []
     for backend in ("reference", "triton"):
@@ -170,7 +170,7 @@ def test_names_cover_every_gradient():
 
 @pytest.mark.parametrize("op", INPUTS)
 def test_batched_gradients(op, device):
-    """As `torch.autograd.functional.jacobian` asks for them: backward meets tensors without memory of their own."""
+    """As `torch.autograd.functional.jacobian` uses them: backward sees tensors without their own memory."""
     case = Case(op, b=2, n=3, d=16, device=device)
     results = []
     for backend in ("reference", "triton"):

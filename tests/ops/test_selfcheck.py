@@ -22,7 +22,7 @@ KEY = (ops.LAYER_NORM_MODULATE, "triton", torch.float32, torch.float32, 32)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
-    """An empty cache, small problems, and kernels considered on CPU tensors too."""
+    """An empty cache, small problems, and kernels that are also considered for CPU tensors."""
     monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(choice, "_AUTO_DEVICES", ("cuda", "cpu"))
     monkeypatch.setattr(selfcheck, "SIZE", (2, 9))
@@ -34,7 +34,7 @@ def fresh(monkeypatch, tmp_path):
 
 @pytest.fixture
 def without_extension(monkeypatch):
-    """Triton's kernels are the only ones."""
+    """Leave only Triton's kernels."""
     monkeypatch.setitem(availability._installed, "ditfast._C", False)
 
 
@@ -44,7 +44,7 @@ def arguments():
 
 
 def run():
-    """The backends that layer_norm_modulate ran on, and whether it was right."""
+    """The backends that layer_norm_modulate used, and whether it was right."""
     x, shift, scale = arguments()
     with record() as ran:
         h = ops.layer_norm_modulate(x, shift, scale)
@@ -54,7 +54,7 @@ def run():
 
 @pytest.fixture
 def wrong(monkeypatch):
-    """A kernel that is one per cent off."""
+    """A kernel that is off by one percent."""
     from ditfast.kernels import layer_norm_modulate as kernel
 
     forward = kernel.forward
@@ -70,7 +70,7 @@ def files(folder):
     return sorted(p.name for p in folder.glob("*")) if folder.exists() else []
 
 
-def test_a_right_kernel_is_used(fresh):
+def test_a_correct_kernel_is_used(fresh):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run() == ["triton"]
@@ -110,14 +110,14 @@ def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch, without_extensi
     assert selfcheck.check(*KEY, CPU).reason == "ValueError: no such instruction"
 
 
-def test_what_is_no_verdict_is_tried_again_in_the_next_process(monkeypatch):
+def test_a_transient_failure_is_tried_again_in_the_next_process(monkeypatch):
     check = selfcheck._compare
     monkeypatch.setattr(selfcheck, "_compare", mock.Mock(side_effect=torch.OutOfMemoryError("no memory")))
     with pytest.warns(RuntimeWarning, match="could not be checked"):
         assert run() == ["reference"]
     assert cache.load(CPU) == {}
     monkeypatch.setattr(selfcheck, "_compare", check)
-    assert run() == ["reference"]  # not again in this one
+    assert run() == ["reference"]  # not again in this process
     monkeypatch.setattr(selfcheck, "_answers", {})
     assert run() == ["triton"]
 
@@ -177,7 +177,7 @@ def test_editing_a_kernel_forgets_its_answers(fresh, monkeypatch, tmp_path):
     assert len(files(fresh)) == 2 and before[0] in files(fresh)
 
 
-def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
+def test_a_read_only_folder(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path / "file" / "cache"))
     assert run() == ["triton"]
@@ -215,7 +215,7 @@ def test_every_kernel_passes(op, precision, monkeypatch):
 
 
 def test_a_wrong_gradient_of_the_bias_is_found(monkeypatch):
-    """Or one of qkv that is wrong only where the bias's is asked for."""
+    """Or a gradient of qkv that is wrong only if the bias's is requested."""
     from ditfast.kernels import attention as kernel
 
     monkeypatch.setattr(selfcheck, "SIZE", (2, 210))
@@ -228,7 +228,7 @@ def test_a_wrong_gradient_of_the_bias_is_found(monkeypatch):
 
 
 def test_every_kernel_has_a_check():
-    assert [op.name for op in ops.ALL if op.self_check is None] == ["qkv_attention"]  # attention's stands for it
+    assert [op.name for op in ops.ALL if op.self_check is None] == ["qkv_attention"]  # attention's check covers it
     assert all(set(op.auto_precisions) <= set(PRECISIONS) and op.auto_precisions for op in ops.ALL if op.self_check)
 
 
@@ -264,7 +264,7 @@ def test_several_processes_write_at_once(fresh):
     assert len(files(fresh)) == 1
 
 
-def test_a_full_disk_costs_one_answer_and_leaves_no_file_behind(fresh, monkeypatch):
+def test_a_full_disk_costs_one_answer_and_leaves_no_file(fresh, monkeypatch):
     write = os.write
     cache.store(CPU, "first", True)
     monkeypatch.setattr(os, "write", lambda file, line: write(file, line[: len(line) // 2]))
@@ -305,8 +305,8 @@ os.kill(os.getpid(), {signal}) if first else sys.exit()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_verify_goes_on_after_a_process_that_died(monkeypatch, tmp_path, number):
-    """The interpreter dies after one answer the first time; the kernel it was at counts as failed."""
+def test_verify_continues_after_a_process_died(monkeypatch, tmp_path, number):
+    """The interpreter dies after its first answer; the kernel it was checking counts as failed."""
     script = tmp_path / "python"
     script.write_text(FAKE.format(python=sys.executable, seen=str(tmp_path / "seen"), signal=int(number)))
     os.chmod(script, 0o755)
@@ -315,19 +315,19 @@ def test_verify_goes_on_after_a_process_that_died(monkeypatch, tmp_path, number)
     keys = verify.kernels_to_check("cpu", (32, 64), ("fp32",))
     assert [(r.op, r.backend, r.stream, r.branch, r.width) for r in results] == [(k[0].name, *k[1:]) for k in keys]
     assert [r.reason for r in results[:3]] == [None, f"the process died, exit status {-number}", None]
-    crashed = number == signal.SIGSEGV  # the other may be for want of memory
+    crashed = number == signal.SIGSEGV  # the other signal may mean that memory ran out
     assert cache.load(CPU) == ({selfcheck.label(*keys[1]): False} if crashed else {})
 
 
 def child_process(monkeypatch, tmp_path, code):
-    """Let `verify_in_subprocess` start this in place of the interpreter."""
+    """Make `verify_in_subprocess` start this instead of the interpreter."""
     script = tmp_path / "python"
     script.write_text(f"#!{sys.executable}\nimport json, os, sys\n{code}")
     os.chmod(script, 0o755)
     monkeypatch.setattr(verify.sys, "executable", str(script))
 
 
-def test_a_child_that_does_not_start_condemns_no_kernel(monkeypatch, tmp_path):
+def test_a_child_that_does_not_start_blames_no_kernel(monkeypatch, tmp_path):
     child_process(monkeypatch, tmp_path, "sys.exit('the GPU is in use')")
     with pytest.raises(RuntimeError, match="did not start: the GPU is in use"):
         list(verify.verify_in_subprocess(hidden_sizes=(32,), precisions=("fp32",)))
@@ -335,7 +335,7 @@ def test_a_child_that_does_not_start_condemns_no_kernel(monkeypatch, tmp_path):
 
 
 def test_after_a_fault_the_next_kernel_is_not_blamed(monkeypatch, tmp_path):
-    """The first child reports a kernel that raised, and cannot go on; the second has nothing to complain of."""
+    """The first child reports a kernel that raised, and cannot continue; the second finds no fault."""
     code = f"""
 first = not os.path.exists({str(tmp_path / "seen")!r})
 os.makedirs({str(tmp_path / "seen")!r}, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Registered operations called by their own names: sizes that do not fit are errors before a kernel gets pointers."""
+"""Registered operations called by name: wrong sizes are errors before a kernel gets pointers."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from ditfast.ops.backends import availability
 
 
 class Calls(TorchDispatchMode):
-    """The registered operations that run, with their arguments."""
+    """Records the registered operations that run, with their arguments."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class Calls(TorchDispatchMode):
 
 
 def registered_calls(op):
-    """operation -> arguments that it takes, of forward, backward and inference of a public function."""
+    """operation -> valid arguments, for forward, backward and inference of a public function."""
     name = "triton" if "triton" in next(o for o in ops.ALL if o.name == op).backends else "host"
     if "attention" in op and not availability._installed["ditfast._C"]:
         pytest.skip("the extension is not built")
@@ -37,7 +37,7 @@ def registered_calls(op):
     return calls.found
 
 
-FREE = {  # sizes that nothing else has to match
+FREE = {  # sizes that need not match anything else
     ("layer_norm_modulate", "x", 1),
     ("mlp_inference", "h", 0),
     ("mlp_inference", "h", 1),
@@ -57,7 +57,7 @@ FREE = {  # sizes that nothing else has to match
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_a_size_that_does_not_fit(op):
+def test_a_wrong_size(op):
     tried, taken = 0, []
     for registered, args in registered_calls(op).items():
         name = registered.name().removeprefix("ditfast::")

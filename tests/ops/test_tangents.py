@@ -1,4 +1,4 @@
-"""Forward-mode AD of every operation on every kernel: as exact as PyTorch's, by every way to ask."""
+"""Forward-mode AD of every operation on every kernel is as exact as PyTorch's, through every interface."""
 
 import contextlib
 import sys
@@ -35,7 +35,7 @@ CASES = [
     if why_not(op, name, device_of(name)) is None
     for precision in (op.backends[name] if name == "host" else ("bf16",))  # the interpreter is slow
 ]
-# what all kernels of an operation share is tried on one of them, the quickest
+# what an operation's kernels share is tested on only the fastest of them
 KERNELS = {case.values[0]: case.values[1] for case in CASES}
 each_op = pytest.mark.parametrize(
     ("op", "backend"), [pytest.param(*pair, id=pair[0].name) for pair in KERNELS.items()]
@@ -48,7 +48,7 @@ def fresh(one_thread):
 
 
 class Problem:
-    """An operation as a function of a dict of its tensors; their values, and tangents that differ for each sample."""
+    """An operation as a function of a dict of its tensors, with their values and tangents, different per sample."""
 
     def __init__(self, op, precision="fp32", dtype=None, device="cpu"):
         self.op, self.mixed = op, precision == "autocast" and dtype is None
@@ -59,11 +59,11 @@ class Problem:
         self.fixed = {name: a for name, a in arguments.items() if name not in self.tensors}
         stream = {name: t.dtype == random.stream for name, t in self.tensors.items()}
         self.tangents = {name: random(*t.shape, stream=stream[name]) for name, t in self.tensors.items()}
-        if op is ops.MLP:  # one kept activation more
+        if op is ops.MLP:  # one more kept activation
             self.fixed["recompute"] = True
 
     def on(self, backend, names=None):
-        """A function of the tensors of these names (None: all), by name, that returns a tuple."""
+        """A function that takes the tensors of these names (None: all) by name, and returns a tuple."""
         fixed = {name: t for name, t in self.tensors.items() if names is not None and name not in names}
 
         def function(tensors):
@@ -104,7 +104,7 @@ WAYS += [(op, by_compiled_jvp) for op in (ops.JUNCTION, ops.QKV_ATTENTION, ops.U
 
 @pytest.mark.parametrize(("op", "backend", "precision"), CASES)
 def test_contract(op, backend, precision, poisoned):
-    """Outputs and tangents, of all inputs together and, on the quickest kernel, of each alone."""
+    """Outputs and tangents, for all inputs together and, on the fastest kernel, for each alone."""
     device = device_of(backend)
     kinds = (Problem(op, precision, dtype, device) for dtype in (None, torch.float64))
     problem, exact = kinds
@@ -117,7 +117,7 @@ def test_contract(op, backend, precision, poisoned):
 
 
 class NoAliases(TorchDispatchMode):
-    """What a registered operation returns lies nowhere in what it was given, which a compiled graph relies on."""
+    """Checks that a registered operation's results do not alias its inputs, which compiled graphs rely on."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -131,7 +131,7 @@ class NoAliases(TorchDispatchMode):
 
 
 @each_op
-def test_no_tangent_is_one_that_came_in(op, backend):
+def test_no_tangent_aliases_an_input(op, backend):
     problem = Problem(op, device=device_of(backend))
     for name in problem.tensors:
         with NoAliases() as mode:
@@ -152,8 +152,8 @@ def test_the_reference_is_the_limit_of_differences(op):
 
 
 @pytest.mark.parametrize(("op", "way"), WAYS, ids=lambda value: getattr(value, "name", None) or value.__name__)
-def test_every_way_with_gradients_of_the_outputs(op, way):
-    """As in training: the tangents go into the loss as constants. One call of the kernel gives both."""
+def test_every_interface_with_gradients_of_the_outputs(op, way):
+    """As in training: tangents enter the loss as constants. One call of the kernel computes both."""
     backend = KERNELS[op]
     problem = Problem(op, device=device_of(backend))
     leaves = {name: t.clone().requires_grad_() for name, t in problem.tensors.items()}
@@ -173,7 +173,7 @@ def test_every_way_with_gradients_of_the_outputs(op, way):
 
 @each_op
 def test_gradient_of_one_output_alone(op, backend):
-    """What the loss does not read has no gradient, its tangent neither."""
+    """An output that the loss does not read has no gradient, nor does its tangent."""
     problem = Problem(op, device=device_of(backend))
     for i in range(len(op.outputs)):
         leaves = {name: t.clone().requires_grad_() for name, t in problem.tensors.items()}
@@ -195,7 +195,7 @@ def test_transforms_around_and_inside(op, backend):
     )
 
     def columns(function):
-        """Columns of the Jacobian by one input."""
+        """Columns of the Jacobian with respect to one input."""
         return vmap(lambda t: jvp(lambda x: function({**rest, first: x}), (problem.tensors[first],), (t,)))(
             calls_t[first]
         )
@@ -220,7 +220,7 @@ def gradient_of_tangent(function, tensors, tangents):
 
 
 def gradient_by_direction(function, tensors, tangents):
-    """The tensors want no gradient, the direction does; some of what led to it may be cut off."""
+    """Only the direction requires a gradient; some of its inputs may be detached."""
     return grad(lambda v: sum(t.sum() for t in jvp(function, (tensors,), (v,))[1]))(tangents)
 
 
@@ -242,9 +242,9 @@ SECOND = {
 
 @each_op
 @pytest.mark.parametrize("second", SECOND, ids=lambda second: second.__name__)
-def test_second_derivatives_name_the_way_out(op, backend, second):
+def test_second_derivatives_name_an_alternative(op, backend, second):
     problem = Problem(op, device=device_of(backend))
-    if op in (*LINEAR, ops.PATCH_EMBED):  # made of first derivatives alone
+    if op in (*LINEAR, ops.PATCH_EMBED):  # made of first derivatives only
         got, expected = (
             second(problem.on(name), problem.tensors, problem.tangents) for name in (backend, "reference")
         )
@@ -266,8 +266,8 @@ def test_a_tangent_has_the_dtype_of_its_tensor(op, backend):
             by_jvp(problem.on(backend), problem.tensors, tangents)
 
 
-def test_attention_on_a_gpu_takes_its_tangents_from_triton(monkeypatch, tmp_path):
-    """Tried where Triton's interpreter stands for the GPU."""
+def test_attention_on_a_gpu_gets_its_tangents_from_triton(monkeypatch, tmp_path):
+    """Tested with Triton's interpreter as the GPU."""
     pytest.importorskip("triton")
     monkeypatch.setattr(choice, "_AUTO_DEVICES", ("cpu",))
     monkeypatch.setattr(selfcheck, "SIZE", (2, 27))
@@ -287,7 +287,7 @@ def test_attention_on_a_gpu_takes_its_tangents_from_triton(monkeypatch, tmp_path
 
 @pytest.mark.parametrize("count", (1, 2, 3))
 def test_linear_equals_pytorch(count):
-    """Of any of x, weight and bias that have tangents; also differentiated again, and with other transforms."""
+    """With tangents of any of x, weight and bias; also differentiated again, and with other transforms."""
     tensors = {"x": torch.randn(2, 3, 5), "weight": torch.randn(4, 5), "bias": torch.randn(4)}
     tangents = {name: torch.randn_like(t) for name, t in tensors.items()}
 

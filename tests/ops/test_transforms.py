@@ -1,4 +1,4 @@
-"""Function transforms (torch.func) of every operation on every kernel: the same as on the reference."""
+"""Function transforms (torch.func) of every operation on every kernel equal the reference."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ each_kernel = pytest.mark.parametrize(("op", "backend"), KERNELS)
 
 
 class Problem:
-    """An operation as a function of a dict of its tensors, and their values."""
+    """An operation as a function of a dict of its tensors, with their values."""
 
     def __init__(self, op, backend):
         tokens = 4 if "attention" in op.name or "patch" in op.name else 2
@@ -58,7 +58,7 @@ class Problem:
         close(dict(enumerate(got)), dict(enumerate(expected)), 1e-5)
 
     def calls(self):
-        """Inputs of several calls, with ``in_dims``: all tensors differ, those of samples but the first, the last."""
+        """Inputs of several calls, with ``in_dims``: all differ, or all per-sample ones but the first, or one."""
         every = list(self.tensors)
         per_sample = [name for name in every if name not in self.op.parameters]
         for names in (every, per_sample[1:] or per_sample, every[-1:]):
@@ -98,7 +98,7 @@ def test_gradients(problem):
 
 @each_kernel
 def test_several_calls(problem):
-    """Values and gradients of each call, as of samples or ensembles."""
+    """Values and gradients of each call, as for samples or ensembles."""
     for inputs, dims in problem.calls():
         problem.compare(lambda backend, dims=dims: vmap(grad_and_value(problem.loss(backend)), dims), inputs)
 
@@ -111,7 +111,7 @@ def test_gradient_of_the_sum_of_calls(problem):
 
 @each_kernel
 def test_nested(problem):
-    """Calls of calls, which differ in the first tensor and in the last."""
+    """Nested calls, which differ in the first tensor and in the last."""
     first, last = list(problem.tensors)[0], list(problem.tensors)[-1]
     inputs = {**problem.tensors, first: stacked(problem.tensors[first])}
     inputs[last] = torch.stack((inputs[last], 2 * inputs[last]))
@@ -138,7 +138,7 @@ def test_under_autograd(problem):
 
 @pytest.mark.parametrize("op", [op for op in ops.ALL if op not in (ops.MLP, ops.QKV_ATTENTION, ops.PATCH_EMBED)])
 @pytest.mark.parametrize("backend", ("triton",))
-def test_calls_of_samples_alone_become_one(problem):
+def test_calls_with_only_per_sample_tensors_become_one(problem):
     """Forward and backward run once, whatever the number of calls."""
     problem.tensors.pop("bias", None)
     inputs, dims = next(problem.calls())
@@ -148,7 +148,7 @@ def test_calls_of_samples_alone_become_one(problem):
 
 
 @each_kernel
-def test_what_is_not_supported_names_the_way_out(problem, op, backend):
+def test_unsupported_transforms_name_an_alternative(problem, op, backend):
     if op not in (ops.PATCHIFY, ops.UNPATCHIFY):  # linear
         for outer in (jacrev, lambda f: lambda a: jvp(f, (a,), (a,))):
             with pytest.raises(NotImplementedError, match=f"{op.name}: double backward .* use backend='reference'"):

@@ -1,6 +1,6 @@
-"""A toy operation in one file, as a new one is added: a projection whose kernel computes in float32.
+"""A toy operation in one file, as any new one would be: a projection whose kernel computes in float32.
 
-Run as a script it prints, as JSON, what the rest of the package makes of its record.
+Run as a script, it prints as JSON what the rest of the package makes of its record.
 """
 
 import json
@@ -22,7 +22,7 @@ from ditfast.ops.flop_counter import install
 from ditfast.ops.op import WITHOUT_STREAM, Op
 from ditfast.ops.registration import attach_autograd, register_op, reject_double_backward, run_in_backward
 
-FACTOR = float(os.environ.get("TOY_FACTOR", "1"))  # by which the kernel's gradient is off
+FACTOR = float(os.environ.get("TOY_FACTOR", "1"))  # error planted in the kernel's gradient
 
 
 def project(x, weight, *, backend=None):
@@ -118,7 +118,7 @@ OP = Op(
 def main():
     from torch.utils.flop_counter import FlopCounterMode
 
-    ops.ALL = (OP,)  # alone, to be quick
+    ops.ALL = (OP,)  # the only one, for speed
     install((OP,))
     x, weight = torch.randn(2, 3, 16, requires_grad=True), torch.randn(5, 16, requires_grad=True)
 

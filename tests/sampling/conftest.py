@@ -24,7 +24,7 @@ def ckpt(tmp_path_factory):
 
 @pytest.fixture
 def run(ckpt, tmp_path):
-    """Run the command on the model of pixels, and return its images (n, Hh, Ww, 3) by number."""
+    """Run the command on the pixel model; return its images (n, Hh, Ww, 3) by number."""
 
     def command(*options, out="out", model=ckpt, decoder="pixel", steps=4):
         shared = ("--ckpt", model, "--decoder", decoder, "--out", tmp_path / out)
@@ -37,5 +37,5 @@ def run(ckpt, tmp_path):
 
 @pytest.fixture
 def refusal(refusal_of, run):
-    """The one line with which the command refuses its options."""
+    """The single line with which the command rejects its options."""
     return refusal_of(run)

@@ -1,4 +1,4 @@
-"""From a checkpoint to pictures."""
+"""From a checkpoint to images."""
 
 import json
 
@@ -53,8 +53,8 @@ def different(a, b):
     return (np.abs(a.astype(int) - b) > 2).mean() > 0.02
 
 
-def test_sample_i_is_the_seeds_own(run):
-    """A sample of a large run is drawn again alone, from its number."""
+def test_sample_i_depends_only_on_its_seed(run):
+    """A sample of a large run can be reproduced alone, from its number."""
     images = run("--num-samples", 4, "--seed", 10)
     start = draw_start(12, (3, 8, 8), 7)
     alone = run("--classes", start.label, "--seeds", 12, out="alone")
@@ -62,7 +62,7 @@ def test_sample_i_is_the_seeds_own(run):
     assert different(alone[0], images[1])
 
 
-def test_labels_drawn_cover_the_classes_and_are_noted(run, tmp_path):
+def test_drawn_labels_cover_the_classes_and_are_recorded(run, tmp_path):
     labels = [draw_start(seed, (1,), 7).label for seed in range(200)]
     assert set(labels) == set(range(7))
     run("--num-samples", 2, steps=1)
@@ -74,7 +74,7 @@ def test_noise_of_the_start_and_of_steps_are_independent():
     one, other = draw_start(0, (4, 64, 64), 10), draw_start(1, (4, 64, 64), 10)
     step = torch.randn(4, 64, 64, generator=one.generator)
     for later in (other.noise, step):
-        for shift in range(-3, 4):  # streams of one seed would agree a few numbers apart
+        for shift in range(-3, 4):  # two streams with one seed would agree at a small offset
             pair = torch.stack([one.noise.flatten(), later.flatten().roll(shift)])
             assert abs(torch.corrcoef(pair)[0, 1]) < 0.05
 
@@ -89,20 +89,20 @@ def test_the_batch_does_not_matter(run, sampler):
 @pytest.mark.parametrize(
     "options", [("--sampler", "ddim"), ("--sampler", "EulerDiscreteScheduler"), ("--dtype", "bf16")]
 )
-def test_options_make_other_images(run, options):
+def test_options_change_the_images(run, options):
     base = run("--classes", 1, 2)
     assert different(run("--classes", 1, 2, *options, out="other"), base) or "bf16" in options
     assert base.shape == (2, 8, 8, 3)
 
 
 def test_bf16_is_close_to_fp32(run):
-    """A model of random weights amplifies rounding, so only the bulk of the pixels is compared."""
+    """A model with random weights amplifies rounding, so only most of the pixels are compared."""
     exact, rounded = (run("--classes", 1, 2, "--cfg", 1, "--dtype", d, out=d).astype(int) for d in ("fp32", "bf16"))
     error = np.abs(exact - rounded)
     assert np.median(error) <= 8 and error.any()
 
 
-def test_another_image_size_and_grey_pixels(run, save, tmp_path):
+def test_another_image_size_and_gray_pixels(run, save, tmp_path):
     assert run("--num-samples", 1, "--image-size", 12).shape == (1, 12, 12, 3)
     grey = run("--num-samples", 1, model=save(tmp_path / "grey", in_channels=1), out="drawn")
     assert grey.shape == (1, 8, 8, 3)
@@ -122,7 +122,7 @@ def test_pixels_are_truncated():
     assert pixels[0, 0, :, 2].tolist() == [0, 0, 127, 128, 128, 129, 254, 255, 255]
 
 
-def test_settings_tell_what_the_images_follow_from(run, tmp_path):
+def test_settings_record_what_the_images_depend_on(run, tmp_path):
     run("--num-samples", 1, "--batch", 2, steps=1)
     found = json.loads((tmp_path / "out/settings.json").read_text())
     assert found.keys() == {

@@ -1,4 +1,4 @@
-"""`--demo`, in one step too, draws digits that a judge reads as the classes asked for, and that are no copies."""
+"""`--demo`, also in one step, draws digits that a judge classifies as requested, and that are not copies."""
 
 import functools
 import importlib.util
@@ -23,7 +23,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
 
 @pytest.fixture
 def demo(monkeypatch, tmp_path):
-    """Run the demo with more options, in a folder of its own, as from a shell."""
+    """Run the demo with more options, in its own folder, as from a shell."""
     monkeypatch.chdir(tmp_path)
 
     def command(*options):
@@ -74,7 +74,7 @@ def test_the_demo_in_one_step(demo, tmp_path, capsys):
     assert "--one-step needs --demo" in capsys.readouterr().err
 
 
-def test_nothing_is_overwritten_unasked(demo, capsys):
+def test_nothing_is_overwritten_unless_requested(demo, capsys):
     short = ("--classes", 3, 8, "--steps", 2)
     demo(*short)
     before = times(".") | times("demo")
@@ -130,7 +130,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def draw(tmp_path_factory):
-    """Samples of the demo, one for each of the labels, (n, 64) in [-1, 1]."""
+    """Samples of the demo, one per label, (n, 64) in [-1, 1]."""
 
     def drawn(labels, *options):
         out = tmp_path_factory.mktemp("digits") / "out"
@@ -152,7 +152,7 @@ def sampled(draw):
 
 @pytest.fixture(scope="module")
 def judge(example):
-    """It has seen held-out digits alone, and is right about the others, which the model was trained on."""
+    """Trained only on held-out digits; right about the others, which the model was trained on."""
     from sklearn.svm import SVC
 
     held_out, labels = example.digits(held_out=True)
@@ -164,18 +164,18 @@ def judge(example):
 
 @pytest.fixture(scope="module")
 def sampled_in_one_step(draw):
-    """600 samples of one call of the model, 60 of each class, and their labels (600,)."""
+    """600 samples from one call of the model, 60 of each class, and their labels (600,)."""
     labels = [*range(10)] * 60
     return draw(labels, "--one-step"), torch.tensor(labels)
 
 
 @pytest.fixture(params=["sampled", "sampled_in_one_step"])
 def both(request):
-    """Samples and their labels, of either demo."""
+    """Samples and their labels, from either demo."""
     return request.getfixturevalue(request.param)
 
 
-def test_samples_are_of_the_class_asked_for(judge, both):
+def test_samples_are_of_the_requested_class(judge, both):
     samples, asked = both
     right = judge.predict(samples) == asked.numpy()
     assert right.mean() >= 0.95
@@ -198,7 +198,7 @@ def of_ddim(draw):
     return functools.cache(lambda each, steps: draw([*range(10)] * each, "--sampler", "ddim", "--steps", steps))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")  # of its use of numpy
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")  # from its use of numpy
 @pytest.mark.parametrize("each, steps", [(2, 8), pytest.param(20, 25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ddim"])
 def test_every_sampler_is_as_legible_as_ddim(judge, draw, of_ddim, name, each, steps):
@@ -206,18 +206,18 @@ def test_every_sampler_is_as_legible_as_ddim(judge, draw, of_ddim, name, each, s
     found, expected = draw(labels, "--sampler", name, "--steps", steps), of_ddim(each, steps)
     right, of_ddim_right = ((judge.predict(x) == labels).mean() for x in (found, expected))
     assert right >= 0.95 * of_ddim_right > 0.9
-    # the judge reads black and white pixels too, which is what samples are that have left the data's range
+    # the judge also reads black and white pixels, which samples outside the data's range become
     grey, of_ddim_grey = ((x.abs() < 1).float().mean() for x in (found, expected))
     assert grey > 0.7 * of_ddim_grey
 
 
 def nearest(images, others):
-    """The distance (n,) of each image (n, 64) to the nearest of the others."""
+    """The distance (n,) of each image (n, 64) to the nearest of ``others``."""
     return torch.cdist(images, others).min(dim=1).values
 
 
-def test_samples_are_no_copies(example, both):
-    """Training images are as far from samples as they are from held-out digits, which are no copies either."""
+def test_samples_are_not_copies(example, both):
+    """Training images are as far from samples as from held-out digits, which are not copies, either."""
     known, held_out = (example.digits(held_out=which)[0].flatten(1) for which in (False, True))
     shares = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
     expected = nearest(held_out, known).quantile(shares)
@@ -228,12 +228,12 @@ def test_samples_are_no_copies(example, both):
     found = ratios(both[0])
     assert ((found > 0.8) & (found < 1.25)).all(), found
     half_copied = torch.cat([both[0][:100], known[:100] + 0.02])
-    assert ratios(half_copied).min() < 0.5  # this measure would tell
+    assert ratios(half_copied).min() < 0.5  # this measure would detect copies
 
 
-@pytest.mark.parametrize("name, least", [("sampled", 0.75), ("sampled_in_one_step", 0.6)])  # its ones differ least
+@pytest.mark.parametrize("name, least", [("sampled", 0.75), ("sampled_in_one_step", 0.6)])  # ones differ least
 def test_samples_of_a_class_differ(example, request, name, least):
-    """As much as held-out digits of the class do, or not much less."""
+    """As much as held-out digits of the same class, or not much less."""
     (samples, asked), (images, labels) = request.getfixturevalue(name), example.digits(held_out=True)
     for k in range(10):
         own, real = (torch.pdist(x.flatten(1)[y == k]) for x, y in ((samples, asked), (images, labels)))
@@ -247,7 +247,7 @@ def test_the_checkpoint_is_small(demo):
     assert sum(files.values()) < 2e6
 
 
-def test_the_example_makes_such_a_checkpoint(example, monkeypatch, capsys, tmp_path):
+def test_the_example_makes_this_checkpoint(example, monkeypatch, capsys, tmp_path):
     def train(name, *options):
         monkeypatch.setattr(sys, "argv", ["digits.py", "--steps", "3", "--out", str(tmp_path / name), *options])
         example.main()
@@ -270,7 +270,7 @@ def test_the_example_makes_such_a_checkpoint(example, monkeypatch, capsys, tmp_p
 
 @pytest.mark.slow
 def test_compiled_steps_draw_the_same(demo):
-    """Also in a last batch of another size."""
+    """Even in a last batch of another size."""
     demo("--batch", 32)
     demo("--batch", 32, "--compile", "--out", "compiled", "--grid", "compiled.png")
     drawn, compiled = images("demo").astype(int), images("compiled")

@@ -1,4 +1,4 @@
-"""The engine against the plain loop: the same bits, or to rounding where the modulation is computed ahead."""
+"""The engine equals the plain loop bit for bit, or up to rounding if the modulation is precomputed."""
 
 import gc
 import weakref
@@ -21,7 +21,7 @@ def model(ckpt):
 
 
 class PlainLoop(Engine):
-    """Calls the model as it is, but for the guided halves' patches, which are computed once."""
+    """Calls the model unchanged, except that the guided halves' patches are computed once."""
 
     def refresh(self):
         self._stored, self._plain = None, (self.model, self._guided)
@@ -43,13 +43,13 @@ def drawn(engine, guidance=GUIDED, name="ddim", steps=5, count=3, dtype=torch.fl
 
 
 def replay_on_cpu(run):
-    """Stands in for a CUDA graph: what is captured reads and writes the same tensors each time."""
+    """Stands in for a CUDA graph: what is captured reads and writes the same tensors every time."""
     out = run()
     return lambda: out.copy_(run()), out
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_gives_the_bits_of_the_plain_loop(model, name):
+def test_every_sampler_equals_the_plain_loop_bit_for_bit(model, name):
     options = {"name": name, "steps": 8, "dtype": torch.bfloat16}
     for guidance, count in ((GUIDED, 3), (Guidance(1.0, 0, 1, 3), 1)):
         plain = drawn(PlainLoop(model, torch.bfloat16), guidance, count=count, **options)
@@ -88,11 +88,11 @@ def test_the_table_is_the_models_own_modulation_at_every_call(model, monkeypatch
             torch.testing.assert_close(row, wanted, rtol=0.02, atol=0.02)
 
 
-def test_what_is_not_in_the_table_is_computed(model):
+def test_values_missing_from_the_table_are_computed(model):
     engine, x = Engine(model), torch.randn(2, 3, 8, 8)
     t, y = torch.tensor([400, 7]), torch.tensor([2, 5])
     with torch.no_grad(), engine.run([400, 300], [2]):
-        for _ in range(3):  # one more call than was said
+        for _ in range(3):  # one more call than announced
             assert torch.equal(engine(x, t, y), model(x, t, y))
 
 
@@ -134,11 +134,11 @@ def replace_guidance(model):
 
 
 @pytest.mark.parametrize("change", [replace_mlp, hook, patch, wrap, replace_guidance, DiT.train])
-def test_a_model_that_does_something_else_is_called_as_it_is(model, change):
+def test_an_unusual_model_is_called_unchanged(model, change):
     torch.manual_seed(0)
     engine, before = Engine(model), drawn(model)
     change(model)
-    torch.manual_seed(1)  # of the labels that training drops
+    torch.manual_seed(1)  # of labels that training drops
     changed = drawn(engine, Guidance(2.0, 0, 1, 2))
     assert engine.why_plain and not torch.equal(changed, before)
     torch.manual_seed(1)
@@ -196,12 +196,12 @@ def test_weights_are_cast_once_and_freed_with_the_engine(model):
         gc.enable()
 
 
-def test_a_float32_engine_has_no_weights_of_its_own(model):
+def test_a_float32_engine_has_no_copies_of_weights(model):
     mine = {p.data_ptr() for p in model.parameters()}
     assert {p.data_ptr() for p in Engine(model)._stored.parameters()} == mine
 
 
-def test_models_in_one_process_do_not_meet(model, save, tmp_path):
+def test_models_in_one_process_are_independent(model, save, tmp_path):
     other = DiT.from_pretrained(save(tmp_path / "other", num_heads=4))
     engines = [Engine(each, capture=replay_on_cpu) for each in (model, other)]
     alone = [drawn(Engine(each)) for each in (model, other)]
@@ -209,7 +209,7 @@ def test_models_in_one_process_do_not_meet(model, save, tmp_path):
     assert not torch.equal(*alone)
 
 
-def test_each_shape_is_captured_once_and_each_output_is_a_tensor_of_its_own(model):
+def test_each_shape_is_captured_once_and_outputs_do_not_share_memory(model):
     captured = []
 
     def counted(run):
@@ -219,7 +219,7 @@ def test_each_shape_is_captured_once_and_each_output_is_a_tensor_of_its_own(mode
     engine = Engine(model, capture=counted)
     for count in (3, 2, 3):
         assert torch.equal(drawn(engine, count=count), drawn(Engine(model), count=count))
-    assert len(captured) == 2 * 2  # guided and not, of three and of two
+    assert len(captured) == 2 * 2  # guided or not, with three or two samples
     x, t, y = torch.randn(2, 3, 8, 8), torch.tensor([3, 9]), torch.tensor([1, 2])
     with torch.no_grad():
         first, kept = engine(x, t, y), model(x, t, y)
@@ -227,7 +227,7 @@ def test_each_shape_is_captured_once_and_each_output_is_a_tensor_of_its_own(mode
     assert torch.equal(first, kept) and not torch.equal(first, second)
 
 
-def test_without_a_capture_sampling_goes_on_and_says_why(model):
+def test_without_a_capture_sampling_continues_and_says_why(model):
     def fail(run):
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -237,13 +237,13 @@ def test_without_a_capture_sampling_goes_on_and_says_why(model):
     assert torch.equal(got, drawn(Engine(model))) and engine.why_no_graph.startswith("RuntimeError")
 
 
-def test_gradients_by_the_latents_are_the_models(model):
+def test_gradients_of_the_latents_equal_the_models(model):
     x, t, y = torch.randn(2, 3, 8, 8, requires_grad=True), torch.tensor([3, 9]), torch.tensor([1, 2])
     got, want = (torch.autograd.grad(f(x, t, y).square().sum(), x)[0] for f in (Engine(model), model))
     torch.testing.assert_close(got, want)
 
 
-def test_bad_input_is_refused_as_by_the_model(model):
+def test_bad_input_is_rejected_as_by_the_model(model):
     engine, x, t, y = Engine(model), torch.randn(2, 3, 8, 8), torch.tensor([3, 9]), torch.tensor([1, 2])
     for bad in ((x[:, :2], t, y), (x, t[:0], y), (x, t, y.float())):
         errors = []
@@ -260,7 +260,7 @@ def test_bad_input_is_refused_as_by_the_model(model):
         Engine(model, table_bytes=-1)
 
 
-def test_times_that_a_sampler_has_rounded_are_in_the_table(model):
+def test_times_rounded_by_a_sampler_are_in_the_table(model):
     engine, y = Engine(model), torch.tensor([1])
     times = [0.1, 0.7, 0.9]
     with torch.no_grad(), engine.run([1 - t for t in times], [1]):
@@ -272,7 +272,7 @@ def test_times_that_a_sampler_has_rounded_are_in_the_table(model):
 
 
 def test_a_second_time(model):
-    """A model that takes one is called as it is, and one that takes none refuses it."""
+    """A model with a second time is called unchanged; one without it rejects it."""
     twice = DiT(**{**model.config, "second_time": True}).eval()
     x, y = torch.ones(2, model.in_channels, *model.x_embedder.img_size), torch.tensor([1, 2])
     t, r = torch.tensor([0.1, 0.2]), torch.tensor([0.5, 0.9])
@@ -285,7 +285,7 @@ def test_a_second_time(model):
         Engine(model)(x, t, y, r=r)
 
 
-def test_the_model_of_another_conditioning_is_sampled_as_it_is(save, tmp_path):
+def test_a_model_with_another_conditioning_is_called_unchanged(save, tmp_path):
     model = DiT.from_pretrained(save(tmp_path / "c", **{**TINY, "conditioning": "cross_attention"}))
     engine = Engine(model)
     assert engine.why_plain == "its conditioning is cross_attention"

@@ -1,4 +1,4 @@
-"""What the command refuses, in one line that names the option, before it writes anything."""
+"""What the command rejects, in one line that names the option, before it writes anything."""
 
 import sys
 
@@ -87,7 +87,7 @@ def test_no_such_checkpoint(refusal, tmp_path):
         ({"RANK": "1"}, "RANK must be below WORLD_SIZE=1, got 1 in the environment"),
     ],
 )
-def test_an_environment_that_torchrun_does_not_make(refusal, monkeypatch, tmp_path, variables, message):
+def test_an_environment_not_from_torchrun(refusal, monkeypatch, tmp_path, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert message in refusal(*ONE)
@@ -115,12 +115,12 @@ def test_a_missing_package_is_named(refusal, monkeypatch, tmp_path, package, opt
     assert f"{package.replace('PIL.Image', 'Pillow')} is not installed: pip install 'ditfast[sample]'" in message
 
 
-def test_channels_that_the_decoder_does_not_take(refusal, save, tmp_path):
+def test_channels_that_the_decoder_does_not_support(refusal, save, tmp_path):
     model = save(tmp_path / "latent", in_channels=4)
     assert "--decoder pixel takes 1 or 3 channels, the model has 4" in refusal(*ONE, model=model)
 
 
-def test_numbers_that_are_not_finite(refusal, ckpt, tmp_path):
+def test_non_finite_values(refusal, ckpt, tmp_path):
     model = DiT.from_pretrained(ckpt)
     torch.nn.init.constant_(model.final_layer.linear.bias, float("nan"))
     model.save_pretrained(tmp_path / "nan")
@@ -128,8 +128,8 @@ def test_numbers_that_are_not_finite(refusal, ckpt, tmp_path):
     assert not list((tmp_path / "out").glob("*.png"))
 
 
-def test_what_a_file_does_not_tell_is_an_option(run, refusal, tmp_path):
-    """The error names the option, and with it the command does what it does on a folder."""
+def test_what_a_file_does_not_contain_is_an_option(run, refusal, tmp_path):
+    """The error names the option; with it, the command behaves as on a folder."""
     torch.manual_seed(0)
     model = DiT(input_size=(4, 12), hidden_size=32, depth=1, num_heads=2, in_channels=3, num_classes=5)
     torch.nn.init.normal_(model.final_layer.linear.weight)
@@ -145,7 +145,7 @@ def test_what_a_file_does_not_tell_is_an_option(run, refusal, tmp_path):
     assert (run(*ONE, model=tmp_path / "y.pt", out="args") == images).all()
 
 
-def test_a_path_that_was_mistyped(refusal, monkeypatch, tmp_path):
+def test_a_mistyped_path(refusal, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "model").mkdir(parents=True)
     assert "--ckpt runs/modle: 'runs/modle' is not a file, a folder" in (text := refusal(*ONE, model="runs/modle"))

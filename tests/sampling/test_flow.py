@@ -1,4 +1,4 @@
-"""Models of flows are sampled as they were trained: what fits their objective is offered, and nothing else."""
+"""Flow models are sampled as they were trained: only what fits their objective is available."""
 
 import gc
 import json
@@ -20,7 +20,7 @@ TWO = ("--classes", 1, 2, "--cfg", 1)
 
 
 def save_as(folder, objective, **sampling) -> str:
-    """A model that says what it was trained for."""
+    """Save a model that records its training objective."""
     model = DiT.from_pretrained(save_dit(folder, second_time=objective == "meanflow"))
     model.sampling = {"objective": objective, **sampling}
     model.save_pretrained(folder, overwrite=True)
@@ -38,7 +38,7 @@ def mean(tmp_path):
 
 
 def expected(model, sample):
-    """By ditfast.flow alone, without guidance, for `TWO`."""
+    """The expected result, from ditfast.flow alone, without guidance, for `TWO`."""
     starts = [draw_start(i, (3, 8, 8), 7, label=label) for i, label in enumerate((1, 2))]
     noise, y = torch.stack([each.noise for each in starts]), torch.tensor([1, 2])
     return to_uint8(sample(DiT.from_pretrained(model), noise, y, [each.generator for each in starts]))
@@ -92,8 +92,8 @@ def test_a_model_of_averages_also_has_the_velocity(run, mean):
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "sde", "ode", "average"])
-def test_guidance_where_it_is_asked_for(run, flow, mean, name):
-    """Inside the interval of noise levels, also where nobody knows the times ahead."""
+def test_guidance_where_it_is_requested(run, flow, mean, name):
+    """Inside the interval of noise levels, even if the times are not known in advance."""
     shared = {"model": mean if name == "average" else flow, "steps": None if name == "ode" else 4}
     classes = ("--classes", 1, 2, "--sampler", name)
     plain, guided, part, none = (
@@ -152,7 +152,7 @@ def test_refused(refusal, flow, options, message):
     assert re.search(message, refusal(*TWO, *options, model=flow))
 
 
-def test_refused_of_other_models(refusal, ckpt, mean):
+def test_rejected_for_other_models(refusal, ckpt, mean):
     assert "--sampler one-step takes 1 step, got 4" in refusal(*TWO, "--sampler", "one-step", model=mean)
     assert "--time-shift is for flows" in refusal(*TWO, "--time-shift", 2, model=ckpt)
     assert "objective must be 'diffusion'" in refusal(*TWO, "--objective", "flow", model=ckpt)

@@ -1,4 +1,4 @@
-"""The same images from two processes as from one."""
+"""Two processes draw the same images as one."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from ditfast.sample import main, parse_options, run_rank
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-def test_two_ranks_draw_what_one_draws(run, ckpt, tmp_path):
+def test_two_ranks_draw_the_same_as_one(run, ckpt, tmp_path):
     alone = run("--num-samples", 5)
     options = ("--ckpt", ckpt, "--decoder", "pixel", "--steps", "4", "--num-samples", "5", "--batch", "2")
     files = ("--out", tmp_path / "two", "--npz", tmp_path / "two.npz")
@@ -22,7 +22,7 @@ def test_two_ranks_draw_what_one_draws(run, ckpt, tmp_path):
     command = [*torchrun, "-m", "ditfast.sample", *options, *files]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("5 images in") == 1  # the first rank speaks
+    assert done.stdout.count("5 images in") == 1  # only the first rank prints
     with np.load(tmp_path / "two.npz") as saved:
         np.testing.assert_allclose(saved["arr_0"].astype(int), alone.astype(int), atol=1)
 
@@ -39,7 +39,7 @@ def test_two_ranks_draw_what_one_draws(run, ckpt, tmp_path):
         ({"LOCAL_RANK": "3"}, "LOCAL_RANK must be below the number of GPUs, 1, got 3"),
     ],
 )
-def test_an_environment_that_torchrun_did_not_make(ckpt, tmp_path, monkeypatch, environment, said):
+def test_an_environment_not_from_torchrun(ckpt, tmp_path, monkeypatch, environment, said):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -52,7 +52,7 @@ def test_an_environment_that_torchrun_did_not_make(ckpt, tmp_path, monkeypatch, 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_variable_is_none(monkeypatch):
+def test_an_empty_variable_counts_as_unset(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("MASTER_ADDR")
@@ -67,4 +67,4 @@ def test_a_rank_takes_every_second_sample(ckpt, tmp_path, monkeypatch):
     (tmp_path / "two").mkdir()
     run_rank(options, Ranks(1, 2, "cpu"))
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["000001.png", "000003.png"]
-    assert not (tmp_path / "g.png").exists()  # that is the first rank's
+    assert not (tmp_path / "g.png").exists()  # the first rank's

@@ -1,4 +1,4 @@
-"""What a checkpoint says of how to sample from it is done; what contradicts it is refused unless it is allowed."""
+"""A checkpoint's sampling settings are used; options that contradict them are rejected unless allowed."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ ALLOW = "--allow-mismatch"
 
 
 def record(folder, **changes) -> str:
-    """Write more into the checkpoint's ``sampling``; an argument of None leaves the field out."""
+    """Add fields to the checkpoint's ``sampling``; None removes a field."""
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
     config["sampling"] |= changes
@@ -27,7 +27,7 @@ def record(folder, **changes) -> str:
 
 @pytest.fixture(scope="module")
 def vaes(tmp_path_factory):
-    """Two autoencoders, the first of which has a scale and a shift of its own."""
+    """Two autoencoders; the first has its own scale and shift."""
     from diffusers import AutoencoderKL
 
     folders = [save_vae(tmp_path_factory.mktemp("vae") / name, seed) for seed, name in enumerate("ab")]
@@ -50,7 +50,7 @@ def settings(folder) -> dict:
     return json.loads((folder / "settings.json").read_text())
 
 
-def test_the_schedule_is_the_models(run, refusal, tmp_path):
+def test_the_schedule_comes_from_the_model(run, refusal, tmp_path):
     model = save_dit(tmp_path / "model")
     linear = run(*TWO, model=model, out="linear")
     record(model, noise_schedule="squaredcos_cap_v2")
@@ -64,7 +64,7 @@ def test_the_schedule_is_the_models(run, refusal, tmp_path):
     np.testing.assert_array_equal(run(*given, ALLOW, model=model, out="told"), linear)
 
 
-def test_a_model_that_says_nothing_takes_any_schedule(run, tmp_path):
+def test_a_model_without_settings_accepts_any_schedule(run, tmp_path):
     model = Path(save_dit(tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     del config["sampling"]
@@ -93,7 +93,7 @@ def test_a_model_of_pixels_needs_no_decoder(run, refusal, vaes, tmp_path):
     )
 
 
-def test_another_autoencoder_is_refused(run, refusal, vaes, latent, tmp_path):
+def test_another_autoencoder_is_rejected(run, refusal, vaes, latent, tmp_path):
     known = {"sha256": sha256(load_vae(vaes[0], "cpu")), "scale": 0.7, "shift": 0.25}
     record(latent, vae=known)
     options = {"model": latent, "decoder": "vae"}
@@ -111,8 +111,8 @@ def test_another_autoencoder_is_refused(run, refusal, vaes, latent, tmp_path):
         rescale(vaes[0], scaling_factor=0.7)
 
 
-def test_scale_and_shift_are_the_autoencoders(run, vaes, latent, tmp_path):
-    """By diffusers alone: x / scaling_factor + shift_factor is decoded."""
+def test_scale_and_shift_come_from_the_autoencoder(run, vaes, latent, tmp_path):
+    """Compared with diffusers alone: x / scaling_factor + shift_factor is decoded."""
     from diffusers import AutoencoderKL
 
     from ditfast.sampling.sampler import Guidance, Sampler, sample
@@ -128,7 +128,7 @@ def test_scale_and_shift_are_the_autoencoders(run, vaes, latent, tmp_path):
 
 
 def test_mean_and_deviation_by_channel(vaes, tmp_path):
-    """As diffusers' pipelines scale them: (z - mean) * scaling_factor / std."""
+    """Scaled like in diffusers' pipelines: (z - mean) * scaling_factor / std."""
     mean, std = [0.5, -1.0, 0.0, 2.0], [1.0, 2.0, 0.5, 4.0]
     vae = save_vae(tmp_path / "vae", 0)
     rescale(vae, latents_mean=mean, latents_std=std, scaling_factor=0.5)
@@ -140,14 +140,14 @@ def test_mean_and_deviation_by_channel(vaes, tmp_path):
     torch.testing.assert_close(Scaling(*json.loads(json.dumps(scaling))).apply(z), scaling.apply(z))
 
 
-def test_statistics_that_cannot_be(refusal, latent, tmp_path):
+def test_invalid_statistics(refusal, latent, tmp_path):
     vae = save_vae(tmp_path / "vae", 0)
     rescale(vae, latents_mean=[0.0] * 4)
     message = refusal(*TWO, "--vae", vae, model=latent, decoder="vae")
     assert "latents_mean and latents_std must be 4 numbers each, without a shift_factor" in message
 
 
-def test_an_autoencoder_of_another_kind_or_with_holes(refusal, latent, vaes, tmp_path):
+def test_an_autoencoder_of_another_kind_or_with_missing_weights(refusal, latent, vaes, tmp_path):
     import shutil
 
     files = __import__("safetensors.torch").torch
@@ -178,7 +178,7 @@ def test_a_half_precision_variant_of_an_autoencoder(vaes, tmp_path, change):
 
 @pytest.mark.parametrize("channels, guided", [(1, 1), (3, 3), (4, 3), (16, 16), (32, 32)])
 @torch.no_grad()
-def test_guidance_is_of_all_channels_but_for_four(channels, guided, tmp_path):
+def test_guidance_covers_all_channels_unless_there_are_four(channels, guided, tmp_path):
     from ditfast.sample import make_guidance, parse_options
     from ditfast.training.preview import default_cfg_channels
 
@@ -187,5 +187,5 @@ def test_guidance_is_of_all_channels_but_for_four(channels, guided, tmp_path):
     assert default_cfg_channels(channels) == guided
     x, t, y = torch.randn(2, channels, 8, 8), torch.tensor([5, 5]), torch.tensor([1, 7])
     plain, changed = (model.forward_with_cfg(x, t, y, scale)[0] for scale in (1.0, 4.0))
-    differ = (plain != changed).flatten(1).any(1)  # by channel, those of the variance last
+    differ = (plain != changed).flatten(1).any(1)  # by channel, the variance's last
     assert differ.tolist() == [True] * guided + [False] * (2 * channels - guided)

@@ -1,4 +1,4 @@
-"""A run goes on where it was, redoes nothing, and overwrites nothing unasked."""
+"""A run resumes where it stopped, redoes nothing, and overwrites nothing unless asked to."""
 
 import errno
 
@@ -11,7 +11,7 @@ from ditfast.sampling.files import SampleFolder
 
 @pytest.fixture
 def written(monkeypatch):
-    """The numbers of the images that are written."""
+    """The numbers of the written images."""
     numbers, write = [], SampleFolder.write
 
     def note(self, index, *args):
@@ -23,7 +23,7 @@ def written(monkeypatch):
 
 
 def interrupt_after(monkeypatch, count, error):
-    """Raise in the middle of writing image number ``count``, and what makes the disk whole again."""
+    """Raise in the middle of writing image number ``count``; return a function that repairs the disk."""
     save, saved = Image.Image.save, []
 
     def fail(self, path, **options):
@@ -96,7 +96,7 @@ def test_other_settings_are_rejected_unless_overwriting(run, refusal, written, t
     assert written == [0, 1, 2, 0, 1]
 
 
-def test_overwriting_the_same_settings_redoes_no_image(run, refusal, written, tmp_path):
+def test_overwriting_with_the_same_settings_redoes_no_image(run, refusal, written, tmp_path):
     files = ("--grid", tmp_path / "g.png", "--npz", tmp_path / "s.npz")
     run("--num-samples", 2, *files)
     for option, path in (("--grid", tmp_path / "g.png"), ("--npz", tmp_path / "s.npz")):
@@ -108,7 +108,7 @@ def test_overwriting_the_same_settings_redoes_no_image(run, refusal, written, tm
     assert written == [0, 1]
 
 
-def test_a_finished_command_can_be_given_again(run, refusal, written, tmp_path):
+def test_a_finished_command_can_be_repeated(run, refusal, written, tmp_path):
     options = ("--num-samples", 2, "--grid", tmp_path / "g.png", "--npz", tmp_path / "s.npz")
     run(*options)
     before = [path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()]
@@ -127,7 +127,7 @@ def test_a_broken_image_is_made_again(run, written, tmp_path, broken):
         (picture.convert("L") if broken == "grey" else picture.resize((4, 4))).save(path)
     else:
         path.write_bytes({"cut": whole[:-20], "empty": b"", "text": b"mine"}[broken])
-    np.testing.assert_allclose(run("--num-samples", 3), before, atol=1)  # a batch of another size rounds otherwise
+    np.testing.assert_allclose(run("--num-samples", 3), before, atol=1)  # a batch of another size rounds differently
     assert written == [0, 1, 2, 1]
 
 

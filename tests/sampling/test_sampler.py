@@ -1,4 +1,4 @@
-"""Guidance as the model sees it: what it is called with, and how often."""
+"""Guidance from the model's side: what it is called with, and how often."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def model(ckpt):
 
 @pytest.fixture
 def calls(model):
-    """(time, labels, whether the first half is given the same x as the second) of each call of the model."""
+    """(time, labels, whether both halves get the same x) for each call of the model."""
     seen = []
 
     def note(module, args):
@@ -42,7 +42,7 @@ def test_guidance_alone_doubles_the_batch_with_the_null_class(model, calls, scal
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_interval_is_that_of_the_time_the_model_is_given(model, calls, name):
+def test_the_interval_applies_to_the_models_time(model, calls, name):
     two(model, Guidance(2.0, 0.2, 0.6, 3), name, steps=10)
     assert any(len(labels) == 4 for _, labels, _ in calls) and any(len(labels) == 2 for _, labels, _ in calls)
     for time, labels, _ in calls:
@@ -50,8 +50,8 @@ def test_the_interval_is_that_of_the_time_the_model_is_given(model, calls, name)
     assert [time for time, *_ in calls] == pytest.approx(Sampler(name, 10, True, False).times)
 
 
-def test_guidance_is_that_of_the_paper(model):
-    """One step from pure noise, by hand."""
+def test_guidance_equals_the_papers(model):
+    """One step from pure noise, computed by hand."""
     guided = two(model, Guidance(3.0, 0, 1, 2), steps=1)
     sampler = Sampler("ddpm", 1, True, False)
     noise = torch.stack([draw_start(seed, (3, 8, 8), 7).noise for seed in (5, 6)])
@@ -65,7 +65,7 @@ def test_guidance_is_that_of_the_paper(model):
 
 
 @pytest.mark.parametrize("name, ticks", [("ddpm", 8), ("heun", 15)])
-def test_every_call_is_heard_of(model, name, ticks):
+def test_every_call_is_reported(model, name, ticks):
     heard = []
     two(model, Guidance(1, 0, 1, 3), name, steps=8, tick=lambda: heard.append(1))
     assert len(heard) == ticks == len(Sampler(name, 8, True, False).times)
@@ -73,7 +73,7 @@ def test_every_call_is_heard_of(model, name, ticks):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_unclipped_samples_start_where_there_is_a_signal(model, calls, name):
-    """On the cosine schedule a prediction of x_0 is off by thousands at the last steps, unless it is clamped."""
+    """On the cosine schedule, an unclamped prediction of x_0 is off by thousands at the noisiest steps."""
     starts = [draw_start(5, (3, 8, 8), 7)]
     for clip in (False, True):
         sampler = Sampler(name, 20, True, clip, "squaredcos_cap_v2")

@@ -1,4 +1,4 @@
-"""Latents through an autoencoder of diffusers."""
+"""Latents through a diffusers autoencoder."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def latent(save, tmp_path_factory):
     return save(tmp_path_factory.mktemp("latent") / "model", in_channels=4)
 
 
-def test_images_are_decoded_latents(run, vae, latent):
+def test_images_equal_decoded_latents(run, vae, latent):
     from diffusers import AutoencoderKL
 
     options = ("--classes", 2, 5, "--cfg", 1.5, "--vae", vae)
@@ -37,7 +37,7 @@ def test_images_are_decoded_latents(run, vae, latent):
     np.testing.assert_allclose(images.astype(int), expected.astype(int), atol=1)
 
 
-def test_the_image_size_is_that_of_pixels(run, refusal, vae, latent):
+def test_the_image_size_is_in_pixels(run, refusal, vae, latent):
     shared = {"model": latent, "decoder": "vae"}
     assert run("--num-samples", 1, "--vae", vae, "--image-size", 24, **shared).shape == (1, 24, 24, 3)
     message = refusal("--num-samples", 1, "--vae", vae, "--image-size", 25, **shared)
@@ -48,7 +48,7 @@ def test_a_model_of_pixels_has_no_latents(refusal, vae):
     assert "--decoder vae takes 4 channels" in refusal("--num-samples", 1, "--vae", vae, decoder="vae")
 
 
-def test_what_was_encoded_is_decoded_the_same_in_any_batch(vae):
+def test_latents_are_decoded_the_same_in_any_batch(vae):
     from diffusers import AutoencoderKL
 
     decoder = make_decoder(load_vae(vae, "cpu"))
@@ -61,7 +61,7 @@ def test_what_was_encoded_is_decoded_the_same_in_any_batch(vae):
 
 
 def test_images_are_decoded_one_at_a_time(vae, monkeypatch):
-    """A large batch of the sampler fits, whatever the autoencoder needs."""
+    """A large batch for the sampler fits, whatever the autoencoder needs."""
     from diffusers.models.autoencoders.vae import Decoder
 
     sizes, forward = [], Decoder.forward

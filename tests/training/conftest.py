@@ -25,11 +25,11 @@ class Kit:
         self.folder = folder
 
     def train(self, name: str, *flags) -> Path:
-        """A run in this process; flags come after those of a small run."""
+        """Run in this process; flags follow those of a small run."""
         return self.bare(name, *MODEL, *flags)
 
     def bare(self, name: str, *flags) -> Path:
-        """The same without an architecture."""
+        """The same without flags for the architecture."""
         out = self.folder / name
         train.main([*SHORT, *QUIET, "--out", str(out), *map(str, flags)])
         return out
@@ -38,11 +38,11 @@ class Kit:
         return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
     def losses(self, out: Path) -> list[tuple]:
-        """What a run computed at each step: (step, loss, norm of the gradient)."""
+        """What a run computed at each step: (step, loss, gradient norm)."""
         return [(line["step"], line["loss"], line["grad_norm"]) for line in self.lines(out)]
 
     def start(self, name: str, *flags, world: int = 1, before: str = "") -> list[subprocess.Popen]:
-        """A run in processes of its own, as torchrun would start them; ``before`` is Python that they run first."""
+        """Start a run in new processes, as torchrun would; ``before`` is Python code that they run first."""
         code = f"{before}\nfrom ditfast import train\ntrain.main()"
         command = [sys.executable, "-c", code, *FLAGS, "--out", str(self.folder / name), *map(str, flags)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
@@ -51,7 +51,7 @@ class Kit:
         return [subprocess.Popen(command, env=environment | (r if world > 1 else {}), **pipes) for r in ranks]
 
     def finish(self, processes) -> list[tuple[int, str]]:
-        """Exit status and output of each."""
+        """Wait for all; return each one's exit status and output."""
         try:
             outputs = [process.communicate(timeout=240)[0] for process in processes]
         finally:
@@ -60,7 +60,7 @@ class Kit:
         return [(p.returncode, text) for p, text in zip(processes, outputs, strict=True)]
 
     def run(self, name: str, *flags, world: int = 1, before: str = "") -> Path:
-        """A run in processes of its own that has to end well."""
+        """A run in new processes that must succeed."""
         results = self.finish(self.start(name, *flags, world=world, before=before))
         assert all(code == 0 for code, _ in results), "\n".join(text for _, text in results)
         return self.folder / name
@@ -88,11 +88,11 @@ def kit(tmp_path):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A run of four steps with two checkpoints, to be copied."""
+    """A run of four steps with two checkpoints, for copying."""
     for module in NEEDED:
         pytest.importorskip(module)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as all tests here: other sums would be others
+    torch.set_num_threads(1)  # as in all tests here: other numbers of threads sum in another order
     out = Kit(tmp_path_factory.mktemp("trained")).train("run", "--steps", 4)
     torch.set_num_threads(threads)
     return out
@@ -100,7 +100,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def refused(kit, capsys):
-    """Run with flags that have to be refused, and return the error's one line."""
+    """Run with flags that must be rejected; return the single line of the error."""
 
     def run(*flags, name="refused"):
         with pytest.raises(SystemExit) as stopped:

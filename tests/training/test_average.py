@@ -1,4 +1,4 @@
-"""The average of the weights: its warm-up, and the warning that it is young."""
+"""The average of the weights: its warm-up, and the warning while it is young."""
 
 import json
 
@@ -48,7 +48,7 @@ def weights_of(checkpoint, tmp_path, kind):
 
 @pytest.mark.filterwarnings("ignore:after")
 @pytest.mark.parametrize("choice", ("auto", "off"))
-def test_a_run_averages_so(kit, tmp_path, choice):
+def test_a_run_averages_this_way(kit, tmp_path, choice):
     out = kit.train("run", "--ema-warmup", choice, "--steps", 3, "--save-every", 1, "--ema", 0.99)
     first, *rest = sorted((out / "checkpoints").iterdir())
     average = weights_of(first, tmp_path, "ema")
@@ -61,15 +61,15 @@ def test_a_run_averages_so(kit, tmp_path, choice):
     assert not torch.equal(found["final_layer.linear.weight"], now["final_layer.linear.weight"])
 
 
-def test_a_run_goes_on_as_its_checkpoint_was_made(kit, tmp_path):
-    """Also where the flag says otherwise, and one from before there was a warm-up."""
+def test_a_run_resumes_with_its_checkpoints_warm_up(kit, tmp_path):
+    """Even if the flag says otherwise, and if the checkpoint predates the warm-up."""
     out = kit.train("run", "--ema-warmup", "on", "--steps", 2, "--ema", 0.9)
     kit.train("run", "--ema-warmup", "off", "--steps", 3, "--ema", 0.9, "--resume", "auto")
     about = newest(out) / "checkpoint.json"
     found = json.loads(about.read_text())
     assert found["ema_warmup"] is True
     del found["ema_warmup"]
-    del found["checksum"], found["cpu"]  # which older ones have not
+    del found["checksum"], found["cpu"]  # which older checkpoints lack
     about.write_text(json.dumps(found))
     kit.train("run", "--steps", 4, "--ema", 0.9, "--resume", "auto")
     assert json.loads((newest(out) / "checkpoint.json").read_text())["ema_warmup"] is False

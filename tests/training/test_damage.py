@@ -1,4 +1,4 @@
-"""What is damaged in a run's folder is noticed, and what stands beside it is used."""
+"""Damage in a run's folder is noticed, and an intact alternative is used."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def newest(out):
 
 
 def test_every_flipped_bit_of_checkpoint_json_is_noticed(newest):
-    """Or changes nothing, as 1e-5 to 1E-5."""
+    """Or it changes nothing, e.g. 1e-5 to 1E-5."""
     path, about = newest / ABOUT, read_about(newest)
     content, chance = path.read_bytes(), random.Random(0)
     for place in range(len(content)):
@@ -51,19 +51,19 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_content_that_nobody_wrote_is_damage(newest, wrong):
+def test_invalid_content_is_damage(newest, wrong):
     write_about(newest, {**read_about(newest), **WRONG[wrong]})
     assert find_fault(newest).startswith("checkpoint.json is damaged: ")
 
 
-def test_another_step_s_content_is_damage(newest):
+def test_another_steps_content_is_damage(newest):
     write_about(newest, {**read_about(newest), "step": 2})
     assert find_fault(newest) == "checkpoint.json belongs to step 2"
 
 
 @pytest.mark.parametrize("file", [ABOUT, ".metadata", "__0_0.distcp"])
 @pytest.mark.parametrize("other", ["/dev/zero", "pipe", "folder"])
-def test_what_is_no_file_is_not_read(newest, file, other):
+def test_only_regular_files_are_read(newest, file, other):
     (newest / file).unlink()
     if other == "pipe":
         os.mkfifo(newest / file)
@@ -82,7 +82,7 @@ def test_json_of_another_kind_is_damage(newest, content, monkeypatch):
     assert "checkpoint.json is damaged" in find_fault(newest)
 
 
-def test_files_without_a_checksum_of_their_own_are_of_older_versions(newest):
+def test_files_without_their_own_checksum_are_from_older_versions(newest):
     about = read_about(newest)
     del about["cpu"]  # nor did they have this
     (newest / ABOUT).write_text(json.dumps(about))
@@ -91,7 +91,7 @@ def test_files_without_a_checksum_of_their_own_are_of_older_versions(newest):
     assert "checksum mismatch" in find_fault(newest)
 
 
-def test_the_checkpoint_before_is_used_and_the_damaged_one_named(kit, out, newest):
+def test_the_previous_checkpoint_is_used_and_the_damaged_one_named(kit, out, newest):
     content = (newest / ABOUT).read_text()
     (newest / ABOUT).write_text(content.replace('"samples": 24', '"samples": 25'))
     with pytest.warns(UserWarning, match="skipping .*step-00000004: checkpoint.json is damaged: checksum mismatch"):
@@ -99,12 +99,12 @@ def test_the_checkpoint_before_is_used_and_the_damaged_one_named(kit, out, newes
     assert kit.losses(out) == kit.losses(kit.train("whole"))
 
 
-def test_a_whole_checkpoint_of_another_run_is_no_damage(out, refused):
+def test_an_intact_checkpoint_from_another_run_is_not_damage(out, refused):
     assert "is from another run: seed was 0, is 1" in refused("--resume", "auto", "--seed", 1, name="run")
 
 
 @pytest.mark.parametrize("damage", [b"\xff", b"\x00", b"["])
-def test_a_damaged_line_of_the_log_is_left_out(kit, out, damage):
+def test_a_damaged_log_line_is_dropped(kit, out, damage):
     path, expected = out / "metrics.jsonl", kit.lines(out)
     lines = path.read_bytes().splitlines(keepends=True)
     lines[1] = lines[1][:5] + damage + lines[1][6:]

@@ -1,6 +1,6 @@
-"""Loops and samplers in the style of the original and of SiT run with only the import changed, and give its results.
+"""Training loops and samplers in the style of the original and SiT work with only the import changed.
 
-The other side of each comparison is the same weights under the original's operations, in plain PyTorch.
+Results are compared with the original's operations on the same weights, in plain PyTorch.
 """
 
 import copy
@@ -67,7 +67,7 @@ def train(model):
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_a_training_loop(group, backend):
-    """Half of the labels are dropped: both have to drop the same ones."""
+    """Half of the labels are dropped: both must drop the same ones."""
     arguments = {**TINY, "depth": 1, "class_dropout_prob": 0.5}
     expected, reference = train(fill(OriginalDiT(**arguments)))
     with use_backend(backend):
@@ -81,7 +81,7 @@ def test_a_training_loop(group, backend):
 
 
 def sample(model, guided):
-    """Latents (3, 4, 6, 6), as the original's sampling scripts draw them."""
+    """Latents (3, 4, 6, 6), sampled like in the original's scripts."""
     torch.manual_seed(0)
     diffusion, n = create_diffusion("4"), 3
     z, y = torch.randn(n, 4, 6, 6), torch.tensor([0, 4, 2])
@@ -102,7 +102,7 @@ def test_sampling(guided):
 
 
 def transport_loss(model, x1, y):
-    """The loss of a velocity on the straight path from noise, and its gradients by parameter."""
+    """The velocity loss on the straight path from noise, and its gradients by parameter."""
     torch.manual_seed(1)
     x0, t = torch.randn_like(x1), torch.rand(x1.shape[0])
     at = t.view(-1, 1, 1, 1)
@@ -112,7 +112,7 @@ def transport_loss(model, x1, y):
 
 
 def heun(model, z, y, steps=3, **options):
-    """An ODE's end at t = 1; time is a float in [0, 1] that all samples share."""
+    """Solve an ODE to t = 1; time is a float in [0, 1], shared by all samples."""
     x, h = z, 1 / steps
     for i in range(steps):
         k1 = model(x, torch.ones(x.shape[0]) * (i * h), y=y, **options)
@@ -122,7 +122,7 @@ def heun(model, z, y, steps=3, **options):
 
 
 def divergence(model, x, y):
-    """Hutchinson's estimate of the velocity's divergence, as a likelihood integrates it."""
+    """Hutchinson's estimate of the velocity's divergence, as integrated for a likelihood."""
     torch.manual_seed(2)
     eps = torch.randint(2, x.shape, dtype=torch.float32) * 2 - 1
     x = x.clone().requires_grad_()
@@ -131,7 +131,7 @@ def divergence(model, x, y):
 
 
 def test_transport():
-    """SiT's training, guided ODE and likelihood, on the DiT without a variance."""
+    """SiT's training, guided ODE and likelihood, on a DiT without a predicted variance."""
     x, y = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 4, 2])
     model, reference = (fill(kind(**TINY, learn_sigma=False)) for kind in (DiT, OriginalDiT))
     close(transport_loss(model.train(), x, y), transport_loss(reference.train(), x, y), 1e-5)

@@ -1,4 +1,4 @@
-"""From images to a number: encode, train on the latents, sample, decode, evaluate."""
+"""From images to a score: encode, train on the latents, sample, decode, evaluate."""
 
 import json
 
@@ -44,7 +44,7 @@ def flags(kit, name, *more):
     return [name, *options, "--steps", 4, *more]
 
 
-def test_all_of_it(kit, images, vae, capsys):
+def test_the_whole_pipeline(kit, images, vae, capsys):
     latents, samples = kit.folder / "latents", kit.folder / "samples"
     encode.main(["--data", str(images), "--image-size", str(SIZE), "--vae", str(vae), "--out", str(latents)])
     out = kit.train(*flags(kit, "run", "--data", latents, "--vae", vae))

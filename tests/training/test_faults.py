@@ -1,4 +1,4 @@
-"""What goes wrong while a run is under way loses nothing that was saved, and says what it was."""
+"""Faults during a run lose nothing that was saved, and are reported."""
 
 import errno
 import itertools
@@ -23,7 +23,7 @@ def newest(out):
 
 
 @pytest.mark.parametrize("moment", ["data", "rename"])
-def test_killed_while_a_checkpoint_is_written(kit, moment):
+def test_killed_while_writing_a_checkpoint(kit, moment):
     where = {"data": "checkpoint, '_write'", "rename": "checkpoint.os, 'replace'"}[moment]
     die = f"""
 import os, sys
@@ -59,21 +59,21 @@ def flip_a_bit(path):
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, os.unlink])
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(kit, out, damage, file):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(kit, out, damage, file):
     damage(newest(out) / file)
     with pytest.warns(UserWarning, match=f"skipping .*step-00000004: {file}"):
         kit.train("run", "--resume", "auto", "--steps", 4)
     assert [line["step"] for line in kit.lines(out)] == [1, 2, 3, 4]
 
 
-def test_no_checkpoint_is_whole(kit, out, refused):
+def test_no_intact_checkpoint(kit, out, refused):
     for path in (out / "checkpoints").iterdir():
         (path / "checkpoint.json").write_text("{")
     with pytest.warns(UserWarning, match="checkpoint.json is damaged"):
         assert "none of the 2 checkpoints" in refused("--resume", "auto", name="run")
 
 
-def test_a_full_disk_leaves_what_is_there_and_the_next_is_tried(kit, monkeypatch, capsys):
+def test_a_full_disk_keeps_existing_checkpoints_and_training_continues(kit, monkeypatch, capsys):
     write, calls = checkpoint._write, []
 
     def full(tensors, part):
@@ -97,14 +97,14 @@ def test_a_full_disk_at_the_end_is_an_error(monkeypatch, refused):
     assert refused("--steps", 1).endswith("step-00000001: No space left on device")
 
 
-def test_only_the_newest_stay(kit):
+def test_only_the_newest_are_kept(kit):
     out = kit.train("run", "--keep", 2)
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """The loss of the third and the fifth step is not a number."""
+    """Make the losses of the third and the fifth step NaN."""
     losses = loop.Run._losses
 
     def poison(run, *given):
@@ -113,7 +113,7 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(loop.Run, "_losses", poison)
 
 
-def test_a_loss_that_is_not_finite_stops(kit, poisoned, refused):
+def test_a_non_finite_loss_stops(kit, poisoned, refused):
     text = refused("--batch", 6, name="run")
     good = kit.folder / "run" / "checkpoints" / "step-00000002"
     assert text.startswith("error: the gradient of step 3 is not finite") and str(good) in text
@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_stops(kit, poisoned, refused):
     assert about["samples"] == third.indices.tolist()
 
 
-def test_a_loss_that_is_not_finite_is_skipped_and_counted(kit, poisoned):
+def test_a_non_finite_loss_is_skipped_and_counted(kit, poisoned):
     out = kit.train("run", "--on-nonfinite", "skip")
     lines = kit.lines(out)
     assert [line["nonfinite"] for line in lines] == [0, 0, 1, 1, 2, 2]
@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(kit, poisoned):
 
 
 def read(path, out):
-    """A checkpoint's tensors by name, through PyTorch's own tool."""
+    """A checkpoint's tensors by name, read with PyTorch's own tool."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     dcp_to_torch_save(path, out / "merged.pt")
@@ -143,7 +143,7 @@ def read(path, out):
 
 def test_a_skipped_step_changes_no_weight(kit, poisoned):
     out = kit.train("run", "--on-nonfinite", "skip", "--steps", 3, "--keep", 5)
-    # after the second step and after the third, which is skipped
+    # after the second step, and after the third, which is skipped
     states = [read(path, out) for path in sorted((out / "checkpoints").iterdir())]
     names = [name for name in states[0] if not name.startswith("ema.")]
     assert len(states) == 2 and all(torch.equal(states[0][name], states[1][name]) for name in names)
@@ -151,7 +151,7 @@ def test_a_skipped_step_changes_no_weight(kit, poisoned):
 
 @pytest.fixture
 def images(tmp_path):
-    """Two classes of five images, of which one is broken."""
+    """Two classes of five images, one of them broken."""
     image = pytest.importorskip("PIL.Image")
     for label in "ab":
         (tmp_path / "images" / label).mkdir(parents=True)

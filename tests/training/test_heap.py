@@ -1,4 +1,4 @@
-"""Memory that a step frees stays with the process."""
+"""Memory freed by a step stays with the process."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import pytest
 
 from ditfast.training import heap
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that is told")
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be configured")
 
 STEPS = """
 import resource
@@ -36,5 +36,5 @@ def test_a_step_touches_no_new_pages():
     assert last_faults() < 1000
 
 
-def test_the_environment_goes_first():
+def test_the_environment_takes_precedence():
     assert last_faults(MALLOC_TRIM_THRESHOLD_="1000000") > 20_000

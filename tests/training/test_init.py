@@ -1,4 +1,4 @@
-"""A run that starts from another model's weights."""
+"""Runs that start from another model's weights."""
 
 import argparse
 
@@ -13,7 +13,7 @@ from ditfast.training.init import make_model, read_init
 
 TABLE = "y_embedder.embedding_table.weight"
 FLAGS = ("--steps", 2, "--save-every", 1)
-OTHERS = {"timestep_freq_shift": 1, "norm2_eps": 1e-5, "mlp_ratio": 2.0}  # which no option names
+OTHERS = {"timestep_freq_shift": 1, "norm2_eps": 1e-5, "mlp_ratio": 2.0}  # not set by any option
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def model(kit):
 
 @pytest.fixture
 def begun(monkeypatch):
-    """The weights of each run before its first step, by name, and what they are averaged into."""
+    """Each run's weights before its first step, by name, and their average."""
     seen, step = [], loop.Run._step
 
     def watch(run, batch):
@@ -37,7 +37,7 @@ def begun(monkeypatch):
     return seen
 
 
-def test_all_but_the_labels_is_the_models(kit, model, begun, capsys):
+def test_everything_but_the_labels_comes_from_the_model(kit, model, begun, capsys):
     out = kit.bare("run", "--init", model, *FLAGS)
     (run, weights), expected = begun[0], DiT.from_pretrained(model).state_dict()
     assert run.weights.average.keys() == weights.keys() - {"pos_embed"}
@@ -59,7 +59,7 @@ def test_as_many_classes_keep_all_weights(kit, begun, capsys):
     assert f"starting from {model}; all of its weights are kept" in capsys.readouterr().out
 
 
-def test_a_run_that_goes_on_does_not_start_again(kit, model, begun, capsys):
+def test_a_resumed_run_does_not_start_again(kit, model, begun, capsys):
     whole = kit.bare("whole", "--init", model, "--steps", 4)
     kit.bare("run", "--init", model, *FLAGS)
     capsys.readouterr()
@@ -80,7 +80,7 @@ def test_weights_in_half_precision_are_trained_in_float32(kit, model, begun, pre
 
 
 def test_a_training_checkpoint_of_the_original(kit, begun):
-    """Of another size: its heads are in its own arguments; so is that there is a null label."""
+    """With another size: its arguments contain the number of heads, and that there is a null label."""
     model = DiT.from_pretrained(save_dit(kit.folder / "model", in_channels=1))
     args = argparse.Namespace(num_heads=2, num_classes=7)
     torch.save({"ema": model.state_dict(), "args": args}, kit.folder / "x.pt")
@@ -90,7 +90,7 @@ def test_a_training_checkpoint_of_the_original(kit, begun):
     assert torch.equal(begun[0][1]["blocks.0.attn.qkv.weight"], model.blocks[0].attn.qkv.weight)
 
 
-def test_the_schedule_is_that_of_the_model_unless_given(kit):
+def test_the_schedule_comes_from_the_model_unless_given(kit):
     model = DiT.from_pretrained(save_dit(kit.folder / "model", in_channels=1))
     model.sampling["noise_schedule"] = "squaredcos_cap_v2"
     model.save_pretrained(kit.folder / "cosine")
@@ -120,7 +120,7 @@ def test_another_size_of_the_images(kit, begun):
         ({"in_channels": 3}, (), r"weights do not fit the model: x_embedder.proj.weight is (32, 3, 2, 2) float32"),
     ],
 )
-def test_what_does_not_fit(kit, changes, flags, said):
+def test_incompatible_models(kit, changes, flags, said):
     model = save_dit(kit.folder / "model", **{"in_channels": 1, **changes})
     with pytest.raises(SystemExit) as stopped:
         kit.bare("run", "--init", model, *FLAGS, *flags)
@@ -130,7 +130,7 @@ def test_what_does_not_fit(kit, changes, flags, said):
 
 
 @pytest.mark.parametrize("trained, now, differs", [("a", "b", True), ("a", "a", False), ("a", None, False)])
-def test_latents_of_another_autoencoder_are_told_of(kit, trained, now, differs):
+def test_latents_from_another_autoencoder_are_reported(kit, trained, now, differs):
     model = DiT.from_pretrained(save_dit(kit.folder / "model"))
     model.sampling["vae"] = {"sha256": trained, "scale": 1.0, "shift": 0.0}
     model.save_pretrained(kit.folder / "latent")

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, whatever they are at, end in the same bits."""
+"""Runs that are killed at random moments, whatever they are doing, end bit-identical."""
 
 import random
 import time
@@ -13,7 +13,7 @@ KILLS = 20
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_killed_at_twenty_random_moments(kit, world, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(forked_ranks.__file__).parent))  # for what is imported beforehand
+    monkeypatch.setenv("PYTHONPATH", str(Path(forked_ranks.__file__).parent))  # for the imports
     chance, log = random.Random(world), kit.folder / "log"
     flags = [
         *kit.flags,
@@ -37,7 +37,7 @@ def test_killed_at_twenty_random_moments(kit, world, monkeypatch):
             process.join(240)
         return [process.exitcode for process in processes]
 
-    finish(start("warm"))  # the first one waits for what the others are forked from
+    finish(start("warm"))  # the first one waits for the process that the others are forked from
     begun = time.monotonic()
     assert finish(start("whole")) == [0] * world, log.read_text()
     duration, kills, runs = time.monotonic() - begun, 0, 0
@@ -57,4 +57,4 @@ def test_killed_at_twenty_random_moments(kit, world, monkeypatch):
         assert kit.losses(out) == kit.losses(kit.folder / "whole")
         weights = [(run / "model" / "model.safetensors").read_bytes() for run in (out, kit.folder / "whole")]
         assert weights[0] == weights[1]
-        assert not [path for path in out.rglob(".*") if path.name != ".metadata"]  # neither locks nor parts are left
+        assert not [path for path in out.rglob(".*") if path.name != ".metadata"]  # no locks, no partial files

@@ -1,4 +1,4 @@
-"""No run ends without a checkpoint of what it has done, whatever ended it."""
+"""No run ends without a checkpoint of its progress, whatever ended it."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ RARELY = ("--save-every", 100)
 
 
 def failing(error, when):
-    """A function that calls another, and raises instead where ``when`` says so."""
+    """Wrap a function so that it raises when ``when`` says so."""
 
     def patch(monkeypatch, owner, name):
         original = getattr(owner, name)
@@ -56,7 +56,7 @@ def test_an_error_saves_first(kit, monkeypatch, capsys, fault):
 
 
 def test_an_error_inside_an_update_saves_nothing(kit, monkeypatch):
-    """The weights are a step further than their average."""
+    """The weights are one step ahead of their average."""
     when = lambda averages, *_: averages[0].abs().sum() > 0 and next(updates) == 2  # noqa: E731
     updates = iter(range(100))
     failing(MemoryError("out of memory"), when)(monkeypatch, weights.torch, "_foreach_lerp_")
@@ -85,8 +85,8 @@ digits.Digits.read = failing
     assert [path.name for path in (kit.folder / "run" / "checkpoints").iterdir()] == ["step-00000003"]
 
 
-def test_readers_that_go_away_end_nothing(kit):
-    """As those of ``2>&1 | head -1``: the run goes on to its end, and ends well."""
+def test_closed_pipes_do_not_end_a_run(kit):
+    """For example with ``2>&1 | head -1``: the run continues to the end and succeeds."""
     process = kit.start("run", "--steps", 60, "--save-every", 20)[0]
     process.stdout.readline()
     process.stdout.close()
@@ -110,10 +110,10 @@ def test_a_disk_that_is_full_for_tensorboard_is_a_warning(kit, monkeypatch, meth
 
 @pytest.fixture
 def heard():
-    """The signals that pytest may have inherited as ignored."""
+    """Restore the signals that pytest may have inherited as ignored."""
 
     def unheard(number, frame):
-        raise AssertionError(f"nobody hears {number}")
+        raise AssertionError(f"nobody handles {number}")
 
     numbers = (signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
     before = [signal.signal(number, unheard) for number in numbers]
@@ -122,7 +122,7 @@ def heard():
         signal.signal(number, handler)
 
 
-def test_every_signal_that_ends_runs_saves(kit, monkeypatch, heard):
+def test_every_signal_that_ends_a_run_saves_first(kit, monkeypatch, heard):
     step = loop.Run._step
     for number in heard:
         with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped after step 1 of 6"):
@@ -130,15 +130,15 @@ def test_every_signal_that_ends_runs_saves(kit, monkeypatch, heard):
             kit.train(number.name, *RARELY)
 
 
-def test_a_signal_that_is_ignored_stays_so(kit, monkeypatch, heard):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+def test_an_ignored_signal_stays_ignored(kit, monkeypatch, heard):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # like nohup
     step = loop.Run._step
     monkeypatch.setattr(loop.Run, "_step", lambda *given: (signal.raise_signal(signal.SIGHUP), step(*given))[1])
     assert len(kit.lines(kit.train("run"))) == 6
 
 
-def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
-    """The next one would stand behind it."""
+def test_a_partial_line_is_removed(tmp_path, monkeypatch):
+    """Otherwise the next line would continue it."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "metrics.jsonl"
     append_line(path, {"step": 1})

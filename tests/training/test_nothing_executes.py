@@ -1,4 +1,4 @@
-"""A checkpoint of somebody else's: nothing in its files is executed, whoever made their checksums."""
+"""A stranger's checkpoint: nothing in its files is executed, whoever made the checksums."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from ditfast.training.tensor_index import read_index
 
 
 class Evil:
-    """Makes a file when it is unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -43,7 +43,7 @@ def trap(tmp_path):
 
 
 def seal(folder):
-    """Checksums of what is there now."""
+    """Recompute the checksums of the current files."""
     about = read_about(folder)
     write_about(folder, {**about, "files": {name: checksum(folder / name) for name in about["files"]}})
 
@@ -87,8 +87,8 @@ def test_export_and_a_checkpoint_by_name(newest, refused, tmp_path, trap):
     trap.rmdir()
 
 
-def test_an_object_that_is_no_tensor(newest, trap):
-    """PyTorch unpickles it from the tensors' file, whatever was asked for."""
+def test_an_object_that_is_not_a_tensor(newest, trap):
+    """PyTorch unpickles it from the tensors' file, whatever was requested."""
     index = read_index(newest)
     name = "model.x_embedder.proj.weight"
     where = next(info for key, info in index.storage_data.items() if key.fqn == name)

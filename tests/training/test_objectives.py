@@ -1,4 +1,4 @@
-"""Runs that train flows and average velocities: recorded, resumed, on two ranks, refused where options do not fit."""
+"""Runs that train flows and average velocities: recorded, resumed, on two ranks, rejected if options conflict."""
 
 import json
 
@@ -23,7 +23,7 @@ objectives = pytest.mark.parametrize("flags", [FLOW, MEAN], ids=["flow", "meanfl
 
 @objectives
 def test_a_run(kit, refused, flags):
-    """It goes on bit for bit, shows samples on the way, and leaves a model that says how to sample from it."""
+    """It resumes bit for bit, shows samples along the way, and leaves a model that records how to sample from it."""
     grids = ("--sample-every", 3)
     whole = kit.train("whole", *flags, *grids)
     kit.train("parts", *flags, "--steps", 3)
@@ -43,15 +43,15 @@ def test_a_run(kit, refused, flags):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
-def test_the_loss_is_that_of_the_objective(kit, precision):
-    """The first step's, from its draws; of average velocities the error without its weight is shown."""
+def test_the_loss_matches_the_objective(kit, precision):
+    """The first step's loss, from its draws; for average velocities, the unweighted error is shown."""
     run = kit.train("run", *MEAN, "--steps", 1, "--precision", precision, "--label-drop", 0)
     config = fill_defaults(Config(objective="meanflow", interval_ratio=0.5), "cpu")
     objective = make_objective(config, 10)
     drawn = draw_step(0, 0, 6, (1, 8, 8), objective.draw_times, 0.0, "cpu")
     t, r = drawn.times
     assert (t <= r).all() and len(t) == 6 and (t < r).any() and (t == r).any()
-    # a new model predicts 0 everywhere: what is left is the velocity, data - noise
+    # a new model predicts 0 everywhere, which leaves the velocity, data - noise
     batches = stream_batches(open_data("digits", None), seed=0, start=0, batch=6, rank=0, world=1, workers=0)
     x1 = next(batches).x
     expected = (x1 - drawn.noise).square().mean().item()
@@ -70,14 +70,14 @@ def test_two_ranks_equal_one(kit, parallel):
         torch.testing.assert_close(other[name], value, rtol=0.1, atol=2e-3)
 
 
-def test_how_it_runs_does_not_change_what_it_learns(kit):
+def test_execution_options_do_not_change_the_result(kit):
     plain = kit.losses(kit.train("plain", *MEAN, "--steps", 3))
     for name, options in {"passes": ("--accumulate", 3), "again": ("--checkpointing", "full")}.items():
         got = kit.losses(kit.train(name, *MEAN, "--steps", 3, *options))
         assert got == [pytest.approx(line, rel=1e-4) for line in plain]
 
 
-def test_defaults_are_those_of_the_objective():
+def test_defaults_match_the_objective():
     flow, mean = (fill_defaults(Config(objective=name), "cpu") for name in ("flow", "meanflow"))
     assert (flow.path_type, flow.prediction, flow.time_sampling, flow.cfg) == ("Linear", "velocity", "uniform", 4.0)
     assert (mean.time_sampling, mean.time_mean, mean.sample_steps, mean.cfg) == ("logit-normal", 0.4, 1, 1.0)
@@ -110,7 +110,7 @@ def test_refused(kit, refused, flags, said):
 
 @pytest.mark.slow
 def test_compiled(kit):
-    """The whole step, because what was compiled before takes no tangents."""
+    """The whole step, because compiled parts do not support tangents."""
     options = (*MEAN, "--backend", "reference", "--steps", 3)
     for found, right in zip(
         kit.losses(kit.train("compiled", *options, "--compile")),
@@ -120,7 +120,7 @@ def test_compiled(kit):
         assert found == pytest.approx(right, rel=1e-4)
 
 
-def test_a_run_starts_as_its_init_was_trained(kit, refused):
+def test_a_run_inherits_its_inits_objective(kit, refused):
     first = kit.train("first", *FLOW, "--steps", 1)
     second = kit.bare("second", "--init", first / "model", "--steps", 1)
     assert DiT.from_pretrained(second / "model").sampling == DiT.from_pretrained(first / "model").sampling

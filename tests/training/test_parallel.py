@@ -1,4 +1,4 @@
-"""The same run on one rank and on two, whole or sharded, in passes, checkpointed, compiled."""
+"""The same run on one rank and two, whole or sharded, in passes, checkpointed, compiled."""
 
 import pytest
 import torch
@@ -29,13 +29,13 @@ def test_two_ranks_equal_one(kit, parallel, precision):
     two = kit.run("two", "--parallel", parallel, "--sample-every", 2, "--sample-steps", 2, *options, world=2)
     compare(kit, two, one, precision)
     ours, other = (DiT.from_pretrained(run / "model").state_dict() for run in (one, two))
-    for name, value in ours.items():  # the null label's row too, which only one of two shards has
+    for name, value in ours.items():  # includes the null label's row, which only one of two shards has
         torch.testing.assert_close(other[name], value, rtol=0.1, atol=2e-3 if precision == "fp32" else 2e-2)
     assert (two / "samples" / "step-00000004.png").exists()
 
 
 @pytest.mark.parametrize("options", [("--accumulate", 3), ("--checkpointing", "full"), ("--recompute-mlp",)])
-def test_how_it_runs_does_not_change_what_it_learns(kit, options):
+def test_execution_options_do_not_change_the_result(kit, options):
     compare(kit, kit.train("other", *options), kit.train("plain"))
 
 

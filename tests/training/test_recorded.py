@@ -1,4 +1,4 @@
-"""A run records how to sample from what it trains, and scales latents as their autoencoder's config says."""
+"""A run records how to sample from its model, and scales latents as the autoencoder's config says."""
 
 import json
 
@@ -20,7 +20,7 @@ CLASSES = ["dark", "light", "middle"]
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
-    """An autoencoder whose latents have a scale and a shift of their own."""
+    """An autoencoder with its own latent scale and shift."""
     pytest.importorskip("diffusers")
     folder = tmp_path_factory.mktemp("vae")
     save_vae(folder, 0)
@@ -70,7 +70,7 @@ def test_a_run_on_latents(kit, images, vae, latents, kind, capsys):
     assert json.loads((kit.folder / "samples/settings.json").read_text())["noise_schedule"] == "squaredcos_cap_v2"
 
 
-def test_a_run_on_latents_needs_no_autoencoder_to_say_which(kit, latents, vae):
+def test_a_run_on_latents_records_the_autoencoder_without_loading_it(kit, latents, vae):
     out = kit.train("run", "--data", latents, *FLAGS)
     assert DiT.from_pretrained(out / "model").sampling["vae"] == describe_vae(load_vae(str(vae), "cpu"))
 
@@ -95,8 +95,8 @@ def test_a_run_on_pixels(kit):
     assert json.loads((kit.folder / "samples/settings.json").read_text())["decoder"] == "pixel"
 
 
-def test_latents_are_scaled_alike_in_files_and_in_every_step(images, vae, latents):
-    """(z - shift) * scale; by diffusers alone."""
+def test_latents_are_scaled_equally_in_files_and_in_every_step(images, vae, latents):
+    """(z - shift) * scale, computed by diffusers alone."""
     from diffusers import AutoencoderKL
 
     source, files = open_data(str(images), SIZE, flip=False), open_data(str(latents), flip=False)
@@ -120,7 +120,7 @@ def test_latents_are_scaled_alike_in_files_and_in_every_step(images, vae, latent
         torch.testing.assert_close(encoder.decode(drawn[0]), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_latents_from_before_have_no_shift(latents):
+def test_older_latents_have_no_shift(latents):
     index = latents / "latents.json"
     about = json.loads(index.read_text())
     assert (about["scale"], about["shift"]) == (0.7, 0.25) and len(about["vae_sha256"]) == 64
@@ -135,13 +135,13 @@ def test_latents_from_before_have_no_shift(latents):
     torch.testing.assert_close(pair[0] - pair[1], torch.full_like(pair[0], 0.25 * 0.7))
 
 
-def test_a_checkpoint_from_before_goes_on_and_is_exported(kit, refused):
-    """It has the schedule and a checksum of the autoencoder where newer ones have `sampling`."""
+def test_an_older_checkpoint_resumes_and_is_exported(kit, refused):
+    """It has the schedule and a checksum of the autoencoder instead of `sampling`."""
     out = kit.train("run", "--steps", 1, "--noise-schedule", "squaredcos_cap_v2")
     path = out / "checkpoints" / "step-00000001" / ABOUT
     about = json.loads(path.read_text())
     schedule = about.pop("sampling")["noise_schedule"]
-    del about["checksum"], about["cpu"]  # nor one of its own, nor the CPU's kernels
+    del about["checksum"], about["cpu"]  # nor its own checksum, nor the CPU's kernels
     path.write_text(json.dumps({**about, "vae": None, "noise_schedule": schedule}))
     assert "noise_schedule was 'squaredcos_cap_v2', is 'linear'" in refused("--resume", out)
     export([str(out), str(kit.folder / "old")])
@@ -150,8 +150,8 @@ def test_a_checkpoint_from_before_goes_on_and_is_exported(kit, refused):
     assert DiT.from_pretrained(out / "model").sampling["vae"] is None
 
 
-def test_an_autoencoder_that_was_scaled_otherwise(kit, images, vae, refused):
-    """The same weights with other numbers make other latents."""
+def test_an_autoencoder_with_another_scale(kit, images, vae, refused):
+    """The same weights with another scale or shift make other latents."""
     data = ("--data", images, "--image-size", SIZE, "--vae", vae, *FLAGS)
     out = kit.train("run", *data)
     config = json.loads((vae / "config.json").read_text())

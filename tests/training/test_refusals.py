@@ -1,4 +1,4 @@
-"""Each bad input is refused in one line that names the option, the rule and the value, before anything is written."""
+"""Bad input is rejected in one line that names the option, the rule and the value, before anything is written."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_refused(kit, refused, flags, said):
     assert not (kit.folder / "refused").exists()
 
 
-def test_more_ranks_than_the_batch_divides_by(kit):
+def test_a_batch_that_is_not_divisible_by_the_ranks(kit):
     results = kit.finish(kit.start("refused", "--batch", 7, world=2))
     assert all(text.splitlines()[-1].endswith("= 2 x 1, got 7") and code == 1 for code, text in results)
 
@@ -60,13 +60,13 @@ def test_a_bad_file(kit, refused, content, said):
     assert said in refused("--config", file)
 
 
-def test_a_flag_that_is_not_there_is_refused(kit, capsys):
+def test_an_unknown_flag_is_rejected(kit, capsys):
     with pytest.raises(SystemExit) as stopped:
         kit.train("refused", "--step", 4)
     assert stopped.value.code == 2 and "--steps" in capsys.readouterr().err
 
 
-def test_a_run_is_not_written_over(kit, refused):
+def test_a_run_is_not_overwritten(kit, refused):
     kit.train("run", "--steps", 2)
     assert "--out" in (text := refused(name="run")) and "step-00000002" in text and "--resume auto" in text
 

@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or moved to other ranks goes on as if it had not been."""
+"""A run that was stopped, killed or moved to other ranks continues as if uninterrupted."""
 
 import json
 import os
@@ -30,7 +30,7 @@ loop.Run._step = patched
 KILL = PATCH.format(condition="run.step == 5 and run.ranks.rank == run.ranks.world - 1", number=9)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(kit):
+def test_a_killed_run_resumes_bit_for_bit(kit):
     whole = kit.train("whole", "--sample-every", 2, "--sample-steps", 2)
     code, _ = kit.finish(kit.start("killed", before=KILL))[0]
     assert code == -signal.SIGKILL
@@ -46,8 +46,8 @@ def newest_about(run):
     return max((run / "checkpoints").glob("step-*")) / ABOUT
 
 
-def test_a_run_goes_on_with_its_backends(kit, capsys):
-    """Those of its checkpoint, not what this process would choose by itself; where they are missing it says so."""
+def test_a_run_resumes_with_its_backends(kit, capsys):
+    """Its checkpoint's, not this process's own choice; missing ones are reported."""
     pytest.importorskip("ditfast._C")
     run = kit.train("run", "--steps", 2)
     about = read_about(newest_about(run).parent)
@@ -69,7 +69,7 @@ def test_a_run_goes_on_with_its_backends(kit, capsys):
         assert sum(line.startswith(said) for line in lines) == 1
 
 
-def test_nothing_is_said_of_a_cpu_that_is_the_same_or_not_known():
+def test_nothing_is_reported_for_the_same_or_an_unknown_cpu():
     now = describe_cpu("cpu")
     assert compare_cpu(now, now) == compare_cpu(None, now) == compare_cpu(now, None) == []
     assert describe_cpu("cuda:0") is None
@@ -98,7 +98,7 @@ def test_torchrun_restarts_a_run_whose_rank_died(kit):
     assert kit.losses(kit.folder / "died") == kit.losses(whole)
 
 
-def test_other_ranks_go_on_to_rounding(kit):
+def test_another_number_of_ranks_resumes_up_to_rounding(kit):
     whole = kit.train("whole")
     moved = kit.run("moved", "--steps", 2, "--parallel", "fsdp", world=2)
     kit.train("moved", "--steps", 4, "--resume", "auto")
@@ -114,7 +114,7 @@ def test_other_ranks_go_on_to_rounding(kit):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on(kit, monkeypatch, number):
+def test_a_signal_saves_and_the_run_resumes(kit, monkeypatch, number):
     whole, step = kit.train("whole"), loop.Run._step
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -127,8 +127,8 @@ def test_a_signal_saves_and_the_run_goes_on(kit, monkeypatch, number):
     assert kit.losses(kit.folder / "stopped") == kit.losses(whole)
 
 
-def test_a_run_in_a_thread_of_its_own(kit):
-    """As a server or a tuner of hyperparameters starts one; signals are then the main thread's."""
+def test_a_run_in_its_own_thread(kit):
+    """As started by a server or a hyperparameter tuner; signals then belong to the main thread."""
     before, thread = signal.getsignal(signal.SIGTERM), Thread(target=kit.train, args=("thread", "--steps", 2))
     thread.start()
     thread.join()
@@ -136,7 +136,7 @@ def test_a_run_in_a_thread_of_its_own(kit):
     assert (kit.folder / "thread" / "model").is_dir() and signal.getsignal(signal.SIGTERM) is before
 
 
-def test_ranks_agree_when_one_is_told_to_stop(kit):
+def test_ranks_agree_when_one_is_stopped(kit):
     tell = PATCH.format(condition="run.step == 4 and run.ranks.rank == 1", number=int(signal.SIGTERM))
     results = kit.finish(kit.start("told", "--steps", 1000, "--save-every", 1000, before=tell, world=2))
     ends = {text.splitlines()[-1] for _, text in results}
@@ -144,7 +144,7 @@ def test_ranks_agree_when_one_is_told_to_stop(kit):
     assert [path.name for path in (kit.folder / "told" / "checkpoints").glob("*")] == ["step-00000005"]
 
 
-def test_metrics_of_lost_steps_and_half_a_line_are_removed(kit):
+def test_metrics_of_lost_steps_and_a_partial_line_are_removed(kit):
     out = kit.train("run", "--steps", 4)
     expected = kit.lines(out)[:2]
     (out / "metrics.jsonl").open("a").write('{"step": 5, "lo')
@@ -152,7 +152,7 @@ def test_metrics_of_lost_steps_and_half_a_line_are_removed(kit):
     assert kit.lines(out) == expected
 
 
-def test_a_rewound_run_does_not_go_on_with_what_it_left(kit):
+def test_a_rewound_run_does_not_resume_from_later_checkpoints(kit):
     out = kit.train("run")
     first = out / "checkpoints" / "step-00000002"
     kit.train("run", "--steps", 3, "--keep", 1, "--lr", "1e-3", "--resume", first)
@@ -162,12 +162,12 @@ def test_a_rewound_run_does_not_go_on_with_what_it_left(kit):
     assert [line["step"] for line in kit.lines(out)] == [1, 2, 3, 4]
 
 
-def test_a_finished_run_is_left_as_it_is(kit):
+def test_a_finished_run_is_not_changed(kit):
     out = kit.train("run")
     before = (out / "metrics.jsonl").read_text()
     kit.train("run", "--resume", "auto")
     assert (out / "metrics.jsonl").read_text() == before
 
 
-def test_auto_starts_where_there_is_nothing(kit):
+def test_auto_starts_a_new_run_if_there_is_none(kit):
     assert len(kit.lines(kit.train("new", "--resume", "auto"))) == 6

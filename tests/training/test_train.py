@@ -1,4 +1,4 @@
-"""What a run learns, says and leaves behind."""
+"""What a run learns, prints and leaves behind."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ def test_digits_are_learned(kit):
     options = ["--depth", 3, "--hidden-size", 48, "--steps", 200, "--batch", 32, "--lr", "2e-3", "--warmup", 20]
     out = kit.train("digits", *options, "--log-every", 50, "--save-every", 200, "--no-learn-sigma", "--seed", 3)
     losses = [line["loss"] for line in kit.lines(out)]
-    assert losses[0] > 0.5 and losses[-1] < 0.32  # an untrained model's is 1
+    assert losses[0] > 0.5 and losses[-1] < 0.32  # an untrained model's loss is 1
 
 
 @pytest.mark.parametrize("conditioning", ["adaln", "cross_attention", "in_context"])
@@ -26,7 +26,7 @@ def test_every_conditioning_trains(kit, conditioning):
     assert losses[-1][1] < losses[0][1]
 
 
-def test_what_a_run_leaves(kit):
+def test_files_of_a_run(kit):
     out = kit.train("run", "--sample-every", 3, "--sample-steps", 2)
     names = ["checkpoints", "config.yaml", "metrics.jsonl", "model", "samples", "tensorboard"]
     assert sorted(path.name for path in out.iterdir()) == names
@@ -36,7 +36,7 @@ def test_what_a_run_leaves(kit):
     assert any((out / "tensorboard").iterdir())
 
 
-def test_the_saved_config_is_the_run(kit):
+def test_the_saved_config_reproduces_the_run(kit):
     out = kit.train("run", "--accumulate", 2, "--compile", "--steps", 1, "--no-compile", "--clip", 2)
     again = kit.folder / "again"
     train.main(["--config", str(out / "config.yaml"), "--out", str(again), "--resume", "None"])
@@ -62,7 +62,7 @@ def test_defaults_are_the_papers():
     )
 
 
-def test_dry_run_tells_and_writes_nothing(kit, capsys):
+def test_dry_run_prints_and_writes_nothing(kit, capsys):
     kit.train("run", "--dry-run", "--batch", 8, "--accumulate", 2)
     text = capsys.readouterr().out
     model = DiT(8, 2, 1, 24, 2, 3, num_classes=10)
@@ -115,7 +115,7 @@ def test_glyphs_train(kit):
     assert losses[-1][1] < losses[0][1]
 
 
-def test_labels_are_dropped_as_often_as_asked(kit, monkeypatch):
+def test_labels_are_dropped_as_often_as_requested(kit, monkeypatch):
     call, seen = LossStep._predict, []
     monkeypatch.setattr(LossStep, "_predict", lambda step, x, t, y: (seen.append(y), call(step, x, t, y))[1])
     kit.train("run", "--label-drop", 0.25, "--batch", 128, "--steps", 4)
@@ -139,7 +139,7 @@ def test_a_long_gradient_is_clipped_and_a_short_one_is_not(kit, monkeypatch):
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 2**10), ("darwin", 1)])
-def test_memory_where_the_system_counts_otherwise(monkeypatch, platform, unit):
+def test_memory_on_other_systems(monkeypatch, platform, unit):
     monkeypatch.setattr(monitor.sys, "platform", platform)
     monkeypatch.setattr(monitor.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**30 // unit))
     assert monitor.memory_gib("cpu") == 3

@@ -1,4 +1,4 @@
-"""Two runs in one folder, ranks that nobody started to the end, and ranks that nobody ends."""
+"""Two runs in one folder, ranks without peers, and ranks without a parent."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ FOREVER = ["--steps", 1_000_000, "--save-every", 1_000_000, "--log-every", 10]
 
 @pytest.fixture
 def busy(kit):
-    """A folder in which a run is under way."""
+    """A folder with a run in progress."""
     process = kit.start("run", *FOREVER)[0]
     while not (kit.folder / "run" / "metrics.jsonl").exists():
         assert process.poll() is None
@@ -25,7 +25,7 @@ def busy(kit):
     process.wait()
 
 
-def test_a_second_run_is_refused_and_may_take_over_what_was_killed(kit, busy, capsys):
+def test_a_second_run_is_rejected_and_may_take_over_a_killed_one(kit, busy, capsys):
     out = str(kit.folder / "run")
     commands = {
         train: [*kit.flags, "--data", "none", "--resume", "auto"],
@@ -45,7 +45,7 @@ def test_a_second_run_is_refused_and_may_take_over_what_was_killed(kit, busy, ca
     assert not (kit.folder / "run" / ".lock").exists()
 
 
-def test_taking_over_is_not_in_the_run_s_config(kit):
+def test_taking_over_is_not_in_the_runs_config(kit):
     out = kit.train("run", "--steps", 1, "--take-over")
     assert "take_over" not in (out / "config.yaml").read_text()
 
@@ -75,8 +75,8 @@ def alive(pid):
     return True
 
 
-def test_ranks_end_soon_after_their_torchrun_was_killed(kit):
-    """With a checkpoint, and the folder given back."""
+def test_ranks_exit_soon_after_their_torchrun_was_killed(kit):
+    """They save a checkpoint and release the folder."""
     script = kit.folder / "ranks.py"
     note = f"open({str(kit.folder)!r} + '/pid' + os.environ['RANK'], 'w').write(str(os.getpid()))"
     script.write_text(f"import os\n{note}\nfrom ditfast import train\ntrain.main()\n")

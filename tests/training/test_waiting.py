@@ -1,4 +1,4 @@
-"""Between two lines of the log no step waits for the device."""
+"""Between two log lines, no step waits for the device."""
 
 from contextlib import contextmanager
 
@@ -12,7 +12,7 @@ WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")
 
 @contextmanager
 def waits(monkeypatch):
-    """The calls that would make a GPU's host wait, by name."""
+    """Record calls that would make the host wait for a GPU, by name."""
     seen = []
     with monkeypatch.context() as patch:
         for name in WAITS:
@@ -28,7 +28,7 @@ def waits(monkeypatch):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """What each step read from the device."""
+    """Record what each step reads from the device."""
     step, seen = loop.Run._step, []
 
     def watch(run, batch):
@@ -47,7 +47,7 @@ def test_no_step_reads_from_the_device(kit, watched, precision):
     assert watched == [[], [], []]
 
 
-def test_waiting_would_be_seen(monkeypatch):
+def test_waiting_would_be_detected(monkeypatch):
     with waits(monkeypatch) as calls:
         torch.ones(()).item()
         bool(torch.ones(2).sum() > 1)
@@ -73,7 +73,7 @@ def test_twenty_steps_never_wait_for_the_gpu(kit, monkeypatch, precision):
 
 
 def test_the_log_reads_once(kit, monkeypatch):
-    """One line for many steps is one copy from the device, not one for each."""
+    """One log line for many steps takes one copy from the device, not one per step."""
     read, reads = loop.Meter.read, []
 
     def watch(meter):

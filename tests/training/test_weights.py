@@ -1,4 +1,4 @@
-"""AdamW, the average and the masters against their definitions."""
+"""AdamW, the average and the masters, compared with their definitions."""
 
 import copy
 
@@ -17,7 +17,7 @@ def build():
 
 
 def fill(model, step):
-    """Gradients that follow from the step."""
+    """Set gradients that depend on the step."""
     generator = torch.Generator().manual_seed(step)
     for p in model.parameters():
         if p.requires_grad:
@@ -28,7 +28,7 @@ def never():
     return torch.zeros(())
 
 
-def test_against_pytorchs_adamw_and_a_loop():
+def test_matches_pytorchs_adamw_and_a_loop():
     model, plain = build(), build()
     weights = Weights(model, 1e-2, 0.1)
     trained = [p for p in plain.parameters() if p.requires_grad]
@@ -66,7 +66,7 @@ def test_gradients_are_clipped_as_by_pytorch(clip):
     moments = {name: weights.optimizer.state[value]["exp_avg"] for name, value in weights.masters.items()}
     for (name, p), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-6)
-        if p.requires_grad:  # AdamW's step hardly tells the scale of a gradient, its moments do
+        if p.requires_grad:  # AdamW's step hardly depends on a gradient's scale, its moments do
             torch.testing.assert_close(moments[name], optimizer.state[expected]["exp_avg"], rtol=1e-4, atol=1e-7)
 
 
@@ -91,7 +91,7 @@ def test_masters_keep_what_bf16_would_lose():
 
 
 @pytest.mark.parametrize("pure", [False, True])
-def test_the_average_takes_the_weights_place_and_gives_it_back(pure):
+def test_the_average_replaces_the_weights_temporarily(pure):
     model = build()
     masters = {name: p.detach().clone() for name, p in model.named_parameters()} if pure else None
     weights = Weights(model.bfloat16() if pure else model, 1e-1, 0, masters)
@@ -108,7 +108,7 @@ def test_the_average_takes_the_weights_place_and_gives_it_back(pure):
 
 
 def test_one_call_for_all_parameters():
-    """However many parameters there are, a step is the same few calls."""
+    """However many parameters there are, a step takes the same few calls."""
     counts = []
     for depth in (1, 6):
         model = DiT(input_size=4, in_channels=1, hidden_size=8, depth=depth, num_heads=2, num_classes=4)
