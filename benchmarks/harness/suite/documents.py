@@ -22,12 +22,12 @@ STAND_INS = """\
 - every Triton kernel that can be chosen automatically compiles ahead of time for sm_80, sm_90 and sm_120, spilling at
   most 8 bytes up to D = 4096 (`tests/kernels`);
 - the CUDA kernels run in an emulator on the host (`tests/emulator`);
-- on a user's machine no kernel is chosen automatically before it has passed its self-check
+- on a user's machine, no kernel is chosen automatically before it has passed its self-check
   (`ditfast.doctor --verify`)."""
 
 ON_CPUS = """\
-The CPU kernels need no such table: `tests/host` compares each with float64 for every instruction set of the CPU it
-runs on, and under `-m slow` with planted errors; `make sanitize` runs them under sanitizers (csrc/README.md)."""
+The CPU kernels need no such table: `tests/host` compares each with float64 in every instruction set of the CPU, and
+with `-m slow` plants errors; `make sanitize` runs them under sanitizers ([csrc/README.md](../csrc/README.md))."""
 
 
 def generate(results: Path, docs: Path) -> None:
@@ -72,7 +72,7 @@ def verification(runs) -> str:
     ]
     if not runs:
         text += [
-            "**Every kernel is unverified on hardware: no GPU result is committed.** Instead:",
+            "**Every kernel is unverified on hardware: none has run on a GPU yet.** Instead:",
             STAND_INS,
             "",
         ]
@@ -122,9 +122,8 @@ def table(header, rows) -> list[str]:
 def performance(runs, cpus: dict[str, list[dict]], pictures: Path) -> str:
     text = [NOTE, "# Performance", ""]
     if not runs:
-        text += ["No GPU result is committed: **GPU speed is unknown, and every kernel is unverified on hardware**."]
-        text += ["In place of hardware:", STAND_INS, ""]
-        text += ["`python benchmarks/gpu_suite.py` measures a GPU; `--docs` then writes this page."]
+        text += ["No GPU has been measured yet ([what was checked instead](verification.md))."]
+        text += ["`python benchmarks/gpu_suite.py` measures one; `--docs` then adds it to this page."]
     newest = {_gpu(run): run for run in runs}
     for gpu, run in newest.items():
         text += [f"## {gpu}", "", f"{run['header']['date'][:10]}, commit {run['header']['commit']}. Medians.", ""]
