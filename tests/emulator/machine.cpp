@@ -137,7 +137,7 @@ void Machine::note_read(std::uint32_t from, std::size_t bytes, Place place) {
         if (word.writer == Word::kNobody) fail("read of shared memory that was never written", place);
         if (word.writer != current_ && word.writer_epoch == epoch_) {
             fail("race: thread " + std::to_string(word.writer) + " wrote this at " +
-                     describe(word.written_at) + " and no barrier lies between",
+                     describe(word.written_at) + " and no barrier is in between",
                  place);
         }
         const bool again = word.reader_epoch == epoch_ && word.reader != current_;

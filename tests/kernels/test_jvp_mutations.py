@@ -37,7 +37,7 @@ PLANTED = [
     # LayerNorm
     *plant("x_t0, x_t1 = x_t0 - c1, x_t1 - c1", "pass", "mean kept", WITH_LN, "rows", TANGENT),
     *plant("(x_t0 - xhat0 * c2)", "x_t0", "projection on xhat dropped", WITH_LN, "rows", TANGENT),
-    *plant("(x_t1 - xhat1 * c2)", "x_t1", "that of the tail dropped", WITH_LN, "rows", TANGENT, d=48),
+    *plant("(x_t1 - xhat1 * c2)", "x_t1", "projection of the tail dropped", WITH_LN, "rows", TANGENT, d=48),
     *plant("return rstd * (x_t0", "return (x_t0", "rstd not applied", WITH_LN, "rows", TANGENT),
     *plant("x0 * scale_t0", "0.0", "scale_t forgotten", WITH_LN),
     *plant("x1 * scale_t1", "0.0", "scale_t of the tail forgotten", WITH_LN, d=48),
@@ -74,7 +74,7 @@ PLANTED = [
     *plant("drift * shrink", "drift", "sum p s' not scaled down", (ATTENTION,), d=64),
     *plant("o_t0 * shrink[:, None]", "o_t0", "tangent not scaled down", (ATTENTION,), d=64),
     *plant("o_t1 * shrink[:, None]", "o_t1", "tangent of the tail not scaled down", (ATTENTION,)),
-    *plant("(first == 0, moment", "(first >= 0, moment", "another centre in each tile", (ATTENTION,), d=64),
+    *plant("(first == 0, moment", "(first >= 0, moment", "a new center in each tile", (ATTENTION,), d=64),
     *plant("(s_t * scale - ", "(s_t - ", "scale forgotten", (ATTENTION,), d=64),
     *plant("s_t += dot(q0, tl.trans(", "s_t += dot(q_t0, tl.trans(", "second derivative", (ATTENTION,), d=64),
     *plant("s_t += dot(q_t1, k1, UPCAST)", "pass", "q_t of the tail forgotten", (ATTENTION,)),
@@ -83,7 +83,7 @@ PLANTED = [
     *plant("o_t1 += dot(p, ", "o_t1 += 0 * dot(p, ", "v_t of the tail forgotten", (ATTENTION,)),
     *plant("qkv_t + b * qkv_t_b", "qkv_t", "tangent of sample 0", (ATTENTION,), d=64),
     *plant("qkv_t_b + h * D", "qkv_t_b", "tangent of head 0", (ATTENTION,), d=64, heads=2),
-    *plant("(keys < N)", "(keys <= N)", "a key behind the last", (ATTENTION,), d=64),
+    *plant("(keys < N)", "(keys <= N)", "a key past the last", (ATTENTION,), d=64),
 ]
 
 
