@@ -18,7 +18,7 @@ from ditfast.models.plain import (
     reject_symbolic,
     remember_forward,
 )
-from ditfast.models.unfused import add_unfused, forward_unfused, may_be_unfused
+from ditfast.models.unfused import add_unfused, block_unfused, final_unfused, may_be_unfused
 from ditfast.ops.backends.choice import names_in_force
 from ditfast.ops.gemm import linear_for_inference
 from ditfast.ops.sdpa import sdpa
@@ -176,6 +176,7 @@ _PARTS = {  # of a `DiTBlock`
     "mlp": Mlp,
     "adaLN_modulation": nn.Sequential,
 }
+_FINAL_PARTS = {"norm_final": nn.LayerNorm, "linear": nn.Linear, "adaLN_modulation": nn.Sequential}
 
 
 @remember_forward
@@ -235,8 +236,8 @@ class DiTBlock(nn.Module):
         return self._fused(carry, None, rows) if done is None else done
 
     def _unfused(self, carry, rows=None):
-        is_possible = may_be_unfused(carry) and are_plain(self._modules, _PARTS)
-        return forward_unfused(self._modules, carry, rows) if is_possible else None
+        is_possible = may_be_unfused(carry.x, carry.backends) and are_plain(self._modules, _PARTS)
+        return block_unfused(self._modules, carry, rows) if is_possible else None
 
     def _fused(self, carry, c, rows=None):
         parts = self._modules
@@ -280,10 +281,19 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor | Carry, c: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
         reject_symbolic(x)
         carry = x if isinstance(x, Carry) else start_carry(x, c, backends or names_in_force())
-        return self.forward_rows(carry, modulation(self.adaLN_modulation, c, carry))
+        done = self._unfused(carry)
+        return self._fused(carry, modulation(self.adaLN_modulation, c, carry)) if done is None else done
 
     def forward_rows(self, carry: Carry, rows: Tensor) -> Tensor:
         """Run the layer on a `Carry` with precomputed modulation: rows (B or 1, 2*D)."""
+        done = self._unfused(carry, rows)
+        return self._fused(carry, rows) if done is None else done
+
+    def _unfused(self, carry, rows=None):
+        is_possible = may_be_unfused(carry.x, carry.backends) and are_plain(self._modules, _FINAL_PARTS)
+        return final_unfused(self._modules, carry, rows) if is_possible else None
+
+    def _fused(self, carry, rows):
         shift, scale = split_rows(rows, 2, carry.x)  # (B, D) each
         _, h = junction(carry, self.norm_final, shift, scale)  # (B, N, D)
         return call_linears(self.linear, h)  # (B, N, p*p*C)

@@ -26,8 +26,9 @@ from ditfast.models.embed import (
 )
 from ditfast.models.initialize import initialize
 from ditfast.models.limits import check_arguments, check_number, check_tensors
-from ditfast.models.plain import is_plain, reject_symbolic, remember_forward
+from ditfast.models.plain import is_known, is_plain, reject_symbolic, remember_forward
 from ditfast.models.tangents import check_tangents, reject_layer
+from ditfast.models.unfused import embed_unfused, may_be_unfused
 from ditfast.models.wrappers import accepts_carry, is_native
 from ditfast.ops.backends.choice import names_in_force, use_backend
 from ditfast.ops.registration import may_be_dual
@@ -234,17 +235,19 @@ class DiT(nn.Module):
         fusible = is_plain(embedder, PatchEmbed) and is_patch_projection(embedder.proj, self.patch_size)
         if not fusible or self.pos_embed.shape[:2] != (1, embedder.num_patches):
             return embedder(x) + self.pos_embed
-        weight, bias = embedder.proj.weight, embedder.proj.bias
-        return ops.patch_embed(x, weight, bias, self.pos_embed, self.patch_size, backend=backends)  # type: ignore[arg-type]  # a bias is there
+        arguments: tuple[Any, ...] = x, embedder.proj.weight, embedder.proj.bias, self.pos_embed, self.patch_size
+        done = embed_unfused(*arguments) if may_be_unfused(x, backends) else None
+        return ops.patch_embed(*arguments, backend=backends) if done is None else done
 
     def _call(self, layer, x, c, backends):
         """Call a block or final layer on x, tokens or a `Carry`."""
         if may_be_dual():
             reject_layer(layer)
-        if not is_native(layer):  # possibly ours inside a wrapper that does not pass backends on
+        takes_carry = is_known(layer) and hasattr(layer, "takes_carry")  # nearly always, and soon asked
+        if not takes_carry and not is_native(layer):  # possibly ours inside a wrapper that does not pass backends on
             with nullcontext() if self.backend is None else use_backend(self.backend):
                 return layer(as_tokens(x), c)
-        if accepts_carry(layer):
+        if takes_carry or accepts_carry(layer):
             return layer(x if isinstance(x, Carry) else start_carry(x, c, backends), c)
         return layer(as_tokens(x), c, backends=backends)
 

@@ -1,9 +1,10 @@
-"""A block of PyTorch's own operations: when it is used, that it computes the same, and that it raises every error."""
+"""Layers in PyTorch's own operations: where they are taken, that they compute the same, that every error comes."""
 
 import pytest
 import torch
 
-from ditfast.models import DiTBlock, blocks, unfused
+from ditfast import ops
+from ditfast.models import DiTBlock, FinalLayer, blocks, unfused
 from ditfast.models.carry import set_pending, start_carry
 from ditfast.ops.backends import choice
 from ditfast.ops.backends.log import record
@@ -11,71 +12,94 @@ from ditfast.ops.backends.log import record
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Records one entry per block that ran this way."""
-    calls, original = [], unfused._forward
-    monkeypatch.setattr(unfused, "_forward", lambda *args: calls.append(1) or original(*args))
+    """The name of each layer that was run so."""
+    calls = []
+    for name in ("_run_block", "_run_final"):
+        run = getattr(unfused, name)
+        monkeypatch.setattr(unfused, name, lambda *args, n=name, f=run: calls.append(n[5:]) or f(*args))
     return calls
 
 
-@pytest.fixture
-def problem(kit):
-    """A block, and tokens and conditioning of two samples."""
-    block = kit.fill(DiTBlock(32, 2))
-    return block, kit.arr("tokens", (2, 5, 32)).requires_grad_(), kit.arr("c", (2, 32)).requires_grad_()
+@pytest.fixture(params=("block", "final"))
+def problem(kit, request):
+    """A layer, tokens and conditioning of two samples."""
+    layer = kit.fill(DiTBlock(32, 2) if request.param == "block" else FinalLayer(32, 2, 3))
+    return layer, kit.arr("tokens", (2, 5, 32)).requires_grad_(), kit.arr("c", (2, 32)).requires_grad_()
 
 
-def run(block, x, c, name="auto"):
+of_blocks = pytest.mark.parametrize("problem", ("block",), indirect=True)
+
+
+def run(layer, x, c, name="auto"):
     with choice.use_backend(name):
-        out = block(x, c)
+        out = layer(x, c)
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    return [out, *torch.autograd.grad((out * weights).sum(), [x, c, *block.parameters()])]
+    return [out, *torch.autograd.grad((out * weights).sum(), [x, c, *layer.parameters()])]
+
+
+def last_norm(layer):
+    return layer.norm2 if isinstance(layer, DiTBlock) else layer.norm_final
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 def test_equals_the_reference(kit, problem, taken, dtype):
-    block, x, c = (t.to(dtype) for t in problem)
-    block.norm2.eps = 1e-3
-    got = run(block, x, c)
+    layer, x, c = (t.to(dtype) for t in problem)
+    last_norm(layer).eps = 1e-3
+    got = run(layer, x, c)
     assert taken
-    expected = run(block, x, c, "reference")
+    expected = run(layer, x, c, "reference")
     for a, b in zip(got, expected, strict=True):
         kit.close(a, b, 5e-6)
     assert len(taken) == 1
 
 
-def test_takes_another_blocks_pending_branch(kit, problem):
-    block, x, c = problem
+def test_takes_what_another_block_left_pending(kit, problem):
+    layer, x, c = problem
     y, gate, bias = kit.arr("y", (2, 5, 32)), kit.arr("gate", (2, 32)), kit.arr("bias", (32,))
     for b in (bias, None):
-        outs = [block(set_pending(start_carry(x, c, (name,)), x, y, gate, b), c) for name in ("auto", "reference")]
-        kit.close(outs[0].x, outs[1].x, 5e-6)
+        outs = [layer(set_pending(start_carry(x, c, (name,)), x, y, gate, b), c) for name in ("auto", "reference")]
+        kit.close(*(out.x if isinstance(layer, DiTBlock) else out for out in outs), 5e-6)
 
 
-def test_a_model_runs_this_way_and_records_it(kit, taken):
+def test_a_model_runs_so_and_says_what_ran(kit, taken, monkeypatch):
     model, batch = kit.tiny(), kit.batch()
-    with record() as ran:
+    with record() as ran, monkeypatch.context() as m:
+        m.setattr(ops, "patch_embed", None)
         out = model(*batch)
-    assert len(taken) == 3
+    assert taken == ["block"] * 3 + ["final"]
     with choice.use_backend("reference"), record() as reference:
         kit.close(model(*batch), out, 2e-6)
     assert {op: len(names) for op, names in ran.items()} == {op: len(names) for op, names in reference.items()}
     assert set(ran["attention"]) == {"sdpa"} and set(ran["mlp"]) == {"reference"}
 
 
-def large(block, monkeypatch):
+def large(layer, monkeypatch):
     monkeypatch.setattr("ditfast.ops.backends.on_cpu.is_below", lambda *_: False)
+
+
+def repeated(layer, monkeypatch):
+    earlier = {"attention": "sdpa", "gated_residual_layer_norm_modulate": "host"}
+    monkeypatch.setattr(choice, "_repeated", earlier)
+
+
+def with_weights_in_a_norm(layer, monkeypatch):
+    last_norm(layer).weight = torch.nn.Parameter(torch.linspace(0, 2, 32))
+
+
+def hooked(layer, monkeypatch):
+    last_norm(layer).register_forward_hook(lambda *_: None)
+
+
+def replaced(layer, monkeypatch):
+    layer.adaLN_modulation[0] = torch.nn.Tanh()
+
+
+def modulating_otherwise(layer, monkeypatch):
+    monkeypatch.setattr("ditfast.models.carry.modulate", lambda x, shift, scale: x + shift.unsqueeze(1) * scale.sum())
 
 
 def recomputing(block, monkeypatch):
     block.mlp.recompute = True
-
-
-def repeated(block, monkeypatch):
-    monkeypatch.setattr(choice, "_repeated", {"attention": "sdpa", "mlp": "host"})
-
-
-def with_weights_in_a_norm(block, monkeypatch):
-    block.norm1.weight = torch.nn.Parameter(torch.linspace(0, 2, 32))
 
 
 def dropping(block, monkeypatch):
@@ -86,35 +110,43 @@ def with_visible_weights(block, monkeypatch):
     block.attn.fused_attn = False
 
 
-@pytest.mark.parametrize(
-    "change", (large, recomputing, repeated, with_weights_in_a_norm, dropping, with_visible_weights)
-)
-def test_unusual_blocks_use_the_fused_operations(problem, taken, monkeypatch, change):
-    block, x, c = problem
-    change(block, monkeypatch)
-    run(block, x, c)
+OF_LAYERS = (large, repeated, with_weights_in_a_norm, hooked, replaced, modulating_otherwise)
+
+
+@pytest.mark.parametrize("change", OF_LAYERS)
+def test_what_is_not_as_usual_is_left_to_the_fused_operations(problem, taken, monkeypatch, change):
+    layer, x, c = problem
+    change(layer, monkeypatch)
+    run(layer, x, c)
     assert not taken
+
+
+@of_blocks
+@pytest.mark.parametrize("change", (recomputing, dropping, with_visible_weights))
+def test_a_block_that_is_not_as_usual(problem, taken, monkeypatch, change):
+    test_what_is_not_as_usual_is_left_to_the_fused_operations(problem, taken, monkeypatch, change)
 
 
 @pytest.mark.parametrize("here", (True, False))
-def test_a_resumed_run_computes_as_before(problem, taken, monkeypatch, here):
-    block, x, c = problem
-    first = run(block, x, c)
+def test_a_run_that_goes_on_computes_as_it_did(problem, taken, monkeypatch, here):
+    layer, x, c = problem
+    first = run(layer, x, c)
     monkeypatch.setattr("ditfast.ops.backends.on_cpu.is_below", lambda *_: here)
     earlier = {"attention": "sdpa", "mlp": "reference", "gated_residual_layer_norm_modulate": "reference"}
     monkeypatch.setattr(choice, "_repeated", earlier)
-    assert all(map(torch.equal, run(block, x, c), first)) and len(taken) == 2
+    assert all(map(torch.equal, run(layer, x, c), first)) and len(taken) == 2
 
 
 def test_not_under_autocast_nor_by_name(problem, taken):
-    block, x, c = problem
+    layer, x, c = problem
     with torch.autocast("cpu", torch.bfloat16):
-        run(block, x, c)
-    run(block, x, c, "reference")
-    run(block, x, c, "host")
+        run(layer, x, c)
+    run(layer, x, c, "reference")
+    run(layer, x, c, "host")
     assert not taken
 
 
+@of_blocks
 @pytest.mark.parametrize(
     "path, value, message",
     (
@@ -130,7 +162,7 @@ def test_not_under_autocast_nor_by_name(problem, taken):
         ("attn.scale", float("nan"), "scale must be a finite number or None, got nan"),
     ),
 )
-def test_errors_equal_the_operations(problem, path, value, message):
+def test_errors_are_those_of_the_operations(problem, path, value, message):
     block, x, c = problem
     parent, _, name = path.rpartition(".")
     setattr(block.get_submodule(parent), name, torch.nn.Parameter(value) if torch.is_tensor(value) else value)
@@ -138,6 +170,7 @@ def test_errors_equal_the_operations(problem, path, value, message):
         block(x, c)
 
 
+@of_blocks
 def test_a_projection_to_one_channel_is_not_stretched(problem):
     block, x, c = problem
     block.mlp.fc2 = torch.nn.Linear(128, 1)
@@ -145,7 +178,28 @@ def test_a_projection_to_one_channel_is_not_stretched(problem):
         block(x, c)
 
 
-def test_the_parts_are_a_blocks():
-    block = DiTBlock(32, 2)
-    kinds = {name: type(part) for name, part in block.named_children()}
-    assert kinds == blocks._PARTS
+@pytest.mark.parametrize(
+    "change, message",
+    (
+        ({"pos_embed": torch.ones(1, 25, 1)}, r"pos_embed must have shape \(1, N, D\) = \(1, 25, 32\)"),
+        ({"x_embedder.proj.weight": torch.ones(32, 4, 1, 1)}, r"weight must have shape .* = \(32, 4, 2, 2\)"),
+        ({"x_embedder.proj.bias": torch.ones(1)}, r"bias must have shape \(D,\) = \(32,\)"),
+        ({"x_embedder.proj.bias": torch.ones(32).double()}, "bias must have the dtype of x, torch.float32"),
+    ),
+)
+def test_errors_are_those_of_the_embedding(kit, change, message):
+    model = kit.tiny(depth=0)
+    for path, value in change.items():
+        model.get_parameter(path).data = value
+    with pytest.raises((TypeError, ValueError), match=message):
+        model(*kit.batch())
+
+
+def test_an_image_of_another_size_is_not_cut_off(kit):
+    with pytest.raises(ValueError, match="x must have H and W divisible by patch_size=2"):
+        kit.tiny(depth=0).embed_patches(kit.arr("image", (3, 4, 11, 10)), ("auto",))
+
+
+def test_the_parts_are_those_of_a_layer():
+    for layer, parts in ((DiTBlock(32, 2), blocks._PARTS), (FinalLayer(32, 2, 3), blocks._FINAL_PARTS)):
+        assert {name: type(part) for name, part in layer.named_children()} == parts
