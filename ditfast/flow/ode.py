@@ -11,8 +11,8 @@ from ditfast.flow import checks
 State = TypeVar("State", torch.Tensor, tuple[torch.Tensor, ...])
 
 OWN = ("euler", "heun2")
-# with torchdiffeq's names; the adaptive methods last
-METHODS = (*OWN, "midpoint", "heun3", "rk4", "adaptive_heun", "bosh3", "dopri5", "dopri8")
+ADAPTIVE = ("adaptive_heun", "bosh3", "dopri5", "dopri8")
+METHODS = (*OWN, "midpoint", "heun3", "rk4", *ADAPTIVE)  # with torchdiffeq's names
 
 
 def check_method(method: str, own: Sequence[str] = OWN) -> None:

@@ -60,10 +60,10 @@ class Sampler:
             velocity = self._velocity(model, init.dtype, model_kwargs)
             if sampling_method in ode.OWN:
                 points = torch.stack(_kept(ode.steps(sampling_method, velocity, x, times), last_only))
-            elif last_only:
+            elif last_only and sampling_method in ode.ADAPTIVE:
                 points = ode.solve(sampling_method, velocity, x, [times[0], times[-1]], atol, rtol)[-1:]
             else:
-                points = ode.solve(sampling_method, velocity, x, times, atol, rtol)
+                points = ode.solve(sampling_method, velocity, x, times, atol, rtol)[-1 if last_only else 0 :]
             return points.to(init.dtype)
 
         return sample

@@ -6,7 +6,7 @@ from fresh_interpreter import loaded_by
 
 import ditfast
 from ditfast import flow
-from ditfast.flow import MeanFlow, create_transport
+from ditfast.flow import MeanFlow, create_transport, ode
 
 
 def test_names():
@@ -57,3 +57,17 @@ def test_dtypes(dtype):
     for sample in (sampler.sample_ode(sampling_method="euler", num_steps=3), sampler.sample_sde(num_steps=3)):
         assert sample(x1, model)[-1].dtype == dtype
     assert MeanFlow().sample(model, x1).dtype == dtype and set(seen) == {dtype}
+
+
+@pytest.mark.parametrize("method", ode.METHODS)
+def test_the_last_point_alone_is_the_last_of_all(method):
+    """A method with fixed steps takes them all."""
+    sampler = flow.Sampler(create_transport())
+    options = {"sampling_method": method, "num_steps": 4, "atol": 1e-6, "rtol": 1e-6}
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64).view(1, 1, 2, 3)
+    every, last = (
+        sampler.sample_ode(**options, last_only=only)(x, lambda x, t: torch.sin(3 * x) * (1 + t.view(-1, 1, 1, 1)))
+        for only in (False, True)
+    )
+    assert len(every) == 4 and len(last) == 1
+    torch.testing.assert_close(last[0], every[-1], rtol=1e-4, atol=1e-5)
