@@ -3,6 +3,34 @@
 import os
 import re
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, NoReturn
+
+from ditfast.suggest import did_you_mean
+
+
+class Parser(ArgumentParser):
+    """An ArgumentParser whose errors are one line, and which names a mistyped option before a missing one."""
+
+    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Namespace:  # type: ignore[override]
+        for word in takewhile(lambda word: word != "--", args):
+            if word.startswith("--") and not self.knows(word):
+                self.error(self.unknown(word))
+        return super().parse_args(args, namespace)
+
+    def knows(self, word: str) -> bool:
+        """Whether this word, --name or --name=value, is an option or the start of one."""
+        return any(option.startswith(word.split("=")[0]) for option in self._option_string_actions)
+
+    def unknown(self, *words: str) -> str:
+        """The error about words that are no options; it suggests one for the first."""
+        hint = did_you_mean(words[0].split("=")[0], self._option_string_actions, cutoff=0.7)
+        return f"unrecognized arguments: {' '.join(words)}{hint}"
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def words(arguments: list[str] | None = None) -> list[str]:

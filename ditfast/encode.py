@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ditfast.command import words
+from ditfast.command import Parser, words
 from ditfast.data import DataError, Unreadable
 from ditfast.data.classes import print_classes
 from ditfast.data.folder import MOST, Images
@@ -166,7 +166,7 @@ class _Pictures:
 
 def parse_options(arguments: list[str] | None) -> Namespace:
     """Options of the command; exits with status 2 and one line if one is invalid."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ditfast.encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

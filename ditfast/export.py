@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from ditfast.checkpoints import load_into, save_pretrained
-from ditfast.command import words
+from ditfast.command import Parser, words
 from ditfast.models import DiT
 from ditfast.models.meta import on_meta
 from ditfast.paths import check_paths
@@ -49,7 +49,7 @@ def export(checkpoint: Path, folder: Path, weights: Literal["ema", "model"] = "e
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ditfast.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")

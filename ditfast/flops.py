@@ -7,14 +7,13 @@ The paper's "Gflops" are multiply-adds of one image's forward, in billions (GMAC
 attention, and nothing elementwise. One multiply-add is two FLOPs.
 """
 
-import argparse
 import json
 import math
 import sys
 
 import torch
 
-from ditfast.command import words
+from ditfast.command import Parser, words
 from ditfast.models import DiT_models, cost
 from ditfast.models.conditioning import CONDITIONINGS
 
@@ -181,7 +180,7 @@ def _points(results):
 
 
 def _parse(arguments):
-    parser = argparse.ArgumentParser(prog="python -m ditfast.flops", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m ditfast.flops", description=__doc__.split("\n")[0])
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--model", choices=DiT_models, default="DiT-XL/2", metavar="NAME", help="model, such as DiT-B/4"

@@ -37,12 +37,12 @@ class ResumableFolder:
         if not self.path.is_dir():
             raise self.error(f"--out {self.path} is not a folder")
         if not (self.path / self.record).exists() and any(each.name != LOCK for each in self.path.iterdir()):
-            raise self.error(f"--out {self.path} holds other files but no {self.record}: choose another folder")
+            raise self.error(f"--out {self.path} holds other files but no {self.record}: choose another --out")
         differences = self.differences()
         if differences and not overwrite:
             raise self.error(
                 f"--out {self.path} holds {self.holds} from another run ({', '.join(differences)}): "
-                "choose another folder, or start over with --overwrite"
+                "choose another --out, or start over with --overwrite"
             )
 
     def start(self, **about: Any) -> None:

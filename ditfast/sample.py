@@ -15,37 +15,39 @@ For speed: --dtype auto computes in bf16 where the hardware supports it (the dem
 seconds to a minute on each new shape. Whatever depends on timesteps and classes alone is precomputed.
 """
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+import sys
+from argparse import Namespace
 from typing import Any
 
 import torch
 
-from ditfast.checkpoints.infer import Untold
-from ditfast.checkpoints.sampling import OBJECTIVES
-from ditfast.command import words
-from ditfast.diffusion.schedule import SCHEDULES
+from ditfast.checkpoints.infer import MissingArgumentError
+from ditfast.checkpoints.load import read_source
 from ditfast.fingerprint import fingerprint
 from ditfast.models.dit import DiT, default_cfg_channels
 from ditfast.optional import import_optional
-from ditfast.paths import check_paths
 from ditfast.ranks import Ranks, exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
-from ditfast.sampling import SampleError, speed
-from ditfast.sampling.decode import Decoder, to_uint8
-from ditfast.sampling.demo import DEMO, ONE_STEP
+from ditfast.sampling import SampleError, options, solvers, speed
+from ditfast.sampling.decode import Decoder, Takes, to_uint8
 from ditfast.sampling.engine import Engine
 from ditfast.sampling.files import SampleFolder, check_grid, check_target, write_grid, write_npz
-from ditfast.sampling.flow import ADAPTIVE, FLOW_SAMPLERS, MEAN_SAMPLERS, FlowSampler
-from ditfast.sampling.recorded import read_record, settle_decoder, settle_sampler, settle_schedule
-from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
+from ditfast.sampling.flow import FlowSampler
+from ditfast.sampling.recorded import (
+    assumption,
+    load_decoder,
+    read_record,
+    refuse,
+    settle_decoder,
+    settle_sampler,
+    settle_schedule,
+)
+from ditfast.sampling.sampler import Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
 from ditfast.streams import lasting_streams
 
-SAMPLER_HELP = f"""diffusion: {", ".join(SAMPLERS)} or a diffusers scheduler class (ddpm); flows:
-{", ".join(FLOW_SAMPLERS)} (euler); meanflow: those of flows, {", ".join(MEAN_SAMPLERS)} (one-step)"""
-UNTOLD = {"num_heads": "--num-heads N", "input_size": "--image-size HEIGHT WIDTH"}  # model argument -> option
-MOST_IMAGES = 10**7  # each is a file, and an integer in memory
-MOST_PIXELS = 2**16  # per side
+OPTIONS = {"num_heads": "--num-heads N", "input_size": "--image-size HEIGHT WIDTH"}  # model argument -> option
+Size = int | tuple[int, int]
 
 
 def run_rank(o: Namespace, ranks: Ranks) -> None:
@@ -56,12 +58,12 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     settle_sampler(o, record)
     o.noise_schedule = settle_schedule(o, record)
     o.dtype = speed.settle_dtype(o.dtype, ranks.device)
-    decoder = settle_decoder(o, record, ranks.device)
-    model = load_model(o, decoder).to(ranks.device)
+    takes = settle_decoder(o, record)
+    model = load_model(o, takes).to(ranks.device)
     guidance = make_guidance(o, model)
     sampler = make_sampler(o, record, model)
     height, width = model.x_embedder.img_size
-    size = (height * decoder.factor, width * decoder.factor)
+    size = (height * takes.factor, width * takes.factor)
     folder = SampleFolder(o.out, sample_settings(o, record, model, guidance), size)
     folder.check(o.overwrite)
     # a complete folder may already have its grid and npz, which are compared when they are written again
@@ -70,9 +72,12 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     check_target("--npz", o.npz, replaces)
     if o.grid:
         check_grid(size, o.count, o.grid_columns, o.grid_scale)
+    decoder = load_decoder(o, record, ranks.device)  # last: an autoencoder takes longer than all checks
     ranks.wait()  # all ranks have checked before any changes anything
     if ranks.is_first:
         folder.start()
+        if assumed := assumption(o, record):
+            print(assumed, file=sys.stderr)
     ranks.wait()
     engine = speed.make_engine(o, model)
     del model  # the engine has its own weights, in the compute dtype
@@ -82,23 +87,21 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
         write_combined(o, folder)
 
 
-def load_model(o: Namespace, decoder: Decoder) -> DiT:
-    """Load the checkpoint's model in float32, for --image-size."""
-    changes: dict[str, Any] = {} if o.num_heads is None else {"num_heads": o.num_heads}
-    if o.image_size is not None:
-        if any(side < 1 or side % decoder.factor for side in o.image_size):
-            got = " ".join(map(str, o.image_size))
-            raise SampleError(f"--image-size must be a positive multiple of {decoder.factor}, got {got}")
-        height, width = (side // decoder.factor for side in (o.image_size[0], o.image_size[-1]))
-        changes["input_size"] = height if height == width else (height, width)
+def load_model(o: Namespace, takes: Takes) -> DiT:
+    """Load the checkpoint's model in float32, for --image-size and a decoder that takes ``takes``."""
+    told: dict[str, Any] = {} if o.num_heads is None else {"num_heads": o.num_heads}
+    changes = told | input_size(o, takes.factor)
     try:
+        if changes.keys() - told:
+            trained = read_source(o.ckpt, **changes)[0]["input_size"]
+            check_image_size(o, takes.factor, trained, changes["input_size"])
         model = DiT.from_pretrained(o.ckpt, objective=o.objective, **changes).float().eval()
     except (ValueError, OSError, ImportError) as error:
-        option = f", here {UNTOLD[error.argument]}" if isinstance(error, Untold) else ""
+        option = f", here {OPTIONS[error.argument]}" if isinstance(error, MissingArgumentError) else ""
         raise SampleError(f"--ckpt {o.ckpt}: {error}{option}") from error
-    if model.in_channels not in decoder.channels:
-        takes = " or ".join(map(str, decoder.channels))
-        raise SampleError(f"--decoder {o.decoder} takes {takes} channels, the model has {model.in_channels}")
+    if model.in_channels not in takes.channels:
+        channels = " or ".join(map(str, takes.channels))
+        raise SampleError(f"--decoder {o.decoder} takes {channels} channels, the model has {model.in_channels}")
     known = model.y_embedder.num_classes
     for label in o.classes or ():
         if not 0 <= label < known:
@@ -106,10 +109,31 @@ def load_model(o: Namespace, decoder: Decoder) -> DiT:
     return model
 
 
+def input_size(o: Namespace, factor: int) -> dict[str, Any]:
+    """The model's argument for --image-size, if given."""
+    if o.image_size is None:
+        return {}
+    if any(side < 1 or side % factor for side in o.image_size):
+        got = " ".join(map(str, o.image_size))
+        raise SampleError(f"--image-size must be a positive multiple of {factor}, got {got}")
+    height, width = (side // factor for side in (o.image_size[0], o.image_size[-1]))
+    return {"input_size": height if height == width else (height, width)}
+
+
+def check_image_size(o: Namespace, factor: int, trained: Size, asked: Size) -> None:
+    """Refuse images of another size than the model was trained on; both sizes are those of samples."""
+    own, got = (
+        " x ".join(str(side * factor) for side in ((size, size) if isinstance(size, int) else size))
+        for size in (trained, asked)
+    )
+    if own != got:
+        refuse(o, f"--image-size {got} is not that of the model's training, {own}")
+
+
 def make_sampler(o: Namespace, record: dict, model: DiT) -> Sampler | FlowSampler:
     if record["objective"] == "diffusion":
         return Sampler(o.sampler, o.steps, model.learn_sigma, o.decoder == "pixel", o.noise_schedule)
-    return FlowSampler(o.sampler, o.steps, record, o.time_shift)
+    return FlowSampler(o.sampler, o.steps, record, **solvers.given_options(o))
 
 
 def make_guidance(o: Namespace, model: DiT) -> Guidance:
@@ -126,7 +150,7 @@ def make_guidance(o: Namespace, model: DiT) -> Guidance:
 def sample_settings(o: Namespace, record: dict, model: DiT, guidance: Guidance) -> dict[str, Any]:
     """The settings that determine sample i, which neither the number of samples nor the batch size does."""
     flow = {name: record[name] for name in ("objective", "path_type", "prediction") if name in record}
-    flow["time_shift"] = o.time_shift
+    flow |= {"time_shift": 1.0, **solvers.given_options(o)}
     return {
         **({} if record["objective"] == "diffusion" else flow),
         "weights": fingerprint(model),
@@ -165,9 +189,11 @@ def write_images(
             seeds = [o.seeds[i] if o.seeds else o.seed + i for i in batch]
             labels = [o.classes[i] if o.classes else None for i in batch]
             starts = [draw_start(s, shape, known, ranks.device, k) for s, k in zip(seeds, labels, strict=True)]
-            x = sample(engine, sampler, guidance, starts, ranks.device, speed.DTYPES[o.dtype], bar.update)
+            # what does not fit the model was refused or allowed before
+            how = {"dtype": speed.DTYPES[o.dtype], "tick": bar.update, "allow_mismatch": True}
+            x = sample(engine, sampler, guidance, starts, ranks.device, **how)
             with torch.no_grad():
-                images = decoder.decode(x)
+                images = decoder(x)
             if not images.isfinite().all():
                 raise SampleError(f"a sample among {batch[0]} to {batch[-1]} is not finite: try --dtype fp32")
             for i, seed, start, pixels in zip(batch, seeds, starts, to_uint8(images), strict=True):
@@ -187,91 +213,8 @@ def write_combined(o: Namespace, folder: SampleFolder) -> None:
 
 
 def parse_options(arguments: list[str] | None) -> Namespace:
-    arguments = words(arguments)
-    demo = "--demo" in arguments
-    parser = make_parser(demo)
-    if demo:
-        parser.set_defaults(**DEMO)
-    o = parser.parse_args(arguments)
-    if o.one_step:
-        parser.set_defaults(**ONE_STEP)
-        o = parser.parse_args(arguments)
-    if o.num_samples is not None:
-        o.classes = None  # drop the demo's
-    o.count = len(o.classes) if o.classes else o.num_samples
-    check_options(parser, o)
-    return o
-
-
-def make_parser(demo: bool) -> ArgumentParser:
-    """The command's options; the demo requires none."""
-    parser = ArgumentParser(
-        prog="python -m ditfast.sample", description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--demo", action="store_true", help="sample handwritten digits to demo.png; needs no other option")
-    add("--one-step", action="store_true", help="with --demo: sample from a MeanFlow model, one call per digit")
-    add("--ckpt", required=not demo, metavar="PATH", help="a folder, a file, a released name, or a name on the Hub")
-    size: dict[str, Any] = {"type": int, "nargs": "+", "metavar": "PIXELS"}
-    add("--image-size", **size, help="side, or height and width (the checkpoint's)")
-    add("--num-heads", type=int, metavar="N", help="attention heads, if a bare weights file leaves them open")
-    which = parser.add_mutually_exclusive_group(required=not demo)
-    which.add_argument("--classes", type=int, nargs="+", metavar="K", help="class labels, one per sample")
-    which.add_argument("--num-samples", type=int, metavar="N", help="number of samples, of random classes")
-    seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=int, default=0, metavar="S", help="sample i uses the seed S + i (0)")
-    seeds.add_argument("--seeds", type=int, nargs="+", metavar="S", help="seeds, one per sample, instead of --seed")
-    add("--objective", choices=OBJECTIVES, help="training objective, if the model does not record it (diffusion)")
-    add("--steps", type=int, metavar="N", help=f"sampling steps (250; one-step: 1; {ADAPTIVE}: as many as it needs)")
-    add("--sampler", metavar="NAME", help=SAMPLER_HELP)
-    add("--time-shift", type=float, default=1.0, metavar="S", help="flows: above 1 puts more steps near noise (1)")
-    add("--noise-schedule", choices=SCHEDULES, help="that of the training, if the model does not record it (linear)")
-    add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance scale, 1 for none (4; meanflow: 1)")
-    interval: dict[str, Any] = {"type": float, "nargs": 2, "default": (0.0, 1.0), "metavar": ("LO", "HI")}
-    add("--cfg-interval", **interval, help="guide only at times in [LO, HI]: 0 is clean, 1 is noise (0 1)")
-    guided = "guide only the first C channels (3 of 4, as for the released samples; else all)"
-    add("--cfg-channels", type=int, metavar="C", help=guided)
-    speed.add_options(add)
-    add("--batch", type=int, default=32, metavar="B", help="images per batch (32)")
-    add("--vae", default="ema", metavar="NAME", help="ema, mse or an AutoencoderKL's folder (ema)")
-    add("--decoder", choices=("vae", "pixel"), help="what decodes samples, if the model does not record it (vae)")
-    add("--allow-mismatch", action="store_true", help="allow a noise schedule, VAE or decoder other than the model's")
-    add("--out", default="samples", metavar="DIR", help="output folder of PNGs (samples)")
-    add("--grid", metavar="FILE", help="write the first 64 images as one PNG")
-    add("--grid-columns", type=int, metavar="N", help="images per row of the grid (about a square)")
-    add("--grid-scale", type=int, default=1, metavar="N", help="enlarge each pixel of the grid to N x N (1)")
-    add("--npz", metavar="FILE", help="write all images as an .npz for ADM's evaluator")
-    add("--take-over", action="store_true", help="take the folder over from a run that is certainly dead")
-    add("--overwrite", action="store_true", help="replace the grid, the npz, and a folder with other settings")
-    return parser
-
-
-def check_options(parser: ArgumentParser, o: Namespace) -> None:
-    if o.one_step and not o.demo:
-        parser.error("--one-step needs --demo; for your own model use --sampler one-step")
-    check_paths(parser, o, "--ckpt", "--vae", "--out", "--grid", "--npz")
-    if o.image_size is not None and len(o.image_size) > 2:
-        parser.error(f"--image-size must be a side, or height and width, got {len(o.image_size)} numbers")
-    if o.image_size is not None and max(o.image_size) > MOST_PIXELS:
-        parser.error(f"--image-size must be at most {MOST_PIXELS}, got {max(o.image_size)}")
-    positive = {"--num-samples": o.count, "--num-heads": o.num_heads, "--batch": o.batch, "--steps": o.steps}
-    positive |= {"--grid-columns": o.grid_columns, "--grid-scale": o.grid_scale}
-    for option, value in positive.items():
-        if value is not None and value < 1:
-            parser.error(f"{option} must be at least 1, got {value}")
-    if o.count > MOST_IMAGES:
-        parser.error(f"--num-samples must be at most {MOST_IMAGES}, got {o.count}")
-    if o.seeds and len(o.seeds) != o.count:
-        parser.error(f"--seeds must list one seed per sample: expected {o.count}, got {len(o.seeds)}")
-    for option, seeds in (("--seed", (o.seed, o.seed + o.count - 1)), ("--seeds", o.seeds or (0,))):
-        if not 0 <= min(seeds) <= max(seeds) < 2**32:  # the CPU's generator keeps 32 bits of a seed
-            parser.error(f"{option} must be in [0, {2**32 - 1}], got {min(seeds)} to {max(seeds)}")
-    if o.cfg is not None and not 1 <= o.cfg < float("inf"):
-        parser.error(f"--cfg must be at least 1, got {o.cfg}")
-    speed.check_options(parser, o)
-    low, high = o.cfg_interval
-    if not 0 <= low <= high <= 1:
-        parser.error(f"--cfg-interval must be 0 <= LO <= HI <= 1, got {low} {high}")
+    """Options of the command; exits with status 2 and one line if one is invalid."""
+    return options.parse_options(arguments, __doc__)
 
 
 @lasting_streams()

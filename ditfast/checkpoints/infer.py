@@ -14,7 +14,7 @@ SECOND_TIME = "r_embedder.mlp.0.weight"  # only of models with one
 HEADS = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
 
 
-class Untold(ValueError):
+class MissingArgumentError(ValueError):
     """The weights do not determine ``argument``, which must be given."""
 
     def __init__(self, text: str, argument: str, form: str = ""):
@@ -34,7 +34,7 @@ def infer_config(state: dict, **known: Any) -> dict[str, Any]:
         Arguments for `DiT`. Those that are neither inferred nor known are omitted.
 
     Raises:
-        ValueError: the weights are not those of a DiT, or (`Untold`) do not determine an argument.
+        ValueError: the weights are not those of a DiT, or (`MissingArgumentError`) do not determine an argument.
     """
     hidden, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4)
     _, tokens, _ = _shape(state, "pos_embed", 3)
@@ -114,7 +114,9 @@ def _input_size(tokens, patch, known):
     if side * side == tokens:
         return side * patch
     if "input_size" not in known:
-        raise Untold(f"the weights are for {tokens} patches, which is not a square", "input_size", "=(height, width)")
+        raise MissingArgumentError(
+            f"the weights are for {tokens} patches, which is not a square", "input_size", "=(height, width)"
+        )
     return known["input_size"]
 
 
@@ -127,7 +129,9 @@ def _mlp_ratio(width, hidden):
 def _num_heads(hidden, known):
     heads = known.get("num_heads", HEADS.get(hidden))
     if heads is None:
-        raise Untold(f"the weights do not determine the heads of a model with hidden_size={hidden}", "num_heads")
+        raise MissingArgumentError(
+            f"the weights do not determine the heads of a model with hidden_size={hidden}", "num_heads"
+        )
     return heads
 
 

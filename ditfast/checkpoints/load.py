@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ditfast.atomic import atomic_write
 from ditfast.checkpoints.convert import config_from_diffusers, from_diffusers, is_diffusers
-from ditfast.checkpoints.files import is_released, read_file, suggest_source
+from ditfast.checkpoints.files import RELEASED, is_released, read_file, suggest_source
 from ditfast.checkpoints.folders import download, is_hub_name, read_config, read_folder
 from ditfast.checkpoints.infer import SECOND_TIME, TABLE, argument, check_model_config, grid_of, infer_file
 from ditfast.checkpoints.labels import fit_labels
@@ -23,6 +23,7 @@ from ditfast.models.limits import check_arguments
 from ditfast.models.meta import on_meta
 from ditfast.ops.checks import FLOATING
 
+RELEASED_SAMPLING = {"objective": "diffusion", "noise_schedule": "linear"}
 HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that do not concern the weights
 
 
@@ -102,7 +103,7 @@ def read_source(source: str | os.PathLike, **known: Any) -> tuple[dict, dict]:
     path = _locate(source)
     if path.is_file() or is_released(path):
         weights, args = read_file(path)
-        config, sampling = infer_file(weights, args, known), _sampling_of(weights, args)
+        config, sampling = infer_file(weights, args, known), _sampling_of(path, weights, args)
     else:
         config = read_config(path)
         sampling = _take_sampling(config)
@@ -118,9 +119,9 @@ def read_sampling(source: str | os.PathLike, *, subfolder: str = "") -> dict:
     """
     path = _locate(source, subfolder)
     if is_released(path):
-        return {}
+        return dict(RELEASED_SAMPLING)
     if path.is_file():
-        return _sampling_of(*read_file(path))
+        return _sampling_of(path, *read_file(path))
     return _take_sampling(read_config(path))
 
 
@@ -176,7 +177,7 @@ def _read(source, subfolder, variant, changes):
     path = _locate(source, subfolder, variant)
     if path.is_file() or is_released(path):
         weights, args = read_file(path)
-        config, sampling = infer_file(weights, args, changes), _sampling_of(weights, args)
+        config, sampling = infer_file(weights, args, changes), _sampling_of(path, weights, args)
         return config, sampling, {name: value.clone() for name, value in weights.items()}  # not the file's
     config, state = read_folder(path, variant)
     if is_diffusers(config):
@@ -197,9 +198,11 @@ def _locate(source, subfolder="", variant=""):
     return path / subfolder
 
 
-def _sampling_of(weights, args):
+def _sampling_of(path, weights, args):
     """The ``sampling`` of a file, which has no config."""
-    return {"objective": "meanflow"} if SECOND_TIME in weights else recorded_by_sit(args)
+    if SECOND_TIME in weights:
+        return {"objective": "meanflow"}
+    return recorded_by_sit(args) or (dict(RELEASED_SAMPLING) if path.name in RELEASED else {})
 
 
 def _take_sampling(config):

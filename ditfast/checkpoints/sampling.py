@@ -4,11 +4,13 @@
     noise_schedule   of diffusion: a name of `ditfast.diffusion.schedule.SCHEDULES`
     path_type        of a flow: see `ditfast.flow.create_transport`
     prediction       of a flow: likewise
+    guidance         of meanflow: the scale of the guidance in its training target, which its samples then have;
+                     omitted for none
     vae              of the latents: sha256 of its weights (None if unknown), scale and shift, one number each or one
                      per channel: the model sees (z - shift) * scale. None for a model of pixels
     classes          the names of the labels, in order
 
-The last two are omitted if unknown.
+vae and classes are omitted if unknown.
 """
 
 import math
@@ -26,7 +28,7 @@ OBJECTIVES = {  # further fields of each, and their defaults
     "meanflow": {},
 }
 CHOICES = {"noise_schedule": SCHEDULES, "path_type": tuple(PATHS), "prediction": PREDICTIONS}
-FIELDS = ("objective", *CHOICES, "vae", "classes")
+FIELDS = ("objective", *CHOICES, "guidance", "vae", "classes")
 VAE = ("sha256", "scale", "shift")
 
 
@@ -94,6 +96,11 @@ def _check_objective(sampling, config):
             raise ValueError(
                 f"sampling's {name} does not belong to the objective {objective!r}, got {sampling[name]!r}"
             )
+    scale = sampling.get("guidance")
+    if scale is not None and (objective != "meanflow" or not isinstance(scale, Real) or not 0 <= scale < math.inf):
+        raise ValueError(
+            f"sampling's guidance must be a number of at least 0, of a meanflow model, got {_short(scale)}"
+        )
 
 
 def _check_vae(vae, channels):

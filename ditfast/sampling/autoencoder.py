@@ -1,5 +1,7 @@
 """Autoencoders from diffusers (the ``vae`` here is an AutoencoderKL), and how models see their latents."""
 
+import inspect
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,14 @@ class Scaling(NamedTuple):
         return x / _per_channel(self.scale, x) + _per_channel(self.shift, x)
 
 
+def latents_of(name: str) -> tuple[int, int]:
+    """The channels and the `vae_factor` of `load_vae`'s autoencoder, from its config alone; raises as that does."""
+    config = _read_config(name)
+    kind = import_optional("diffusers").AutoencoderKL
+    config = {key: each.default for key, each in inspect.signature(kind).parameters.items()} | config
+    return config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+
+
 def load_vae(name: str, device: str | torch.device) -> Any:
     """Load a frozen AutoencoderKL in float32.
 
@@ -39,21 +49,35 @@ def load_vae(name: str, device: str | torch.device) -> Any:
         SampleError: it cannot be found, lacks weights, or is another kind of autoencoder.
         ImportError: diffusers is missing.
     """
-    if name not in PUBLISHED_VAES and not Path(name).is_dir():
-        raise SampleError(f"--vae must be ema, mse or a folder, got {name!r}")
+    _read_config(name)
     kind, source = import_optional("diffusers").AutoencoderKL, PUBLISHED_VAES.get(name, name)
     variants = [] if name in PUBLISHED_VAES else sorted(list_weights(Path(name)))
-    try:
-        stored = kind.load_config(source).get("_class_name", kind.__name__)
-        if stored != kind.__name__:
-            raise SampleError(f"--vae {name} must be an {kind.__name__}, got an {stored}")
-        variant = variants[0] or None if variants else None  # "" comes first
+    variant = variants[0] or None if variants else None  # "" comes first
+    with _loading(name):
         vae, found = kind.from_pretrained(source, variant=variant, output_loading_info=True)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        raise SampleError(f"--vae {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     if missing := found["missing_keys"]:
         raise SampleError(f"--vae {name} lacks {len(missing)} weights, {min(missing)} first")
     return vae.to(device).float().eval().requires_grad_(False)
+
+
+def _read_config(name):
+    """The autoencoder's config as stored."""
+    if name not in PUBLISHED_VAES and not Path(name).is_dir():
+        raise SampleError(f"--vae must be ema, mse or a folder, got {name!r}")
+    kind = import_optional("diffusers").AutoencoderKL
+    with _loading(name):
+        config = kind.load_config(PUBLISHED_VAES.get(name, name))
+    if (stored := config.get("_class_name", kind.__name__)) != kind.__name__:
+        raise SampleError(f"--vae {name} must be an {kind.__name__}, got an {stored}")
+    return config
+
+
+@contextmanager
+def _loading(name):
+    try:
+        yield
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        raise SampleError(f"--vae {name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def vae_factor(vae: Any) -> int:

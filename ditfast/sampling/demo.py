@@ -1,6 +1,8 @@
-"""Defaults of `python -m ditfast.sample --demo`, instead of those of other runs."""
+"""The demo: models that ship with the package, and the defaults of `python -m ditfast.sample --demo`."""
 
 from pathlib import Path
+
+from ditfast.models.dit import DiT
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DEMO = {  # the model is examples/digits.py's
@@ -13,7 +15,6 @@ DEMO = {  # the model is examples/digits.py's
     "dtype": "auto",
     "batch": 60,
     "out": "demo",
-    "grid": "demo.png",
     "grid_columns": 10,
     "grid_scale": 8,
 }
@@ -23,5 +24,13 @@ ONE_STEP = {  # on top of these; the model is of examples/few_steps
     "steps": 1,
     "cfg": 1.0,
     "out": "demo-one-step",
-    "grid": "demo-one-step.png",
 }
+
+
+def load_demo(*, one_step: bool = False) -> DiT:
+    """A DiT of handwritten digits, (B, 1, 8, 8) in [-1, 1] with labels 0 to 9, in float32; needs no download.
+
+    Args:
+        one_step: the MeanFlow model, which samples in one step, instead of the diffusion model.
+    """
+    return DiT.from_pretrained((DEMO | (ONE_STEP if one_step else {}))["ckpt"]).float()

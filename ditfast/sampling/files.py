@@ -18,6 +18,7 @@ HEAD, TAIL = ">8sI4sIIBB", b"\0\0\0\0IEND\xaeB`\x82"  # of a PNG: signature, IHD
 GRID_PIXELS = 89_478_485  # the most that Pillow opens without a warning
 GRID_LIMIT = 64  # images
 GAP = 2  # pixels between images
+_OTHERWISE = "choose another {}, or replace it with --overwrite"
 
 
 class SampleFolder(ResumableFolder):
@@ -76,7 +77,7 @@ def check_target(option: str, path: str | Path | None, overwrite: bool) -> None:
     if path is None:
         return
     if Path(path).exists() and not overwrite:
-        raise SampleError(f"{option} {path} exists: --overwrite replaces it")
+        raise SampleError(f"{option} {path} exists: {_OTHERWISE.format(option)}")
     if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
         raise SampleError(f"{option} must be a file in a folder that exists, got {path}")
 
@@ -95,7 +96,7 @@ def write_npz(path: str | Path, folder: SampleFolder, count: int, overwrite: boo
             for index in range(count):
                 array.write(folder.read(index).tobytes())
         if not overwrite and path.exists() and not filecmp.cmp(part, path, shallow=False):
-            raise SampleError(f"--npz {path} exists and holds other images: --overwrite replaces it")
+            raise SampleError(f"--npz {path} exists and holds other images: {_OTHERWISE.format('--npz')}")
 
 
 def write_grid(
@@ -116,7 +117,7 @@ def write_grid(
     with folder.writing(path) as part:
         import_optional("PIL.Image").fromarray(grid).save(part, format="PNG")
         if not overwrite and path.exists() and not filecmp.cmp(part, path, shallow=False):
-            raise SampleError(f"--grid {path} exists and shows other images: --overwrite replaces it")
+            raise SampleError(f"--grid {path} exists and shows other images: {_OTHERWISE.format('--grid')}")
 
 
 def check_grid(size: tuple[int, int], count: int, columns: int | None, scale: int) -> None:

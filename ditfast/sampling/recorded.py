@@ -8,10 +8,10 @@ from ditfast.checkpoints import read_sampling
 from ditfast.checkpoints.sampling import OBJECTIVES, settle_objective
 from ditfast.fingerprint import sha256
 from ditfast.sampling import SampleError
-from ditfast.sampling.autoencoder import Scaling, load_vae
-from ditfast.sampling.decode import PIXELS, Decoder, make_decoder
-from ditfast.sampling.flow import ADAPTIVE, FLOW_SAMPLERS, MEAN_SAMPLERS
+from ditfast.sampling.autoencoder import Scaling, latents_of, load_vae
+from ditfast.sampling.decode import PIXELS, Decoder, Takes, keep_pixels, make_decoder
 from ditfast.sampling.sampler import SAMPLERS
+from ditfast.sampling.solvers import FLOW_SAMPLERS, MEAN_SAMPLERS, flag, given_options, is_adaptive
 
 SCHEDULE = "linear"  # of checkpoints without a record
 SAMPLER = {"diffusion": "ddpm", "flow": "euler", "meanflow": "one-step"}  # default by objective
@@ -34,27 +34,38 @@ def read_record(ckpt: str, objective: str | None = None) -> dict:
     return record if found or record["objective"] != "diffusion" else {"objective": "diffusion"}
 
 
+def assumption(o: Namespace, record: dict) -> str | None:
+    """What is assumed about a checkpoint that does not record its objective; None if --objective was given."""
+    if o.objective is not None or record != {"objective": "diffusion"}:
+        return None
+    how = f"sampled as diffusion, {o.noise_schedule} noise schedule; for SiT's weights, --objective flow"
+    return f"{o.ckpt} records no objective: {how}"
+
+
 def settle_sampler(o: Namespace, record: dict) -> None:
     """Set ``o.sampler``, ``o.steps`` and ``o.cfg``, unless given, to the objective's defaults.
 
     Raises:
-        SampleError: an option of another objective.
+        SampleError: an option of another objective, or guidance of a model that guides itself.
     """
-    objective = record["objective"]
+    objective, options = record["objective"], given_options(o)
     o.sampler = o.sampler or SAMPLER[objective]
     if objective == "diffusion":
         if o.sampler in {*FLOW_SAMPLERS, *MEAN_SAMPLERS} - {*SAMPLERS}:
             raise SampleError(f"--sampler {o.sampler} is for flows, but this is a diffusion model (--objective)")
-        if o.time_shift != 1:
-            raise SampleError(f"--time-shift is for flows, but this is a diffusion model, got {o.time_shift:g}")
+        for name, value in options.items():
+            raise SampleError(f"{flag(name)} is for flows, but this is a diffusion model, got {value}")
     elif o.noise_schedule:
         raise SampleError(f"--noise-schedule is for diffusion, but this is a {objective} model")
-    if o.steps is None and o.sampler != ADAPTIVE:
+    adaptive = objective != "diffusion" and is_adaptive(o.sampler, options)
+    if o.steps is None and not adaptive:
         o.steps = 1 if o.sampler in MEAN_SAMPLERS else 250
-    if o.sampler == ADAPTIVE:
+    if adaptive:
         o.batch = 1  # its steps depend on the whole batch, and a sample must not depend on others
     if o.cfg is None:
         o.cfg = 1.0 if objective == "meanflow" else 4.0
+    if o.cfg > 1 and (learned := record.get("guidance", 1)) != 1:
+        refuse(o, f"--cfg {o.cfg:g} guides twice: the model was trained to guide itself, by {learned:g}")
 
 
 def settle_schedule(o: Namespace, record: dict) -> str | None:
@@ -67,31 +78,43 @@ def settle_schedule(o: Namespace, record: dict) -> str | None:
         return None
     recorded = record.get("noise_schedule")
     if o.noise_schedule and recorded and o.noise_schedule != recorded:
-        _refuse(o, f"--noise-schedule {o.noise_schedule} is not the model's, {recorded}")
+        refuse(o, f"--noise-schedule {o.noise_schedule} is not the model's, {recorded}")
     return o.noise_schedule or recorded or SCHEDULE
 
 
-def settle_decoder(o: Namespace, record: dict, device: str | torch.device) -> Decoder:
-    """The decoder, with the scale and shift of the model's latents. Sets ``o.decoder`` unless given.
+def settle_decoder(o: Namespace, record: dict) -> Takes:
+    """What the decoder takes, without loading it. Sets ``o.decoder`` unless given.
 
     Raises:
-        SampleError: the autoencoder is missing, or is not the one that the model was trained with.
+        SampleError: it is not what the model was trained with, or the autoencoder is missing.
     """
-    known, vae = "vae" in record, record.get("vae")
-    trained = None if not known else "vae" if vae else "pixel"
+    trained = None if "vae" not in record else "vae" if record["vae"] else "pixel"
     o.decoder = o.decoder or trained or "vae"
     if trained not in (None, o.decoder):
-        _refuse(o, f"--decoder {o.decoder} does not fit this model, which was trained with {trained}")
+        refuse(o, f"--decoder {o.decoder} does not fit this model, which was trained with {trained}")
     if o.decoder == "pixel":
         return PIXELS
-    autoencoder = load_vae(o.vae, device)
+    channels, factor = latents_of(o.vae)
+    return Takes((channels,), factor)
+
+
+def load_decoder(o: Namespace, record: dict, device: str | torch.device) -> Decoder:
+    """The decoder, with the scale and shift of the model's latents.
+
+    Raises:
+        SampleError: the autoencoder lacks weights, or is not the one that the model was trained with.
+    """
+    if o.decoder == "pixel":
+        return keep_pixels
+    autoencoder, vae = load_vae(o.vae, device), record.get("vae")
     if not vae:
         return make_decoder(autoencoder)
     if vae["sha256"] and sha256(autoencoder) != vae["sha256"]:
-        _refuse(o, f"--vae {o.vae} is not the autoencoder that the model was trained with")
+        refuse(o, f"--vae {o.vae} is not the autoencoder that the model was trained with")
     return make_decoder(autoencoder, Scaling(vae["scale"], vae["shift"]))
 
 
-def _refuse(o, text):
+def refuse(o: Namespace, text: str) -> None:
+    """Raise a SampleError unless --allow-mismatch was given."""
     if not o.allow_mismatch:
         raise SampleError(f"{text}: --allow-mismatch samples anyway")

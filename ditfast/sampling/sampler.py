@@ -16,6 +16,7 @@ from ditfast.sampling.flow import FlowSampler
 from ditfast.sampling.start import Start
 
 OWN = {"ddpm": "{}", "ddim": "ddim{}"}  # this package's samplers -> their timestep_respacing
+STEPS = 1000  # of the full process
 SAMPLERS = (*OWN, *(name for name in NAMES if name not in OWN))
 
 
@@ -32,6 +33,7 @@ class Sampler:
     Attributes:
         timesteps: the timestep of each model call.
         times: the same as a fraction of the full process, from 0, clean, to almost 1, noise.
+        made_for: what a model's ``sampling`` must record, if anything, for `sample` to take it.
 
     Raises:
         SampleError: an unknown name, steps that do not fit it, or diffusers is needed but missing.
@@ -39,6 +41,9 @@ class Sampler:
 
     def __init__(self, name: str, steps: int, learn_sigma: bool, clip: bool, noise_schedule: str = "linear"):
         self.name, self.steps, self.learn_sigma, self.clip = name, steps, learn_sigma, clip
+        self.made_for = {"objective": "diffusion", "noise_schedule": noise_schedule}
+        if name in OWN and not 1 <= steps <= STEPS:
+            raise SampleError(f"--steps must be in [1, {STEPS}] for --sampler {name}, got {steps}")
         try:
             make = partial(create_diffusion, noise_schedule=noise_schedule, learn_sigma=learn_sigma)
             self.diffusion = make("")
@@ -121,6 +126,8 @@ def sample(
     device: str | torch.device,
     dtype: torch.dtype = torch.float32,
     tick: Callable[[], object] = lambda: None,
+    *,
+    allow_mismatch: bool = False,
 ) -> torch.Tensor:
     """Samples (B, C, S, S) in float32, one per `Start`.
 
@@ -128,8 +135,14 @@ def sample(
         model: a `DiT`, or an `Engine` for ``dtype``.
         dtype: compute dtype of the model's branches.
         tick: called once per model call.
+        allow_mismatch: take a sampler and guidance that contradict the model's ``sampling``.
+
+    Raises:
+        SampleError: one of them contradicts it.
     """
     engine = model if isinstance(model, Engine) else Engine(model, dtype)
+    if not allow_mismatch:
+        check_fit(getattr(engine.model, "sampling", {}), sampler, guidance)
     noise = torch.stack([each.noise for each in starts]).to(device)
     labels = torch.tensor([each.label for each in starts], device=device)
     predict = with_guidance(engine, labels, guidance, sampler.times, tick)
@@ -138,3 +151,22 @@ def sample(
     autocast = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), autocast, engine.run(sampler.timesteps, occurring):
         return sampler(predict, noise, [each.generator for each in starts])
+
+
+def check_fit(recorded: dict[str, Any], sampler: Sampler | FlowSampler, guidance: Guidance) -> None:
+    """Reject a sampler made for another model than the one with this ``sampling``, and guidance on top of its own.
+
+    Raises:
+        SampleError: naming the field and both values.
+    """
+    for name, value in sampler.made_for.items():
+        if recorded.get(name, value) != value:
+            raise SampleError(
+                f"the sampler's {name} must be the model's, {recorded[name]!r}, got {value!r}: see model.sampling, "
+                "or pass allow_mismatch=True"
+            )
+    if guidance.scale > 1 and (learned := recorded.get("guidance", 1)) != 1:
+        raise SampleError(
+            f"guidance.scale must be 1 for a model trained to guide itself, by {learned:g}, got {guidance.scale:g}: "
+            "or pass allow_mismatch=True"
+        )

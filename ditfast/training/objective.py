@@ -72,6 +72,9 @@ def check_objective(config: "Config") -> None:
     if config.loss_weight and config.prediction == "velocity":
         raise TrainError(f"--loss-weight {config.loss_weight} is for --prediction noise or score, got velocity")
     make_objective(config, 1)  # checks the values; the number of classes does not matter
+    assert config.cfg is not None  # filled in
+    if config.sample_every and config.cfg > 1 and (scale := learned_guidance(config)) != 1:
+        raise TrainError(f"--cfg must be 1 for a model that learns to guide itself, by {scale:g}, got {config.cfg:g}")
 
 
 def _option(name):
@@ -137,4 +140,11 @@ def describe_objective(config: "Config") -> dict[str, Any]:
     """The objective as recorded in a model's ``sampling``."""
     assert config.objective is not None  # filled in
     kept = [name for name in RECORDED if name in FIELDS[config.objective]]
-    return {"objective": config.objective, **{name: getattr(config, name) for name in kept}}
+    scale = learned_guidance(config)
+    guidance = {} if scale == 1 else {"guidance": scale}
+    return {"objective": config.objective, **{name: getattr(config, name) for name in kept}, **guidance}
+
+
+def learned_guidance(config: "Config") -> float:
+    """The guidance scale of the trained model's own samples, 1 for none. Source: Geng et al. 2025, equation 21."""
+    return round(config.target_cfg / (1 - config.target_mix), 6) if config.objective == "meanflow" else 1.0

@@ -57,7 +57,8 @@ class Preview:
         starts = [
             draw_start(i, self._encoder.shape, self._classes, device, label) for i, label in enumerate(self._labels)
         ]
-        x = sample(model, self._sampler, self._guidance, starts, device, self._dtype)
+        # the sampler is the config's, which the model records when it is exported
+        x = sample(model, self._sampler, self._guidance, starts, device, self._dtype, allow_mismatch=True)
         if self._ranks.is_first:
             images = to_uint8(self._encoder.decode(x))
             picture = import_optional("PIL.Image").fromarray(tile_images(images, scale=max(1, 64 // images.shape[1])))

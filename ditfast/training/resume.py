@@ -67,6 +67,7 @@ def check_same_run(path: Path, then: dict[str, Any], now: dict[str, Any]) -> Non
     """
     sampling = recorded_sampling(then)
     then = {**then, "sampling": sampling if "sampling" in then else {**now["sampling"], **sampling}}
+    then["sampling"] = {"guidance": now["sampling"].get("guidance"), **then["sampling"]}  # older files lack it
     then["model"] = {**{name: argument(then["model"], name) for name in now["model"]}, **then["model"]}
     for part in ("model", "data", "sampling", "seed"):
         name, was, is_ = _difference(part, then.get(part), now[part])

@@ -9,6 +9,7 @@ import torch
 
 from ditfast import DiT
 from ditfast.checkpoints import read_sampling
+from ditfast.checkpoints.files import RELEASED
 
 VAE = {"sha256": "ab" * 32, "scale": 0.3611, "shift": 0.1159}
 WHOLE = {
@@ -68,6 +69,7 @@ def test_models_do_not_share_it(kit):
         ({"objective": "flow"}, "sampling's noise_schedule does not belong to the objective 'flow', got 'squared"),
         ({"objective": "meanflow"}, "second_time must be true for sampling's objective 'meanflow', got False"),
         ({"objective": None}, "sampling's objective must be a string, got None"),
+        ({"guidance": 2.0}, "sampling's guidance must be a number of at least 0, of a meanflow model, got 2.0"),
         ({"vae": "ema"}, "sampling's vae must have sha256, scale, shift, got 'ema'"),
         ({"vae": {"scale": 1, "shift": 0}}, "sampling's vae must have sha256, scale, shift, got"),
         ({"vae": {**VAE, "scale": [1, 2]}}, r"sampling's vae must have a number as scale, or 4, got \[1, 2\]"),
@@ -135,6 +137,19 @@ def test_a_model_with_a_second_time_means_meanflow(kit, tmp_path):
     loaded = DiT.from_pretrained(tmp_path), DiT.from_pretrained(tmp_path / "bare.pt", num_heads=4)
     assert [each.sampling for each in (model, *loaded)] == [{"objective": "meanflow"}] * 3
     assert read_sampling(tmp_path / "bare.pt") == {"objective": "meanflow"}
+    model.sampling = {"objective": "meanflow", "guidance": 2.5}
+    model.save_pretrained(tmp_path / "guided")
+    assert DiT.from_pretrained(tmp_path / "guided").sampling == model.sampling == read_sampling(tmp_path / "guided")
+    model.sampling["guidance"] = "2.5"
+    with pytest.raises(ValueError, match="guidance must be a number of at least 0, of a meanflow model, got '2.5'"):
+        model.save_pretrained(tmp_path / "no")
+
+
+def test_the_released_weights_are_known_by_name(kit, tmp_path):
+    assert read_sampling(RELEASED[0]) == OLD  # without a download
+    for name in (RELEASED[0], "other.pt"):
+        torch.save(kit.tiny().state_dict(), tmp_path / name)
+    assert [read_sampling(tmp_path / name) for name in (RELEASED[0], "other.pt")] == [OLD, {}]
 
 
 def test_the_checkpoints_of_sits_training(kit, tmp_path):

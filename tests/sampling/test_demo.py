@@ -15,7 +15,7 @@ from PIL import Image
 from ditfast import DiT
 from ditfast.flow import MeanFlow
 from ditfast.sample import main
-from ditfast.sampling.demo import DEMO, ONE_STEP
+from ditfast.sampling.demo import DEMO, ONE_STEP, load_demo
 from ditfast.sampling.sampler import SAMPLERS
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
@@ -78,15 +78,21 @@ def test_nothing_is_overwritten_unless_requested(demo, capsys):
     short = ("--classes", 3, 8, "--steps", 2)
     demo(*short)
     before = times(".") | times("demo")
+    with pytest.raises(
+        SystemExit, match=r"--out demo holds .*: choose another --out, or start over with --overwrite"
+    ):
+        demo(*short, "--seed", 7)
     with pytest.raises(SystemExit, match=r"--out demo holds images from another run \(guidance was .*--overwrite"):
         demo(*short, "--cfg", 1)
-    for options in (("--grid-scale", 4), ("--out", "other")):
-        with pytest.raises(SystemExit, match=r"--grid demo.png exists.*: --overwrite replaces it"):
-            demo(*short, *options)
-    assert times(".") | times("demo") == before and not Path("other").exists()
+    with pytest.raises(SystemExit, match=r"--grid demo.png exists .*: choose another --grid, or .* --overwrite"):
+        demo(*short, "--grid-scale", 4)
+    assert times(".") | times("demo") == before
     demo(*short, "--cfg", 1, "--overwrite")
     assert times("demo").keys() == {"000000.png", "000001.png"}
     assert times(".") != {name: before[name] for name in times(".")}
+    now = times(".")["demo.png"]
+    demo(*short, "--seed", 7, "--out", "other")  # the grid goes by the folder's name
+    assert times(".").keys() == {"demo.png", "other.png"} and times(".")["demo.png"] == now
 
 
 def test_every_option_can_still_be_given(demo, save, tmp_path):
@@ -183,7 +189,7 @@ def test_samples_are_of_the_requested_class(judge, both):
 
 
 def test_one_step_takes_no_time():
-    model, noise = DiT.from_pretrained(ONE_STEP["ckpt"]).float().eval(), torch.randn(1, 1, 8, 8)
+    model, noise = load_demo(one_step=True), torch.randn(1, 1, 8, 8)
 
     def seconds():
         begin = time.perf_counter()

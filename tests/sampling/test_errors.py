@@ -4,8 +4,11 @@ import sys
 
 import pytest
 import torch
+from tiny_models import save_vae
 
 from ditfast import DiT
+from ditfast.sample import main
+from ditfast.sampling import recorded
 
 ONE = ("--num-samples", 1)
 
@@ -28,10 +31,10 @@ ONE = ("--num-samples", 1)
         ((*ONE, "--grid", ""), "--grid must be a path, got ''"),
         ((*ONE, "--batch", 0), "--batch must be at least 1, got 0"),
         ((*ONE, "--steps", 0), "--steps must be at least 1, got 0"),
-        ((*ONE, "--steps", 1001), "--steps 1001: timestep_respacing must keep at most the 1000 steps"),
+        ((*ONE, "--steps", 1001), "--steps must be in [1, 1000] for --sampler ddpm, got 1001"),
         (
             (*ONE, "--sampler", "ddim", "--steps", 1001),
-            "--sampler ddim --steps 1001: timestep_respacing must be 'ddimN', N",
+            "--steps must be in [1, 1000] for --sampler ddim, got 1001",
         ),
         ((*ONE, "--sampler", "dpm+"), "did you mean 'dpm++'?"),
         ((*ONE, "--sampler", "FlowMatchEulerDiscreteScheduler"), "--sampler FlowMatch"),
@@ -50,7 +53,7 @@ ONE = ("--num-samples", 1)
         (("--num-samples", 2, "--seed", 2**32 - 1), "--seed must be in [0, 4294967295]"),
         ((*ONE, "--seed", -1), "--seed must be in [0, 4294967295], got -1"),
         ((*ONE, "--image-size", 0), "--image-size must be a positive multiple of 1, got 0"),
-        ((*ONE, "--image-size", 9), "--ckpt"),
+        ((*ONE, "--image-size", 9, "--allow-mismatch"), "--ckpt"),
         ((*ONE, "--image-size", 8, 8, 8), "--image-size must be a side, or height and width, got 3 numbers"),
         ((*ONE, "--num-heads", 0), "--num-heads must be at least 1, got 0"),
         ((*ONE, "--num-heads", 5), "num_heads"),
@@ -63,6 +66,39 @@ ONE = ("--num-samples", 1)
 def test_bad_options(refusal, options, message, tmp_path):
     assert message in refusal(*options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ((), "--ckpt is required, or --demo, which needs no weights"),
+        (("--one-step",), "--one-step needs --demo"),
+        (("--dmeo",), "unrecognized arguments: --dmeo; did you mean '--demo'?"),
+        (("--num-sample=3", "--sed=7"), "unrecognized arguments: --sed=7; did you mean '--seed'?"),
+        (("--nothing",), "unrecognized arguments: --nothing"),
+    ],
+)
+def test_first_steps(refusal_of, capsys, words, message):
+    assert refusal_of(main)([*words]).endswith(f"error: {message}") or message.startswith("--one-step")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_autoencoder_is_loaded_after_the_checks(refusal, save, tmp_path, monkeypatch):
+    """It is the largest file of most runs, and may be a download."""
+    vae, model = save_vae(tmp_path / "vae", 0), save(tmp_path / "latent", in_channels=4)
+    torch.save(DiT.from_pretrained(model).state_dict(), tmp_path / "bare.pt")
+    monkeypatch.setattr(recorded, "load_vae", lambda *_: pytest.fail("loaded"))
+    options = ("--vae", vae, "--grid", tmp_path / "g.png")
+    for more, at, message in (
+        ((), tmp_path / "bare.pt", "give num_heads"),
+        ((), None, "--decoder vae takes 4 channels, the model has 3"),
+        (("--classes", 9), model, "--classes must be in [0, 6], got 9"),
+        (("--cfg-channels", 5), model, "--cfg-channels must be in [1, 4], got 5"),
+        (("--sampler", "nothing"), model, "--sampler nothing"),
+        (("--grid-scale", 10**6), model, "--grid-scale 1000000 makes"),
+    ):
+        given = more if "--classes" in more else (*ONE, *more)
+        assert message in refusal(*given, *options, **({"model": at} if at else {}), decoder="vae")
 
 
 def test_guidance_without_a_null_class(run, refusal, save, tmp_path):

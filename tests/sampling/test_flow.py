@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -76,6 +77,35 @@ def test_the_adaptive_ode_solves_each_sample_alone(run, flow):
     same(run(*TWO, "--sampler", "ode", model=flow, steps=None), expected(flow, each))
 
 
+@pytest.mark.parametrize(
+    "name, options, steps",
+    [
+        ("ode", {"sampling_method": "rk4", "time_shift": 2.0}, 3),
+        ("ode", {"sampling_method": "heun2"}, 3),
+        ("ode", {"sampling_method": "bosh3", "atol": 1e-2, "rtol": 1e-1}, None),
+        ("sde", {"sampling_method": "Heun", "diffusion_form": "decreasing", "diffusion_norm": 2.0}, 4),
+        ("sde", {"diffusion_form": "SBDM", "last_step": "Tweedie", "last_step_size": 0.04}, 4),
+        ("sde", {"last_step": None}, 4),
+    ],
+)
+def test_options_of_the_solvers(run, flow, tmp_path, name, options, steps):
+    """They mean what they mean in ditfast.flow."""
+    pytest.importorskip("torchdiffeq")
+    solver = Solver(create_transport("GVP"))
+
+    def each(model, noise, y, own):
+        if name == "sde":
+            form = {"diffusion_form": "sigma", "last_step_size": 1 / steps, "num_steps": steps} | options
+            return solver.sample_sde(**form, generator=own)(noise, model, y=y)[-1]
+        ode = solver.sample_ode(**options, **({"num_steps": steps + 1} if steps else {}))
+        return torch.cat([ode(noise[i : i + 1], model, y=y[i : i + 1])[-1] for i in range(2)])
+
+    flags = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value or "none")]
+    same(run(*TWO, "--sampler", name, *flags, model=flow, steps=steps), expected(flow, each))
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings.items() >= {key: value or "none" for key, value in options.items()}.items()
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_average_velocities(run, mean, steps, tmp_path):
     options = ("--sampler", "average") if steps > 1 else ()
@@ -142,19 +172,45 @@ def test_a_file_of_weights_needs_the_objective(run, refusal, flow, tmp_path):
         (("--objective", "diffusion"), "objective must be 'flow', the model's training objective, got 'diffusion'"),
         (("--sampler", "ddim"), "--sampler must be one of euler, heun, ode, .* for a flow model, got 'ddim'"),
         (("--sampler", "one-step"), "--sampler must be one of euler, .* for a flow model, got 'one-step'"),
-        (("--sampler", "ode"), "--steps is for all samplers but ode, got 4 for --sampler ode"),
-        (("--sampler", "sde", "--steps", 2), r"--sampler sde --steps 2: num_steps must be .* \[3, 1000000\], got 2"),
+        (
+            ("--sampler", "ode"),
+            "--steps is for all samplers but ode with an adaptive method, got 4 for --sampler ode",
+        ),
+        (("--sampler", "sde", "--steps", 2), r"--steps must be in \[3, 999999\] for --sampler sde, got 2"),
         (("--noise-schedule", "linear"), "--noise-schedule is for diffusion, but this is a flow model"),
-        (("--time-shift", 0), "time_shift must be in .*, got 0"),
+        (("--time-shift", 0), "--sampler euler: --time-shift must be in .*, got 0"),
+        (("--sampler", "ode", "--atol", "nan", "--steps"), "--sampler ode: --atol must be at least 0, got nan"),
+        (("--sampler", "ode", "--time-shift", 2), "--time-shift does not apply to --sampler ode"),
+        (
+            ("--sampler", "ode", "--sampling-method", "rk4", "--rtol", 0.1),
+            "--rtol does not apply to --sampler ode --sampling-method rk4",
+        ),
+        (("--sampler", "ode", "--sampling-method", "rk"), "--sampling-method must be one of .*did you mean 'rk4'"),
+        (("--sampler", "sde", "--time-shift", 2), "--time-shift does not apply to --sampler sde"),
+        (("--diffusion-form", "sigma"), "--diffusion-form does not apply to --sampler euler"),
+        (("--sampler", "sde", "--last-step-size", 2), "--sampler sde: --last-step-size must be in .*, got 2"),
+        (("--sampler", "sde", "--diffusion-norm", -1), "--sampler sde: --diffusion-norm must be at least 0, got -1"),
+        (("--sampler", "sde", "--last-step", "x"), "invalid choice: 'x'"),
     ],
 )
 def test_refused(refusal, flow, options, message):
-    assert re.search(message, refusal(*TWO, *options, model=flow))
+    given, steps = (options[:-1], None) if options[-1] == "--steps" else (options, 4)
+    assert re.search(message, refusal(*TWO, *given, model=flow, steps=steps))
+
+
+def test_a_solver_that_is_not_installed(refusal, flow, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    message = refusal(*TWO, "--sampler", "ode", model=flow, steps=None)
+    assert "--sampling-method 'dopri5' needs torchdiffeq: pip install 'ditfast[flow]'" in message
 
 
 def test_rejected_for_other_models(refusal, ckpt, mean):
     assert "--sampler one-step takes 1 step, got 4" in refusal(*TWO, "--sampler", "one-step", model=mean)
     assert "--time-shift is for flows" in refusal(*TWO, "--time-shift", 2, model=ckpt)
+    assert "--last-step is for flows" in refusal(*TWO, "--last-step", "Mean", model=ckpt)
+    assert "--time-shift does not apply to --sampler one-step" in refusal(
+        *TWO, "--time-shift", 2, model=mean, steps=None
+    )
     assert "objective must be 'diffusion'" in refusal(*TWO, "--objective", "flow", model=ckpt)
 
 

@@ -20,7 +20,7 @@ def record(folder, **changes) -> str:
     """Add fields to the checkpoint's ``sampling``; None removes a field."""
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
-    config["sampling"] |= changes
+    config["sampling"] = {k: v for k, v in (config["sampling"] | changes).items() if v is not None or k == "vae"}
     path.write_text(json.dumps(config))
     return str(folder)
 
@@ -72,6 +72,46 @@ def test_a_model_without_settings_accepts_any_schedule(run, tmp_path):
     run(*TWO, model=model, out="a")
     run(*TWO, "--noise-schedule", "squaredcos_cap_v2", model=model, out="b")
     assert [settings(tmp_path / name)["noise_schedule"] for name in "ab"] == ["linear", "squaredcos_cap_v2"]
+
+
+def test_images_of_another_size_than_the_trained_one(run, refusal, tmp_path):
+    torch.save(
+        {"ema": DiT.from_pretrained(save_dit(tmp_path / "m")).state_dict(), "args": {"num_heads": 2}},
+        tmp_path / "x.pt",
+    )
+    for model in (tmp_path / "m", tmp_path / "x.pt"):
+        message = "--image-size 12 x 8 is not that of the model's training, 8 x 8: --allow-mismatch samples anyway"
+        assert message in refusal(*TWO, "--image-size", 12, 8, model=model)
+        assert run(*TWO, "--image-size", 8, model=model, out=f"{model.name}-8", steps=1).shape == (2, 8, 8, 3)
+    assert run(*TWO, "--image-size", 12, 8, ALLOW, model=model, steps=1).shape == (2, 12, 8, 3)
+
+
+def test_guidance_of_a_model_that_guides_itself(run, refusal, tmp_path):
+    model = save_dit(tmp_path / "mean", second_time=True)
+    record(model, objective="meanflow", noise_schedule=None, guidance=2.5)
+    run("--classes", 1, model=model, steps=None)
+    given = ("--classes", 1, "--cfg", 1.5)
+    message = "--cfg 1.5 guides twice: the model was trained to guide itself, by 2.5: --allow-mismatch samples anyway"
+    assert message in refusal(*given, model=model, steps=None)
+    run(*given, ALLOW, model=model, steps=None, out="twice")
+
+
+def test_what_is_assumed_is_said(run, tmp_path, capsys):
+    """Weights of a flow and of a diffusion have the same names and shapes."""
+    state = DiT.from_pretrained(model := save_dit(tmp_path / "model")).state_dict()
+    for name, args in (("bare", {}), ("sit", {"path_type": "Linear", "prediction": "velocity"})):
+        torch.save({"ema": state, "args": {"num_heads": 2, **args}}, tmp_path / f"{name}.pt")
+    said = {}
+    for name in ("bare.pt", "sit.pt", "model"):
+        run(*TWO, model=tmp_path / name, out=f"of {name}", steps=1)
+        said[name] = "records no objective" in (text := capsys.readouterr().err)
+        assert (
+            not said[name]
+            or "sampled as diffusion, linear noise schedule; for SiT's weights, --objective flow" in text
+        )
+    assert said == {"bare.pt": True, "sit.pt": False, "model": False}
+    run(*TWO, "--objective", "diffusion", model=tmp_path / "bare.pt", out="told", steps=1)
+    assert "records no objective" not in capsys.readouterr().err and model
 
 
 def test_another_objective_is_not_sampled(refusal, tmp_path):

@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from ditfast import DiT
+from ditfast.sampling import SampleError
+from ditfast.sampling.flow import FlowSampler
 from ditfast.sampling.sampler import SAMPLERS, Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
+
+FLOW = {"objective": "flow", "path_type": "Linear", "prediction": "velocity"}
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def test_unclipped_samples_start_where_there_is_a_signal(model, calls, name):
     starts = [draw_start(5, (3, 8, 8), 7)]
     for clip in (False, True):
         sampler = Sampler(name, 20, True, clip, "squaredcos_cap_v2")
-        samples = sample(model, sampler, Guidance(1, 0, 1, 3), starts, "cpu")
+        samples = sample(model, sampler, Guidance(1, 0, 1, 3), starts, "cpu", allow_mismatch=True)
         assert max(time for time, *_ in calls) <= 0.995 or clip and name == "ddpm"
         assert not clip or samples.abs().max() < 1.5
         calls.clear()
@@ -89,3 +93,39 @@ def test_branches_compute_in_the_dtype_and_samples_stay_float32(model):
     for dtype in (torch.float32, torch.bfloat16):
         assert two(model, Guidance(1, 0, 1, 3), steps=1, dtype=dtype).dtype == torch.float32
         assert seen.pop() == dtype
+
+
+@pytest.mark.parametrize(
+    "recorded, sampler, scale, message",
+    [
+        (
+            {"objective": "diffusion", "noise_schedule": "squaredcos_cap_v2"},
+            Sampler("ddim", 2, True, False),
+            1,
+            "the sampler's noise_schedule must be the model's, 'squaredcos_cap_v2', got 'linear'",
+        ),
+        (FLOW, Sampler("ddim", 2, True, False), 1, "the sampler's objective must be the model's, 'flow', got 'diff"),
+        (
+            FLOW,
+            FlowSampler("euler", 2, {**FLOW, "path_type": "GVP"}),
+            1,
+            "the sampler's path_type must be the model's, 'Linear', got 'GVP'",
+        ),
+        (
+            {"objective": "meanflow", "guidance": 2.5},
+            FlowSampler("average", 2, {"objective": "meanflow"}),
+            1.5,
+            "guidance.scale must be 1 for a model trained to guide itself, by 2.5, got 1.5",
+        ),
+    ],
+)
+def test_a_sampler_for_another_model(model, calls, recorded, sampler, scale, message):
+    model.sampling = recorded
+    arguments = (model, sampler, Guidance(scale, 0, 1, 3), [draw_start(5, (3, 8, 8), 7)], "cpu")
+    with pytest.raises(SampleError, match=message):
+        sample(*arguments)
+    assert not calls
+    if recorded["objective"] == "diffusion":
+        sample(*arguments, allow_mismatch=True)
+        model.sampling = {}  # unknown
+        sample(*arguments)

@@ -6,7 +6,7 @@ import torch
 from tiny_models import save_vae
 
 from ditfast import DiT
-from ditfast.sampling.autoencoder import load_vae
+from ditfast.sampling.autoencoder import latents_of, load_vae
 from ditfast.sampling.decode import make_decoder, to_uint8
 from ditfast.sampling.sampler import Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
@@ -39,7 +39,14 @@ def test_images_equal_decoded_latents(run, vae, latent):
 
 def test_the_image_size_is_in_pixels(run, refusal, vae, latent):
     shared = {"model": latent, "decoder": "vae"}
-    assert run("--num-samples", 1, "--vae", vae, "--image-size", 24, **shared).shape == (1, 24, 24, 3)
+    assert run("--num-samples", 1, "--vae", vae, "--image-size", 24, "--allow-mismatch", **shared).shape == (
+        1,
+        24,
+        24,
+        3,
+    )
+    message = refusal("--num-samples", 1, "--vae", vae, "--image-size", 24, 16, **shared)
+    assert "--image-size 24 x 16 is not that of the model's training, 16 x 16: --allow-mismatch" in message
     message = refusal("--num-samples", 1, "--vae", vae, "--image-size", 25, **shared)
     assert "--image-size must be a positive multiple of 2, got 25" in message
 
@@ -55,8 +62,8 @@ def test_latents_are_decoded_the_same_in_any_batch(vae):
     pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         latents = AutoencoderKL.from_pretrained(vae).encode(pictures).latent_dist.mode() * 0.18215
-        together, alone = decoder.decode(latents), decoder.decode(latents[1:2])
-    assert decoder.factor == 2 and together.shape == pictures.shape
+        together, alone = decoder(latents), decoder(latents[1:2])
+    assert latents_of(vae) == (4, 2) and together.shape == pictures.shape
     np.testing.assert_array_equal(to_uint8(together)[1:2], to_uint8(alone))
 
 
@@ -67,5 +74,5 @@ def test_images_are_decoded_one_at_a_time(vae, monkeypatch):
     sizes, forward = [], Decoder.forward
     monkeypatch.setattr(Decoder, "forward", lambda self, x, *args: sizes.append(len(x)) or forward(self, x, *args))
     with torch.no_grad():
-        make_decoder(load_vae(vae, "cpu")).decode(torch.randn(3, 4, 8, 8))
+        make_decoder(load_vae(vae, "cpu"))(torch.randn(3, 4, 8, 8))
     assert sizes == [1, 1, 1]

@@ -8,7 +8,9 @@ import torch
 from ditfast import DiT, sample
 from ditfast.data import open_data
 from ditfast.data.stream import stream_batches
+from ditfast.training.checkpoint import checkpoint_at
 from ditfast.training.config import Config, fill_defaults
+from ditfast.training.manifest import ABOUT, write_about
 from ditfast.training.objective import make_objective
 from ditfast.training.step_draws import draw_step
 
@@ -106,6 +108,26 @@ def test_defaults_match_the_objective():
 def test_refused(kit, refused, flags, said):
     assert said in refused(*flags)
     assert not (kit.folder / "refused").exists()
+
+
+def test_guidance_in_the_target_is_recorded(kit, refused):
+    """By its effective scale; a checkpoint of before that records none goes on."""
+    guided = (*MEAN, "--target-cfg", 0.2, "--target-mix", 0.92, "--steps", 1)
+    out = kit.train("guided", *guided)
+    assert DiT.from_pretrained(out / "model").sampling["guidance"] == 2.5
+    again = ("--resume", "auto", "--steps", 2)
+    assert "sampling's guidance was 2.5, is 2.0" in refused(
+        *guided, "--target-mix", 0.9, "--resume", out / "checkpoints" / "step-00000001"
+    )
+    assert "--cfg must be 1 for a model that learns to guide itself, by 2.5, got 3" in refused(
+        *guided, "--cfg", 3, "--sample-every", 1
+    )
+    about = checkpoint_at(out) / ABOUT
+    content = json.loads(about.read_text())
+    assert content["sampling"].pop("guidance") and content.pop("checksum")
+    write_about(about.parent, content)
+    kit.train("guided", *guided, *again)
+    assert DiT.from_pretrained(out / "model").sampling["guidance"] == 2.5
 
 
 @pytest.mark.slow

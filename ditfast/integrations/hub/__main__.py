@@ -6,7 +6,6 @@ OUT/build/torch-cuda is for GPUs, with the Triton kernels; OUT/build/torch-cpu r
 operations. The extension is in neither. `kernels.get_local_kernel(OUT)` loads it; uploading is up to you.
 """
 
-import argparse
 import base64
 import hashlib
 import json
@@ -15,7 +14,7 @@ from typing import Any
 
 import ditfast
 from ditfast import ops
-from ditfast.command import words
+from ditfast.command import Parser, words
 from ditfast.integrations.hub import modules
 
 HERE = Path(__file__).parent
@@ -139,7 +138,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m ditfast.integrations.hub", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m ditfast.integrations.hub", description=__doc__.split("\n")[0])
     parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty folder")
     parser.add_argument("--version", type=int, default=0, help="major version of the kernel; 0 promises nothing")
     chosen = parser.parse_args(words(arguments))
