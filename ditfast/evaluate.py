@@ -8,10 +8,9 @@ With --ckpt the samples are drawn by python -m ditfast.sample, whose other optio
 output folder (--out) already contains are not drawn again.
 """
 
-import argparse
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence, Set
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import NamedTuple
 import torch
 
 from ditfast import sample
-from ditfast.command import words
+from ditfast.command import Parser, words
 from ditfast.evaluation import EvaluationError
-from ditfast.evaluation.features import INCEPTION, VARIABLE, Extractor, load_extractor
+from ditfast.evaluation.features import INCEPTION, VARIABLE, Extractor, load_extractor, why_no_features
 from ditfast.evaluation.images import ImageFolder, ImageNpz, array_names, evenly_spaced, open_images, read_batches
 from ditfast.evaluation.report import (
     METRICS,
@@ -36,6 +35,7 @@ from ditfast.evaluation.report import (
 from ditfast.evaluation.statistics import KEPT, Summary, check_new_file, load_statistics, save_statistics, summarize
 from ditfast.paths import check_paths
 from ditfast.ranks import world_size
+from ditfast.sampling.options import make_parser
 from ditfast.streams import lasting_streams
 
 
@@ -46,17 +46,18 @@ class Reference(NamedTuple):
     statistics: Summary | None = None
 
 
-def evaluate_samples(o: Namespace, rest: list[str]) -> None:
-    """Run the command; ``rest`` are arguments for ditfast.sample."""
+def evaluate_samples(o: Namespace, drawing: list[str]) -> None:
+    """Run the command; ``drawing`` are the arguments of ditfast.sample for --ckpt."""
     if (world := world_size()) > 1:
         raise EvaluationError(
             "evaluate runs as a single process: sample with torchrun first, then evaluate without it "
             f"(WORLD_SIZE is {world})"
         )
     check_new_file("--save-stats", o.save_stats)
+    check_inputs(o)
     extractor = load_extractor(o.features, o.inception, o.device, o.trust_torchscript)
     reference = open_reference(o, extractor)
-    samples = open_samples(o, rest)
+    samples = open_samples(o, drawing)
     if samples is None:
         summarize_reference(o, reference, extractor)
         print(o.save_stats)
@@ -70,6 +71,19 @@ def evaluate_samples(o: Namespace, rest: list[str]) -> None:
     sizes = [images.size for images in (samples, reference.images) if images]
     report = make_report(o, extractor, values, missing, found, compared, sizes)
     print(json.dumps(report, indent=2) if o.json else format_report(report))
+
+
+def check_inputs(o: Namespace) -> None:
+    """Reject files that do not exist, all at once.
+
+    Raises:
+        EvaluationError: naming each.
+    """
+    paths = (("--samples", o.samples), ("--reference", o.reference))
+    missing = [f"{option} {path} does not exist" for option, path in paths if path and not Path(path).exists()]
+    features = why_no_features(o.features, o.inception)
+    if found := [*missing, *([features] if features else [])]:
+        raise EvaluationError("; ".join(found))
 
 
 def open_reference(o: Namespace, extractor: Extractor) -> Reference:
@@ -94,16 +108,15 @@ def open_reference(o: Namespace, extractor: Extractor) -> Reference:
     return Reference(images, statistics)
 
 
-def open_samples(o: Namespace, rest: list[str]) -> ImageFolder | ImageNpz | None:
+def open_samples(o: Namespace, drawing: list[str]) -> ImageFolder | ImageNpz | None:
     """The images of --samples, or images drawn from --ckpt; None if neither is given."""
     if o.ckpt is None:
         return o.samples and open_images("--samples", o.samples)
-    count = PUBLISHED if o.num_samples is None else o.num_samples
-    arguments = ["--ckpt", o.ckpt, "--num-samples", str(count), "--batch", str(o.batch), *rest]
-    o.samples = Path(sample.parse_options(arguments).out)
+    drawn = sample.parse_options(drawing)
+    o.samples = Path(drawn.out)
     with redirect_stdout(sys.stderr):  # stdout is for the report
-        sample.main(arguments)
-    return ImageFolder("--ckpt", [o.samples / f"{i:06d}.png" for i in range(count)])
+        sample.main(drawing)
+    return ImageFolder("--ckpt", [o.samples / f"{i:06d}.png" for i in range(drawn.count)])
 
 
 def number_of_samples(o: Namespace, samples: ImageFolder | ImageNpz) -> int:
@@ -154,11 +167,11 @@ def summarize_reference(
 
 
 def parse_options(arguments: list[str] | None) -> tuple[Namespace, list[str]]:
-    """Returns (options, arguments for ditfast.sample); exits with status 2 and one line if an option is invalid."""
-    parser = argparse.ArgumentParser(
+    """Returns (options, arguments of ditfast.sample); exits with status 2 and one line if an option is invalid."""
+    parser = Parser(
         prog="python -m ditfast.evaluate",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,  # unknown options are for sample
     )
     add = parser.add_argument
@@ -183,14 +196,20 @@ def parse_options(arguments: list[str] | None) -> tuple[Namespace, list[str]]:
     add("--json", action="store_true", help="print the report as JSON")
     o, rest = parser.parse_known_args(words(arguments))
     check_options(parser, o, rest)
-    return o, rest
+    if o.ckpt is None:
+        return o, []
+    count = PUBLISHED if o.num_samples is None else o.num_samples
+    drawing = ["--ckpt", o.ckpt, "--num-samples", str(count), "--batch", str(o.batch), *rest]
+    sample.parse_options(drawing)  # exits if one is invalid
+    return o, drawing
 
 
-def check_options(parser: ArgumentParser, o: Namespace, rest: list[str]) -> None:
+def check_options(parser: Parser, o: Namespace, rest: list[str]) -> None:
     """Exit through ``parser.error`` if an option is invalid."""
     check_paths(parser, o, "--samples", "--ckpt", "--reference", "--inception", "--features", "--save-stats")
     if rest and o.ckpt is None:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        is_of_sample = make_parser(None).knows(rest[0])
+        parser.error(parser.unknown(*rest) + ("; options of ditfast.sample need --ckpt" if is_of_sample else ""))
     if not (o.samples or o.ckpt or (o.reference and o.save_stats)):
         parser.error("--samples or --ckpt is required, or --reference with --save-stats")
     if o.save_stats and not o.reference:
@@ -209,10 +228,10 @@ def check_options(parser: ArgumentParser, o: Namespace, rest: list[str]) -> None
 
 @lasting_streams()
 def main(arguments: list[str] | None = None) -> None:
-    o, rest = parse_options(arguments)
+    o, drawing = parse_options(arguments)
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # features in full float32, as published
-            evaluate_samples(o, rest)
+            evaluate_samples(o, drawing)
     except (EvaluationError, ImportError, ConnectionError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -101,21 +101,29 @@ def load_extractor(
     Raises:
         EvaluationError: the file or function does not exist, is of another kind, or is not trusted.
     """
+    if (why := why_no_features(features, inception)) is not None:
+        raise EvaluationError(why)
     if features is None:
         return _inception(inception or os.environ.get(VARIABLE), device, trust)
     if Path(features).is_file():
         identity, net = _script("--features", features, device, trust)
         return Extractor(Path(features).name, identity, net, device)
-    if re.fullmatch(r"[\w.]+:[\w.]+", features):
-        return Extractor(features, features, _function(features), device)
-    raise EvaluationError(f"--features must be a TorchScript file that exists or module:function, got {features!r}")
+    return Extractor(features, features, _function(features), device)
+
+
+def why_no_features(features: str | None, inception: str | None) -> str | None:
+    """Why the network of `load_extractor` is not there; None if it is, or is a function."""
+    if features is not None:
+        if Path(features).is_file() or re.fullmatch(r"[\w.]+:[\w.]+", features):
+            return None
+        return f"--features must be a TorchScript file that exists or module:function, got {features!r}"
+    path = inception or os.environ.get(VARIABLE)
+    if path is None:
+        return f"no features: give --inception PATH, or set {VARIABLE}, to {INCEPTION} from {SOURCE}"
+    return None if Path(path).is_file() else f"--inception {path} is not a file: get {INCEPTION} from {SOURCE}"
 
 
 def _inception(path, device, trust):
-    if path is None:
-        raise EvaluationError(f"no features: give --inception PATH, or set {VARIABLE}, to {INCEPTION} from {SOURCE}")
-    if not Path(path).is_file():
-        raise EvaluationError(f"--inception {path} is not a file: get {INCEPTION} from {SOURCE}")
     identity, net = _script("--inception", path, device, trust)
     probe = (torch.arange(2 * 3 * 33 * 47, device="cpu").reshape(2, 3, 33, 47) * 37 % 256).to(torch.uint8).to(device)
     try:
@@ -179,9 +187,10 @@ def _script(option, path, device, trust):
     content = Path(path).read_bytes()  # once, so the bytes that are loaded are those that were checked
     digest = hashlib.sha256(content).hexdigest()
     if digest not in KNOWN and not trust:
+        again = f"get it from {SOURCE}; or, to load" if option == "--inception" else "to load"
         raise EvaluationError(
-            f"{option} {path} is not {INCEPTION} as published, and TorchScript can do anything, such as write files: "
-            f"use --trust-torchscript to load it (sha256 {digest})"
+            f"{option} {path} is not {INCEPTION} as published (its sha256 is {digest}): {again} another network, "
+            "which can do anything that you can, such as write files, use --trust-torchscript"
         )
     try:
         return f"sha256 {digest[:16]}", torch.jit.load(io.BytesIO(content), map_location=device).eval()

@@ -185,10 +185,12 @@ def test_a_script_that_writes_files_is_not_opened_unless_trusted(tmp_path, scrip
     trap = tmp_path / "trap"
     path = script(Writer(str(trap)), tmp_path / "writer.pt")
     features.KNOWN.clear()
-    for arguments in ((path, None), (None, path)):
+    for arguments in ((None, path), (path, None)):
         message = refused(*arguments)
         assert "writer.pt is not inception-2015-12-05.pt as published" in message and "--trust-torchscript" in message
     assert "--trust-torchscript" in refusal("--samples", tmp_path, "--features", path)
+    assert "get it from https" not in message  # a network for --features is the user's own
+    assert f"get it from {features.SOURCE}; or, to load another network," in refused(None, path)
     assert not trap.exists()
     load_extractor(path, None, "cpu", trust=True)
     assert trap.read_bytes() == b"xxxx"  # the file is really malicious

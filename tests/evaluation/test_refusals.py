@@ -29,6 +29,21 @@ def test_options(refusal, data, shared, tmp_path):
     assert "not allowed with argument --samples" in refusal(*shared, "--ckpt", "model")
 
 
+def test_all_that_is_missing_is_named_at_once(refusal, tmp_path):
+    a, b, c = (tmp_path / name for name in "abc")
+    message = refusal("--samples", a, "--reference", b, "--inception", c)
+    assert f"--samples {a} does not exist; --reference {b} does not exist; --inception {c} is not a file" in message
+    message = refusal("--samples", a, "--reference", b, "--features", c)
+    assert f"{b} does not exist; --features must be a TorchScript file that exists" in message
+
+
+def test_a_mistyped_option(refusal, data, shared, ckpt):
+    assert refusal(*shared, "--metrcs", "fid").endswith("--metrcs fid; did you mean '--metrics'?")
+    assert "--steps 3; options of ditfast.sample need --ckpt" in refusal(*shared, "--steps", 3)
+    ours = ("--ckpt", ckpt, "--reference", data["real"], "--features", "nothing:here", "--num-samples", 2)
+    assert refusal(*ours, "--stpes", 3).endswith("--stpes; did you mean '--steps'?")  # before features are loaded
+
+
 def test_no_features(refusal, data):
     message = refusal("--samples", data["fake"], "--reference", data["real"])
     assert message.startswith("error: no features: give --inception PATH") and "inception-2015-12-05.pt" in message
