@@ -2,12 +2,11 @@
 
     python -m ditfast.doctor [--json] [--verify]
 
-It reports but does not judge: the exit status is 0 whatever is missing, and 1 only if --verify finds a wrong kernel.
-Only the standard library is imported at the top and every probe is guarded, so it starts without torch, triton or the
-extension.
+The last line says whether this machine is ready. The exit status is 0 whatever is missing, and 1 if --verify finds a
+wrong kernel or has none to check. Only the standard library is imported at the top and every probe is guarded, so it
+starts without torch, triton or the extension.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 import ditfast
-from ditfast.command import words
+from ditfast.command import Parser, words
 from ditfast.load_extension import load_extension
 
 
@@ -87,16 +86,27 @@ def extension() -> dict:
 
 
 def operations(device_type: str) -> dict:
-    """For each op and backend: None if it runs on this device type, else why not."""
+    """For each op and backend: None if it runs on this device type, else why not; and what auto takes for each op."""
 
-    def probe() -> dict:
-        ops, why_not = import_module("ditfast.ops"), import_module("ditfast.ops.backends.availability").why_not
-        return {
-            op.name: {name: ask_why_not(why_not, op, name, device_type) for name in op.backends} for op in ops.ALL
-        }
+    def probe() -> tuple[dict, dict]:
+        ops, why_not = import_module("ditfast.ops").ALL, import_module("ditfast.ops.backends.availability").why_not
+        table = {op.name: {name: ask_why_not(why_not, op, name, device_type) for name in op.backends} for op in ops}
+        return table, {op.name: automatic(op, table[op.name], device_type) for op in ops}
 
-    table, why = attempt(probe)
-    return {"device": device_type, "backends": table, "why_not": why}
+    found, why = attempt(probe)
+    table, auto = found or (None, None)
+    return {"device": device_type, "backends": table, "auto": auto, "why_not": why}
+
+
+def automatic(op: Any, reasons: dict, device_type: str) -> str:
+    """What the automatic choice takes for an op, in words, given why each backend does not run."""
+    kernels = [name for name in op.kernels if reasons[name] is None]
+    if device_type == "cpu":
+        precisions = import_module("ditfast.ops.backends.on_cpu").precisions(op) if "host" in kernels else ()
+        return f"host ({', '.join(precisions)}), else {op.fallback}" if precisions else op.fallback
+    if op.fallback == "sdpa":  # attention is timed
+        return f"the fastest of {', '.join([*kernels, 'sdpa'])}" if kernels else "sdpa"
+    return f"{kernels[0]}, else {op.fallback}" if kernels else op.fallback
 
 
 def choices() -> dict:
@@ -133,14 +143,14 @@ def report() -> dict:
 
 
 def as_text(found: dict) -> str:
-    """Format a `report` for people."""
+    """Format a `report` for people, each reason once."""
     rows: list[tuple[str, ...]] = [
         (name, found[name]) for name in ("ditfast", "python", "platform", "torch", "triton", "numpy")
     ]
 
-    gpu = found["gpu"]
+    gpu, ops = found["gpu"], found["ops"]
     rows += [("gpu", pairs(device)) for device in gpu["devices"]]
-    if gpu["why_not"]:
+    if gpu["why_not"] and gpu["why_not"] != ops["why_not"]:
         rows.append(("gpu", f"not usable: {gpu['why_not']}"))
 
     config, why, gpu_code = found["extension"].values()
@@ -150,21 +160,40 @@ def as_text(found: dict) -> str:
     if found["environment"]:
         rows.append(("environment", pairs(found["environment"])))
     lines = align(rows)
-
-    ops = found["ops"]
     if ops["why_not"]:
-        return "\n".join([*lines, f"ops unknown: {ops['why_not']}"])
-    lines += ["", f"backends on {ops['device']} tensors"]
-    rows = []
+        return "\n".join(lines)
+
+    rule = "auto takes a kernel that passes its self-check" + (", on large tensors" if ops["device"] == "cpu" else "")
+    lines += ["", f"backends on {ops['device']} tensors; {rule}"]
+    rows = [("", "auto", "by name")]
     for op, backends in ops["backends"].items():
-        runs = [name for name, reason in backends.items() if reason is None]
-        rows.append((op, "runs", ", ".join(runs) or "none"))
-        rows += [("", f"not {name}", reason) for name, reason in backends.items() if reason is not None]
+        rows.append((op, ops["auto"][op], ", ".join(name for name, why in backends.items() if why is None)))
     lines += align(rows)
+    told = {"triton"} if found["triton"].startswith("missing") else set()
+    told |= {"cuda", "host"} if why else set()
+    if reasons := [pair for pair in missing_backends(ops["backends"]) if pair[0] not in told]:
+        lines += ["", "not here", *align(reasons)]
     if found["choices"]:
         rows = [(name, taken["choice"], pairs(taken["us"])) for name, taken in sorted(found["choices"].items())]
         lines += ["", "chosen by time, in microseconds of forward and backward", *align(rows)]
     return "\n".join(lines)
+
+
+def missing_backends(table: dict) -> list[tuple[str, str]]:
+    """Each backend that does not run, with its reason, once."""
+    return [*dict.fromkeys((name, why) for each in table.values() for name, why in each.items() if why is not None)]
+
+
+def verdict(found: dict) -> str:
+    """One line: whether ditfast works here, and on which kernels."""
+    ops, gpu = found["ops"], found["gpu"]
+    if ops["why_not"]:
+        return f"Not ready: {ops['why_not']}"
+    kernels = {name for each in ops["backends"].values() for name, why in each.items() if why is None}
+    kernels &= {"host"} if ops["device"] == "cpu" else {"cuda", "triton"}  # not Triton's interpreter
+    how = f"{' and '.join(sorted(kernels))} kernels" if kernels else "plain PyTorch, since no kernel runs here"
+    ready = f"eady on {ops['device']} tensors, with {how}"
+    return f"Not ready for the GPU, but r{ready}" if gpu["devices"] and not gpu["usable"] else f"R{ready}"
 
 
 def pairs(mapping: dict) -> str:
@@ -179,10 +208,10 @@ def align(rows: list[tuple]) -> list[str]:
     return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 
-def verify() -> int:
-    """Check every kernel, print one line per kernel, and return how many failed."""
+def verify() -> str | None:
+    """Check every kernel and print one line per kernel; return what was wrong, None if all are right."""
     results, why = attempt(lambda: import_module("ditfast.ops.verify").verify_in_subprocess())
-    failed = 0
+    checked = failed = 0
     try:
         for result in results or ():
             outcome = "WRONG" if result.was_compared else "could not be checked"
@@ -190,27 +219,34 @@ def verify() -> int:
             dtypes = f"{result.stream} {result.branch}".replace("torch.", "")
             kernel = f"{result.op}/{result.backend}"
             print(f"{kernel:42}{dtypes:20}{result.width:6}  {outcome}  ({result.seconds:.1f} s)", flush=True)
+            checked += 1
             failed += result.reason is not None
     except RuntimeError as error:
         why = str(error)
     if why:
-        print(f"not verified: {why}")
-    return failed
+        return f"{checked} kernels were verified: {why}" if checked else f"nothing was verified: {why}"
+    return f"{failed} of {checked} checks failed: auto will not take these kernels" if failed else None
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ditfast.doctor", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m ditfast.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--verify", action="store_true", help="also rerun every kernel's self-check")
     arguments = parser.parse_args(words())
     if arguments.json and arguments.verify:
         parser.error("argument --verify: not allowed with --json, since it prints a line per kernel")
     found = report()
-    print(json.dumps(found, indent=2, default=str) if arguments.json else as_text(found))
+    if arguments.json:
+        print(json.dumps(found, indent=2, default=str))
+        return
+    print(as_text(found))
+    wrong = None
     if arguments.verify:
         print("\nself-check of the kernels")
-        sys.exit(1 if verify() else 0)
+        wrong = verify()
+    print(f"\n{verdict(found)}" + (f"; {wrong}" if wrong else "; every kernel is right" if arguments.verify else ""))
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

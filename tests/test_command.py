@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ditfast.command import words
+from ditfast.command import Parser, words
 
 COMMANDS = ["doctor", "encode", "evaluate", "export", "flops", "integrations/hub/__main__", "sample", "train"]
 
@@ -20,9 +20,30 @@ def test_the_home_folder(monkeypatch):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_uses_it(name):
-    source = (Path(__file__).parents[1] / "ditfast" / f"{name}.py").read_text(encoding="utf-8")
+def test_each_command_takes_its_words_from_there(name):
+    folder = Path(__file__).parents[1] / "ditfast"
+    source = (folder / f"{name}.py").read_text(encoding="utf-8")
+    source += (folder / "sampling/options.py").read_text(encoding="utf-8") if name == "sample" else ""
     assert "words(" in source
+    assert "Parser(prog=" in source.replace("(\n        prog", "(prog") or name == "train"  # tyro has its own
+
+
+def test_a_mistyped_option_is_named_before_a_missing_one(capsys):
+    parser = Parser(prog="p")
+    parser.add_argument("--needed", required=True)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("rest", nargs="*")
+    assert parser.parse_args(["--need=1", "--", "--stpes"]).rest == ["--stpes"]
+    for given, said in (
+        (["--stpes", "3"], "unrecognized arguments: --stpes; did you mean '--steps'?"),
+        (["--needed", "1", "--stpes=3"], "unrecognized arguments: --stpes=3; did you mean '--steps'?"),
+        (["--elsewhere"], "unrecognized arguments: --elsewhere"),
+        (["--steps", "3"], "the following arguments are required: --needed"),
+        (["--needed", "1", "--steps", "x"], "argument --steps: invalid int value: 'x'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(given)
+        assert capsys.readouterr().err == f"p: error: {said}\n"
 
 
 def test_a_terminal_with_few_characters():

@@ -89,7 +89,7 @@ def test_pure_package(installed):
     error, *lines = report(installed)
     assert error == "layer_norm_modulate: backend 'host' cannot run: the extension ditfast._C is not built"
     assert "extension    missing (ditfast._C is not installed)" in lines
-    assert any(" ".join(line.split()) == "not host the extension ditfast._C is not built" for line in lines)
+    assert "Ready on cpu tensors, with plain PyTorch, since no kernel runs here" in lines
 
 
 def cut(share):

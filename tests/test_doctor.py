@@ -7,11 +7,14 @@ import sys
 import pytest
 
 import ditfast
-from ditfast import doctor
+from ditfast import doctor, ops
+from ditfast.ops.backends import on_cpu
+from ditfast.ops.backends.log import record
+from ditfast.ops.op import PRECISIONS, RandomTensors
 
 
-def run_without(*modules: str, broken: str = "", args: tuple = ("--json",)) -> str:
-    """The doctor's output in an interpreter that cannot import these modules."""
+def run_without(*modules: str, broken: str = "", args: tuple = ("--json",), status: int = 0) -> str:
+    """The doctor's output in an interpreter where these modules cannot be imported."""
     code = f"""
 import runpy, sys
 for name in {modules!r}:
@@ -21,7 +24,7 @@ sys.argv = ["doctor", *{args!r}]
 runpy.run_module("ditfast.doctor", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stdout
 
 
@@ -36,14 +39,28 @@ def test_complete_report():
     assert set(backends["attention"]) >= {"reference", "sdpa"}
 
 
-def test_the_report_names_what_runs_and_why_the_rest_does_not():
-    text = run_without(args=())
-    found = json.loads(run_without())
+def test_text_names_what_auto_takes_and_why_the_rest_does_not_run():
+    text, found = run_without(args=()), json.loads(run_without())
     assert f"backends on {found['ops']['device']} tensors" in text
+    reasons = set()
     for op, backends in found["ops"]["backends"].items():
-        line = next(line for line in text.splitlines() if line.split()[:2] == [op, "runs"])
-        for name, reason in backends.items():
-            assert name in line if reason is None else reason in text
+        line = next(line for line in text.splitlines() if line.startswith(f"{op} "))
+        assert found["ops"]["auto"][op] in line
+        assert line.split("  ")[-1].strip().split(", ") == [name for name, reason in backends.items() if reason is None]
+        reasons |= {*backends.values()} - {None}
+    assert all(text.count(reason) == 1 for reason in reasons)
+    assert text.splitlines()[-1].startswith(("Ready on ", "Not ready for the GPU"))
+
+
+@pytest.mark.skipif(on_cpu.isa() != "x86_64_v4_bf16" or on_cpu._has_amx(), reason="one row of the table")
+def test_what_auto_takes_is_what_it_takes():
+    for op in (op for op in ops.ALL if op.self_check):
+        for precision in ("bf16", "fp32"):
+            taken = precision in on_cpu.precisions(op)
+            arguments = op.arguments(RandomTensors(PRECISIONS[precision], "cpu"), 2, 576, 768)
+            with record() as log:
+                op.function(**arguments)
+            assert log[op.name] == (["host"] if taken else [op.fallback]), (op.name, precision)
 
 
 def test_without_torch():
@@ -52,7 +69,8 @@ def test_without_torch():
     assert not found["gpu"]["usable"] and found["gpu"]["why_not"] == "torch is not installed"
     assert found["ops"]["backends"] is None and "torch" in found["ops"]["why_not"]
     text = run_without("torch", args=())
-    assert "missing (torch is not installed)" in text and "ops unknown: torch is not installed" in text
+    assert "missing (torch is not installed)" in text
+    assert text.splitlines()[-1] == "Not ready: torch is not installed" and text.count("torch is not installed") == 2
 
 
 def test_without_triton():
@@ -60,14 +78,21 @@ def test_without_triton():
     assert found["triton"] == "missing (triton is not installed)"
     assert found["ops"]["backends"]["layer_norm_modulate"]["reference"] is None
     assert "triton" in found["ops"]["backends"]["layer_norm_modulate"]["triton"]
+    assert run_without("triton", args=()).count("triton is not installed") == 1
 
 
-def test_without_the_extension():
+def test_without_the_extension(monkeypatch):
     found = json.loads(run_without("ditfast._C"))
     why = "ditfast._C is not installed"
     assert found["extension"] == {"build_config": None, "why_not": why, "gpu_code": why}
     assert found["ops"]["backends"]["attention"]["host"]
-    assert "missing (ditfast._C is not installed)" in run_without("ditfast._C", args=())
+    text = run_without("ditfast._C", args=())
+    assert text.count("ditfast._C") == 1 and "missing (ditfast._C is not installed)" in text
+    if not found["gpu"]["usable"]:
+        assert text.splitlines()[-1] == "Ready on cpu tensors, with plain PyTorch, since no kernel runs here"
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        text = run_without("ditfast._C", args=("--verify",), status=1)
+        assert "; nothing was verified: " in text.splitlines()[-1]
 
 
 def test_a_broken_module_is_named_and_the_report_continues():

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from ditfast.ops.backends.availability import why_not_loaded
 from ditfast.ops.backends.selfcheck import is_right
-from ditfast.ops.op import Op
+from ditfast.ops.op import PRECISIONS, Op
 
 _Operations = dict[str, dict[str | None, int]]  # operation -> precision -> elements
 _Table = dict[str | None, _Operations]  # by instruction set
@@ -40,6 +40,7 @@ WITH_TANGENTS: _Table = {
 }
 # precision -> instruction sets; float32 is faster too, but breaks the numerical contract
 ONEDNN: dict[str | None, tuple[str | None, ...]] = {"bf16": ("x86_64_v4_bf16",)}
+_SHARED = {"qkv_attention": "attention"}  # operation -> the one whose entries it uses
 # No CPU with AMX has been measured: PyTorch uses AMX for bfloat16 products and these kernels do not, so PyTorch keeps
 # these operations there.
 _OF_PRODUCTS = ("attention", "mlp", "patch_embed")
@@ -68,6 +69,12 @@ def takes_host(
     if smallest is None or elements < smallest or _is_traced():
         return False
     return is_able() and _is_right(op.name, stream, branch, width)
+
+
+def precisions(op: Op) -> list[str]:
+    """The precisions in which `takes_host` takes ``op`` on large tensors."""
+    name = _SHARED.get(op.name, op.name)
+    return [key for key, pair in PRECISIONS.items() if _faster_from(name, *pair) is not None]
 
 
 def is_below(dtype: torch.dtype, elements: dict[str, int]) -> bool:
