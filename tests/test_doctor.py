@@ -46,7 +46,8 @@ def test_text_names_what_auto_takes_and_why_the_rest_does_not_run():
     for op, backends in found["ops"]["backends"].items():
         line = next(line for line in text.splitlines() if line.startswith(f"{op} "))
         assert found["ops"]["auto"][op] in line
-        assert line.split("  ")[-1].strip().split(", ") == [name for name, reason in backends.items() if reason is None]
+        named = [name for name, reason in backends.items() if reason is None]
+        assert line.split("  ")[-1].strip().split(", ") == named
         reasons |= {*backends.values()} - {None}
     assert all(text.count(reason) == 1 for reason in reasons)
     assert text.splitlines()[-1].startswith(("Ready on ", "Not ready for the GPU"))

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from ditfast.ops.autocast import autocasts
 
+_STRIDED = torch.strided
 FLOATING = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
 
 
 def tensor(
     name: str, value: Any, rule: str = "", shape: tuple[int, ...] | None = None, device: torch.device | None = None
 ) -> None:
-    """Require a floating-point tensor of this shape, spelled in letters by the rule, on this device."""
+    """Require a dense floating-point tensor of this shape, spelled in letters by the rule, on this device."""
     if (
         isinstance(value, Tensor)
         and value.dtype in FLOATING
+        and value.layout is _STRIDED
         and (device is None or value.device == device)
         and (shape is None or value.shape == shape)
     ):
@@ -30,6 +32,8 @@ def tensor(
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
+    if value.layout is not _STRIDED:
+        raise TypeError(f"{name} must be a dense tensor, torch.strided, got {value.layout}")
     if device is not None and value.device != device:
         raise ValueError(f"{name} must be on the first argument's device, {device}, got {value.device}")
     raise ValueError(f"{name} must have shape {rule} = {tuple(shape or ())}, got {tuple(value.shape)}")

@@ -33,4 +33,4 @@ def load_demo(*, one_step: bool = False) -> DiT:
     Args:
         one_step: the MeanFlow model, which samples in one step, instead of the diffusion model.
     """
-    return DiT.from_pretrained((DEMO | (ONE_STEP if one_step else {}))["ckpt"]).float()
+    return DiT.from_pretrained(str((ONE_STEP if one_step else DEMO)["ckpt"])).float()

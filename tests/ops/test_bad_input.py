@@ -75,6 +75,19 @@ def test_dtype(op, name, dtype):
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_layout(op, name):
+    """Kernels read memory by its strides."""
+    value = good(op)[name]
+    layouts = [value.to_sparse(), value.to_mkldnn()]
+    layouts += [value.to_sparse_csr()] if value.dim() in (2, 3) else []
+    layouts += [torch.nested.as_nested_tensor([*value], layout=torch.jagged)] if value.dim() > 1 else []
+    for wrong in layouts:
+        rejects(op, TypeError, f"{name} must be a dense tensor, torch.strided, got {wrong.layout}", **{name: wrong})
+
+
 @pytest.mark.parametrize(("op", "name"), [pair for pair in TENSORS if pair[1] != FIRST[pair[0]]])
 def test_device(op, name):
     rejects(
