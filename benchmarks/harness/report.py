@@ -2,6 +2,7 @@
 
 import sys
 
+from ditfast.ops.op import PYTORCH
 from harness.verdicts import is_excused, is_green, is_ours
 
 WIDTH = 136  # columns of text if the output is not a terminal
@@ -85,6 +86,18 @@ def style(case: dict) -> str | None:
     if is_green(case):
         return "bold" if is_ours(case["variant"]) else None
     return "red" if is_ours(case["variant"]) or case["error"] is not None else "yellow"
+
+
+def variant_text(case: dict, backends: dict) -> str:
+    """The variant's name, and whether it is ditfast running PyTorch's own operations alone.
+
+    Args:
+        backends: variant of ditfast -> operation -> names of the backends that ran.
+    """
+    ran = backends.get(case["variant"])
+    if ran is None or not case["ms"] or any(set(names) - {*PYTORCH} for names in ran.values()):
+        return case["variant"]
+    return f"{case['variant']} (no kernel ran)"
 
 
 def parity_text(case: dict) -> str:

@@ -21,7 +21,7 @@ def small(monkeypatch, one_thread):
 def test_each_variant_is_compared_and_timed(capsys, tmp_path):
     assert command.main([*QUICK, "--json", str(tmp_path / "out.json")]) == 0
     printed = capsys.readouterr().out
-    for word in ("1 block, latents 8", "parity / budget", "ditfast"):
+    for word in ("1 block, latents 8", "parity / budget", "ditfast (no kernel ran)"):  # on tensors as small as these
         assert word in printed
     cases = json.loads((tmp_path / "out.json").read_text())["cases"]
     assert [(c["dtype"], c["variant"]) for c in cases] == [

@@ -336,7 +336,9 @@ def test_blocks_on_a_cpu(tmp_path):
     cases = [timed | share, timed | share | {"op": "mlp", "tflops": 0.25, "gemm_share": 0.75}]
     (folder / "ops-s2.json").write_text(json.dumps({"header": head, "cases": cases}))
     text = documents.performance([], documents.measured_on_cpus(tmp_path), tmp_path)
-    assert "## X Y, 2 threads, x86_64_v4, abcdef1234, 2026-01-02, torch 2.13.0\n" in text
+    assert text.count("## X Y, 2 threads, x86_64_v4\n") == 1  # for both benchmarks
+    assert text.count("2026-01-02, commit abcdef1234, torch 2.13.0.\n") == 2
+    assert "### Operations: `gelu`, `mlp`\n" in text
     assert "### 1 block of DiT-S/2, B=8, N=256, bf16" in text
     assert row(text, "| gelu | fwd")[4:] == ["2500.0", "12.3 GB/s", "50%", "1.25x", "1.50x"]
     assert row(text, "| mlp | fwd")[5:7] == ["0.25 TFLOP/s", "75%"]
@@ -356,6 +358,7 @@ def test_models_on_a_cpu(tmp_path):
     ]
     work = {"model": "DiT-S/2", "image_size": 256, "batch": 4, "dtype": "bf16", "steps": 8}
     run = {"benchmark": "model", "header": head | {"versions": {"torch": "2.13.0"}}, "workload": work, "cases": cases}
+    run["backends"] = {"ditfast": {"mlp": ["host", "reference"]}}
     (folder / "model-s2.json").write_text(json.dumps(run))
     text = documents.performance([], documents.measured_on_cpus(tmp_path), tmp_path)
     assert "### DiT-S/2, 256², B=4, bf16" in text and "in a run of 8" in text
@@ -363,6 +366,10 @@ def test_models_on_a_cpu(tmp_path):
     assert row(text, "| ditfast | training step")[2:] == ["250.0", "16", "90%", "1.75x", ""]
     assert "| variant | step | ms | images/s | of GEMM | vs eager | vs diffusers |" in text
     assert "| compile |" not in text
+    run["backends"] = {"ditfast": {"mlp": ["reference"], "attention": ["sdpa"]}}
+    (folder / "model-s2.json").write_text(json.dumps(run))
+    text = documents.performance([], documents.measured_on_cpus(tmp_path), tmp_path)
+    assert "| ditfast (no kernel ran) | guided step" in text
 
 
 def test_the_committed_documents_are_up_to_date():

@@ -12,6 +12,7 @@ from harness.attention import implementations
 from harness.block import command as bench_block
 from harness.block import parity, variants
 from harness.ops import command as bench_ops
+from harness.report import variant_text
 from harness.verdicts import is_excused, is_green
 
 BLOCK = ["--quick", "--repeats", "1", "--batch", "2", "--dtype", "fp32"]  # the same on a GPU
@@ -152,3 +153,19 @@ def test_eager_over_budget_is_timed_and_marked(monkeypatch, capsys, tmp_path):
         assert set(case["parity"]) == PARITY and is_green(case) == (case["variant"] == "ditfast")
         assert case["ms"] or case["interpreted"]
     assert capsys.readouterr().out.count("over budget") == 2
+
+
+@pytest.mark.parametrize(
+    "ran, marked",
+    [
+        ({"mlp": ["reference"], "attention": ["sdpa"]}, True),
+        ({}, True),  # compiled to PyTorch's own operations
+        ({"mlp": ["reference", "host"]}, False),
+        ({"attention": ["triton"]}, False),
+    ],
+)
+def test_a_row_of_ditfast_without_a_kernel_says_so(ran, marked):
+    case, backends = {"variant": "ditfast", "ms": {"median": 1.0}}, {"ditfast": ran}
+    assert variant_text(case, backends) == "ditfast" + marked * " (no kernel ran)"
+    assert variant_text(case | {"ms": None}, backends) == "ditfast"
+    assert variant_text(case | {"variant": "eager"}, backends) == "eager"

@@ -38,7 +38,7 @@ def _rows(result):
         yield {"variant": MODES[mode]}, "italic"
         for case in result["cases"]:
             if case["mode"] == mode:
-                yield _cells(case), report.style(case)
+                yield _cells(case, result["backends"]), report.style(case)
         yield _ceiling(ceiling), "dim"
         yield None
     if result["kernels"]:
@@ -58,8 +58,8 @@ def _has_peak(result):
     return any(case["peak_bytes"] is not None for case in result["cases"])
 
 
-def _cells(case):
-    cells = {"variant": case["variant"], PARITY: _parity(case)}
+def _cells(case, backends):
+    cells = {"variant": report.variant_text(case, backends), PARITY: _parity(case)}
     if not case["ms"]:
         return cells
     peak, kept = case["peak_bytes"], case["kept_bytes"]

@@ -8,11 +8,12 @@ from torch.func import jvp
 
 from ditfast import DiT_models, use_backend
 from ditfast.ops import contract
+from ditfast.ops.backends.log import record
 from harness import jsonfile, report, timing, usage
 from harness.arguments import Parser, count, one_of, require_writable
 from harness.errors import error_line
 from harness.machine import header
-from harness.verdicts import may_be_timed, passes
+from harness.verdicts import is_ours, may_be_timed, passes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VARIANTS = {"explicit": ("reference", False), "explicit+compile": ("reference", True)}  # backend, compiled
@@ -83,10 +84,12 @@ def measure(options, dtype):
     steps, cases = {}, {}
     for name in options.variants:
         case = cases[name] = {"dtype": dtype, "variant": name, "error": None, "parity": None, "ms": None}
-        case |= {"peak_bytes": None, "speedup": {}}
+        case |= {"peak_bytes": None, "speedup": {}, "backends": {}}
         steps[name] = make_step(model, inputs, *VARIANTS[name])
         try:
-            case["parity"] = judge(results(model, steps[name]), low, ref)
+            with record() as ran:
+                case["parity"] = judge(results(model, steps[name]), low, ref)
+            case["backends"] = {op: sorted({*names}) for op, names in ran.items()}
         except Exception as error:  # a failing variant must not lose the others
             case["error"] = error_line(error)
         else:
@@ -112,8 +115,13 @@ def show(result):
     report.show(result, tables, foot + report.failures(result["cases"], lambda case: case["dtype"]))
 
 
+def ran_in(case: dict) -> dict:
+    """{variant: backends by operation} of a case of ditfast; {} for others and for older results."""
+    return {case["variant"]: case["backends"]} if is_ours(case["variant"]) and "backends" in case else {}
+
+
 def _cells(case):
-    cells = {"variant": case["variant"], "parity / budget": report.parity_text(case)}
+    cells = {"variant": report.variant_text(case, ran_in(case)), "parity / budget": report.parity_text(case)}
     if case["ms"] is None:
         return cells
     peak = case["peak_bytes"]

@@ -33,13 +33,13 @@ def _rows(result):
         yield {"variant": MODES[mode]}, "italic"
         for case in result["cases"]:
             if case["mode"] == mode:
-                yield _cells(case), report.style(case)
+                yield _cells(case, result["backends"]), report.style(case)
         yield {"variant": "GEMMs alone", "TFLOP/s": digits(ceiling["tflops"])} | _times(ceiling["ms"]), "dim"
         yield None
 
 
-def _cells(case):
-    cells = {"variant": case["variant"], PARITY: _parity(case)}
+def _cells(case, backends):
+    cells = {"variant": report.variant_text(case, backends), PARITY: _parity(case)}
     if not case["ms"]:
         return cells
     peak = case["peak_bytes"]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from harness.attention import report as attention_report
 from harness.block import report as block_report
+from harness.jvp.command import ran_in
 from harness.model.workload import MODES as STEPS
 from harness.ops import report as ops_report
 from harness.problems import gpu_kernels
-from harness.report import digits
+from harness.report import digits, variant_text
 from harness.verdicts import is_green
 
 UNITS = {"gb_per_s": "GB/s", "tflops": "TFLOP/s"}
@@ -131,17 +132,32 @@ def performance(runs, cpus: dict[str, list[dict]], pictures: Path) -> str:
             if stage["result"] and stage["name"] in SECTIONS:
                 text += [*SECTIONS[stage["name"]](stage["result"]), ""]
                 text += _picture(stage, gpu, pictures)
-    for what, section in CPU_SECTIONS.items():
-        for run in cpus[what]:
-            text += ["", f"## {_cpu(run)}", "", *section(run)]
+    for machine, sections in _by_machine(cpus).items():
+        text += ["", f"## {machine}"]
+        for section in sections:
+            text += ["", *section]
     return "\n".join(text).rstrip() + "\n"
 
 
-def _cpu(run):
-    """Machine and conditions of a CPU measurement."""
+def _by_machine(cpus):
+    """{machine: sections, the lines of each}; results of one benchmark on one day are told apart by their titles."""
+    found: dict[str, list] = {}
+    for what, section in CPU_SECTIONS.items():
+        for run in cpus[what]:
+            title, *lines = section(run)
+            found.setdefault(_machine(run), []).append([title, "", f"{_conditions(run)}.", *lines])
+    return found
+
+
+def _machine(run):
     head = run["header"]
-    parts = [head["machine"]["cpu"], f"{head['machine']['threads']} threads", head.get("isa"), head["commit"]]
-    return ", ".join(filter(None, [*parts, head["date"][:10], f"torch {head['versions']['torch']}"]))
+    parts = head["machine"]["cpu"], f"{head['machine']['threads']} threads", head.get("isa")
+    return ", ".join(filter(None, parts))
+
+
+def _conditions(run):
+    head = run["header"]
+    return f"{head['date'][:10]}, commit {head['commit']}, torch {head['versions']['torch']}"
 
 
 def _picture(stage, gpu, folder):
@@ -170,7 +186,8 @@ def _ops(result):
                 rate, share = "tflops", "gemm_share"
             bound = f"{digits(case[rate])} {UNITS[rate]}", f"{case[share]:.0%}"
             rows.append([*_what(case), us, *bound, *_faster(case["speedup"])])
-    yield from ("### Operations", "")
+    named = dict.fromkeys(f"`{row[0]}`" for row in rows)
+    yield from (f"### Operations: {', '.join(named)}", "")
     yield "Share: of the rate of a copy of the minimum bytes; for rates in TFLOP/s, of the GEMM rate."
     yield ""
     yield from table(("op", "pass", "B x N x D", "dtype", "us", "rate", "share", "vs eager", "vs compile"), rows)
@@ -193,9 +210,8 @@ def _block(result):
     for case in result["cases"]:
         if case["ms"]:
             rate = f"{case['tflops']:.3g}", f"{case['gemm_share']:.0%}"
-            rows.append(
-                [_variant(case), case["mode"], f"{case['ms']['median']:.3f}", *rate, *_faster(case["speedup"])]
-            )
+            name = _variant(case, result.get("backends"))
+            rows.append([name, case["mode"], f"{case['ms']['median']:.3f}", *rate, *_faster(case["speedup"])])
     w = result["workload"]
     count = "1 block" if w["blocks"] == 1 else f"{w['blocks']} blocks"
     yield from (f"### {count} of {w['model']}, B={w['batch']}, N={w['tokens']}, {w['dtype']}", "")
@@ -209,7 +225,8 @@ def _model(result):
     for case in result["cases"]:
         if case["ms"]:
             numbers = f"{case['ms']['median']:.1f}", f"{case['images_per_s']:.3g}", f"{case['gemm_share']:.0%}"
-            rows.append([_variant(case), STEPS[case["mode"]], *numbers, *_faster(case["speedup"], bases)])
+            name = _variant(case, result.get("backends"))
+            rows.append([name, STEPS[case["mode"]], *numbers, *_faster(case["speedup"], bases)])
     w = result["workload"]
     yield from (f"### {w['model']}, {w['image_size']}², B={w['batch']}, {w['dtype']}", "")
     if any(case["mode"] == "guided" for case in result["cases"]):
@@ -223,17 +240,17 @@ def _jvp(result):
         if case["ms"]:
             peak = "" if case["peak_bytes"] is None else f"{case['peak_bytes'] / 2**20:.0f}"
             bases = ("explicit", "explicit+compile")
-            rows.append(
-                [_variant(case), case["dtype"], f"{case['ms']['median']:.1f}", peak, *_faster(case["speedup"], bases)]
-            )
+            name, ms = _variant(case, ran_in(case)), f"{case['ms']['median']:.1f}"
+            rows.append([name, case["dtype"], ms, peak, *_faster(case["speedup"], bases)])
     o = result["options"]
     blocks = "1 block" if o["depth"] == 1 else f"{o['depth']} blocks"
     yield from (f"### A step with a tangent: {blocks} of {o['model']}, latents {o['size']}², B={o['batch']}", "")
     yield from table(("variant", "dtype", "ms", "peak MiB", "vs explicit", "vs explicit+compile"), rows)
 
 
-def _variant(case):
-    return case["variant"] if is_green(case) else f"{case['variant']} (over its error budget)"
+def _variant(case, backends=None):
+    name = variant_text(case, backends or {})
+    return name if is_green(case) else f"{name} (over its error budget)"
 
 
 def _what(case):
