@@ -58,6 +58,21 @@ void gelu_jvp_(int type, std::int64_t elements, Address pre, Address pre_t, Addr
     kernels().gelu_jvp({dtype(type), elements, pointer(pre), pointer(pre_t), pointer(act), pointer(act_t)}, threads);
 }
 
+using MatrixArgument = std::tuple<Address, std::int64_t, std::int64_t>;  // strides of its rows, along inner
+
+Matrix matrix(const MatrixArgument& m) {
+    return {static_cast<const float*>(pointer(std::get<0>(m))), std::get<1>(m), std::get<2>(m)};
+}
+
+void gemm_(std::tuple<std::int64_t, std::int64_t, std::int64_t> size, const MatrixArgument& a, const MatrixArgument& b,
+           Address bias, Address c, int threads) {
+    const auto [rows, columns, inner] = size;
+    const Gemm call{rows,        columns,   inner,
+                    matrix(a),   matrix(b), static_cast<const float*>(pointer(bias)),
+                    static_cast<float*>(pointer(c))};
+    kernels().gemm(call, threads);
+}
+
 void rows_forward_(int stream, int branch, std::tuple<std::int64_t, std::int64_t, std::int64_t> shape, float eps,
                    const TokensArgument& x, const TokensArgument& y, const VectorsArgument& gate,
                    const VectorsArgument& bias, const VectorsArgument& shift, const VectorsArgument& scale,
@@ -175,6 +190,7 @@ void bind(py::module_& m) {
     m.def("gelu_forward", without_gil(gelu_forward_), "dtype, M, F, pre, act, threads");
     m.def("gelu_backward", without_gil(gelu_backward_), "dtype, M, F, pre, act or 0, dact, dbias, threads");
     m.def("gelu_jvp", without_gil(gelu_jvp_), "dtype, M * F, pre, pre_t, act, act_t, threads");
+    m.def("gemm", without_gil(gemm_), "(rows, columns, inner), a, b, bias or 0, c, threads");
     const char* const patch_arguments =
         "bytes per element, (B, C, gh, gw, p), channels_last, image, image strides, tokens, (stride_b, stride_n), "
         "threads";

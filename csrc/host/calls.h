@@ -79,4 +79,20 @@ struct GeluJvp {
     void* act_t;
 };
 
+// One of the strides is 1.
+struct Matrix {
+    const float* data;
+    std::int64_t stride_row;
+    std::int64_t stride_inner;  // along what a product sums over
+};
+
+// c = a b^T + bias. None of the sizes is zero.
+struct Gemm {
+    std::int64_t rows, columns, inner;
+    Matrix a;           // (rows, inner)
+    Matrix b;           // (columns, inner)
+    const float* bias;  // (columns,) or null
+    float* c;           // (rows, columns), contiguous
+};
+
 }  // namespace ditfast::host

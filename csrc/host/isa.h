@@ -15,6 +15,7 @@ struct Kernels {
     void (*gelu_forward)(const Gelu& call, int threads);
     void (*gelu_backward)(const Gelu& call, int threads);
     void (*gelu_jvp)(const GeluJvp& call, int threads);
+    void (*gemm)(const Gemm& call, int threads);
     void (*rows_forward)(const RowsForward& call, int threads);
     void (*rows_backward)(const RowsBackward& call, int threads);
     void (*rows_jvp)(const RowsJvp& call, int threads);

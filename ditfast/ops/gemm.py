@@ -1,7 +1,8 @@
-"""Linears on the CPU through oneDNN, where it beats `F.linear`, and on weights packed for it.
+"""Matrix products on the CPU through our kernel or oneDNN, where those beat PyTorch, and on weights packed for oneDNN.
 
-With a bfloat16 bias, `F.linear` makes oneDNN accumulate into a prefilled output; these calls do not. Packed weights
-are copies in oneDNN's own layout; `packed` defines the block of code in which they exist.
+The kernel computes float32, where oneDNN breaks the numerical contract. oneDNN computes bfloat16: with a bias,
+`F.linear` makes it accumulate into a prefilled output; these calls do not. Packed weights are copies in oneDNN's own
+layout; `packed` defines the block of code in which they exist.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ditfast.ops import tangents
+from ditfast.ops import host, tangents
 from ditfast.ops.autocast import autocasts, linear_dtype
 from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.per_thread import PerThread, setting
@@ -32,7 +33,14 @@ _packs = PerThread("packs", {})  # id of a weight -> _Pack
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (M, I) @ weight (O, I).T + bias (O,) or None: (M, O). For plain tensors, below autograd."""
-    return _onednn(x, weight, bias) if _takes_onednn(x, weight, bias) else F.linear(x, weight, bias)
+    if _takes_onednn(x, weight, bias):
+        return _onednn(x, weight, bias)
+    return host.product(x, weight.t(), bias) if _takes_kernel(x, weight.t(), bias) else F.linear(x, weight, bias)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a (M, K) @ b (K, N): (M, N). For plain tensors, below autograd."""
+    return host.product(a, b) if _takes_kernel(a, b) else a @ b
 
 
 def linear_on_packed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -51,7 +59,7 @@ def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backend
     tensors = x, weight, bias
     if forward_ad._current_level >= 0:
         return F.linear(*tensors) if _is_reference(backends) else tangents.linear(*tensors)
-    if not x.is_cpu or torch.compiler.is_compiling() or not on_cpu.takes_onednn(weight.dtype):
+    if not x.is_cpu or torch.compiler.is_compiling() or not _may_gain(x, weight):
         return F.linear(*tensors)
     if is_tracked(tensors) or is_intercepted(tensors):
         return F.linear(*tensors)
@@ -62,6 +70,15 @@ def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backend
     if _is_reference(backends):
         return F.linear(*tensors)
     return linear_on_packed(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def _may_gain(x, weight):
+    """Whether something may beat `F.linear` and is right: the kernel by the self-check of `mlp`, which consists of it."""
+    if on_cpu.takes_onednn(weight.dtype):
+        return True
+    columns, inner = weight.shape
+    is_large = inner > 0 and on_cpu.takes_product(weight.dtype, x.numel() // inner, columns, inner)
+    return is_large and on_cpu.product_is_right(inner)
 
 
 def _is_reference(backends):
@@ -93,6 +110,16 @@ def _takes_onednn(x, weight, bias=None) -> bool:
     if rows == 0 or inner != columns or not on_cpu.takes_onednn(x.dtype):
         return False
     return bias is None or (bias.shape == (outer,) and bias.dtype == x.dtype and bias.is_contiguous())
+
+
+def _takes_kernel(a, b, bias=None) -> bool:
+    """Whether the kernel is faster for a (M, K) @ b (K, N); bad shapes are left for PyTorch to reject."""
+    (rows, inner), (length, columns) = a.shape, b.shape
+    if not on_cpu.takes_product(a.dtype, rows, columns, inner) or not (a.is_cpu and b.is_cpu):
+        return False
+    if inner != length or a.dtype != b.dtype or 1 not in a.stride() or 1 not in b.stride():
+        return False
+    return bias is None or (bias.shape == (columns,) and bias.dtype == a.dtype and bias.is_contiguous())
 
 
 def _can_be_packed(weight) -> bool:

@@ -17,6 +17,15 @@ def _extension():
     return _C
 
 
+def product(a, b, bias=None):
+    """a (M, K) @ b (K, N) + bias (N,) or None in float32, M, K, N > 0; of each matrix one stride is 1."""
+    (rows, inner), columns = a.shape, b.shape[1]
+    c = a.new_empty(rows, columns)
+    left, right = (a.data_ptr(), *a.stride()), (b.data_ptr(), *b.stride()[::-1])
+    _extension().gemm((rows, columns, inner), left, right, _pointer(bias), c.data_ptr(), torch.get_num_threads())
+    return c
+
+
 def gelu(pre):
     """GELU (tanh) of pre (M, F), contiguous."""
     return _gelu_into(pre.new_empty(*pre.shape), pre)

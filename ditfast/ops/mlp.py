@@ -145,14 +145,16 @@ def _jvp(h, w1, b1, w2, b2, recompute, h_t, w1_t, b1_t, w2_t, b2_t, backend):
 def _backward(dy, h, w1, w2, pre, act, needs, backend):
     dy, rows = dy.reshape(-1, w2.shape[0]), h.reshape(-1, h.shape[-1])
     recompute = act.dim() == 1  # an empty vector stands for what was not saved
-    dact = dy @ w2  # (B*N, F)
-    dpre, db1, recomputed = gelu_backward(dact, pre, recompute, resolve(OP, backend, h, h, w1.shape[0]))
+    name = resolve(OP, backend, h, h, w1.shape[0])
+    matmul = gemm.matmul if name == "host" else torch.matmul
+    dact = matmul(dy, w2)  # (B*N, F)
+    dpre, db1, recomputed = gelu_backward(dact, pre, recompute, name)
     act = recomputed if recompute else act
     return (
-        (dpre @ w1).view_as(h) if needs[0] else dy.new_empty(0),
-        dpre.t() @ rows if needs[1] else dy.new_empty(0),
+        matmul(dpre, w1).view_as(h) if needs[0] else dy.new_empty(0),
+        matmul(dpre.t(), rows) if needs[1] else dy.new_empty(0),
         db1,
-        dy.t() @ act if needs[3] else dy.new_empty(0),
+        matmul(dy.t(), act) if needs[3] else dy.new_empty(0),
         dy.sum(0) if needs[4] else dy.new_empty(0),
     )
 
@@ -244,9 +246,9 @@ def _arguments(t, batch, tokens, dim, width=None):
 
 
 def _self_check(t, width, backend):
-    h, w1, b1, w2, b2 = _arguments(t, *t.size, 64, width).values()
+    h, w1, b1, w2, b2 = _arguments(t, *t.size, 128, width).values()
     dy, result = t(*h.shape), {}
-    tangents = _arguments(t, *t.size, 64, width).values()
+    tangents = _arguments(t, *t.size, 128, width).values()
     result["y_t"] = _jvp(h, w1, b1, w2, b2, True, *tangents, backend)[-1]
     for recompute, remark in ((False, ""), (True, " (recomputed)")):
         y, pre, act = _forward(h, w1, b1, w2, b2, recompute, backend)

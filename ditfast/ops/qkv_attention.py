@@ -111,10 +111,10 @@ def _jvp(h, weight, bias, num_heads, scale, h_t, weight_t, bias_t, backend):
 def _backward(dout, h, weight, qkv, out, lse, needs, bias_dtype, scale, backend):
     note(OP.name, backend)
     dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, bias_dtype)
-    rows = dqkv.view(-1, weight.shape[0])  # (B*N, 3*H*d)
+    rows, matmul = dqkv.view(-1, weight.shape[0]), gemm.matmul if backend == "host" else torch.matmul  # (B*N, 3*H*d)
     return (
-        (rows @ weight).view(h.shape) if needs[0] else rows.new_empty(0),
-        rows.t() @ h.reshape(-1, h.shape[-1]) if needs[1] else rows.new_empty(0),
+        matmul(rows, weight).view(h.shape) if needs[0] else rows.new_empty(0),
+        matmul(rows.t(), h.reshape(-1, h.shape[-1])) if needs[1] else rows.new_empty(0),
         dbias,
     )
 

@@ -7,6 +7,7 @@ extern const Kernels kernel_table;  // without this, the const would have intern
 const Kernels kernel_table = {
     attention_forward, attention_backward, attention_jvp,  //
     gelu_forward,      gelu_backward,      gelu_jvp,       //
+    gemm,                                                  //
     rows_forward,      rows_backward,      rows_jvp,
 };
 

@@ -24,7 +24,7 @@ _ROWS: _Operations = {
 }
 _ATTENTION: _Operations = {"attention": {"bf16": 1024, "fp16": 1024, "fp32": 8192}}
 _REST: _Operations = {
-    "mlp": {"bf16": 393216},  # in fp32 its GEMMs dominate: DiT-XL/2 blocks gained nothing
+    "mlp": {"bf16": 393216, "fp32": 393216},
     "patchify": {"bf16": 4096, "fp16": 4096, "fp32": 4096},
     "unpatchify": {"bf16": 32768, "fp16": 32768, "fp32": 32768},
     "patch_embed": {"bf16": 98304, "autocast": 98304},
@@ -41,6 +41,8 @@ WITH_TANGENTS: _Table = {
 # precision -> instruction sets; float32 is faster too, but breaks the numerical contract
 ONEDNN: dict[str | None, tuple[str | None, ...]] = {"bf16": ("x86_64_v4_bf16",)}
 _SHARED = {"qkv_attention": "attention"}  # operation -> the one whose entries it uses
+# instruction set -> the smallest size from which our float32 matrix product beats PyTorch's
+PRODUCT_FROM: dict[str | None, int] = {"x86_64_v4": 128, "x86_64_v4_bf16": 128}
 # No CPU with AMX has been measured: PyTorch uses AMX for bfloat16 products and these kernels do not, so PyTorch keeps
 # these operations there.
 _OF_PRODUCTS = ("attention", "mlp", "patch_embed")
@@ -91,6 +93,21 @@ def takes_onednn(dtype: torch.dtype) -> bool:
     """Whether calling oneDNN directly beats `F.linear`, for a Linear of any size."""
     faster = ONEDNN.get(SHORT.get(dtype))
     return faster is not None and isa() in faster and not _has_amx()
+
+
+def takes_product(dtype: torch.dtype, *sizes: int) -> bool:
+    """Whether our kernel beats PyTorch in a matrix product of these three sizes."""
+    if (
+        dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest"
+    ):  # others may be faster and coarser
+        return False
+    smallest = PRODUCT_FROM.get(isa())
+    return smallest is not None and min(sizes) >= smallest
+
+
+def product_is_right(width: int) -> bool:
+    """Whether the matrix product is right, by the self-check of `mlp` for tokens of this width."""
+    return _is_right("mlp", torch.float32, torch.float32, 4 * width)
 
 
 def _is_traced():

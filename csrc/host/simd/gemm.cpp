@@ -1,0 +1,172 @@
+#include "gemm_pack.h"
+#include "kernels.h"
+#include "parallel.h"
+
+// c = a b^T of large float32 matrices, after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication".
+// The larger operand is "left": its elements are broadcast. The other is "right": it is packed once, in panels as wide
+// as a tile. A tile of products stays in registers for one piece of inner; the sums of the pieces are added up in
+// memory, which is more exact than one chain.
+
+namespace ditfast::host::DITFAST_ISA {
+namespace {
+
+constexpr std::int64_t kBlockRows = 96, kBlockColumns = 384;  // of one task: right's piece stays in the L2 cache
+constexpr std::int64_t kTile = kTileRows * kTileWidth;
+constexpr std::int64_t kBlockTiles = kBlockRows / kTileRows, kBlockPanels = kBlockColumns / kTileWidth;
+constexpr std::int64_t kLeftFloats = kBlockRows * kLeftStride;
+constexpr std::int64_t kMostPacked = std::int64_t{1} << 23;  // floats of right that are packed at once
+static_assert(kBlockRows % kTileRows == 0 && kBlockRows % kLanes == 0 && kBlockColumns % kTileWidth == 0);
+
+struct Operands {
+    Matrix left;   // (rows, inner)
+    Matrix right;  // (columns, inner)
+    std::int64_t rows, columns, inner;
+    std::int64_t piece;
+    bool is_transposed;  // left's rows are c's columns
+    const float* bias;   // along c's columns
+    float* c;
+    std::int64_t stride;  // of c's rows
+};
+
+Operands operands(const Gemm& g) {
+    const std::int64_t pieces = ceil_div(g.inner, kPiece);
+    const std::int64_t piece = padded(ceil_div(g.inner, pieces));
+    if (g.rows >= g.columns) {
+        return {g.a, g.b, g.rows, g.columns, g.inner, piece, false, g.bias, g.c, g.columns};
+    }
+    return {g.b, g.a, g.columns, g.rows, g.inner, piece, true, g.bias, g.c, g.columns};
+}
+
+// sums[kTileRows][kTileWidth] of a piece, added to what is there unless it is the first.
+template <bool kIsDense, bool kIsFirst>
+void multiply(const float* left, const float* panel, std::int64_t inner, float* sums) {
+    constexpr std::int64_t stride_row = kIsDense ? kLeftStride : 1, stride_inner = kIsDense ? 1 : kTileRows;
+    Vec c[kTileRows][kTileColumns] = {};
+    for (std::int64_t k = 0; k < inner; ++k) {
+        Vec columns[kTileColumns];
+        for (int j = 0; j < kTileColumns; ++j) columns[j] = load(panel + k * kTileWidth + j * kLanes);
+        for (int i = 0; i < kTileRows; ++i) {
+            const Vec factor = splat(left[i * stride_row + k * stride_inner]);
+            for (int j = 0; j < kTileColumns; ++j) c[i][j] += factor * columns[j];
+        }
+    }
+    for (int i = 0; i < kTileRows; ++i) {
+        for (int j = 0; j < kTileColumns; ++j) {
+            float* sum = sums + i * kTileWidth + j * kLanes;
+            store(sum, kIsFirst ? c[i][j] : load(sum) + c[i][j]);
+        }
+    }
+}
+
+// A block of c: rows from `row` and columns from `column` on, as left and right count them.
+struct Block {
+    std::int64_t row, column, rows, columns;
+
+    std::int64_t tiles() const { return ceil_div(rows, kTileRows); }
+    std::int64_t panels() const { return ceil_div(columns, kTileWidth); }
+};
+
+inline float* sums_of(float* sums, const Block& block, std::int64_t tile, std::int64_t panel) {
+    return sums + (tile * block.panels() + panel) * kTile;
+}
+
+template <bool kIsDense>
+void multiply_block(const Operands& o, const Block& block, const float* packed, const Ahead& next, float* scratch) {
+    float *left = scratch, *sums = scratch + kLeftFloats;
+    for (std::int64_t k = 0; k < o.inner; k += o.piece) {
+        const std::int64_t inner = smaller(o.piece, o.inner - k), rest = o.inner - k - inner;
+        for (std::int64_t tile = 0; tile < block.tiles(); ++tile) {
+            const Matrix from = part_of(o.left, block.row + tile * kTileRows, k);
+            float* to = left + tile * kTileRows * kLeftStride;
+            kIsDense ? copy_rows(from, block.rows - tile * kTileRows, inner, to)
+                     : copy_columns(from, block.rows - tile * kTileRows, inner, to);
+        }
+        Ahead ahead = rest > 0 ? Ahead(part_of(o.left, block.row, k + inner), block.rows, smaller(rest, o.piece)) : next;
+        const std::int64_t share = ceil_div(ahead.count(), block.tiles() * block.panels());
+        for (std::int64_t tile = 0; tile < block.tiles(); ++tile) {
+            for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
+                ahead.fetch(share);
+                const float* a = left + tile * kTileRows * kLeftStride;
+                const float* b = packed + panel * kTileWidth * o.inner + k * kTileWidth;
+                float* sum = sums_of(sums, block, tile, panel);
+                k == 0 ? multiply<kIsDense, true>(a, b, inner, sum) : multiply<kIsDense, false>(a, b, inner, sum);
+            }
+        }
+    }
+}
+
+// c and the bias where left's rows are c's rows.
+void write_rows(const Operands& o, const Block& block, float* sums) {
+    for (std::int64_t row = 0; row < block.rows; ++row) {
+        float* to = o.c + (block.row + row) * o.stride + block.column;
+        const float* from = sums_of(sums, block, row / kTileRows, 0) + row % kTileRows * kTileWidth;
+        for_each_vector(block.columns, [&](std::int64_t j, auto extent) {
+            const Vec bias = o.bias ? load(o.bias + block.column + j, extent) : Vec{};
+            store(to + j, load(from + j / kTileWidth * kTile + j % kTileWidth) + bias, extent);
+        });
+    }
+}
+
+// The same where they are c's columns.
+void write_columns(const Operands& o, const Block& block, float* sums) {
+    for_each_vector(block.rows, [&](std::int64_t row, auto extent) {
+        const Vec bias = o.bias ? load(o.bias + block.row + row, extent) : Vec{};
+        for (std::int64_t column = 0; column < block.columns; column += kLanes) {
+            Vec square[kLanes];
+            for (std::int64_t i = 0; i < kLanes; ++i) {
+                const float* tile = sums_of(sums, block, (row + i) / kTileRows, column / kTileWidth);
+                square[i] = load(tile + (row + i) % kTileRows * kTileWidth + column % kTileWidth);
+            }
+            transpose(square);
+            for (std::int64_t i = 0; i < smaller(kLanes, block.columns - column); ++i) {
+                store(o.c + (block.column + column + i) * o.stride + block.row + row, square[i] + bias, extent);
+            }
+        }
+    });
+}
+
+void run_block(const Operands& o, const Block& block, const float* packed, const Ahead& next, float* scratch) {
+    const auto multiply_this = o.left.stride_inner == 1 ? multiply_block<true> : multiply_block<false>;
+    multiply_this(o, block, packed, next, scratch);
+    float* sums = scratch + kLeftFloats;
+    o.is_transposed ? write_columns(o, block, sums) : write_rows(o, block, sums);
+}
+
+// Columns from `first` on, so many that what is packed stays small.
+void run_columns(const Operands& o, std::int64_t first, std::int64_t columns, int threads) {
+    const std::int64_t panels = ceil_div(columns, kTileWidth), panel_floats = kTileWidth * o.inner;
+    float* packed = workspace(static_cast<std::size_t>(panels * panel_floats));
+    parallel(panels, threads, 0, [&](std::int64_t panel, float*) {
+        const std::int64_t column = panel * kTileWidth;
+        pack_right(part_of(o.right, first + column, 0), columns - column, o.inner, packed + panel * panel_floats);
+    });
+    const std::int64_t row_blocks = ceil_div(o.rows, kBlockRows), column_blocks = ceil_div(panels, kBlockPanels);
+    const std::int64_t wide = ceil_div(panels, column_blocks) * kTileWidth;  // all blocks about as wide
+    const auto block_of = [&](std::int64_t i) -> Block {
+        const std::int64_t row = i % row_blocks * kBlockRows, column = i / row_blocks * wide;
+        return {row, first + column, smaller(kBlockRows, o.rows - row), smaller(wide, columns - column)};
+    };
+    // several blocks to a task, so that one can fetch what the next begins with
+    const std::int64_t blocks = row_blocks * column_blocks, chunk = larger(1, blocks / (3 * threads));
+    const std::int64_t scratch_floats = kLeftFloats + kBlockRows * kBlockColumns;
+    parallel(ceil_div(blocks, chunk), threads, scratch_floats, [&](std::int64_t task, float* scratch) {
+        const std::int64_t end = smaller(blocks, (task + 1) * chunk);
+        for (std::int64_t i = task * chunk; i < end; ++i) {
+            const Block block = block_of(i), after = block_of(i + 1);
+            const Ahead next = i + 1 < end ? Ahead(part_of(o.left, after.row, 0), after.rows, smaller(o.piece, o.inner)) : Ahead();
+            run_block(o, block, packed + (block.column - first) * o.inner, next, scratch);
+        }
+    });
+}
+
+}  // namespace
+
+void gemm(const Gemm& call, int threads) {
+    const Operands o = operands(call);
+    const std::int64_t columns = larger(1, kMostPacked / (o.inner * kTileWidth)) * kTileWidth;
+    for (std::int64_t first = 0; first < o.columns; first += columns) {
+        run_columns(o, first, smaller(columns, o.columns - first), threads);
+    }
+}
+
+}  // namespace ditfast::host::DITFAST_ISA
