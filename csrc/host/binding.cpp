@@ -67,8 +67,12 @@ Matrix matrix(const MatrixArgument& m) {
 void gemm_(std::tuple<std::int64_t, std::int64_t, std::int64_t> size, const MatrixArgument& a, const MatrixArgument& b,
            Address bias, Address c, int threads) {
     const auto [rows, columns, inner] = size;
-    const Gemm call{rows,        columns,   inner,
-                    matrix(a),   matrix(b), static_cast<const float*>(pointer(bias)),
+    const Gemm call{rows,
+                    columns,
+                    inner,
+                    matrix(a),
+                    matrix(b),
+                    static_cast<const float*>(pointer(bias)),
                     static_cast<float*>(pointer(c))};
     kernels().gemm(call, threads);
 }

@@ -1,4 +1,4 @@
-"""Matrix products on the CPU through our kernel or oneDNN, where those beat PyTorch, and on weights packed for oneDNN.
+"""Matrix products on the CPU by our kernel or oneDNN, where those beat PyTorch, and on weights packed for oneDNN.
 
 The kernel computes float32, where oneDNN breaks the numerical contract. oneDNN computes bfloat16: with a bias,
 `F.linear` makes it accumulate into a prefilled output; these calls do not. Packed weights are copies in oneDNN's own
@@ -67,18 +67,21 @@ def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backend
         if any(t is not None and t.dtype != linear_dtype(x) for t in (weight, bias)):
             return F.linear(*tensors)
         x = x.to(weight.dtype)
-    if _is_reference(backends):
+    if _is_reference(backends) or not is_right(weight):
         return F.linear(*tensors)
     return linear_on_packed(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
+def is_right(weight: Tensor) -> bool:
+    """Whether what replaces PyTorch for a Linear with this weight (O, I) is right: a kernel by its self-check."""
+    return weight.dtype != torch.float32 or on_cpu.product_is_right(weight.shape[1])
+
+
 def _may_gain(x, weight):
-    """Whether something may beat `F.linear` and is right: the kernel by the self-check of `mlp`, which consists of it."""
     if on_cpu.takes_onednn(weight.dtype):
         return True
     columns, inner = weight.shape
-    is_large = inner > 0 and on_cpu.takes_product(weight.dtype, x.numel() // inner, columns, inner)
-    return is_large and on_cpu.product_is_right(inner)
+    return inner > 0 and on_cpu.takes_product(weight.dtype, x.numel() // inner, columns, inner)
 
 
 def _is_reference(backends):

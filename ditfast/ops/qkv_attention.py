@@ -82,9 +82,14 @@ def _check(h, weight, bias, num_heads):
     return width // (3 * num_heads)
 
 
+def _takes_host(backend, weight):
+    """Whether the products are `gemm`'s; attention's self-check does not cover them."""
+    return backend == "host" and gemm.is_right(weight)
+
+
 def _forward(h, weight, bias, num_heads, scale, backend):
     note(OP.name, backend)
-    linear = gemm.linear if backend == "host" else F.linear
+    linear = gemm.linear if _takes_host(backend, weight) else F.linear
     rows = linear(h.reshape(-1, h.shape[-1]), weight, bias.to(h.dtype))
     qkv = rows.view(*h.shape[:2], weight.shape[0])  # (B, N, 3*H*d)
     out, lse = run_forward(qkv, num_heads, scale, backend)
@@ -100,7 +105,7 @@ def _forward_fake(h, weight, bias, num_heads, scale, backend):
 
 def _jvp(h, weight, bias, num_heads, scale, h_t, weight_t, bias_t, backend):
     note(OP.name, backend)
-    linear, rows = gemm.linear if backend == "host" else F.linear, h.reshape(-1, h.shape[-1])
+    linear, rows = gemm.linear if _takes_host(backend, weight) else F.linear, h.reshape(-1, h.shape[-1])
     h_t, bias_t = None if h_t is None else h_t.reshape(rows.shape), None if bias_t is None else bias_t.to(h.dtype)
     parts = linear(rows, weight, bias.to(h.dtype)), linear_tangent(rows, weight, h_t, weight_t, bias_t, linear)
     qkv, qkv_t = (t.reshape(*h.shape[:2], -1) for t in parts)  # (B, N, 3*H*d) each
@@ -111,7 +116,8 @@ def _jvp(h, weight, bias, num_heads, scale, h_t, weight_t, bias_t, backend):
 def _backward(dout, h, weight, qkv, out, lse, needs, bias_dtype, scale, backend):
     note(OP.name, backend)
     dqkv, dbias = run_backward(dout, qkv, out, lse, scale, backend, bias_dtype)
-    rows, matmul = dqkv.view(-1, weight.shape[0]), gemm.matmul if backend == "host" else torch.matmul  # (B*N, 3*H*d)
+    rows = dqkv.view(-1, weight.shape[0])  # (B*N, 3*H*d)
+    matmul = gemm.matmul if _takes_host(backend, weight) else torch.matmul
     return (
         matmul(rows, weight).view(h.shape) if needs[0] else rows.new_empty(0),
         matmul(rows.t(), h.reshape(-1, h.shape[-1])) if needs[1] else rows.new_empty(0),

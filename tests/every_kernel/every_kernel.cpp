@@ -23,12 +23,14 @@ namespace {
 void check_all() {
     check_rows();
     check_gelu();
+    check_gemm();
     check_attention();
     check_patches();
 }
 
 void check_callers() {
-    std::thread others[] = {std::thread(check_rows), std::thread(check_gelu), std::thread(check_attention)};
+    std::thread others[] = {std::thread(check_rows), std::thread(check_gelu), std::thread(check_gemm),
+                            std::thread(check_attention)};
     check_patches();
     check_gelu();
     for (std::thread& other : others) other.join();

@@ -70,6 +70,7 @@ void check_call(const std::string& what, const std::vector<Tensor*>& outputs,
 // Each calls its kernels in the current instruction set, on every combination of shapes, dtypes and places.
 void check_attention();
 void check_gelu();
+void check_gemm();
 void check_patches();
 void check_rows();
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from attention_cases import NAN, assert_right, padded, sample
 from contract import assert_contract, compare, run
-from host import attention_calls, mutants, test_attention, test_gelu, test_rows
+from host import attention_calls, mutants, test_attention, test_gelu, test_product, test_rows
 from ops.row_ops import Case
 
 import ditfast
@@ -68,6 +68,15 @@ def gelu(pre, dact):
     recomputed, dbias = host.gelu_backward_(dpre, pre, True)
     assert torch.equal(act, recomputed), "backward's activation differs"
     return act, dpre, dbias
+
+
+def check_product():
+    """Sizes that fill nothing, several tasks of which the last is not full, what is packed in parts; NaN."""
+    for size in ((13, 1, 33), (97, 300, 200), (31, 530, 801), (1060, 5, 20)):
+        result, _ = test_product.check(size)
+        assert_same_on_two_threads(lambda: [host.product(*test_product.problem(*size))], [result])  # noqa: B023
+    test_product.test_what_is_packed_at_once_is_bounded(None)
+    test_product.test_what_is_not_finite_stays_so(NAN, None)
 
 
 def check_attention():
@@ -220,6 +229,33 @@ PLANTED = [
         ("sums of the previous call", "std::memset(sums, 0, static_cast<std::size_t>(stride) * sizeof(float));", ""),
         ("chunks by threads", "chunk_rows(call.rows, 64)", "chunk_rows(call.rows, threads)"),
         ("later columns missed", "width - first), [", "smaller(width - first, 32)), ["),
+    ),
+    *plant(
+        "gemm.cpp",
+        check_product,
+        ("last of a piece missed", "k < inner; ++k", "k < inner - 1; ++k"),
+        ("last piece alone", "kIsFirst ? c[i][j] : load(sum) + c[i][j]", "c[i][j]"),
+        ("last piece missed", "k < o.inner; k += o.piece", "k == 0 || k + o.piece < o.inner; k += o.piece"),
+        ("first rows everywhere", "block.row + tile * kTileRows, k)", "block.row, k)"),
+        ("first columns everywhere", "packed + panel * kTileWidth * o.inner", "packed"),
+        ("last row missed", "row < block.rows; ++row", "row < block.rows - 1; ++row"),
+        (
+            "last column missed",
+            "smaller(kLanes, block.columns - column);",
+            "smaller(kLanes, block.columns - column - 1);",
+        ),
+        ("bias of the first columns", "o.bias + block.column + j", "o.bias + j"),
+        ("bias of the first rows", "o.bias + block.row + row", "o.bias + row"),
+        ("last task missed", "parallel(ceil_div(blocks, chunk),", "parallel(larger(1, blocks / chunk),"),
+        ("first columns packed again", "first + column, 0), columns", "column, 0), columns"),
+    ),
+    *plant(
+        "gemm_pack.h",
+        check_product,
+        ("last of inner not packed", "i < smaller(kLanes, inner - k);", "i < smaller(kLanes, inner - k - 1);"),
+        ("half a panel twice", "from.data + k * from.stride_inner + block", "from.data + k * from.stride_inner"),
+        ("one row for all", "from.data + row * from.stride_row + k", "from.data + k"),
+        ("last rows not copied", "smaller(kTileRows, rows) - row", "smaller(kTileRows, rows - 1) - row"),
     ),
     *plant(
         "attention.h",

@@ -2,20 +2,20 @@
 #include "kernels.h"
 #include "parallel.h"
 
-// c = a b^T of large float32 matrices, after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication".
-// The larger operand is "left": its elements are broadcast. The other is "right": it is packed once, in panels as wide
-// as a tile. A tile of products stays in registers for one piece of inner; the sums of the pieces are added up in
-// memory, which is more exact than one chain.
+// c = a b^T of large float32 matrices, after Goto and van de Geijn, "Anatomy of High-Performance Matrix
+// Multiplication". The larger operand is "left": its elements are broadcast. The other is "right": it is packed once,
+// in panels as wide as a tile. A tile of products stays in registers for one piece of inner; the sums of the pieces are
+// added up in memory, which is more exact than one chain.
 
 namespace ditfast::host::DITFAST_ISA {
 namespace {
 
-constexpr std::int64_t kBlockRows = 96, kBlockColumns = 384;  // of one task: right's piece stays in the L2 cache
+// Of one task, so that right's piece stays in the L2 cache. Rows are halved where there are many threads.
+constexpr std::int64_t kBlockRows = 96, kBlockColumns = 384;
 constexpr std::int64_t kTile = kTileRows * kTileWidth;
-constexpr std::int64_t kBlockTiles = kBlockRows / kTileRows, kBlockPanels = kBlockColumns / kTileWidth;
 constexpr std::int64_t kLeftFloats = kBlockRows * kLeftStride;
 constexpr std::int64_t kMostPacked = std::int64_t{1} << 23;  // floats of right that are packed at once
-static_assert(kBlockRows % kTileRows == 0 && kBlockRows % kLanes == 0 && kBlockColumns % kTileWidth == 0);
+static_assert(kBlockRows % (8 * kTileRows) == 0 && kBlockRows % kLanes == 0 && kBlockColumns % kTileWidth == 0);
 
 struct Operands {
     Matrix left;   // (rows, inner)
@@ -78,10 +78,11 @@ void multiply_block(const Operands& o, const Block& block, const float* packed, 
         for (std::int64_t tile = 0; tile < block.tiles(); ++tile) {
             const Matrix from = part_of(o.left, block.row + tile * kTileRows, k);
             float* to = left + tile * kTileRows * kLeftStride;
-            kIsDense ? copy_rows(from, block.rows - tile * kTileRows, inner, to)
-                     : copy_columns(from, block.rows - tile * kTileRows, inner, to);
+            const auto copy = kIsDense ? copy_rows : copy_columns;
+            copy(from, block.rows - tile * kTileRows, inner, to);
         }
-        Ahead ahead = rest > 0 ? Ahead(part_of(o.left, block.row, k + inner), block.rows, smaller(rest, o.piece)) : next;
+        Ahead ahead = next;
+        if (rest > 0) ahead = Ahead(part_of(o.left, block.row, k + inner), block.rows, smaller(rest, o.piece));
         const std::int64_t share = ceil_div(ahead.count(), block.tiles() * block.panels());
         for (std::int64_t tile = 0; tile < block.tiles(); ++tile) {
             for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
@@ -89,7 +90,8 @@ void multiply_block(const Operands& o, const Block& block, const float* packed, 
                 const float* a = left + tile * kTileRows * kLeftStride;
                 const float* b = packed + panel * kTileWidth * o.inner + k * kTileWidth;
                 float* sum = sums_of(sums, block, tile, panel);
-                k == 0 ? multiply<kIsDense, true>(a, b, inner, sum) : multiply<kIsDense, false>(a, b, inner, sum);
+                const auto multiply_this = k == 0 ? multiply<kIsDense, true> : multiply<kIsDense, false>;
+                multiply_this(a, b, inner, sum);
             }
         }
     }
@@ -128,8 +130,8 @@ void write_columns(const Operands& o, const Block& block, float* sums) {
 void run_block(const Operands& o, const Block& block, const float* packed, const Ahead& next, float* scratch) {
     const auto multiply_this = o.left.stride_inner == 1 ? multiply_block<true> : multiply_block<false>;
     multiply_this(o, block, packed, next, scratch);
-    float* sums = scratch + kLeftFloats;
-    o.is_transposed ? write_columns(o, block, sums) : write_rows(o, block, sums);
+    const auto write = o.is_transposed ? write_columns : write_rows;
+    write(o, block, scratch + kLeftFloats);
 }
 
 // Columns from `first` on, so many that what is packed stays small.
@@ -140,11 +142,14 @@ void run_columns(const Operands& o, std::int64_t first, std::int64_t columns, in
         const std::int64_t column = panel * kTileWidth;
         pack_right(part_of(o.right, first + column, 0), columns - column, o.inner, packed + panel * panel_floats);
     });
-    const std::int64_t row_blocks = ceil_div(o.rows, kBlockRows), column_blocks = ceil_div(panels, kBlockPanels);
+    const std::int64_t column_blocks = ceil_div(panels, kBlockColumns / kTileWidth);
     const std::int64_t wide = ceil_div(panels, column_blocks) * kTileWidth;  // all blocks about as wide
+    std::int64_t high = kBlockRows;
+    while (high > kTileRows && ceil_div(o.rows, high) * column_blocks < 2 * threads) high /= 2;
+    const std::int64_t row_blocks = ceil_div(o.rows, high);
     const auto block_of = [&](std::int64_t i) -> Block {
-        const std::int64_t row = i % row_blocks * kBlockRows, column = i / row_blocks * wide;
-        return {row, first + column, smaller(kBlockRows, o.rows - row), smaller(wide, columns - column)};
+        const std::int64_t row = i % row_blocks * high, column = i / row_blocks * wide;
+        return {row, first + column, smaller(high, o.rows - row), smaller(wide, columns - column)};
     };
     // several blocks to a task, so that one can fetch what the next begins with
     const std::int64_t blocks = row_blocks * column_blocks, chunk = larger(1, blocks / (3 * threads));
@@ -153,7 +158,8 @@ void run_columns(const Operands& o, std::int64_t first, std::int64_t columns, in
         const std::int64_t end = smaller(blocks, (task + 1) * chunk);
         for (std::int64_t i = task * chunk; i < end; ++i) {
             const Block block = block_of(i), after = block_of(i + 1);
-            const Ahead next = i + 1 < end ? Ahead(part_of(o.left, after.row, 0), after.rows, smaller(o.piece, o.inner)) : Ahead();
+            Ahead next;
+            if (i + 1 < end) next = Ahead(part_of(o.left, after.row, 0), after.rows, smaller(o.piece, o.inner));
             run_block(o, block, packed + (block.column - first) * o.inner, next, scratch);
         }
     });

@@ -12,7 +12,7 @@ constexpr int kTileRows = 12, kTileColumns = 2;  // 24 sums, 2 columns and a fac
 constexpr int kTileRows = 6, kTileColumns = 2;
 #endif
 constexpr std::int64_t kTileWidth = kTileColumns * kLanes;
-constexpr std::int64_t kPiece = 256;  // of inner, in one chain of additions
+constexpr std::int64_t kPiece = 256;               // of inner, in one chain of additions
 constexpr std::int64_t kLeftStride = kPiece + 16;  // not a power of two, which would crowd a few sets of the cache
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

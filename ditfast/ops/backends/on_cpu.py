@@ -41,10 +41,11 @@ WITH_TANGENTS: _Table = {
 # precision -> instruction sets; float32 is faster too, but breaks the numerical contract
 ONEDNN: dict[str | None, tuple[str | None, ...]] = {"bf16": ("x86_64_v4_bf16",)}
 _SHARED = {"qkv_attention": "attention"}  # operation -> the one whose entries it uses
-# instruction set -> the smallest size from which our float32 matrix product beats PyTorch's
-PRODUCT_FROM: dict[str | None, int] = {"x86_64_v4": 128, "x86_64_v4_bf16": 128}
-# No CPU with AMX has been measured: PyTorch uses AMX for bfloat16 products and these kernels do not, so PyTorch keeps
-# these operations there.
+# instruction sets whose float32 matrix product beats PyTorch's, and the smallest size from which it does
+PRODUCTS: tuple[str | None, ...] = ("x86_64_v4_bf16",)
+PRODUCT_FROM = 128
+# No CPU with AMX has been measured: PyTorch uses AMX for bfloat16 products and these kernels do not, and its float32
+# products were made for such CPUs. So PyTorch keeps these operations there.
 _OF_PRODUCTS = ("attention", "mlp", "patch_embed")
 _records: dict[str, Op] = {}  # by name, which torch.compile can treat as a constant
 
@@ -97,12 +98,13 @@ def takes_onednn(dtype: torch.dtype) -> bool:
 
 def takes_product(dtype: torch.dtype, *sizes: int) -> bool:
     """Whether our kernel beats PyTorch in a matrix product of these three sizes."""
-    if (
-        dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest"
-    ):  # others may be faster and coarser
+    if dtype != torch.float32 or min(sizes) < PRODUCT_FROM or not _has_fast_products():
         return False
-    smallest = PRODUCT_FROM.get(isa())
-    return smallest is not None and min(sizes) >= smallest
+    return torch.get_float32_matmul_precision() == "highest"  # otherwise PyTorch may be faster, and coarser
+
+
+def _has_fast_products():
+    return isa() in PRODUCTS and not _has_amx()
 
 
 def product_is_right(width: int) -> bool:
@@ -120,6 +122,8 @@ def _faster_from(name, stream, branch):
     if name in _OF_PRODUCTS and precision in ("bf16", "autocast") and _has_amx():
         return None
     found = FASTER_FROM.get(isa(), {}).get(name, {}).get(precision)
+    if name == "mlp" and precision == "fp32" and not _has_fast_products():
+        found = None
     if found is None and forward_ad._current_level >= 0:
         return WITH_TANGENTS.get(isa(), {}).get(name, {}).get(precision)
     return found

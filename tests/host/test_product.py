@@ -1,0 +1,200 @@
+"""Large float32 products in C++ on the CPU, held to the numerical contract."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contract import assert_contract, compare
+from ops.test_mlp import NAMES, PARAMETERS, call, inputs
+
+import ditfast
+from ditfast import ops
+from ditfast.ops import gemm, host
+from ditfast.ops.backends import on_cpu
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+# rows, inner, columns: no tile, piece or block is full, and several of each
+SIZES = ((1, 1, 1), (5, 3, 7), (13, 1, 33), (97, 300, 200), (31, 530, 801), (385, 20, 401), (100, 770, 12))
+LAYOUTS = tuple(product((False, True), repeat=2))  # whether each matrix lies with its columns together
+
+
+def lying(t, is_turned):
+    return t.t().contiguous().t() if is_turned else t
+
+
+def problem(rows, inner, columns):
+    g = torch.Generator().manual_seed(6)
+    shapes = (rows, inner), (inner, columns), (columns,)
+    return [torch.randn(shape, generator=g) for shape in shapes]
+
+
+def check(size):
+    """With and without a bias, in every layout; the same bits in all of them. Returns what came out."""
+    a, b, bias = problem(*size)
+    results = []
+    for row in (bias, None):
+        low, exact = (
+            F.linear(a, b.t(), row),
+            F.linear(a.double(), b.t().double(), None if row is None else row.double()),
+        )
+        found = [host.product(lying(a, first), lying(b, second), row) for first, second in LAYOUTS]
+        assert_contract(f"{size}", found[0], low, exact)
+        assert all(torch.equal(found[0], other) for other in found)
+        results.append(found[0])
+    return results
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_contract(size, isa, poisoned):
+    check(size)
+
+
+def test_what_is_packed_at_once_is_bounded(poisoned):
+    """Three times as many columns, of a long sum, as fit into the workspace."""
+    a, b, _ = problem(150, 1 << 17, 150)
+    assert_contract("c", host.product(a, b), a @ b, a.double() @ b.double())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bit_equal_for_any_number_of_threads(layout, with_threads):
+    for size in ((300, 300, 850), (850, 530, 300)):
+        a, b, bias = problem(*size)
+        a, b = (lying(t, turned) for t, turned in zip((a, b), layout, strict=True))
+        first, *others = (with_threads(n, host.product, a, b, bias) for n in (1, 2, 7))
+        for other in others:
+            assert torch.equal(first, other)
+
+
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
+def test_what_is_not_finite_stays_so(value, isa):
+    """In its row and column, and nowhere else."""
+    for size in ((13, 300, 33), (40, 20, 13)):
+        a, b, bias = problem(*size)
+        a[12, 0], b[-1, -1] = value, value
+        bad = torch.zeros(size[0], size[2], dtype=torch.bool)
+        bad[12], bad[:, -1] = True, True
+        for first, second in LAYOUTS:
+            assert torch.equal(~host.product(lying(a, first), lying(b, second), bias).isfinite(), bad)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The kernel wins everywhere, whatever this CPU is; how often it ran."""
+    monkeypatch.setattr(on_cpu, "takes_onednn", lambda *_: False)
+    monkeypatch.setattr(on_cpu, "takes_product", lambda dtype, *sizes: dtype == torch.float32 and min(sizes) > 0)
+    monkeypatch.setattr(on_cpu, "product_is_right", lambda width: True)
+    seen, run = [], host.product
+    monkeypatch.setattr(host, "product", lambda *args: seen.append(1) or run(*args))
+    return seen
+
+
+def test_mlp_and_its_gradients(taken):
+    shape = 3, 17, 16, 72
+    weights = [torch.randn(3, 17, 16, generator=torch.Generator().manual_seed(4))]
+    compare(
+        call("fp32", "cpu", False),
+        lambda dtype: inputs("fp32", *shape, "cpu", dtype=dtype),
+        names=NAMES,
+        parameters=PARAMETERS,
+        weights=weights,
+        backend="host",
+    )
+    assert len(taken) == 6
+
+
+def test_qkv_attention_and_its_gradients(taken):
+    def make(dtype):
+        g = torch.Generator().manual_seed(2)
+        shapes = ((2, 9, 24), 1.0), ((72, 24), 0.1), ((72,), 0.5)
+        tensors = [torch.randn(shape, generator=g) * spread for shape, spread in shapes]
+        return [t.to(dtype or torch.float32).requires_grad_() for t in tensors]
+
+    compare(
+        lambda h, w, b, backend: ops.qkv_attention(h, w, b, 3, backend=backend),
+        make,
+        names=("out", "dh", "dweight", "dbias"),
+        parameters=("dweight", "dbias"),
+        weights=[torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(3))],
+        backend="host",
+    )
+    assert len(taken) == 3
+
+
+def test_a_model_trains_on_it(taken):
+    """All gradients of a model; the kernel runs in each block, forward and backward."""
+    torch.manual_seed(7)
+    model = ditfast.DiT(input_size=8, hidden_size=48, depth=2, num_heads=3, num_classes=5).eval()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for p in trained.values():  # gates start at zero
+        torch.nn.init.normal_(p, std=0.1)
+    x, t, y = torch.randn(3, 4, 8, 8), torch.tensor([1, 50, 900]), torch.tensor([0, 2, 4])
+
+    def gradients(dtype, backend):
+        module = model.to(dtype)
+        with ditfast.use_backend(backend):
+            loss = module(x.to(dtype), t, y).square().mean()
+            return torch.autograd.grad(loss, tuple(trained.values()))
+
+    got, low, exact = (
+        gradients(*how)
+        for how in ((torch.float32, "host"), (torch.float32, "reference"), (torch.float64, "reference"))
+    )
+    for name, *tensors in zip(trained, got, low, exact, strict=True):
+        assert_contract(name, *tensors, per_sample=False)
+    assert len(taken) == 2 * 9
+
+
+X, W, B = torch.randn(6, 8), torch.randn(10, 8), torch.randn(10)
+LEFT = {
+    "neither dimension together": (torch.randn(12, 16)[::2, ::2], W, B),
+    "one row for all": (X[:1, :1].expand(6, 8), W, B),
+    "strided bias": (X, W, torch.randn(20)[::2]),
+    "a bias for all": (X, W, B[:1]),
+    "no rows": (X[:0], W, B),
+    "float64": (X.double(), W.double(), B.double()),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_it_does_not_take_is_left_to_pytorch(taken, name):
+    torch.testing.assert_close(gemm.linear(*LEFT[name]), F.linear(*LEFT[name]))
+    assert not taken
+
+
+def test_what_does_not_fit_is_refused(taken):
+    for change in ((X[:, :7], W, B), (X, W, B[:9]), (X, W.double(), B), (X, W, B.double())):
+        with pytest.raises(RuntimeError):
+            gemm.linear(*change)
+    assert not taken
+
+
+def test_inference_takes_it_where_nothing_differentiates(taken, monkeypatch):
+    x = X.view(2, 3, 8)
+    torch.testing.assert_close(gemm.linear_for_inference(x, W, B, ("auto",)), F.linear(x, W, B))
+    assert taken.pop()
+    for weight, backends in ((W, ("reference",)), (W.clone().requires_grad_(), ("auto",))):
+        gemm.linear_for_inference(x, weight, B, backends)
+    with torch.autocast("cpu"):
+        gemm.linear_for_inference(x, W, B, ("auto",))
+    monkeypatch.setattr(on_cpu, "product_is_right", lambda width: False)
+    gemm.linear_for_inference(x, W, B, ("auto",))
+    assert not taken
+
+
+def test_only_large_products_on_measured_cpus(monkeypatch):
+    monkeypatch.setattr(on_cpu, "PRODUCTS", (on_cpu.isa(),))
+    monkeypatch.setattr(on_cpu, "_has_amx", lambda: False)
+    large = on_cpu.PRODUCT_FROM
+    assert on_cpu.takes_product(torch.float32, large, large, large)
+    assert not on_cpu.takes_product(torch.float32, large, large - 1, large)
+    assert not on_cpu.takes_product(torch.bfloat16, large, large, large)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    assert not on_cpu.takes_product(torch.float32, large, large, large)
+    torch.set_float32_matmul_precision(before)
+    for name, value in (("PRODUCTS", ()), ("_has_amx", lambda: True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(on_cpu, name, value)
+            assert not on_cpu.takes_product(torch.float32, large, large, large)
+            assert on_cpu._faster_from("mlp", torch.float32, torch.float32) is None
