@@ -299,6 +299,7 @@ PLANTED = [
             "add_product(head, head.dlogits, head.q_columns",
             "add_product(head, head.dlogits, head.k_columns",
         ),
+        ("queries of the first panel", "head.q_panels + panel * inner", "head.q_panels"),
         ("dbias of dout", "row[c] = head.dq_sums[c]", "row[c] = head.dout_sums[c]"),
         ("dbias of sample 0", "(b * 3 * p.heads + h) * p.head_dim", "h * p.head_dim"),
         ("lse of sample 0", "call.lse + (b * p.heads + h)", "call.lse + h"),

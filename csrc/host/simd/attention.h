@@ -64,6 +64,7 @@ template <class W, class Before>
 inline void multiply_panel(std::int64_t piece, Words a, const float* b, std::int64_t rows, std::int64_t inner,
                            float* to, const Before& before) {
     const auto finish = [&](std::int64_t row, auto& c, std::int64_t first_word) {
+#pragma GCC unroll 6
         for (auto& line : c) {
             for (int j = 0; j < kColumns; ++j) {
                 const std::int64_t at = row * kPanel + j * kLanes;
@@ -83,6 +84,7 @@ inline void logits_of(Words k, const float* query, std::int64_t keys, std::int64
     const std::int64_t inner = words(dim, W::kNumbers), piece = kPieceOfRow<T>;
     const auto finish = [&](std::int64_t row, auto& c, std::int64_t first_word) {
         const bool is_whole = first_word + piece >= inner;
+#pragma GCC unroll 6
         for (auto& line : c) {
             for (int j = 0; j < kColumns; ++j) {
                 float* to = logits + row * kPanel + j * kLanes;

@@ -23,8 +23,8 @@ struct Head {
     Words k, v;
     float *copied_k, *copied_v, *q_columns, *k_columns, *dout_columns;
     float *lse, *delta;                             // per query, padded to whole panels
-    float *q_panel, *dout_panel;                    // of the current panel
-    float *weights, *dlogits, *dlogits_along_keys;  // [key][query] of a block, as words along queries or keys
+    float *q_panels, *dout_panels;                  // [panel][d][query]
+    float *weights, *dlogits, *dlogits_along_keys;  // [key][query] of a block; words along queries, along keys
     float *dq, *dk, *dv, *dout_rows;                // dq: [panel][c][query]
     float *dq_sums, *dout_sums;
 
@@ -35,9 +35,7 @@ struct Head {
         for (float** part : parts(copied_k, copied_v).all) *part = scratch.take(left_words_size(tokens, dim));
         for (float** part : parts(q_columns, k_columns, dout_columns).all) *part = scratch.take(columns);
         for (float** part : parts(lse, delta).all) *part = scratch.take(in_panels);
-        for (float** part : parts(q_panel, dout_panel).all) {
-            *part = scratch.take(words(dim, W::kNumbers) * kPanel);
-        }
+        for (float** part : parts(q_panels, dout_panels).all) *part = scratch.take(words(dim, W::kNumbers) * in_panels);
         for (float** part : parts(weights, dlogits).all) *part = scratch.take(keys * kQueries / W::kNumbers);
         dlogits_along_keys = scratch.take(words(keys, W::kNumbers) * kPanel);
         dq = scratch.take(in_panels * dim);
@@ -127,7 +125,7 @@ void weights_and_dlogits(const Head<T>& head, const Valid& valid, std::int64_t f
     // a softmax over one key is constant; subtracting delta would only nearly cancel
     const float scale = head.tokens == 1 ? 0.0f : head.scale;
     Vec weight[kRows][kColumns], c[kRows][kColumns];
-    multiply_along_d<T>(rows_of(head.k), head.q_panel, inner, c);
+    multiply_along_d<T>(rows_of(head.k), head.q_panels + panel * inner, inner, c);
     const float factor = head.scale * kLogit<T>;
     for (int j = 0; j < kColumns; ++j) {
         const Vec lse = load(head.lse + panel + j * kLanes);
@@ -136,7 +134,7 @@ void weights_and_dlogits(const Head<T>& head, const Valid& valid, std::int64_t f
             W::store_numbers(head.weights + (key + i) * row_words, column + j * kLanes, weight[i][j]);
         }
     }
-    multiply_along_d<T>(rows_of(head.v), head.dout_panel, inner, c);
+    multiply_along_d<T>(rows_of(head.v), head.dout_panels + panel * inner, inner, c);
     for (int j = 0; j < kColumns; ++j) {
         const Vec delta = load(head.delta + panel + j * kLanes);
         for (int i = 0; i < kRows; ++i) {
@@ -172,6 +170,7 @@ void add_rows(const float* left, const float* right, std::int64_t stride, std::i
               bool is_first, float* to) {
     using W = typename WordsOf<T>::type;
     const auto finish = [&](std::int64_t row, auto& c, std::int64_t first_word) {
+#pragma GCC unroll 6
         for (auto& line : c) {
             for (int j = 0; j < kCols; ++j) {
                 float* at = to + row * stride + j * kLanes;
@@ -233,6 +232,11 @@ void prepare(Head<T>& head, const AttentionBackward& call, const Rows<T>& q, con
     pack_columns<W>(q, p.tokens, p.head_dim, head.q_columns, head.stride);
     pack_columns<W>(k, p.tokens, p.head_dim, head.k_columns, head.stride);
     pack_columns<W>(dout, p.tokens, p.head_dim, head.dout_columns, head.stride);
+    for (std::int64_t panel = 0; panel < p.tokens; panel += kPanel) {
+        const std::int64_t at = panel * words(p.head_dim, W::kNumbers);
+        pack_panel<W>(q, panel, p.tokens, p.head_dim, head.q_panels + at);
+        pack_panel<W>(dout, panel, p.tokens, p.head_dim, head.dout_panels + at);
+    }
     const T* out = static_cast<const T*>(call.out) + (b * p.tokens * p.heads + h) * p.head_dim;
     for (std::int64_t c = 0; c < head.stride; ++c) head.dq_sums[c] = head.dout_sums[c] = 0.0f;
     inner_products(head, dout, {out, p.heads * p.head_dim});
@@ -245,7 +249,6 @@ void prepare(Head<T>& head, const AttentionBackward& call, const Rows<T>& q, con
 
 template <class T>
 void backward_head(const AttentionBackward& call, std::int64_t b, std::int64_t h, float* memory) {
-    using W = typename WordsOf<T>::type;
     const AttentionProblem& p = call.problem;
     Scratch scratch(memory);
     Head<T> head(p, scratch);
@@ -257,8 +260,6 @@ void backward_head(const AttentionBackward& call, std::int64_t b, std::int64_t h
         const std::int64_t keys = smaller(kKeys, p.tokens - first);
         for (std::int64_t block = 0; block < p.tokens; block += kQueries) {
             for (std::int64_t panel = block; panel < smaller(block + kQueries, p.tokens); panel += kPanel) {
-                pack_panel<W>(q, panel, p.tokens, p.head_dim, head.q_panel);
-                pack_panel<W>(dout, panel, p.tokens, p.head_dim, head.dout_panel);
                 panel_pass(head, first, keys, panel);
             }
             add_product(head, head.weights, head.dout_columns, block, keys, head.dv);

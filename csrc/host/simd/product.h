@@ -77,18 +77,18 @@ inline __attribute__((always_inline)) void multiply(Words a, const float* b, std
         Vec columns[kCols];
         for (int j = 0; j < kCols; ++j) columns[j] = load(b + k * stride_b + j * kLanes);
         for (int i = 0; i < kRows; ++i) {
-            // a tensor's data need not be aligned to words
-            const Vec word = splat(read_as<float>(a.data + i * a.stride_row + k * a.stride_inner));
+            const Vec word = splat(a.data[i * a.stride_row + k * a.stride_inner]);
             for (int j = 0; j < kCols; ++j) c[i][j] = W::multiply_add(c[i][j], word, columns[j]);
         }
     }
 }
 
 // Calls finish(row, c) for the rows of c = a b, several at a time; c is an array of that many rows. Rows come in even
-// numbers, as words of two numbers need, except for an odd last one.
+// numbers, as words of two numbers need, except for an odd last one. Inlined, with the loops of `finish` unrolled: an
+// array that is passed on or indexed by a variable leaves the registers.
 template <class W, int kRows, int kCols, class Finish>
-inline void multiply_rows(Words a, const float* b, std::int64_t stride_b, std::int64_t rows, std::int64_t inner,
-                          const Finish& finish) {
+inline __attribute__((always_inline)) void multiply_rows(Words a, const float* b, std::int64_t stride_b,
+                                                         std::int64_t rows, std::int64_t inner, const Finish& finish) {
     std::int64_t row = 0;
     const auto run = [&](auto& c) {
         multiply<W>({a.data + row * a.stride_row, a.stride_row, a.stride_inner}, b, stride_b, inner, c);
@@ -115,8 +115,9 @@ inline void multiply_rows(Words a, const float* b, std::int64_t stride_b, std::i
 // The same with the sum in pieces of `piece` words, which finish(row, c, first) adds up; `first` is where the piece
 // starts. The rounding error of a sum grows with the number of terms added in one register.
 template <class W, int kRows, int kCols, class Finish>
-inline void multiply_in_pieces(std::int64_t piece, Words a, const float* b, std::int64_t stride_b, std::int64_t rows,
-                               std::int64_t inner, const Finish& finish) {
+inline __attribute__((always_inline)) void multiply_in_pieces(std::int64_t piece, Words a, const float* b,
+                                                              std::int64_t stride_b, std::int64_t rows,
+                                                              std::int64_t inner, const Finish& finish) {
     for (std::int64_t first = 0; first < inner; first += piece) {
         const Words part{a.data + first * a.stride_inner, a.stride_row, a.stride_inner};
         multiply_rows<W, kRows, kCols>(part, b + first * stride_b, stride_b, rows, smaller(piece, inner - first),
