@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -17,6 +19,25 @@ pybind11 = pytest.importorskip("pybind11")
 CMAKE, NINJA = (
     shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name) for name in ("cmake", "ninja")
 )
+BEST = pytest.importorskip("ditfast._C").isas()[-1]
+
+
+class Planted(NamedTuple):
+    """An error: ``wrong`` in place of ``right``, which the check must show."""
+
+    what: str
+    file: str
+    right: str
+    wrong: str
+    check: Callable
+    isa: str = BEST
+
+    def __str__(self):
+        return self.what.replace(" ", "_")
+
+
+def plant(file, check, *changes, isa=BEST):
+    return [Planted(what, f"simd/{file}", right, wrong, check, isa) for what, right, wrong in changes]
 
 
 class Build:

@@ -1,15 +1,15 @@
 """Errors planted in the CPU kernels: the numerical contract, a NaN or a second thread must reveal each."""
 
 import sys
-from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
 
 import pytest
 import torch
 from attention_cases import NAN, assert_right, padded, sample
 from contract import assert_contract, compare, run
-from host import attention_calls, mutants, test_attention, test_gelu, test_product, test_rows
+from host import attention_calls, mutants, test_attention, test_gelu, test_rows
+from host.mutants import Planted, plant
+from host.planted_in_jvp import PLANTED_IN_JVP
 from ops.row_ops import Case
 
 import ditfast
@@ -17,7 +17,6 @@ from ditfast import ops
 from ditfast.ops import extension, host
 
 _C = pytest.importorskip("ditfast._C")
-BEST = _C.isas()[-1]
 pytestmark = pytest.mark.skipif(not (mutants.CMAKE and mutants.NINJA), reason="needs cmake and ninja")
 
 
@@ -116,22 +115,6 @@ def check_numbers():
         nan = torch.tensor([[0x7FFFFFFF]], dtype=torch.int32).view(torch.float32)
         h, _, _ = host.layer_norm_modulate(torch.zeros(1, 1, 1), nan, torch.zeros(1, 1), 1e-6, dtype)
         assert h.isnan().all()
-
-
-class Planted(NamedTuple):
-    what: str
-    file: str
-    right: str
-    wrong: str
-    check: Callable
-    isa: str = BEST
-
-    def __str__(self):
-        return self.what.replace(" ", "_")
-
-
-def plant(file, check, *changes, isa=BEST):
-    return [Planted(what, f"simd/{file}", right, wrong, check, isa) for what, right, wrong in changes]
 
 
 PLANTED = [
@@ -335,6 +318,7 @@ PLANTED = [
     Planted("sample 0 of patches", "patches.cpp", "b * call.tokens_b", "0 * call.tokens_b", check_patches),
     Planted("patch upside down", "patches.cpp", "(c * p + ph) * p;", "(c * p + p - 1 - ph) * p;", check_patches),
     Planted("task skipped", "threads.cpp", "< job.count;", "< job.count - (job.count > 1);", check_junction),
+    *PLANTED_IN_JVP,
 ]
 
 
