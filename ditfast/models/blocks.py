@@ -3,22 +3,29 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
 from ditfast import ops
-from ditfast.models.carry import Carry, as_tokens, junction, modulation, set_pending, split_rows, start_carry
+from ditfast.models.carry import (
+    Carry,
+    as_tokens,
+    junction,
+    modulation,
+    pending_bias,
+    set_pending,
+    split_rows,
+    start_carry,
+)
 from ditfast.models.linears import call_linears
 from ditfast.models.plain import (
-    are_plain,
     has_original_forward,
     is_plain,
     parameter,
     reject_symbolic,
     remember_forward,
 )
-from ditfast.models.unfused import add_unfused, block_unfused, final_unfused, may_be_unfused
+from ditfast.models.whole import whole_block, whole_final_layer
 from ditfast.ops.backends.choice import names_in_force
 from ditfast.ops.gemm import linear_for_inference
 from ditfast.ops.sdpa import sdpa
@@ -223,21 +230,17 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Tensor | Carry, c: Tensor, backends: tuple[str, ...] | None = None) -> Tensor | Carry:
         if isinstance(x, Carry):
-            done = self._unfused(x)
+            done = whole_block(self._modules, _PARTS, x)
             return self._fused(x, c) if done is None else done
         reject_symbolic(x)
         carry = start_carry(x, c, backends or names_in_force())
-        done = self._unfused(carry)
-        return as_tokens(self._fused(carry, c)) if done is None else add_unfused(done)
+        done = whole_block(self._modules, _PARTS, carry)
+        return as_tokens(self._fused(carry, c) if done is None else done)
 
     def forward_rows(self, carry: Carry, rows: Tensor) -> Carry:
         """Run the block on a `Carry` with precomputed modulation: rows (B or 1, 6*D)."""
-        done = self._unfused(carry, rows)
+        done = whole_block(self._modules, _PARTS, carry, rows)
         return self._fused(carry, None, rows) if done is None else done
-
-    def _unfused(self, carry, rows=None):
-        is_possible = may_be_unfused(carry.x, carry.backends) and are_plain(self._modules, _PARTS)
-        return block_unfused(self._modules, carry, rows) if is_possible else None
 
     def _fused(self, carry, c, rows=None):
         parts = self._modules
@@ -248,9 +251,7 @@ class DiTBlock(nn.Module):
         y, bias = call_without_bias(parts["attn"], h, carry.backends)
         x, h = junction(set_pending(carry, x, y, gate_msa, bias), parts["norm2"], shift_mlp, scale_mlp)
         y, bias = call_without_bias(parts["mlp"], h, carry.backends)
-        if bias is not None and dist.is_available() and dist.is_initialized():
-            bias = bias.clone()  # FSDP may free the parameter when the block returns
-        return set_pending(carry, x, y, gate_mlp, bias)
+        return set_pending(carry, x, y, gate_mlp, pending_bias(bias))
 
 
 @remember_forward
@@ -281,17 +282,13 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor | Carry, c: Tensor, backends: tuple[str, ...] | None = None) -> Tensor:
         reject_symbolic(x)
         carry = x if isinstance(x, Carry) else start_carry(x, c, backends or names_in_force())
-        done = self._unfused(carry)
+        done = whole_final_layer(self._modules, _FINAL_PARTS, carry)
         return self._fused(carry, modulation(self.adaLN_modulation, c, carry)) if done is None else done
 
     def forward_rows(self, carry: Carry, rows: Tensor) -> Tensor:
         """Run the layer on a `Carry` with precomputed modulation: rows (B or 1, 2*D)."""
-        done = self._unfused(carry, rows)
+        done = whole_final_layer(self._modules, _FINAL_PARTS, carry, rows)
         return self._fused(carry, rows) if done is None else done
-
-    def _unfused(self, carry, rows=None):
-        is_possible = may_be_unfused(carry.x, carry.backends) and are_plain(self._modules, _FINAL_PARTS)
-        return final_unfused(self._modules, carry, rows) if is_possible else None
 
     def _fused(self, carry, rows):
         shift, scale = split_rows(rows, 2, carry.x)  # (B, D) each

@@ -7,6 +7,7 @@ branch instead of the sum, one pass, the junction, does both.
 import sys
 from typing import Any, NamedTuple
 
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +36,11 @@ def start_carry(x: Tensor, c: Tensor, backends: tuple[str, ...]) -> Carry:
 def set_pending(carry: Carry, x: Tensor, y: Tensor | None, gate: Tensor | None, bias: Tensor | None) -> Carry:
     """Leave ``gate * (y + bias)`` for the next junction to add to x."""
     return Carry(x, y, gate, bias, carry.silu_c, carry.backends)
+
+
+def pending_bias(bias: Tensor | None) -> Tensor | None:
+    """The bias of a block's last Linear as the next block may read it: FSDP may free the parameter in between."""
+    return bias.clone() if bias is not None and dist.is_available() and dist.is_initialized() else bias
 
 
 def add_pending(state: Tensor | Carry) -> Tensor | Carry:

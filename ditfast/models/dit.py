@@ -28,7 +28,7 @@ from ditfast.models.initialize import initialize
 from ditfast.models.limits import check_arguments, check_number, check_tensors
 from ditfast.models.plain import is_known, is_plain, reject_symbolic, remember_forward
 from ditfast.models.tangents import check_tangents, reject_layer
-from ditfast.models.unfused import embed_unfused, may_be_unfused
+from ditfast.models.whole import whole_embedding
 from ditfast.models.wrappers import accepts_carry, is_native
 from ditfast.ops.backends.choice import names_in_force, use_backend
 from ditfast.ops.registration import may_be_dual
@@ -236,7 +236,7 @@ class DiT(nn.Module):
         if not fusible or self.pos_embed.shape[:2] != (1, embedder.num_patches):
             return embedder(x) + self.pos_embed
         arguments: tuple[Any, ...] = x, embedder.proj.weight, embedder.proj.bias, self.pos_embed, self.patch_size
-        done = embed_unfused(*arguments) if may_be_unfused(x, backends) else None
+        done = whole_embedding(*arguments, backend=backends)
         return ops.patch_embed(*arguments, backend=backends) if done is None else done
 
     def _call(self, layer, x, c, backends):

@@ -59,13 +59,7 @@ def mlp(
     Source: Peebles & Xie, section 3.2, "pointwise feedforward"; Hendrycks & Gimpel, "Gaussian Error Linear Units".
     """
     _check(h, w1, b1, w2, b2)
-    dtype = linear_dtype(h)
-
-    def takes_host(is_able):
-        width = w1.shape[0]
-        return on_cpu.takes_host(OP, dtype, dtype, width, h.shape[0] * h.shape[1] * width, is_able)
-
-    name = choose(OP, backend, device_type(h), lambda name: _unsupported(h, w1, b1, w2, b2), takes_host)
+    dtype, name = linear_dtype(h), choose_mlp(h, w1, b1, w2, b2, backend)
     if name == "reference":
         note(OP.name, name)
         if not recompute or forward_ad._current_level >= 0:  # a checkpoint cannot know what tangents save
@@ -82,6 +76,17 @@ def mlp(
     if is_training:
         return _call(h, w1, b1, w2, b2, recompute, name)[0]
     return call_below_autograd(_inference_op, h, w1, b1, w2, b2, name)
+
+
+def choose_mlp(h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor | None, requested: Backend) -> str:
+    """`choose` for tokens of the shape and dtype of h."""
+    dtype = linear_dtype(h)
+
+    def takes_host(is_able):
+        width = w1.shape[0]
+        return on_cpu.takes_host(OP, dtype, dtype, width, h.shape[0] * h.shape[1] * width, is_able)
+
+    return choose(OP, requested, device_type(h), lambda name: _unsupported(h, w1, b1, w2, b2), takes_host)
 
 
 def _check(h, w1, b1, w2, b2):

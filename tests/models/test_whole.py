@@ -1,4 +1,4 @@
-"""Layers in PyTorch's own operations: where they are taken, that they compute the same, that every error comes."""
+"""Layers after one check of everything: how they are run, that they compute the same, that every error comes."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ from ditfast.ops.backends.log import record
 def taken(monkeypatch):
     """The name of each layer that was run so."""
     calls = []
-    for name in ("_run_block", "_run_final"):
+    for name in ("run_block", "run_final"):
         run = getattr(unfused, name)
-        monkeypatch.setattr(unfused, name, lambda *args, n=name, f=run: calls.append(n[5:]) or f(*args))
+        monkeypatch.setattr(unfused, name, lambda *args, n=name, f=run: calls.append(n[4:]) or f(*args))
     return calls
 
 
@@ -141,6 +141,8 @@ def test_not_under_autocast_nor_by_name(problem, taken):
     layer, x, c = problem
     with torch.autocast("cpu", torch.bfloat16):
         run(layer, x, c)
+        with torch.no_grad():
+            layer(x, c)
     run(layer, x, c, "reference")
     run(layer, x, c, "host")
     assert not taken
@@ -170,6 +172,12 @@ def test_errors_are_those_of_the_operations(problem, path, value, message):
         block(x, c)
 
 
+def test_tokens_of_another_dtype_are_not_promoted(problem):
+    layer, x, c = problem
+    with pytest.raises((TypeError, RuntimeError), match="dtype"):
+        layer(x.bfloat16(), c)
+
+
 @of_blocks
 def test_a_projection_to_one_channel_is_not_stretched(problem):
     block, x, c = problem
@@ -183,6 +191,7 @@ def test_a_projection_to_one_channel_is_not_stretched(problem):
     (
         ({"pos_embed": torch.ones(1, 25, 1)}, r"pos_embed must have shape \(1, N, D\) = \(1, 25, 32\)"),
         ({"x_embedder.proj.weight": torch.ones(32, 4, 1, 1)}, r"weight must have shape .* = \(32, 4, 2, 2\)"),
+        ({"pos_embed": torch.ones(1, 25, 32).int()}, "pos_embed must be float32, .* got torch.int32"),
         ({"x_embedder.proj.bias": torch.ones(1)}, r"bias must have shape \(D,\) = \(32,\)"),
         ({"x_embedder.proj.bias": torch.ones(32).double()}, "bias must have the dtype of x, torch.float32"),
     ),
