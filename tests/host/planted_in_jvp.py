@@ -44,7 +44,7 @@ PLANTED_IN_JVP = [
         ),
         ("tangent of the gate of sample 0", "widen_sample(call.gate_t, b", "widen_sample(call.gate_t, 0"),
         ("tangent of x of sample 0", "row_of<Stream>(call.x_t, b, n)", "row_of<Stream>(call.x_t, 0, n)"),
-        ("last row of a task skipped", "smaller(p.tokens, first + kRows)", "smaller(p.tokens, first + kRows - 1)"),
+        ("last row of a task missed", "smaller(p.tokens, first + kRows)", "smaller(p.tokens, first + kRows - 1)"),
     ),
     *plant(
         "rows_jvp.cpp",
@@ -90,7 +90,7 @@ PLANTED_IN_JVP = [
             "multiply_panel<W>(kPiece<T>, v_t, head.operand",
             "multiply_panel<W>(kPiece<T>, v, head.operand",
         ),
-        ("last key skipped", "smaller(kKeys, p.tokens - first)", "smaller(kKeys, p.tokens - first - 1)"),
+        ("last key missed", "smaller(kKeys, p.tokens - first)", "smaller(kKeys, p.tokens - first - 1)"),
         (
             "weight of a key that is none",
             "key + 1 < keys ? weight(key + 1, part_of_moment) : Vec{}",
