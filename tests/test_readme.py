@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from ditfast import DiT
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (".", "docs", "csrc", "examples/scaling", "benchmarks/results", "benchmarks/results/aot", "tests/golden")
@@ -25,6 +28,11 @@ NOT_RUN = {
     "make": "installs everything, which takes minutes",
     "python -m ditfast.train": "takes minutes; another test runs it with fewer steps",
     "python -m ditfast.evaluate": "reads files that cannot be distributed",
+}
+
+NOT_PASTED = {
+    "hub.md": "needs a package of the name kernels, and its folder OUT",
+    "README.md": "has a test of its own",
 }
 
 
@@ -152,6 +160,20 @@ def elsewhere(tmp_path):
 
     run.folder = tmp_path
     return run
+
+
+SNIPPETS = [(page, text) for page in PAGES for text in blocks(page, "python") if page.name not in NOT_PASTED]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore")  # of diffusers and torch.jit; what counts is that it runs
+@pytest.mark.parametrize("text", [text for _, text in SNIPPETS], ids=[page.stem for page, _ in SNIPPETS])
+def test_each_snippet_runs_as_pasted(text, tmp_path, monkeypatch):
+    """Alone, in a folder that has the weights it reads and nothing else."""
+    for name in re.findall(r"^model = .*from_pretrained\(\"(\S+\.pt)\"", text, re.MULTILINE):
+        torch.save(DiT(depth=1, hidden_size=384, num_heads=6).state_dict(), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    exec(text, {})
 
 
 def test_the_example(capsys):
