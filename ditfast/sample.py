@@ -59,9 +59,10 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     o.noise_schedule = settle_schedule(o, record)
     o.dtype = speed.settle_dtype(o.dtype, ranks.device)
     takes = settle_decoder(o, record)
+    make_sampler(o, record, True)  # steps and options that do not fit are refused before weights are loaded
     model = load_model(o, takes).to(ranks.device)
     guidance = make_guidance(o, model)
-    sampler = make_sampler(o, record, model)
+    sampler = make_sampler(o, record, model.learn_sigma)
     height, width = model.x_embedder.img_size
     size = (height * takes.factor, width * takes.factor)
     folder = SampleFolder(o.out, sample_settings(o, record, model, guidance), size)
@@ -130,9 +131,9 @@ def check_image_size(o: Namespace, factor: int, trained: Size, asked: Size) -> N
         refuse(o, f"--image-size {got} is not that of the model's training, {own}")
 
 
-def make_sampler(o: Namespace, record: dict, model: DiT) -> Sampler | FlowSampler:
+def make_sampler(o: Namespace, record: dict, learn_sigma: bool) -> Sampler | FlowSampler:
     if record["objective"] == "diffusion":
-        return Sampler(o.sampler, o.steps, model.learn_sigma, o.decoder == "pixel", o.noise_schedule)
+        return Sampler(o.sampler, o.steps, learn_sigma, o.decoder == "pixel", o.noise_schedule)
     return FlowSampler(o.sampler, o.steps, record, **solvers.given_options(o))
 
 

@@ -16,7 +16,6 @@ from ditfast.sampling.flow import FlowSampler
 from ditfast.sampling.start import Start
 
 OWN = {"ddpm": "{}", "ddim": "ddim{}"}  # this package's samplers -> their timestep_respacing
-STEPS = 1000  # of the full process
 SAMPLERS = (*OWN, *(name for name in NAMES if name not in OWN))
 
 
@@ -42,13 +41,14 @@ class Sampler:
     def __init__(self, name: str, steps: int, learn_sigma: bool, clip: bool, noise_schedule: str = "linear"):
         self.name, self.steps, self.learn_sigma, self.clip = name, steps, learn_sigma, clip
         self.made_for = {"objective": "diffusion", "noise_schedule": noise_schedule}
-        if name in OWN and not 1 <= steps <= STEPS:
-            raise SampleError(f"--steps must be in [1, {STEPS}] for --sampler {name}, got {steps}")
         try:
             make = partial(create_diffusion, noise_schedule=noise_schedule, learn_sigma=learn_sigma)
             self.diffusion = make("")
             if name in OWN:
                 last = None if clip else noisiest_step(self.diffusion.original_betas)
+                most = self.diffusion.original_num_steps if last is None else last + 1
+                if not 1 <= steps <= most:
+                    raise SampleError(f"--steps must be in [1, {most}] for --sampler {name}, got {steps}")
                 self.diffusion = make(OWN[name].format(steps), last_step=last)
             self.scheduler = None if name in OWN else make_scheduler(name, self.diffusion)
             timesteps = self._timesteps()

@@ -319,13 +319,8 @@ def test_a_rehearsal_verifies_nothing(generated):
 def test_blocks_on_a_cpu(tmp_path):
     folder = tmp_path / "X-Y"
     folder.mkdir()
-    head = {
-        "machine": {"cpu": "X Y", "threads": 2},
-        "isa": "x86_64_v4",
-        "commit": "abcdef1234",
-        "date": "2026-01-02T",
-    }
-    head |= {"versions": {"torch": "2.13.0"}}
+    head = {"machine": {"cpu": "X Y", "threads": 2}, "isa": "x86_64_v4", "versions": {"torch": "2.13.0"}}
+    head |= {"commit": "abcdef1234", "date": "2026-01-02T"}
     case = {"variant": "ditfast", "mode": "fwd", "ms": {"median": 2.5}, "tflops": 0.5, "gemm_share": 0.9}
     case |= {"speedup": {"eager": 1.25, "compile": 1.5}, "error": None, "parity": {"reason": None}}
     work = {"blocks": 1, "model": "DiT-S/2", "batch": 8, "tokens": 256, "dtype": "bf16"}
