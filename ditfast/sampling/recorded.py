@@ -49,7 +49,7 @@ def settle_sampler(o: Namespace, record: dict) -> None:
         SampleError: an option of another objective, or guidance of a model that guides itself.
     """
     objective, options = record["objective"], given_options(o)
-    o.sampler = o.sampler or SAMPLER[objective]
+    o.sampler = SAMPLER[objective] if o.sampler is None else o.sampler
     if objective == "diffusion":
         if o.sampler in {*FLOW_SAMPLERS, *MEAN_SAMPLERS} - {*SAMPLERS}:
             raise SampleError(f"--sampler {o.sampler} is for flows, but this is a diffusion model (--objective)")

@@ -37,6 +37,7 @@ ONE = ("--num-samples", 1)
             "--steps must be in [1, 1000] for --sampler ddim, got 1001",
         ),
         ((*ONE, "--sampler", "dpm+"), "did you mean 'dpm++'?"),
+        ((*ONE, "--sampler", ""), "must be one of ddim, "),
         ((*ONE, "--sampler", "FlowMatchEulerDiscreteScheduler"), "--sampler FlowMatch"),
         ((*ONE, "--sampler", "euler", "--steps", 1001), "--steps 1001: steps must be from 1 to 1000 for EulerD"),
         (
