@@ -17,20 +17,25 @@ class Parser(ArgumentParser):
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Namespace:  # type: ignore[override]
         for word in takewhile(lambda word: word != "--", args):
             if word.startswith("--") and not self.knows(word):
-                self.error(self.unknown(word))
+                self.error(unknown([word], self.names()))
         return super().parse_args(args, namespace)
+
+    def names(self) -> list[str]:
+        """All options, such as --steps."""
+        return [*self._option_string_actions]
 
     def knows(self, word: str) -> bool:
         """Whether this word, --name or --name=value, is an option or the start of one."""
-        return any(option.startswith(word.split("=")[0]) for option in self._option_string_actions)
-
-    def unknown(self, *words: str) -> str:
-        """The error about words that are no options; it suggests one for the first."""
-        hint = did_you_mean(words[0].split("=")[0], self._option_string_actions, cutoff=0.7)
-        return f"unrecognized arguments: {' '.join(words)}{hint}"
+        return any(name.startswith(word.split("=")[0]) for name in self.names())
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def unknown(words: list[str], names: list[str]) -> str:
+    """The error about words that are none of the options ``names``; it suggests one for the first."""
+    hint = did_you_mean(words[0].split("=")[0], names, cutoff=0.7)
+    return f"unrecognized arguments: {' '.join(words)}{hint}"
 
 
 def words(arguments: list[str] | None = None) -> list[str]:

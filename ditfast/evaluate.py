@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ditfast import sample
-from ditfast.command import Parser, words
+from ditfast.command import Parser, unknown, words
 from ditfast.evaluation import EvaluationError
 from ditfast.evaluation.features import INCEPTION, VARIABLE, Extractor, load_extractor, why_no_features
 from ditfast.evaluation.images import ImageFolder, ImageNpz, array_names, evenly_spaced, open_images, read_batches
@@ -207,9 +207,13 @@ def parse_options(arguments: list[str] | None) -> tuple[Namespace, list[str]]:
 def check_options(parser: Parser, o: Namespace, rest: list[str]) -> None:
     """Exit through ``parser.error`` if an option is invalid."""
     check_paths(parser, o, "--samples", "--ckpt", "--reference", "--inception", "--features", "--save-stats")
+    sampling = make_parser(None)
     if rest and o.ckpt is None:
-        is_of_sample = make_parser(None).knows(rest[0])
-        parser.error(parser.unknown(*rest) + ("; options of ditfast.sample need --ckpt" if is_of_sample else ""))
+        hint = "; options of ditfast.sample need --ckpt" if sampling.knows(rest[0]) else ""
+        parser.error(unknown(rest, parser.names()) + hint)
+    for word in rest:
+        if word.startswith("--") and not sampling.knows(word):
+            parser.error(unknown([word], parser.names() + sampling.names()))
     if not (o.samples or o.ckpt or (o.reference and o.save_stats)):
         parser.error("--samples or --ckpt is required, or --reference with --save-stats")
     if o.save_stats and not o.reference:

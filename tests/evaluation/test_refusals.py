@@ -42,6 +42,7 @@ def test_a_mistyped_option(refusal, data, shared, ckpt):
     assert "--steps 3; options of ditfast.sample need --ckpt" in refusal(*shared, "--steps", 3)
     ours = ("--ckpt", ckpt, "--reference", data["real"], "--features", "nothing:here", "--num-samples", 2)
     assert refusal(*ours, "--stpes", 3).endswith("--stpes; did you mean '--steps'?")  # before features are loaded
+    assert refusal("--ckpt", ckpt, "--refrence", "x").endswith("--refrence; did you mean '--reference'?")
 
 
 def test_no_features(refusal, data):
