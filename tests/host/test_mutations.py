@@ -7,7 +7,7 @@ import pytest
 import torch
 from attention_cases import NAN, assert_right, padded, sample
 from contract import assert_contract, compare, run
-from host import attention_calls, mutants, test_attention, test_gelu, test_rows
+from host import attention_calls, mutants, test_attention, test_gelu, test_product, test_rows
 from host.mutants import Planted, plant
 from host.planted_in_jvp import PLANTED_IN_JVP
 from ops.row_ops import Case
