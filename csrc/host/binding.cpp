@@ -8,6 +8,7 @@
 
 #include "../without_gil.h"
 #include "isa.h"
+#include "norm.h"
 #include "patches.h"
 #include "threads.h"
 
@@ -159,6 +160,12 @@ void rows_backward_(int stream, int branch, std::tuple<std::int64_t, std::int64_
     kernels().rows_backward(call, threads);
 }
 
+double norm_(int type, const std::vector<Address>& tensors, const std::vector<std::int64_t>& elements, int threads) {
+    std::vector<Span> spans;
+    for (std::size_t i = 0; i < tensors.size(); ++i) spans.push_back({pointer(tensors[i]), elements[i]});
+    return norm(dtype(type), spans, threads);
+}
+
 using Two = std::tuple<std::int64_t, std::int64_t>;
 using Five = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 using Four = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
@@ -195,6 +202,7 @@ void bind(py::module_& m) {
     m.def("gelu_backward", without_gil(gelu_backward_), "dtype, M, F, pre, act or 0, dact, dbias, threads");
     m.def("gelu_jvp", without_gil(gelu_jvp_), "dtype, M * F, pre, pre_t, act, act_t, threads");
     m.def("gemm", without_gil(gemm_), "(rows, columns, inner), a, b, bias or 0, c, threads");
+    m.def("norm", without_gil(norm_), "dtype, addresses of tensors, their numbers of elements, threads");
     const char* const patch_arguments =
         "bytes per element, (B, C, gh, gw, p), channels_last, image, image strides, tokens, (stride_b, stride_n), "
         "threads";

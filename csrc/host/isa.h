@@ -19,6 +19,7 @@ struct Kernels {
     void (*rows_forward)(const RowsForward& call, int threads);
     void (*rows_backward)(const RowsBackward& call, int threads);
     void (*rows_jvp)(const RowsJvp& call, int threads);
+    double (*sum_of_squares)(DType dtype, const void* data, std::int64_t n);  // of float64, on the caller's thread
 };
 
 // Instruction sets of this build that run on this CPU, best last.

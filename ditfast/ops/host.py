@@ -160,6 +160,14 @@ def _move_patches(name, image, tokens, grid, patch_size, channels_last):
     )
 
 
+def norm(tensors):
+    """L2 norm of all tensors, of one dtype, together: () float32. None of them need be contiguous."""
+    tensors = [t.contiguous() for t in tensors]
+    addresses, elements = [t.data_ptr() for t in tensors], [t.numel() for t in tensors]
+    value = _extension().norm(CODES[tensors[0].dtype], addresses, elements, torch.get_num_threads())
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
 def _statistics(x):
     return [x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2)]
 

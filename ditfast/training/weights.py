@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 import torch
 
+from ditfast.ops import host
+from ditfast.ops.backends.availability import why_not_loaded
+
 try:
     from torch.distributed.tensor import DTensor
 except ImportError:  # torch built without distributed
@@ -49,14 +52,13 @@ class Weights:
             self.optimizer.state[value] = {"step": step, **moments}
 
     def take_gradients(self) -> list[torch.Tensor]:
-        """Move the parameters' gradients to the masters, in float32, and return them."""
+        """Move the parameters' gradients to the masters, in float32, and return them as they were."""
         found = [_local(p.grad) for p in self.params.values()]
-        masters = list(self.masters.values())
+        gradients, masters = found, list(self.masters.values())
         if self._copies:
             gradients = [torch.empty_like(value) for value in masters]
             torch._foreach_copy_(gradients, found)
-            found = gradients
-        for p, value, gradient in zip(self.params.values(), masters, found, strict=True):
+        for p, value, gradient in zip(self.params.values(), masters, gradients, strict=True):
             p.grad, value.grad = None, gradient
         return found
 
@@ -121,8 +123,11 @@ class Weights:
 
 
 def norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """L2 norm over all gradients, () on the device."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    """L2 norm over all gradients, () float32 on the device."""
+    if why_not_loaded() is None and all(g.is_cpu and g.dtype == gradients[0].dtype for g in gradients):
+        return host.norm(gradients)
+    norms = torch._foreach_norm(gradients, 2, torch.float32)
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -24,6 +24,7 @@ void check_all() {
     check_rows();
     check_gelu();
     check_gemm();
+    check_norm();
     check_attention();
     check_patches();
 }

@@ -71,6 +71,7 @@ void check_call(const std::string& what, const std::vector<Tensor*>& outputs,
 void check_attention();
 void check_gelu();
 void check_gemm();
+void check_norm();
 void check_patches();
 void check_rows();
 

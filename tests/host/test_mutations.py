@@ -7,7 +7,7 @@ import pytest
 import torch
 from attention_cases import NAN, assert_right, padded, sample
 from contract import assert_contract, compare, run
-from host import attention_calls, mutants, test_attention, test_gelu, test_product, test_rows
+from host import attention_calls, mutants, test_attention, test_gelu, test_norm, test_product, test_rows
 from host.mutants import Planted, plant
 from host.planted_in_jvp import PLANTED_IN_JVP
 from ops.row_ops import Case
@@ -105,6 +105,14 @@ def check_patches():
         tokens = host.patchify(image, 4, channels_last)
         assert torch.equal(tokens, ops.patchify(image, 4, channels_last=channels_last, backend="reference"))
         assert torch.equal(host.unpatchify(tokens, 4, 3, 5, channels_last), image)
+
+
+def check_squares():
+    """Several tensors, one of them in several tasks; on one thread and on two."""
+    given = test_norm.tensors(torch.float32)
+    norm = host.norm(given)
+    torch.testing.assert_close(norm, test_norm.exact(given).float(), rtol=1e-6, atol=0)
+    assert_same_on_two_threads(lambda: [host.norm(given)], [norm])
 
 
 def check_numbers():
@@ -290,6 +298,17 @@ PLANTED = [
     ),
     *plant(
         "pack.h", check_attention, ("odd last number dropped", "if (numbers % 2 == 0) return pairs;", "return pairs;")
+    ),
+    *plant(
+        "squares.cpp",
+        check_squares,
+        ("upper half dropped", "sums[2 * v + 1] += upper * upper;", ""),
+        ("rest dropped", "add_squares(rest, vectors);", ""),
+        ("half of the sums dropped", "half = kSums / 2; half", "half = kSums / 4; half"),
+    ),
+    Planted("first part everywhere", "norm.cpp", "+ first * size", "+ 0 * first * size", check_squares),
+    Planted(
+        "last part dropped", "norm.cpp", "first < tensor.elements;", "first + 1 < tensor.elements;", check_squares
     ),
     *plant(
         "vec.h",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ditfast import DiT
+from ditfast.training import weights
 from ditfast.training.weights import Weights, norm_of
 
 DECAY = 0.7
@@ -105,6 +106,18 @@ def test_the_average_replaces_the_weights_temporarily(pure):
                 assert torch.equal(p, weights.average[name].to(p.dtype)), name
         raise KeyError
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_with_and_without_the_extension(dtype, monkeypatch):
+    """In float32 for gradients of any dtype."""
+    gradients = [torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype) for size in (5, 0, 700)]
+    exact = torch.cat(gradients).double().norm().float()
+    for reason in (weights.why_not_loaded(), "not built"):
+        monkeypatch.setattr(weights, "why_not_loaded", lambda reason=reason: reason)
+        norm = norm_of(gradients)
+        assert norm.dtype == torch.float32
+        torch.testing.assert_close(norm, exact, rtol=1e-6, atol=0)
 
 
 def test_one_call_for_all_parameters():

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ditfast.models.presets import DiT_models
+from ditfast.training.heap import keep_freed_memory
 from ditfast.training.weights import Weights, norm_of
 from harness import jsonfile, timing
 from harness.arguments import Parser, count, one_of
@@ -18,6 +19,7 @@ from harness.model.training import DECAY, make_weights
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # bytes per parameter that a part must read and write; all float32, except bf16 weights and their gradients
 BYTES = {"cast gradients": 6, "norm": 4, "AdamW": 28, "average": 12, "cast weights": 6, "copy": 8}
+BYTES_LOW = {**BYTES, "norm": 2}  # where weights and their gradients are bf16
 
 
 def make_parts(weights: Weights, is_low: bool) -> dict:
@@ -29,17 +31,17 @@ def make_parts(weights: Weights, is_low: bool) -> dict:
     optimizer.found_inf, optimizer.grad_scale = (torch.full((), x, device=masters[0].device) for x in (0.0, 2.0))
     source = torch.cat([value.flatten() for value in masters])
     target = torch.empty_like(source)
+    found = [g.to(p.dtype) for g, p in zip(gradients, params, strict=True)]  # as backward leaves them
     parts = {
-        "norm": lambda: norm_of(gradients),
+        "norm": lambda: norm_of(found),
         "AdamW": optimizer.step,
         "average": lambda: torch._foreach_lerp_(average, masters, 1 - DECAY),
         "copy": lambda: target.copy_(source),
     }
     if is_low:
-        low = [torch.randn_like(p) for p in params]
 
         def cast_gradients():  # into new memory, as in each step
-            torch._foreach_copy_([torch.empty_like(value) for value in masters], low)
+            torch._foreach_copy_([torch.empty_like(value) for value in masters], found)
 
         parts |= {"cast gradients": cast_gradients, "cast weights": weights.copy_masters}
     return parts
@@ -50,9 +52,10 @@ def run(model: torch.nn.Module, repeats: int) -> dict:
     weights, is_low, device = make_weights(model), p.dtype != torch.float32, p.device.type
     elements = sum(value.numel() for value in weights.masters.values())
     times = timing.measure(make_parts(weights, is_low), repeats, device, warmup=2)
-    rates = {part: BYTES[part] * elements / ms["median"] / 1e6 for part, ms in times.items()}
+    moved = {part: each * elements for part, each in (BYTES_LOW if is_low else BYTES).items()}
+    rates = {part: moved[part] / ms["median"] / 1e6 for part, ms in times.items()}
     parts = [
-        {"part": part, "bytes": BYTES[part] * elements, "ms": times[part], "gb_per_s": rates[part]}
+        {"part": part, "bytes": moved[part], "ms": times[part], "gb_per_s": rates[part]}
         | {"of_copy": rates["copy"] / rates[part]}
         for part in BYTES
         if part in times
@@ -69,6 +72,8 @@ def main(argv=None) -> int:
     add("--json", type=Path, metavar="FILE", help="write all results")
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()  # as ditfast.train does
     result = run(DiT_models[options.model]().to(device, DTYPES[options.dtype]), options.repeats)
     jsonfile.write(options.json, result)
     for part in result["parts"]:

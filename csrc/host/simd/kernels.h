@@ -16,5 +16,6 @@ void gemm(const Gemm& call, int threads);
 void rows_forward(const RowsForward& call, int threads);
 void rows_backward(const RowsBackward& call, int threads);
 void rows_jvp(const RowsJvp& call, int threads);
+double sum_of_squares(DType dtype, const void* data, std::int64_t n);
 
 }  // namespace ditfast::host::DITFAST_ISA

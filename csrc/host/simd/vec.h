@@ -23,6 +23,7 @@ constexpr int kLanes = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef double Wide __attribute__((vector_size(4 * kLanes)));        // half as many, of float64
 typedef std::int32_t Mask __attribute__((vector_size(4 * kLanes)));  // lanes of all ones or of zero
 typedef std::uint32_t Bits __attribute__((vector_size(4 * kLanes)));
 typedef std::uint16_t Halves __attribute__((vector_size(2 * kLanes)));
@@ -85,6 +86,20 @@ inline float sum_lanes(Vec x) {
     float sums[4] = {};
     for (int i = 0; i < kLanes; ++i) sums[i % 4] += x[i];
     return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+#endif
+}
+
+// One half of x in float64.
+template <int kHalf>
+inline Wide widen_half(Vec x) {
+#if defined(__AVX512F__)
+    return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, kHalf));
+#elif defined(__AVX__)
+    return _mm256_cvtps_pd(_mm256_extractf128_ps(x, kHalf));
+#else
+    Wide wide;
+    for (int i = 0; i < kLanes / 2; ++i) wide[i] = x[kHalf * kLanes / 2 + i];
+    return wide;
 #endif
 }
 

@@ -27,6 +27,7 @@ CALLED = (  # functions of the extension that are used
     "gelu_jvp",
     "has_amx",
     "isa",
+    "norm",
     "rows_backward",
     "rows_forward",
     "rows_jvp",
