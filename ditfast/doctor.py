@@ -7,6 +7,11 @@ wrong kernel or has none to check. Only the standard library is imported at the 
 starts without torch, triton or the extension.
 """
 
+from ditfast.entry import before_imports, command
+
+if __name__ == "__main__":
+    before_imports()
+
 import json
 import os
 import platform
@@ -228,6 +233,7 @@ def verify() -> str | None:
     return f"{failed} of {checked} checks failed: auto will not take these kernels" if failed else None
 
 
+@command()
 def main() -> None:
     """Run the command line."""
     parser = Parser(prog="python -m ditfast.doctor", description=__doc__.split("\n")[0])

@@ -8,6 +8,11 @@ mean and std of the autoencoder's posterior are stored, so a new latent can be d
 interrupted run, repeat the command.
 """
 
+from ditfast.entry import before_imports, command
+
+if __name__ == "__main__":
+    before_imports()
+
 import argparse
 import math
 import os
@@ -33,7 +38,7 @@ from ditfast.ranks import Ranks, exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError
 from ditfast.sampling.autoencoder import describe_vae, load_vae, vae_factor
-from ditfast.streams import lasting_streams
+from ditfast.signals import exit_status
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -196,7 +201,7 @@ def parse_options(arguments: list[str] | None) -> Namespace:
     return o
 
 
-@lasting_streams()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     o = parse_options(arguments)
     try:
@@ -206,8 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
         exit_rank(f"error: {error}", 2)
     except (DataError, SampleError, ImportError, ConnectionError) as error:
         exit_rank(f"error: {error}")
-    except KeyboardInterrupt:
-        exit_rank("interrupted: finished shards are kept; repeat the command to resume")
+    except KeyboardInterrupt as error:
+        exit_rank("interrupted: finished shards are kept; repeat the command to resume", exit_status(error))
 
 
 if __name__ == "__main__":

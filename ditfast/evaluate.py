@@ -8,6 +8,11 @@ With --ckpt the samples are drawn by python -m ditfast.sample, whose other optio
 output folder (--out) already contains are not drawn again.
 """
 
+from ditfast.entry import before_imports, command
+
+if __name__ == "__main__":
+    before_imports()
+
 import json
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
@@ -36,7 +41,6 @@ from ditfast.evaluation.statistics import KEPT, Summary, check_new_file, load_st
 from ditfast.paths import check_paths
 from ditfast.ranks import world_size
 from ditfast.sampling.options import make_parser
-from ditfast.streams import lasting_streams
 
 
 class Reference(NamedTuple):
@@ -230,7 +234,7 @@ def check_options(parser: Parser, o: Namespace, rest: list[str]) -> None:
         parser.error(f"--device must be cpu, cuda or cuda:N, and available, got {o.device}")
 
 
-@lasting_streams()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     o, drawing = parse_options(arguments)
     try:
@@ -238,8 +242,6 @@ def main(arguments: list[str] | None = None) -> None:
             evaluate_samples(o, drawing)
     except (EvaluationError, ImportError, ConnectionError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

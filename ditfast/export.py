@@ -6,6 +6,11 @@
 For a run's folder, the newest checkpoint is used.
 """
 
+from ditfast.entry import before_imports, command
+
+if __name__ == "__main__":
+    before_imports()
+
 import argparse
 import sys
 import warnings
@@ -48,6 +53,7 @@ def export(checkpoint: Path, folder: Path, weights: Literal["ema", "model"] = "e
     save_pretrained(model, folder, overwrite=overwrite)
 
 
+@command()
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(
         prog="python -m ditfast.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

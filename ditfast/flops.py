@@ -7,6 +7,11 @@ The paper's "Gflops" are multiply-adds of one image's forward, in billions (GMAC
 attention, and nothing elementwise. One multiply-add is two FLOPs.
 """
 
+from ditfast.entry import before_imports, command
+
+if __name__ == "__main__":
+    before_imports()
+
 import json
 import math
 import sys
@@ -205,6 +210,7 @@ def _parse(arguments):
     return options
 
 
+@command()
 def main(arguments: list[str] | None = None) -> None:
     o = _parse(arguments)
     models = DiT_models if o.all else [o.model]

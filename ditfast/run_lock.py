@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import shlex
-import signal
 import socket
 import sys
 import time
@@ -13,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditfast.signals import on_ending_signal
+from ditfast.signals import interrupt, on_ending_signal
 
 if TYPE_CHECKING:  # imports torch
     from ditfast.ranks import Ranks
@@ -50,7 +49,7 @@ def run_lock(folder: str | Path, ranks: "Ranks", take_over: bool = False) -> Ite
     if error:
         raise FolderError(error)
     try:
-        with on_ending_signal(signal.default_int_handler):
+        with on_ending_signal(interrupt):
             yield
     finally:
         if ranks.is_first:

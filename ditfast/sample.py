@@ -15,6 +15,11 @@ For speed: --dtype auto computes in bf16 where the hardware supports it (the dem
 seconds to a minute on each new shape. Whatever depends on timesteps and classes alone is precomputed.
 """
 
+from ditfast.entry import before_imports, command
+
+if __name__ == "__main__":
+    before_imports()
+
 import sys
 from argparse import Namespace
 from typing import Any
@@ -44,7 +49,7 @@ from ditfast.sampling.recorded import (
 )
 from ditfast.sampling.sampler import Guidance, Sampler, sample
 from ditfast.sampling.start import draw_start
-from ditfast.streams import lasting_streams
+from ditfast.signals import exit_status
 
 OPTIONS = {"num_heads": "--num-heads N", "input_size": "--image-size HEIGHT WIDTH"}  # model argument -> option
 Size = int | tuple[int, int]
@@ -218,7 +223,7 @@ def parse_options(arguments: list[str] | None) -> Namespace:
     return options.parse_options(arguments, __doc__)
 
 
-@lasting_streams()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     o = parse_options(arguments)
     try:
@@ -228,8 +233,8 @@ def main(arguments: list[str] | None = None) -> None:
         exit_rank(f"error: {error}", 2)
     except (SampleError, ImportError, ConnectionError) as error:
         exit_rank(f"error: {error}")
-    except KeyboardInterrupt:
-        exit_rank("interrupted: finished images are kept; repeat the command to resume")
+    except KeyboardInterrupt as error:
+        exit_rank("interrupted: finished images are kept; repeat the command to resume", exit_status(error))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # batch systems send the last three
 ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
@@ -33,3 +33,13 @@ def on_ending_signal(handler: Callable[[int, FrameType | None], Any]) -> Iterato
     finally:
         for number, found in taken.items():
             signal.signal(number, found)
+
+
+def interrupt(number: int, frame: FrameType | None = None) -> NoReturn:
+    """Handler that raises a KeyboardInterrupt for any signal."""
+    raise KeyboardInterrupt(number)
+
+
+def exit_status(error: KeyboardInterrupt) -> int:
+    """The exit status that shells give to a process ended by the signal, 130 for Ctrl-C."""
+    return 128 + (error.args[0] if error.args else signal.SIGINT)

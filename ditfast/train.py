@@ -9,6 +9,11 @@ model with the averaged weights for `ditfast.sample`. --config reads a YAML file
 override it. --dry-run prints the plan and exits.
 """
 
+from ditfast.entry import before_imports, command
+
+if __name__ == "__main__":
+    before_imports()
+
 import argparse
 import traceback
 from contextlib import ExitStack
@@ -23,7 +28,7 @@ from ditfast.export import export
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
-from ditfast.streams import lasting_streams
+from ditfast.signals import exit_status
 from ditfast.training import TrainError
 from ditfast.training.backends import check_backend
 from ditfast.training.config import Config, check_config, check_paths, fill_defaults
@@ -34,9 +39,10 @@ from ditfast.training.init import check_init, read_init
 from ditfast.training.loop import Run
 from ditfast.training.parallel import TIMEOUT
 from ditfast.training.plan import describe_run
+from ditfast.training.stopper import Stopped
 
 
-@lasting_streams()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     try:
         config, dry = parse_config(arguments)
@@ -69,8 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
         exit_rank(f"error: {error}", 2)
     except (TrainError, DataError, Unreadable, ImportError, OSError) as error:
         exit_rank(f"error: {error}")
-    except KeyboardInterrupt:
-        exit_rank("interrupted: --resume auto resumes from the last checkpoint, if any")
+    except Stopped as stop:
+        exit_rank(str(stop), 128 + stop.number)
+    except KeyboardInterrupt as error:
+        exit_rank("interrupted; --resume auto resumes from the last checkpoint, if any", exit_status(error))
     except Exception as error:
         traceback.print_exc()
         exit_rank(f"error: {error!r}")

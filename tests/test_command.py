@@ -1,6 +1,7 @@
 """Arguments of commands, from the shell and from a file, and what commands print."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ditfast.command import Parser, words
+from ditfast.entry import command
 
 COMMANDS = ["doctor", "encode", "evaluate", "export", "flops", "integrations/hub/__main__", "sample", "train"]
 
@@ -46,12 +48,33 @@ def test_a_mistyped_option_is_named_before_a_missing_one(capsys):
         assert capsys.readouterr().err == f"p: error: {said}\n"
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_interrupt_during_imports(name, tmp_path):
+    """No traceback, and the status 130, in a shell, of what an interrupt has ended."""
+    (tmp_path / "torch.py").write_text("import signal, time; signal.raise_signal(signal.SIGINT); time.sleep(60)")
+    run = [sys.executable, "-m", f"ditfast.{name.removesuffix('/__main__').replace('/', '.')}"]
+    done = subprocess.run(run, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    expected = (130, "interrupted\n") if name == "doctor" else (-signal.SIGINT, "")  # which imports it in main
+    assert (done.returncode, done.stderr) == expected
+
+
+def test_an_interrupt_that_nothing_catches(capsys):
+    @command()
+    def main():
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 143 and capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_terminal_with_few_characters():
     """Pipes and terminals have this encoding if the locale is not UTF-8."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    for text, *command in ((b"\\u2026", "sample", "--help"), (b"\\xb2", "flops", "--model", "DiT-S/8")):
-        command = [sys.executable, "-m", f"ditfast.{command[0]}", *command[1:]]
-        done = subprocess.run(command, env=environment, capture_output=True)
+    for text, name, *options in ((b"\\u2026", "sample", "--help"), (b"\\xb2", "flops", "--model", "DiT-S/8")):
+        done = subprocess.run(
+            [sys.executable, "-m", f"ditfast.{name}", *options], env=environment, capture_output=True
+        )
         assert done.returncode == 0 and text in done.stdout, done.stderr
 
 

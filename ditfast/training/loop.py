@@ -31,7 +31,7 @@ from ditfast.training.parallel import gradient_sync, parallelize, unwrap
 from ditfast.training.preview import Preview
 from ditfast.training.resume import check_same_run, describe_sampling, find_checkpoint
 from ditfast.training.step_draws import draw_step
-from ditfast.training.stopper import Stopper
+from ditfast.training.stopper import Stopped, Stopper
 from ditfast.training.weights import Weights, norm_of
 
 
@@ -109,7 +109,7 @@ class Run:
         order = {"seed": c.seed, "start": self.seen, "batch": c.batch, "rank": ranks.rank, "world": ranks.world}
         batches = stream_batches(self.source, **order, workers=c.workers or 0, unreadable=c.unreadable)
         self.rate = matmul_rate(ranks.device, torch.float32 if c.precision == "fp32" else torch.bfloat16)
-        with Stopper() as stopper:
+        with Stopper(ranks.is_first) as stopper:
             try:
                 with self._progress_bar() as bar:
                     failure = self._run_steps(batches, log, bar, stopper)
@@ -118,11 +118,14 @@ class Run:
                     log.close()
             if self.step and (self.saved is None or self.saved.name != step_name(self.step)):
                 self._save_after(failure)
-        failed = any(ranks.gather(failure is not None))
+        ends = ranks.gather((failure is not None, stopper.requested))
         if failure:
             raise failure
-        if failed or self.step < c.steps:
-            raise TrainError(f"stopped after step {self.step} of {c.steps}: use --resume auto to continue")
+        stopped = f"stopped after step {self.step} of {c.steps}"
+        if any(failed for failed, _ in ends):
+            raise TrainError(f"{stopped}, as another rank failed: use --resume auto to continue")
+        if self.step < c.steps:
+            raise Stopped(f"{stopped}; resume with --resume auto", max(number or 0 for _, number in ends))
 
     def _run_steps(self, batches, log, bar, stopper):
         """Train until the last step or until a rank must stop; returns this rank's error, if any.
@@ -132,7 +135,7 @@ class Run:
         c, meter, since, failure = self.config, Meter(self.ranks), time.perf_counter(), None
         while self.step < c.steps:
             batch, failure = _attempt(lambda: next(batches), failure)
-            if self.ranks.any(stopper.requested or failure is not None):
+            if self.ranks.any(stopper.requested is not None or failure is not None):
                 break
             with record() as ran:
                 found, failure = _attempt(lambda batch=batch: self._step(batch))

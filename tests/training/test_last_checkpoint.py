@@ -79,7 +79,7 @@ digits.Digits.read = failing
     results = kit.finish(kit.start("run", *RARELY, world=2, before="import os" + unreadable))
     ends = [text.splitlines()[-1] for _, text in results]
     assert ends == [
-        "error: stopped after step 3 of 6: use --resume auto to continue",
+        "error: stopped after step 3 of 6, as another rank failed: use --resume auto to continue",
         "error: b/3.png cannot be read",
     ]
     assert [path.name for path in (kit.folder / "run" / "checkpoints").iterdir()] == ["step-00000003"]
@@ -125,7 +125,7 @@ def heard():
 def test_every_signal_that_ends_a_run_saves_first(kit, monkeypatch, heard):
     step = loop.Run._step
     for number in heard:
-        with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped after step 1 of 6"):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match=str(128 + number)):
             patch.setattr(loop.Run, "_step", lambda *given, n=number: (signal.raise_signal(n), step(*given))[1])
             kit.train(number.name, *RARELY)
 

@@ -114,7 +114,7 @@ def test_another_number_of_ranks_resumes_up_to_rounding(kit):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_resumes(kit, monkeypatch, number):
+def test_a_signal_saves_and_the_run_resumes(kit, monkeypatch, capfd, number):
     whole, step = kit.train("whole"), loop.Run._step
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -122,9 +122,24 @@ def test_a_signal_saves_and_the_run_resumes(kit, monkeypatch, number):
         )
         with pytest.raises(SystemExit) as stopped:
             kit.train("stopped", "--save-every", 100)
-    assert str(stopped.value) == "error: stopped after step 3 of 6: use --resume auto to continue"
+    assert stopped.value.code == 128 + number
+    said = capfd.readouterr().err
+    again = "; press Ctrl-C again to stop now" if number == signal.SIGINT else ""
+    assert said.count(f"\nstopping after this step{again}\n") == 1
+    assert said.splitlines()[-1] == "stopped after step 3 of 6; resume with --resume auto"
     kit.train("stopped", "--resume", "auto", "--save-every", 100)
     assert kit.losses(kit.folder / "stopped") == kit.losses(whole)
+
+
+def test_a_second_interrupt_does_not_wait(kit, monkeypatch, capfd):
+    def twice(run, batch):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(loop.Run, "_step", twice)
+    with pytest.raises(SystemExit) as stopped:
+        kit.train("run")
+    assert stopped.value.code == 130 and capfd.readouterr().err.splitlines()[-1].startswith("interrupted; --resume ")
 
 
 def test_a_run_in_its_own_thread(kit):
@@ -139,8 +154,8 @@ def test_a_run_in_its_own_thread(kit):
 def test_ranks_agree_when_one_is_stopped(kit):
     tell = PATCH.format(condition="run.step == 4 and run.ranks.rank == 1", number=int(signal.SIGTERM))
     results = kit.finish(kit.start("told", "--steps", 1000, "--save-every", 1000, before=tell, world=2))
-    ends = {text.splitlines()[-1] for _, text in results}
-    assert ends == {"error: stopped after step 5 of 1000: use --resume auto to continue"}
+    ends = {(code, text.splitlines()[-1]) for code, text in results}
+    assert ends == {(143, "stopped after step 5 of 1000; resume with --resume auto")}
     assert [path.name for path in (kit.folder / "told" / "checkpoints").glob("*")] == ["step-00000005"]
 
 

@@ -6,6 +6,11 @@ OUT/build/torch-cuda is for GPUs, with the Triton kernels; OUT/build/torch-cpu r
 operations. The extension is in neither. `kernels.get_local_kernel(OUT)` loads it; uploading is up to you.
 """
 
+from ditfast.entry import before_imports, command
+
+if __name__ == "__main__":
+    before_imports()
+
 import base64
 import hashlib
 import json
@@ -137,6 +142,7 @@ def _write(path: Path, text: str) -> None:
     path.write_bytes(text.encode())
 
 
+@command()
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m ditfast.integrations.hub", description=__doc__.split("\n")[0])
     parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty folder")
