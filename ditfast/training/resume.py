@@ -66,6 +66,9 @@ def check_same_run(path: Path, then: dict[str, Any], now: dict[str, Any]) -> Non
         TrainError: naming the first difference.
     """
     sampling = recorded_sampling(then)
+    was, is_ = sampling["objective"], now["sampling"]["objective"]
+    if was != is_:
+        raise TrainError(f"--objective must be {was} to resume {path}, got {is_}: or choose another --out")
     then = {**then, "sampling": sampling if "sampling" in then else {**now["sampling"], **sampling}}
     then["sampling"] = {"guidance": now["sampling"].get("guidance"), **then["sampling"]}  # older files lack it
     then["model"] = {**{name: argument(then["model"], name) for name in now["model"]}, **then["model"]}

@@ -81,7 +81,15 @@ def test_a_run_is_not_overwritten(kit, refused):
         (("--data", "glyphs", "--image-size", 16), "model's "),
     ],
 )
+        (("--objective", "flow"), "--objective must be diffusion to resume "),
+        (("--objective", "meanflow"), "--objective must be diffusion to resume "),
 def test_a_checkpoint_of_another_run(kit, refused, flags, said):
     out = kit.train("run", "--steps", 2)
     text = refused("--resume", out, *flags)
     assert said in text and "step-00000002" in text
+
+
+def test_a_folder_of_another_objective(kit, refused):
+    out = kit.train("run", "--steps", 1, "--objective", "flow")
+    named = f"--objective must be flow to resume {out / 'checkpoints' / 'step-00000001'}, got diffusion: "
+    assert named in refused("--resume", "auto", name="run")
