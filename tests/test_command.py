@@ -86,6 +86,7 @@ def test_a_terminal_with_few_characters():
         ("out: 007\ndata: no", ["--out", "007", "--data", "no"]),
         ("out: ~/runs\nclip: ~\nmodel: null\nvae:", ["--out", "/home/ada/runs"]),
         ("lr: 1e-4\nsteps: 400_000", ["--lr", "1e-4", "--steps", "400_000"]),
+        ("betas: [0.9, 0.95]", ["--betas", "0.9", "0.95"]),
         ("", []),
     ],
 )
@@ -104,6 +105,16 @@ def test_a_run_reads_back_what_it_wrote(tmp_path):
     from ditfast.training.config import Config
     from ditfast.training.config_file import to_yaml
 
-    config = Config(ema_warmup="off", flip=False, compile=True, lr=3e-5, clip=1.0, out="007", data="no", cfg=1e-5)
+    config = Config(
+        ema_warmup="off",
+        flip=False,
+        compile=True,
+        lr=3e-5,
+        betas=(0.8, 0.95),
+        clip=1.0,
+        out="007",
+        data="no",
+        cfg=1e-5,
+    )
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert parse_config(["--config", str(tmp_path / "config.yaml")])[0] == config

@@ -91,6 +91,8 @@ class Config:
     lr: float = 1e-4
     warmup: int = 0
     """Steps of linear learning-rate warmup."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the gradient's mean and of its square's."""
     weight_decay: float = 0.0
     clip: float | None = None
     """Maximum gradient norm."""
@@ -211,6 +213,8 @@ def check_config(config: Config, world: int) -> None:
     for name, limit in (("label_drop", 1), ("ema", 1), ("lr", math.inf), ("weight_decay", math.inf)):
         if not 0 <= getattr(config, name) < limit:
             raise TrainError(f"--{name.replace('_', '-')} must be in [0, {limit}), got {getattr(config, name)}")
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise TrainError(f"--betas must be two numbers in [0, 1), got {config.betas[0]} {config.betas[1]}")
     check_objective(config)
     if config.clip is not None and not 0 < config.clip < math.inf:
         raise TrainError(f"--clip must be positive, got {config.clip}")

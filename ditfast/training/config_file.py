@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from reprlib import repr as short
+from typing import get_origin
 
 from ditfast.optional import import_optional
 from ditfast.small_files import read_text
@@ -34,11 +35,14 @@ def flags_from_yaml(path: str | Path) -> list[str]:
     for name, value in found.items():
         if name not in known:
             raise TrainError(f"--config {path}: unknown name {name!r}{did_you_mean(name, known)}")
+        flag = name.replace("_", "-")
+        if get_origin(known[name]) is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            flags += [f"--{flag}", *value]
+            continue
         if not isinstance(value, str):
             raise TrainError(f"--config {path}: {name} must be a single value, got {short(value)}")
         if value in NULL:  # keep the default
             continue
-        flag = name.replace("_", "-")
         if known[name] is not bool:
             flags += [f"--{flag}", os.path.expanduser(value)]
         elif value.lower() in (*YES, *NO):

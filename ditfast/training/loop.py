@@ -71,7 +71,7 @@ class Run:
             model.to(torch.bfloat16)
         dtype = torch.bfloat16 if config.precision == "pure_bf16" else None
         self.loss_step = parallelize(LossStep(model, self.objective, dtype), config, ranks)
-        self.weights = Weights(model, config.lr, config.weight_decay, masters)
+        self.weights = Weights(model, config.lr, config.weight_decay, masters, config.betas)
         self.about: dict[str, Any] = {"model": model.config, "data": source.identity, "seed": config.seed}
         self.about |= {"backends": {}, "cpu": describe_cpu(ranks.device)}
         self.about["sampling"] = describe_sampling(config, source, encoder)

@@ -22,7 +22,7 @@ class Weights:
 
     Args:
         model: with float32 parameters, or bf16 with masters kept here; whole or sharded by FSDP2.
-        lr, weight_decay: of AdamW; its other settings are PyTorch's defaults.
+        lr, weight_decay, betas: of AdamW; its other settings are PyTorch's defaults.
         masters: initial float32 values by name, if the parameters are bf16.
 
     Attributes:
@@ -33,7 +33,12 @@ class Weights:
     """
 
     def __init__(
-        self, model: torch.nn.Module, lr: float, weight_decay: float, masters: dict[str, torch.Tensor] | None = None
+        self,
+        model: torch.nn.Module,
+        lr: float,
+        weight_decay: float,
+        masters: dict[str, torch.Tensor] | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
     ):
         self._model = model
         named = {_strip_wrapper_prefix(name): p for name, p in model.named_parameters()}
@@ -45,7 +50,8 @@ class Weights:
         local = {name: _local(p.detach()) for name, p in self.params.items()}
         self.masters = local if masters is None else {name: masters[name].to(v.device) for name, v in local.items()}
         self.average = {name: value.clone() for name, value in self.masters.items()}
-        self.optimizer = torch.optim.AdamW(list(self.masters.values()), lr, weight_decay=weight_decay, fused=True)
+        settings = {"betas": betas, "weight_decay": weight_decay, "fused": True}
+        self.optimizer = torch.optim.AdamW(list(self.masters.values()), lr, **settings)
         for value in self.masters.values():  # now, so a checkpoint can be read into them
             step = torch.zeros((), dtype=torch.float32, device=value.device)
             moments = {"exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}

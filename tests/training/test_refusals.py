@@ -9,6 +9,7 @@ import pytest
         (("--steps", 0), "--steps must be at least 1, got 0"),
         (("--lr", -1), "--lr must be in [0, inf), got -1.0"),
         (("--ema", 1), "--ema must be in [0, 1), got 1.0"),
+        (("--betas", 0.9, 1), "--betas must be two numbers in [0, 1), got 0.9 1.0"),
         (("--clip", 0), "--clip must be positive, got 0.0"),
         (("--batch", 10, "--accumulate", 3), "--batch must be a multiple of ranks x accumulate = 1 x 3, got 10"),
         (("--hidden-size", 26), "--hidden-size must be a multiple of 4 and of --num-heads 3, got 26"),
@@ -52,6 +53,7 @@ def test_a_batch_that_is_not_divisible_by_the_ranks(kit):
         ("compile: {a: 1}", "compile must be a single value, got {'a': '1'}"),
         ("[" * 9999, "nested too deep"),
         ("steps: [[4]]", "steps must be a single value, got [['4']]"),
+        ("betas: [[0.9], 1]", "betas must be a single value, got [['0.9'], '1']"),
     ],
 )
 def test_a_bad_file(kit, refused, content, said):
@@ -79,10 +81,10 @@ def test_a_run_is_not_overwritten(kit, refused):
         (("--seed", 1), "seed was 0, is 1"),
         (("--noise-schedule", "squaredcos_cap_v2"), "noise_schedule was 'linear'"),
         (("--data", "glyphs", "--image-size", 16), "model's "),
-    ],
-)
         (("--objective", "flow"), "--objective must be diffusion to resume "),
         (("--objective", "meanflow"), "--objective must be diffusion to resume "),
+    ],
+)
 def test_a_checkpoint_of_another_run(kit, refused, flags, said):
     out = kit.train("run", "--steps", 2)
     text = refused("--resume", out, *flags)
