@@ -13,9 +13,8 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -31,8 +30,13 @@ from ditfast.training.checkpoint import Checkpoints, checkpoint_at
 from ditfast.training.resume import recorded_sampling
 
 
-def export(checkpoint: Path, folder: Path, weights: Literal["ema", "model"] = "ema", overwrite: bool = False) -> None:
+def export(
+    checkpoint: Path, folder: Path, weights: Literal["ema", "model"] = "ema", overwrite: bool = False
+) -> dict[str, Any]:
     """Write a checkpoint's EMA ("ema") or last ("model") weights, in float32, for `DiT.from_pretrained`.
+
+    Returns:
+        The checkpoint's record.
 
     Raises:
         TrainError: the checkpoint is incomplete.
@@ -40,9 +44,6 @@ def export(checkpoint: Path, folder: Path, weights: Literal["ema", "model"] = "e
     """
     checkpoints = Checkpoints(checkpoint.parent, 1, Ranks())
     about = checkpoints.read_about(checkpoint)
-    young = youth(about["step"], about["config"]["ema"], about.get("ema_warmup", False))
-    if young and weights == "ema":
-        warnings.warn(f"{young}: --weights model exports the last weights", stacklevel=2)
     with on_meta():
         model = DiT(**about["model"])
     model.sampling = recorded_sampling(about)
@@ -51,6 +52,7 @@ def export(checkpoint: Path, folder: Path, weights: Literal["ema", "model"] = "e
     checkpoints.read_tensors(checkpoint, tensors)
     load_into(model, {name: tensors[stored] for name, stored in names.items()})
     save_pretrained(model, folder, overwrite=overwrite)
+    return about
 
 
 @command()
@@ -70,9 +72,12 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoint = checkpoint_at(o.checkpoint)
         if checkpoint is None:
             raise TrainError(f"{o.checkpoint} is neither a checkpoint nor a run")
-        export(checkpoint, o.folder, o.weights, o.overwrite)
+        about = export(checkpoint, o.folder, o.weights, o.overwrite)
     except (TrainError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+    young = youth(about["step"], about["config"]["ema"], about.get("ema_warmup", False))
+    if young and o.weights == "ema":
+        print(f"warning: {young}: --weights model exports the last weights", file=sys.stderr)
     print(o.folder)
 
 

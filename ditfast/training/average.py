@@ -1,6 +1,6 @@
 """Decay schedule of the weights' moving average."""
 
-from math import prod
+from math import ceil, log, prod
 from typing import Literal
 
 YOUNG = 0.01  # largest share of initial weights in an average worth sampling from
@@ -32,3 +32,8 @@ def youth(steps: int, decay: float, warmup: bool) -> str | None:
     if share < YOUNG:
         return None
     return f"after {steps:,} steps at --ema {decay:g} the average of the weights is {share:.0%} initial weights"
+
+
+def matures_at(decay: float) -> int:
+    """Steps after which an average without warm-up is worth sampling from."""
+    return ceil(log(YOUNG) / log(decay)) if decay else 1

@@ -2,7 +2,6 @@
 
 import sys
 import time
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ditfast.ops.backends.log import record
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
-from ditfast.training.average import decay_at, wants_warmup, youth
+from ditfast.training.average import decay_at, wants_warmup
 from ditfast.training.backends import chosen_backends, compare_cpu, describe_cpu, repeat_backends
 from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
 from ditfast.training.config import NEW, Config, Init, model_arguments
@@ -28,6 +27,7 @@ from ditfast.training.loss_step import LossStep
 from ditfast.training.monitor import Log, Meter, append_line, matmul_rate, memory_gib
 from ditfast.training.objective import make_objective
 from ditfast.training.parallel import gradient_sync, parallelize, unwrap
+from ditfast.training.plan import describe_average, summarize
 from ditfast.training.preview import Preview
 from ditfast.training.resume import check_same_run, describe_sampling, find_checkpoint
 from ditfast.training.step_draws import draw_step
@@ -63,6 +63,7 @@ class Run:
         arguments = model_arguments(config, encoder.shape, source.num_classes, init)
         model, said = (DiT(**arguments), "") if start else make_model(config, arguments, encoder.vae, init)
         model.eval().to(ranks.device)  # training mode would only drop labels, which is done in _step
+        lines = summarize(config, source, encoder, ranks, model)
         self.macs = sum(cost.macs(model).values())
         self.objective = make_objective(config, source.num_classes)
         masters = None
@@ -78,13 +79,13 @@ class Run:
         self.about["ema_warmup"] = wants_warmup(config.ema_warmup, config.ema, config.steps)
         self.step = self.seen = self.skipped = self.unreadable = 0
         self.saved: Path | None = None
-        if start:
-            self._resume(start)
-        elif said and ranks.is_first:
-            print(said)
+        begun = self._resume(start) if start else [said or "starting at step 0"]
+        if ranks.is_first:
+            print("\n".join([*lines, *describe_average(config, self.about["ema_warmup"]), *begun]))
         self.preview = Preview(config, encoder, source.num_classes, ranks)
 
     def _resume(self, path):
+        """Read a checkpoint; returns lines that say so, and what differs here."""
         found = self.checkpoints.read_about(path)
         check_same_run(path, found, self.about)
         self.about["ema_warmup"] = found.get("ema_warmup", False)  # as the average was computed so far
@@ -94,8 +95,7 @@ class Run:
         self.skipped, self.unreadable = found["nonfinite"], found["unreadable"]
         missing = repeat_backends(found.get("backends", {}), self.ranks.device.split(":")[0])
         changed = compare_cpu(found.get("cpu"), self.about["cpu"])
-        if self.ranks.is_first:
-            print("\n".join([f"resuming from {path} (step {self.step})", *missing, *changed]))
+        return [f"resuming from {path} (step {self.step})", *missing, *changed]
 
     def train(self) -> None:
         """Train to the last step, or until a signal or an error; in each case write a checkpoint at the end."""
@@ -149,7 +149,7 @@ class Run:
             bar.update()
             save = self.step % c.save_every == 0
             # report before a checkpoint too: then a resumed run logs the same lines as an uninterrupted one
-            if self.step % c.log_every == 0 or save or self.step == c.steps:
+            if self.step % c.log_every == 0 or save or self.step in (1, c.steps):
                 self._report(meter, log, bar, time.perf_counter() - since)
                 meter.clear()
                 if save:
@@ -164,9 +164,7 @@ class Run:
 
     def _write_preview(self):
         """Write a grid of samples; returns the seconds it took."""
-        begin, young = time.perf_counter(), youth(self.step, self.config.ema, self.about["ema_warmup"])
-        if young and self.ranks.is_first:
-            warnings.warn(f"the samples at step {self.step} show little yet: {young}", stacklevel=2)
+        begin = time.perf_counter()
         with self.weights.averaged():
             self.preview.write(unwrap(self.loss_step), self.folder / "samples" / f"{step_name(self.step)}.png")
         return time.perf_counter() - begin

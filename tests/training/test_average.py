@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ditfast import DiT, export
-from ditfast.training.average import decay_at, initial_share, wants_warmup, youth
+from ditfast.training.average import decay_at, initial_share, matures_at, wants_warmup, youth
 
 
 @pytest.mark.parametrize("decay", (0.0, 0.8, 0.9999))
@@ -37,7 +37,9 @@ def test_when_an_average_is_young():
     text = "after 1,200 steps at --ema 0.9999 the average of the weights is 89% initial weights"
     assert youth(1200, 0.9999, False) == text
     assert youth(1200, 0.9999, True) is None
-    assert youth(46_052, 0.9999, False) is None
+    assert matures_at(0.9999) == 46_050 and matures_at(0) == 1
+    for decay in (0.0, 0.5, 0.9999):
+        assert youth(matures_at(decay) - 1, decay, False) and not youth(matures_at(decay), decay, False)
 
 
 def weights_of(checkpoint, tmp_path, kind):
@@ -46,7 +48,6 @@ def weights_of(checkpoint, tmp_path, kind):
     return DiT.from_pretrained(folder).state_dict()
 
 
-@pytest.mark.filterwarnings("ignore:after")
 @pytest.mark.parametrize("choice", ("auto", "off"))
 def test_a_run_averages_this_way(kit, tmp_path, choice):
     out = kit.train("run", "--ema-warmup", choice, "--steps", 3, "--save-every", 1, "--ema", 0.99)
@@ -79,10 +80,22 @@ def newest(out):
     return max((out / "checkpoints").iterdir())
 
 
-def test_a_young_average_is_shown_and_exported_with_a_warning(kit, tmp_path):
-    young = "after 2 steps at --ema 0.99 the average of the weights is 98% initial weights"
-    flags = ("--ema-warmup", "off", "--steps", 2, "--ema", 0.99, "--sample-every", 2, "--sample-steps", 2)
-    with pytest.warns(UserWarning, match=f"the samples at step 2 show little yet: {young}"):
-        out = kit.train("run", *flags)
-    with pytest.warns(UserWarning, match=f"{young}: --weights model exports the last weights"):
-        export.main([str(out), str(tmp_path / "model")])
+def test_an_average_that_stays_young_is_said_at_the_start_and_by_an_export(kit, tmp_path, capsys, recwarn):
+    young = "warning: after 2 steps at --ema 0.99 the average of the weights is 98% initial weights: "
+    flags = ("--ema-warmup", "off", "--steps", 2, "--ema", 0.99, "--sample-every", 1, "--sample-steps", 2)
+    out = kit.train("run", *flags)
+    said = capsys.readouterr()
+    assert [line for line in said.out.splitlines() if "initial" in line] == [
+        f"{young}pass --ema-warmup on, or a smaller --ema"
+    ]
+    assert "initial" not in said.err and not [each for each in recwarn if "initial" in str(each.message)]
+    export.main([str(out), str(tmp_path / "model")])
+    assert f"{young}--weights model exports the last weights\n" in capsys.readouterr().err
+
+
+def test_an_average_that_matures_says_when(kit, capsys):
+    kit.train("run", "--ema-warmup", "off", "--steps", 30, "--ema", 0.8, "--sample-every", 10, "--dry-run")
+    line = "average  holds initial weights until step 21: samples show little before"
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    kit.train("run", "--ema-warmup", "off", "--steps", 30, "--ema", 0.8, "--sample-every", 25, "--dry-run")
+    assert "initial" not in capsys.readouterr().out

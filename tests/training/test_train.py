@@ -36,6 +36,41 @@ def test_files_of_a_run(kit):
     assert any((out / "tensorboard").iterdir())
 
 
+def test_the_first_lines(kit, capsys):
+    flags = ("--backend", "reference", "--precision", "bf16", "--objective", "flow", "--ema", 0)
+    out = kit.train("run", "--steps", 2, *flags)
+    said = capsys.readouterr().out.splitlines()
+    model, data, device, steps, begun = said
+    assert model.startswith("model    DiT 2 x 24, patch 2, adaln_zero, 0.0")
+    assert model.endswith("M parameters, for flow")
+    assert data.startswith("data     digits: samples of 1 x 8 x 8, 10 classes, ") and "epochs of 1,797" in data
+    assert device.startswith("device   cpu, 1 thread, ") and device.endswith(", bf16, backend reference")
+    assert steps == "steps    2 of batch 6 = 1 ranks x 1 passes x 6 samples; 12 samples"
+    assert begun == "starting at step 0"
+    kit.train("run", "--steps", 3, *flags, "--resume", "auto")
+    assert capsys.readouterr().out.splitlines()[4] == f"resuming from {out / 'checkpoints/step-00000002'} (step 2)"
+
+
+def test_the_first_loss_is_logged_at_once(kit):
+    lines = kit.lines(kit.train("run", "--log-every", 3, "--save-every", 100, "--steps", 5))
+    assert [line["step"] for line in lines] == [1, 3, 5]
+    whole = kit.lines(kit.train("whole", "--steps", 5))
+    assert lines[0]["loss"] == whole[0]["loss"]
+    assert lines[1]["loss"] == pytest.approx((whole[1]["loss"] + whole[2]["loss"]) / 2)
+
+
+def test_the_betas_are_adams(kit, monkeypatch):
+    update, seen = Weights.update, []
+
+    def watch(weights, *given, **named):
+        seen.append(weights.optimizer.param_groups[0]["betas"])
+        update(weights, *given, **named)
+
+    monkeypatch.setattr(Weights, "update", watch)
+    out = kit.train("run", "--steps", 1, "--betas", 0.8, 0.95)
+    assert seen == [(0.8, 0.95)] and "betas:\n- 0.8\n- 0.95\n" in (out / "config.yaml").read_text()
+
+
 def test_the_saved_config_reproduces_the_run(kit):
     out = kit.train("run", "--accumulate", 2, "--compile", "--steps", 1, "--no-compile", "--clip", 2)
     again = kit.folder / "again"
