@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from ditfast.ops import host
-from ditfast.ops.backends.availability import why_not_loaded
+from ditfast.ops.backends import on_cpu
 
 try:
     from torch.distributed.tensor import DTensor
@@ -130,7 +130,7 @@ class Weights:
 
 def norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
     """L2 norm over all gradients, () float32 on the device."""
-    if why_not_loaded() is None and all(g.is_cpu and g.dtype == gradients[0].dtype for g in gradients):
+    if on_cpu.takes_norm() and all(g.is_cpu and g.dtype == gradients[0].dtype for g in gradients):
         return host.norm(gradients)
     norms = torch._foreach_norm(gradients, 2, torch.float32)
     return torch.linalg.vector_norm(torch.stack(norms))

@@ -41,6 +41,8 @@ WITH_TANGENTS: _Table = {
 # precision -> instruction sets; float32 is faster too, but breaks the numerical contract
 ONEDNN: dict[str | None, tuple[str | None, ...]] = {"bf16": ("x86_64_v4_bf16",)}
 _SHARED = {"qkv_attention": "attention"}  # operation -> the one whose entries it uses
+# instruction sets whose norm of many tensors is faster at any size; that of x86_64_v2 is slower
+NORM = ("x86_64_v3", "x86_64_v4", "x86_64_v4_bf16")
 # instruction sets whose float32 matrix product beats PyTorch's, and the smallest size from which it does
 PRODUCTS: tuple[str | None, ...] = ("x86_64_v4_bf16",)
 PRODUCT_FROM = 128
@@ -110,6 +112,11 @@ def _has_fast_products():
 def product_is_right(width: int) -> bool:
     """Whether the matrix product is right, by the self-check of `mlp` for tokens of this width."""
     return _is_right("mlp", torch.float32, torch.float32, 4 * width)
+
+
+def takes_norm() -> bool:
+    """Whether `ditfast.ops.host.norm` beats PyTorch on the CPU, at any size."""
+    return isa() in NORM
 
 
 def _is_traced():
