@@ -50,8 +50,8 @@ class Weights:
         local = {name: _local(p.detach()) for name, p in self.params.items()}
         self.masters = local if masters is None else {name: masters[name].to(v.device) for name, v in local.items()}
         self.average = {name: value.clone() for name, value in self.masters.items()}
-        settings = {"betas": betas, "weight_decay": weight_decay, "fused": True}
-        self.optimizer = torch.optim.AdamW(list(self.masters.values()), lr, **settings)
+        trained = list(self.masters.values())
+        self.optimizer = torch.optim.AdamW(trained, lr, betas=betas, weight_decay=weight_decay, fused=True)
         for value in self.masters.values():  # now, so a checkpoint can be read into them
             step = torch.zeros((), dtype=torch.float32, device=value.device)
             moments = {"exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
