@@ -39,8 +39,8 @@ def mlp(
 ) -> Tensor:
     """Compute ``gelu(h @ w1.T + b1) @ w2.T + b2`` with tanh GELU.
 
-    The GEMMs are the library's. One backward pass computes the gradient before GELU, b1's gradient and, if it was not
-    saved, the activation.
+    The GEMMs are the library's, or in float32 on some CPUs `ditfast.ops.gemm`'s. One backward pass computes the
+    gradient before GELU, b1's gradient and, if it was not saved, the activation.
 
     Args:
         h: (B, N, D) tokens.

@@ -36,9 +36,9 @@ def qkv_attention(
 ) -> Tensor:
     """Compute ``attention(h @ weight.T + bias, num_heads, scale)``.
 
-    The GEMMs are the library's. Attention's backward also computes the bias's gradient, which saves a pass over dqkv;
-    the keys' part is zero, because a bias on the keys shifts all logits of a query alike. Without a kernel or that
-    gradient, this is a Linear followed by `attention`.
+    The GEMMs are the library's, or in float32 on some CPUs `ditfast.ops.gemm`'s. Attention's backward also computes
+    the bias's gradient, which saves a pass over dqkv; the keys' part is zero, because a bias on the keys shifts all
+    logits of a query alike. Without a kernel or that gradient, this is a Linear followed by `attention`.
 
     Args:
         h: (B, N, D) tokens.

@@ -71,7 +71,7 @@ def gelu(pre, dact):
 
 def check_product():
     """Sizes that fill nothing, several tasks of which the last is not full, what is packed in parts; NaN."""
-    for size in ((13, 1, 33), (97, 300, 200), (31, 530, 801), (1060, 5, 20)):
+    for size in ((13, 1, 33), (97, 300, 200), (31, 530, 801), (1000, 5, 20), (430, 7, 401)):
         result, _ = test_product.check(size)
         assert_same_on_two_threads(lambda: [host.product(*test_product.problem(*size))], [result])  # noqa: B023
     test_product.test_what_is_packed_at_once_is_bounded(None)

@@ -15,7 +15,16 @@ from ditfast.ops.backends import on_cpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # rows, inner, columns: no tile, piece or block is full, and several of each
-SIZES = ((1, 1, 1), (5, 3, 7), (13, 1, 33), (97, 300, 200), (31, 530, 801), (385, 20, 401), (100, 770, 12))
+SIZES = (
+    (1, 1, 1),
+    (5, 3, 7),
+    (13, 1, 33),
+    (97, 300, 200),
+    (31, 530, 801),
+    (430, 20, 401),
+    (401, 20, 430),
+    (100, 770, 12),
+)
 LAYOUTS = tuple(product((False, True), repeat=2))  # whether each matrix lies with its columns together
 
 

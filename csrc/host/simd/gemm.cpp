@@ -37,7 +37,8 @@ Operands operands(const Gemm& g) {
     return {g.b, g.a, g.columns, g.rows, g.inner, piece, true, g.bias, g.c, g.columns};
 }
 
-// sums[kTileRows][kTileWidth] of a piece, added to what is there unless it is the first.
+// sums[kTileRows][kTileWidth] of a piece, added to what is there unless it is the first. Left is dense if what is next
+// to each other in it are inner elements, not rows.
 template <bool kIsDense, bool kIsFirst>
 void multiply(const float* left, const float* panel, std::int64_t inner, float* sums) {
     constexpr std::int64_t stride_row = kIsDense ? kLeftStride : 1, stride_inner = kIsDense ? 1 : kTileRows;
@@ -70,6 +71,14 @@ inline float* sums_of(float* sums, const Block& block, std::int64_t tile, std::i
     return sums + (tile * block.panels() + panel) * kTile;
 }
 
+// The block as it lies in c.
+Ahead result_of(const Operands& o, const Block& block) {
+    const std::int64_t row = o.is_transposed ? block.column : block.row;
+    const std::int64_t column = o.is_transposed ? block.row : block.column;
+    const Matrix c{o.c + row * o.stride + column, o.stride, 1};
+    return o.is_transposed ? Ahead(c, block.columns, block.rows) : Ahead(c, block.rows, block.columns);
+}
+
 template <bool kIsDense>
 void multiply_block(const Operands& o, const Block& block, const float* packed, const Ahead& next, float* scratch) {
     float *left = scratch, *sums = scratch + kLeftFloats;
@@ -81,12 +90,15 @@ void multiply_block(const Operands& o, const Block& block, const float* packed, 
             const auto copy = kIsDense ? copy_rows : copy_columns;
             copy(from, block.rows - tile * kTileRows, inner, to);
         }
-        Ahead ahead = next;
+        Ahead ahead = next, result;
         if (rest > 0) ahead = Ahead(part_of(o.left, block.row, k + inner), block.rows, smaller(rest, o.piece));
-        const std::int64_t share = ceil_div(ahead.count(), block.tiles() * block.panels());
+        if (rest == 0) result = result_of(o, block);  // stores wait for a line, too
+        const std::int64_t tiles = block.tiles() * block.panels();
+        const std::int64_t share = ceil_div(ahead.count(), tiles), result_share = ceil_div(result.count(), tiles);
         for (std::int64_t tile = 0; tile < block.tiles(); ++tile) {
             for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
                 ahead.fetch(share);
+                result.fetch(result_share);
                 const float* a = left + tile * kTileRows * kLeftStride;
                 const float* b = packed + panel * kTileWidth * o.inner + k * kTileWidth;
                 float* sum = sums_of(sums, block, tile, panel);

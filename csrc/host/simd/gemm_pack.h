@@ -70,7 +70,7 @@ inline void copy_columns(const Matrix& from, std::int64_t rows, std::int64_t inn
     }
 }
 
-// The cache lines of a rectangle that is read soon, fetched some at a time.
+// The cache lines of a rectangle that is used soon, fetched some at a time.
 class Ahead {
   public:
     Ahead() = default;
