@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import coerce_cinterpreter
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
@@ -60,15 +61,14 @@ def register_op(
         sample_dims, shared: see `vmap_rule`; without them vmap calls the operation in a loop.
     """
     sizes = Sizes(schema, rules)
-    name = sizes.op
     _library.define(schema)
     for device, function in (("CPU", implementation), ("CUDA", _on_its_device(implementation))):
-        _library.impl(name, _with_checks(sizes, function), device)
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+        _library.impl(sizes.op, _with_checks(sizes, function), device)
+    torch.library.register_fake(f"{NAMESPACE}::{sizes.op}", fake, lib=_library)
+    op = getattr(getattr(torch.ops, NAMESPACE), sizes.op).default
     torch.library.register_vmap(op, vmap_rule(op, sample_dims, shared), lib=_library)
     _implementations[op] = implementation
-    _forms[op] = Form(name, fake, rules, sample_dims, tuple(shared))
+    _forms[op] = Form(sizes.op, fake, rules, sample_dims, tuple(shared))
     return op
 
 
@@ -138,8 +138,8 @@ def is_tracked(args: Sequence) -> bool:
     return False
 
 
-_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # gradients under is_grads_batched=True
+_functorch = torch._C._functorch
+_is_batched = _functorch.is_legacy_batchedtensor  # gradients under is_grads_batched=True
 
 
 def run_in_backward(op: OpOverload, *args: object) -> Any:
@@ -151,13 +151,15 @@ def run_in_backward(op: OpOverload, *args: object) -> Any:
 
 def reject_double_backward(name: str, backward_op: OpOverload) -> None:
     """Make differentiating the gradients of ``name`` an error; they would be taken for constants."""
-
     why = f"{name}: double backward is not supported by the kernels; use backend='reference'"
+    attach_autograd(name, backward_op, lambda ctx, inputs, output: None, _raising(why), no_jvp=why)
 
-    def backward(ctx, *grads):
+
+def _raising(why):
+    def derivative(*_):
         raise NotImplementedError(why)
 
-    attach_autograd(name, backward_op, lambda ctx, inputs, output: None, backward, no_jvp=why)
+    return derivative
 
 
 def attach_autograd(
@@ -179,7 +181,8 @@ def attach_autograd(
     """
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
     no_jvp = no_jvp or f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'"
-    in_transforms, eager = _functions(name, op, setup_context, backward, jvp, no_jvp)
+    jvp = jvp or _raising(no_jvp)
+    in_transforms, eager = _functions(name, op, setup_context, backward, jvp)
     apply = super(torch.autograd.Function, eager).apply  # which takes half the time, outside of function transforms
     names = [a.name for a in op._schema.arguments]
 
@@ -187,17 +190,17 @@ def attach_autograd(
         if forward_ad._current_level >= 0 and may_be_dual():
             primals, tangents = _take_apart(name, names, args)
             if any(t is not None for t in tangents):
-                if jvp is None:
-                    raise NotImplementedError(no_jvp)
                 return _put_together(*jvp(primals, tangents))
         if torch.compiler.is_compiling():
             return _call_traced(op, args)
         if not is_tracked(args):
             return _call_eagerly(op, args)
-        if torch._C._are_functorch_transforms_active():
+        if not torch._C._are_functorch_transforms_active():
+            return apply(*_unwrapped(args))
+        if (single_jvp := _single_jvp()) is None:
             return in_transforms.apply(*args)
-        # as `apply` does: tensors that outlived their transform
-        return apply(*[_unwrap_if_dead(a) if isinstance(a, torch.Tensor) else a for a in args])
+        with single_jvp.lower():  # which has no more to do: the tangents are known
+            return apply(*_unwrapped(args, single_jvp.level()))
 
     _calls[op] = call
     return call
@@ -209,8 +212,20 @@ def may_be_dual() -> bool:
 
 
 def _is_in_vmap():
-    innermost = torch._C._functorch.peek_interpreter_stack()
-    return innermost is not None and innermost.key() == torch._C._functorch.TransformType.Vmap
+    innermost = _functorch.peek_interpreter_stack()
+    return innermost is not None and innermost.key() == _functorch.TransformType.Vmap
+
+
+def _unwrapped(args, level=0):
+    """The arguments as they are below the transform of this level, and without transforms that ended."""
+    args = [_functorch.unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args]
+    return [_functorch._unwrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in args] if level else args
+
+
+def _single_jvp():
+    """The transform in force if it is a ``torch.func.jvp`` inside of no other; else None."""
+    first, *more = _functorch.get_interpreter_stack()
+    return None if more or first.key() != _functorch.TransformType.Jvp else coerce_cinterpreter(first)
 
 
 def _take_apart(op, names, args):
@@ -236,7 +251,7 @@ def _put_together(outputs, tangents):
     return *duals, *outputs[len(duals) :]
 
 
-def _functions(name, op, setup_context, backward, jvp, no_jvp):
+def _functions(name, op, setup_context, backward, jvp):
     """Two versions of one ``autograd.Function``: for function transforms, and a cheaper one for eager mode."""
     returned = len(op._schema.returns)
 
@@ -263,8 +278,6 @@ def _functions(name, op, setup_context, backward, jvp, no_jvp):
 
     def second_pass(ctx, *tangents):
         """Tangents of a call that could not see them on its arguments: a vmap or grad inside the jvp hid them."""
-        if jvp is None:
-            raise NotImplementedError(no_jvp)
         tensors = iter(ctx.saved_tensors)
         args = [next(tensors) if other is None else other[0] for other in ctx.others]
         tangents = [t for a, t in zip(args, tangents, strict=True) if a is None or isinstance(a, Tensor)]

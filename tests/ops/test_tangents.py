@@ -266,6 +266,15 @@ def test_a_tangent_has_the_dtype_of_its_tensor(op, backend):
             by_jvp(problem.on(backend), problem.tensors, tangents)
 
 
+def test_a_tensor_that_outlived_its_transform():
+    problem = Problem(ops.JUNCTION, device=device_of(KERNELS[ops.JUNCTION]))
+    kept = []
+    grad(lambda x: kept.append(x * 1) or x.sum())(problem.tensors["x"])
+    problem.tensors["x"] = kept[0]
+    found = (problem.jvp(name, ["gate"]) for name in (KERNELS[ops.JUNCTION], "reference"))
+    close(*(dict(enumerate(tree_leaves(parts))) for parts in found), 1e-5)
+
+
 def test_attention_on_a_gpu_gets_its_tangents_from_triton(monkeypatch, tmp_path):
     """Tested with Triton's interpreter as the GPU."""
     pytest.importorskip("triton")
