@@ -130,6 +130,21 @@ def test_qkv_attention_and_its_gradients(taken):
     assert len(taken) == 3
 
 
+def test_tangents(taken):
+    args = inputs("fp32", 3, 17, 16, 72, "cpu")
+    primals = [t.detach() for t in args if torch.is_tensor(t)]
+    tangents = [torch.randn(t.shape, generator=torch.Generator().manual_seed(8)) for t in primals]
+
+    def jvp(backend, dtype=torch.float32):
+        both = (tuple(t.to(dtype) for t in ts) for ts in (primals, tangents))
+        return torch.func.jvp(lambda *a: ops.mlp(*a, backend=backend), *both)
+
+    got, low, exact = jvp("host"), jvp("reference"), jvp("reference", torch.float64)
+    assert len(taken) == 6
+    for name, *tensors in zip(("y", "y_t"), got, low, exact, strict=True):
+        assert_contract(name, *tensors)
+
+
 def test_a_model_trains_on_it(taken):
     """All gradients of a model; the kernel runs in each block, forward and backward."""
     torch.manual_seed(7)
@@ -198,10 +213,15 @@ def test_only_large_products_on_measured_cpus(monkeypatch):
     assert on_cpu.takes_product(torch.float32, large, large, large)
     assert not on_cpu.takes_product(torch.float32, large, large - 1, large)
     assert not on_cpu.takes_product(torch.bfloat16, large, large, large)
-    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     assert not on_cpu.takes_product(torch.float32, large, large, large)
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision("highest")
+    if on_cpu._PRECISION is not None:
+        before = on_cpu._PRECISION.fp32_precision
+        for precision, takes in (("bf16", False), ("ieee", True)):  # the other setting may not be read meanwhile
+            on_cpu._PRECISION.fp32_precision = precision
+            assert on_cpu.takes_product(torch.float32, large, large, large) == takes
+        on_cpu._PRECISION.fp32_precision = before
     for name, value in (("PRODUCTS", ()), ("_has_amx", lambda: True)):
         with monkeypatch.context() as patch:
             patch.setattr(on_cpu, name, value)

@@ -46,6 +46,7 @@ NORM = ("x86_64_v3", "x86_64_v4", "x86_64_v4_bf16")
 # instruction sets whose float32 matrix product beats PyTorch's, and the smallest size from which it does
 PRODUCTS: tuple[str | None, ...] = ("x86_64_v4_bf16",)
 PRODUCT_FROM = 128
+_PRECISION = getattr(torch.backends.mkldnn, "matmul", None)  # where it exists, the older setting may not be read
 # No CPU with AMX has been measured: PyTorch uses AMX for bfloat16 products and these kernels do not, and its float32
 # products were made for such CPUs. So PyTorch keeps these operations there.
 _OF_PRODUCTS = ("attention", "mlp", "patch_embed")
@@ -102,7 +103,14 @@ def takes_product(dtype: torch.dtype, *sizes: int) -> bool:
     """Whether our kernel beats PyTorch in a matrix product of these three sizes."""
     if dtype != torch.float32 or min(sizes) < PRODUCT_FROM or not _has_fast_products():
         return False
-    return torch.get_float32_matmul_precision() == "highest"  # otherwise PyTorch may be faster, and coarser
+    return not _may_be_coarse()
+
+
+def _may_be_coarse():
+    """Whether PyTorch may compute float32 products in fewer bits, which may be faster."""
+    if _PRECISION is None:
+        return torch.get_float32_matmul_precision() != "highest"
+    return _PRECISION.fp32_precision not in ("none", "ieee")
 
 
 def _has_fast_products():
