@@ -31,11 +31,12 @@ _ATTENTION = {
 }
 _MLP = {"fc1": nn.Linear, "act": nn.GELU, "fc2": nn.Linear}
 _ADALN = {"0": nn.SiLU, "1": nn.Linear}
+_STRIDED = torch.strided  # its attribute takes as long as the comparison
 
 
 def _may_be_whole(x, backends) -> bool:
     """Whether the rest is worth checking, by checks that cost next to nothing."""
-    if type(x) is not Tensor or not x.is_cpu or not is_automatic(backends):
+    if type(x) is not Tensor or not x.is_cpu or x.layout is not _STRIDED or not is_automatic(backends):
         return False
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
@@ -197,10 +198,10 @@ def _carry_fits(carry, rows, parts) -> bool:
 
 
 def _fit(tensors, shapes) -> bool:
-    """Whether all are plain CPU tensors of these shapes; PyTorch would silently accept some others."""
+    """Whether all are dense CPU tensors of these shapes; PyTorch would silently accept some others."""
     for t, shape in zip(tensors, shapes, strict=True):
         if t is None and len(shape) == 1:  # a bias
             continue
-        if type(t) not in ORDINARY or t.shape != shape or not t.is_cpu:
+        if type(t) not in ORDINARY or t.shape != shape or not t.is_cpu or t.layout is not _STRIDED:
             return False
     return True

@@ -79,6 +79,10 @@ def in_two_dtypes(block, m):
     block.mlp.fc1.bias = nn.Parameter(block.mlp.fc1.bias.float())
 
 
+def sparse(block, m):
+    block.mlp.fc1.weight = nn.Parameter(block.mlp.fc1.weight.to_sparse())
+
+
 def hooked(block, m):
     block.mlp.fc1.register_forward_hook(lambda *_: None)
 
@@ -88,14 +92,17 @@ def differentiated(block, m):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("change", (without_a_kernel, by_name, going_on, in_two_dtypes, hooked, differentiated))
+@pytest.mark.parametrize(
+    "change", (without_a_kernel, by_name, going_on, in_two_dtypes, sparse, hooked, differentiated)
+)
 def test_what_is_not_as_usual_is_left_to_the_operations(kit, taken, monkeypatch, change):
     block, (carry, _), _ = problem(kit, BF16)
     change(block, monkeypatch)
     try:
         block(carry.x, torch.ones(2, 32, dtype=BF16))
     except TypeError as error:
-        assert change is in_two_dtypes and "b1 must have the dtype of h" in str(error)
+        said = {in_two_dtypes: "b1 must have the dtype of h", sparse: "w1 must be a dense tensor"}
+        assert said[change] in str(error)
     assert not taken
 
 
