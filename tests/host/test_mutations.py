@@ -80,13 +80,14 @@ def check_product():
 
 def check_attention():
     """Head dims that fill no vector; two blocks of keys and queries; d in two pieces; a single key; NaN."""
-    shapes = ((2, 301, 2, 8), (2, 45, 1, 150), (2, 1, 2, 8))
-    for (b, n, heads, d), dtype in (((2, 45, 3, 23), torch.bfloat16), *((shape, torch.float32) for shape in shapes)):
+    wide, narrow = ((2, 301, 2, 8), (2, 45, 1, 150)), ((2, 45, 3, 23), (2, 1, 2, 72))
+    for (b, n, heads, d), dtype in (*((s, torch.float32) for s in wide), *((s, torch.bfloat16) for s in narrow)):
         qkv, dout = sample(b, n, heads, d, dtype)
         qkv *= torch.linspace(0.2, 1.5, n).view(1, n, 1)
         assert_right(results := attention(qkv, dout, heads), qkv, dout, heads, scale=0.7)
         assert_same_on_two_threads(lambda: attention(qkv, dout, heads), results)  # noqa: B023
     assert not results[2][..., : 2 * heads * d].any(), "gradients of q and k of a single key"
+    test_attention.test_gradients_of_few_keys_do_not_cancel(2, 152, None)
     for part in range(3):
         test_attention.test_non_finite_values_propagate(part, NAN, 70, None)
 
@@ -278,23 +279,31 @@ PLANTED = [
     *plant(
         "attention_backward.cpp",
         check_attention,
-        ("delta dropped", "(c[i][j] - delta)", "c[i][j]"),
-        ("scale dropped", "weight[i][j] * scale * (", "weight[i][j] * (scale / scale) * ("),
-        ("gradient of a single key", "head.tokens == 1 ? 0.0f : head.scale", "head.scale"),
         ("dq of the last block", "first == 0 ? Vec{} : load(dq + at)", "Vec{}"),
         ("dk and dv of the last block", "is_first && first_word == 0 ?", "first_word == 0 ?"),
         ("dk and dv of the last piece", "is_first && first_word == 0 ?", "is_first ?"),
-        ("last piece of d alone", "c[i][j] += part[i][j];", "c[i][j] = part[i][j];"),
         (
             "dk without queries",
             "add_product(head, head.dlogits, head.q_columns",
             "add_product(head, head.dlogits, head.k_columns",
         ),
-        ("queries of the first panel", "head.q_panels + panel * inner", "head.q_panels"),
         ("dbias of dout", "row[c] = head.dq_sums[c]", "row[c] = head.dout_sums[c]"),
         ("dbias of sample 0", "(b * 3 * p.heads + h) * p.head_dim", "h * p.head_dim"),
         ("lse of sample 0", "call.lse + (b * p.heads + h)", "call.lse + h"),
         ("stride of dout ignored", "return {from, call.dout_stride_n}", "return {from, p.heads * p.head_dim}"),
+    ),
+    *plant(
+        "attention_dlogits.h",
+        check_attention,
+        ("delta dropped", "(c[i][j] - delta)", "c[i][j]"),
+        ("delta of few keys dropped", "(dweight - delta)", "dweight"),
+        ("delta of few keys from out", "head.tokens <= kFewKeys", "head.tokens < 0"),
+        ("scale dropped", "weight[i][j] * scale * (", "weight[i][j] * (scale / scale) * ("),
+        ("scale dropped for few keys", "weight * head.scale * (", "weight * ("),
+        ("dq of dweights", "store(along_keys + key * kPanel, dlogit);", ""),
+        ("gradient of a single key", "head.tokens == 1 ? 0.0f : head.scale", "head.scale"),
+        ("queries of the first panel", "head.q_panels + panel * inner", "head.q_panels"),
+        ("last piece of d alone", "c[i][j] += part[i][j];", "c[i][j] = part[i][j];"),
     ),
     *plant(
         "pack.h", check_attention, ("odd last number dropped", "if (numbers % 2 == 0) return pairs;", "return pairs;")

@@ -69,6 +69,16 @@ inline Vec at_most(Vec x, Vec bound) {
 #endif
 }
 
+// x as it is rounded: the compiler may otherwise contract a product and the sum that takes it, which rounds only once.
+inline Vec uncontracted(Vec x) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(x));
+#endif
+    return x;
+}
+
 // 1 / x to 2 ulp, for normal x whose reciprocal is normal.
 inline Vec reciprocal(Vec x) {
 #if defined(__AVX512F__)
