@@ -1,14 +1,16 @@
 """Find the sizes from which the C++ CPU kernels beat PyTorch, for the table in ditfast/ops/backends/on_cpu.py.
 
-    python benchmarks/bench_host.py [--compile] [--json FILE]
+    python benchmarks/bench_host.py [--compile] [--ops NAME …] [--json FILE]
 
-To minimize the influence of other load, times are process times on one thread, and the minimum of many interleaved
-runs. Each operation runs forward only, and forward and backward, at increasing sizes. The table has the smallest size
-from which the kernel is fastest at every measured size.
+Each size is announced on standard error and gives two lines: forward only, and forward and backward. With --compile,
+most of the time goes to compiling. To minimize the influence of other load, times are process times on one thread,
+the minimum of many interleaved runs. The table has the smallest size from which the kernel is fastest at every
+measured size.
 """
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 
@@ -18,6 +20,7 @@ from ditfast import _C, ops
 from ditfast.ops.attention import heads_of
 from ditfast.ops.op import PRECISIONS, RandomTensors
 from ditfast.ops.patches import CHANNELS, PATCH
+from harness.arguments import Parser, one_of
 from harness.machine import header
 
 SIZES = ((1, 16, 64), (2, 64, 128), (1, 256, 384), (4, 256, 384), (4, 256, 1152))  # B, N, D
@@ -30,6 +33,7 @@ WIDTHS = {  # D -> width of the counted elements (B, N, width), if not D
 MARGINS = {"mlp": 0.995}  # at most this share of the other's time counts as faster; an MLP is mostly the same GEMMs
 MARGIN = 0.95
 SECONDS = 0.25  # per variant of a case
+MEASURED = {op.name: op for op in ops.ALL if "host" in op.backends}
 
 
 def run_of(op, named, backend, training, context):
@@ -45,6 +49,7 @@ def run_of(op, named, backend, training, context):
 
 
 def compiled_run_of(op, named, backend, training, context):
+    torch.compiler.reset()  # of one function, PyTorch compiles eight versions at most, then runs it uncompiled
     compiled = torch.compile(lambda **inputs: op.function(**inputs, backend=backend), dynamic=False)
     fake = argparse.Namespace(function=lambda backend, **inputs: compiled(**inputs))
     return run_of(fake, named, backend, training, context)
@@ -66,25 +71,24 @@ def milliseconds(runs: dict) -> dict:
     return least
 
 
-def cases(op, precision, with_compile):
-    """Yield (elements, mode, {variant: ms}) for each size, forward only and with backward."""
-    dtypes = PRECISIONS[precision]
+def measure(op, precision, size, with_compile):
+    """Yield a result for forward only and one with backward."""
+    named = op.arguments(RandomTensors(PRECISIONS[precision], "cpu"), *size)
+    named = {n: t.detach().requires_grad_() if torch.is_tensor(t) else t for n, t in named.items()}
     other = "sdpa" if "sdpa" in op.backends else "reference"
-    for size in SIZES:
-        named = op.arguments(RandomTensors(dtypes, "cpu"), *size)
-        named = {n: t.detach().requires_grad_() if torch.is_tensor(t) else t for n, t in named.items()}
-        elements = size[0] * size[1] * WIDTHS.get(op.name, lambda dim: dim)(size[2])
-        for training in (False, True):
+    elements = size[0] * size[1] * WIDTHS.get(op.name, lambda dim: dim)(size[2])
 
-            def context():
-                return torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast")
+    def context():
+        return torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast")
 
-            with torch.set_grad_enabled(training):
-                runs = {"host": run_of(op, named, "host", training, context)}
-                runs[other] = run_of(op, named, other, training, context)
-                if with_compile:
-                    runs["compile"] = compiled_run_of(op, named, other, training, context)
-                yield elements, "training" if training else "inference", milliseconds(runs)
+    for mode, training in (("inference", False), ("training", True)):
+        with torch.set_grad_enabled(training):
+            runs = {"host": run_of(op, named, "host", training, context)}
+            runs[other] = run_of(op, named, other, training, context)
+            if with_compile:
+                runs["compile"] = compiled_run_of(op, named, other, training, context)
+            ms = milliseconds(runs)
+        yield {"op": op.name, "precision": precision, "elements": elements, "mode": mode, "ms": ms}
 
 
 def table_of(results):
@@ -105,22 +109,27 @@ def table_of(results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which is slow")
-    parser.add_argument("--ops", nargs="*", help="names of operations (all)")
-    parser.add_argument("--precisions", nargs="*", default=list(PRECISIONS), choices=PRECISIONS)
+    parser.add_argument("--ops", nargs="+", default=[*MEASURED], type=one_of(MEASURED), metavar="NAME", help="(all)")
+    parser.add_argument("--precisions", nargs="+", default=[*PRECISIONS], choices=PRECISIONS)
     parser.add_argument("--json", help="write all results to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    todo = [
+        (op, precision, size)
+        for op in map(MEASURED.get, args.ops)
+        for precision in op.backends["host"]
+        if precision in args.precisions
+        for size in SIZES
+    ]
     results = []
-    for op in ops.ALL:
-        if "host" not in op.backends or (args.ops and op.name not in args.ops):
-            continue
-        for precision in filter(args.precisions.__contains__, op.backends["host"]):
-            for elements, mode, ms in cases(op, precision, args.compile):
-                results.append({"op": op.name, "precision": precision, "elements": elements, "mode": mode, "ms": ms})
-                times = "  ".join(f"{name} {value:.3f}" for name, value in ms.items())
-                print(f"{op.name:36} {precision:9} {elements:9} {mode:10} {times}", flush=True)
+    for i, (op, precision, size) in enumerate(todo, 1):
+        print(f"{i}/{len(todo)}: {op.name}, {precision}, B, N, D = {size}", file=sys.stderr, flush=True)
+        for result in measure(op, precision, size, args.compile):
+            results.append(result)
+            times = "  ".join(f"{name} {value:.3f}" for name, value in result["ms"].items())
+            print(f"{op.name:36} {precision:9} {result['elements']:9} {result['mode']:10} {times}", flush=True)
     found = {"header": header("cpu"), "isa": _C.isa(), "table": table_of(results), "results": results}
     print(json.dumps({_C.isa(): found["table"]}, indent=4))
     if args.json:
