@@ -238,7 +238,7 @@ PLANTED = [
         ),
         ("bias of the first columns", "o.bias + block.column + j", "o.bias + j"),
         ("bias of the first rows", "o.bias + block.row + row", "o.bias + row"),
-        ("last task missed", "parallel(ceil_div(blocks, chunk),", "parallel(larger(1, blocks / chunk),"),
+        ("last block missed", "(task + 1) * blocks / tasks", "(task + 1) * (blocks / tasks)"),
         ("first columns packed again", "first + column, 0), columns", "column, 0), columns"),
     ),
     *plant(

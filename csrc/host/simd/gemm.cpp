@@ -164,11 +164,11 @@ void run_columns(const Operands& o, std::int64_t first, std::int64_t columns, in
         return {row, first + column, smaller(high, o.rows - row), smaller(wide, columns - column)};
     };
     // several blocks to a task, so that one can fetch what the next begins with
-    const std::int64_t blocks = row_blocks * column_blocks, chunk = larger(1, blocks / (3 * threads));
+    const std::int64_t blocks = row_blocks * column_blocks, tasks = smaller(blocks, 4 * threads);
     const std::int64_t scratch_floats = kLeftFloats + kBlockRows * kBlockColumns;
-    parallel(ceil_div(blocks, chunk), threads, scratch_floats, [&](std::int64_t task, float* scratch) {
-        const std::int64_t end = smaller(blocks, (task + 1) * chunk);
-        for (std::int64_t i = task * chunk; i < end; ++i) {
+    parallel(tasks, threads, scratch_floats, [&](std::int64_t task, float* scratch) {
+        const std::int64_t end = (task + 1) * blocks / tasks;
+        for (std::int64_t i = task * blocks / tasks; i < end; ++i) {
             const Block block = block_of(i), after = block_of(i + 1);
             Ahead next;
             if (i + 1 < end) next = Ahead(part_of(o.left, after.row, 0), after.rows, smaller(o.piece, o.inner));
