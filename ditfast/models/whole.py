@@ -94,9 +94,8 @@ def whole_block(
         done = unfused.run_block(*arguments)
     except (RuntimeError, TypeError):  # incompatible dtypes
         return None
-    for t in (done.x, done.y, done.gate):  # otherwise something was promoted
-        if t.dtype is not carry.x.dtype:
-            return None
+    if {t.dtype for t in (done.x, done.y, done.gate) if t is not None} != {carry.x.dtype}:  # something was promoted
+        return None
     unfused.note_block(carry)
     return done
 

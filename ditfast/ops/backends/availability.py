@@ -25,6 +25,7 @@ CALLED = (  # functions of the extension that are used
     "gelu_backward",
     "gelu_forward",
     "gelu_jvp",
+    "gemm",
     "has_amx",
     "isa",
     "norm",
