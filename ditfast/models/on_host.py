@@ -53,12 +53,10 @@ def run_block(
     rows = linear(carry.silu_c.to(dtype), w_rows, b_rows) if rows is None else rows
     shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows.view(b, 6, d).unbind(1)  # (B, D) each
     x, h = _enter(carry, shift_msa, scale_msa, eps1, dtype)
-    qkv = linear(h.view(b * n, d), w_qkv, b_qkv).view(b, n, 3 * d)
-    out, _ = extension.host_forward(qkv, heads, (d // heads) ** -0.5 if scale is None else float(scale))
-    y = linear(out.view(b * n, d), w_proj).view(b, n, d)
+    scale = (d // heads) ** -0.5 if scale is None else float(scale)
+    y = linear(_attend(h, w_qkv, b_qkv, heads, scale), w_proj).view(b, n, d)
     x, h, *_ = host.junction(x, y, gate_msa, shift_mlp, scale_mlp, eps2, b_proj, dtype)
-    act = host.gelu_(linear(h.view(b * n, d), w1, b1))  # (B*N, F)
-    y = linear(act, w2).view(b, n, d)
+    y = linear(host.gelu_(linear(h.view(b * n, d), w1, b1)), w2).view(b, n, d)
     for op in (LAYER_NORM_MODULATE if carry.y is None else JUNCTION, ATTENTION, JUNCTION, MLP):
         note(op.name, "host")
     return set_pending(carry, x, y, gate_mlp, pending_bias(b2))
@@ -70,3 +68,10 @@ def _enter(carry, shift, scale, eps, dtype):
     if y is None:
         return x, host.layer_norm_modulate(x, shift, scale, eps, dtype)[0]
     return host.junction(x, y, gate, shift, scale, eps, bias, dtype)[:2]
+
+
+def _attend(h, w_qkv, b_qkv, heads, scale):
+    """Attention without its projection: (B*N, D). On return qkv is free, in whose memory malloc puts what follows."""
+    b, n, d = h.shape
+    qkv = gemm.linear_on_packed(h.view(b * n, d), w_qkv, b_qkv).view(b, n, 3 * d)
+    return extension.host_forward(qkv, heads, scale)[0].view(b * n, d)
