@@ -1,7 +1,6 @@
 """The blocks of FluxTransformer2DModel; attention with rotary embeddings stays diffusers'."""
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
 from diffusers.models.transformers import transformer_flux
 from torch import nn
@@ -18,7 +17,9 @@ from ditfast.integrations.diffusers.parts import (
 )
 from ditfast.integrations.diffusers.patched import Patched
 from ditfast.integrations.diffusers.sd3 import second_half
+from ditfast.models.linears import call_linears
 from ditfast.models.plain import is_plain, parameter
+from ditfast.ops import tangents
 
 for _cls in (AdaLayerNormZero, AdaLayerNormZeroSingle):
     remember(_cls)
@@ -86,7 +87,7 @@ class FluxSingleTransformerBlock(Patched, transformer_flux.FluxSingleTransformer
         x = torch.cat([context, x], dim=1)  # (B, M + N, D)
         shift, scale, gate = rows_of(self.norm, temb, 3, x)  # (B, D) each
         h = modulated(x, self.norm.norm, shift, scale, backends)
-        a = self.act_mlp(self.proj_mlp(h))  # (B, M + N, 4*D)
+        a = self.act_mlp(call_linears(self.proj_mlp, h))  # (B, M + N, 4*D)
         y = self.attn(hidden_states=h, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
         branch = _without_bias(self.proj_out, torch.cat([y, a], dim=2))
         x = _clipped(residual(x, branch, gate, backends))
@@ -97,7 +98,7 @@ def _without_bias(layer: nn.Module, x):
     """Returns (output of a Linear without its bias, that bias, or None if already added)."""
     if not is_plain(layer, nn.Linear):
         return layer(x), None
-    return F.linear(x, parameter(layer, "weight")), parameter(layer, "bias")
+    return tangents.linear(x, parameter(layer, "weight")), parameter(layer, "bias")
 
 
 def _clipped(x):

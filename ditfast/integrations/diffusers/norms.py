@@ -5,6 +5,7 @@ from torch import nn
 
 from ditfast.integrations.diffusers.parts import fits, modulated, why_not_bare
 from ditfast.integrations.diffusers.patched import Patched
+from ditfast.models.linears import call_linears
 from ditfast.ops.autocast import autocasts
 
 
@@ -30,7 +31,7 @@ class AdaLayerNormZero(_Norm, normalization.AdaLayerNormZero):
     def forward(self, x, timestep=None, class_labels=None, hidden_dtype=None, emb=None):
         if not self._covers(x, emb):
             return self.theirs.forward(self, x, timestep, class_labels, hidden_dtype, emb)
-        rows = self.linear(self.silu(emb))  # (B, 6*D)
+        rows = call_linears(self.linear, self.silu(emb))  # (B, 6*D)
         shift, scale, gate, *second = rows.chunk(6, dim=1)
         return modulated(x, self.norm, shift, scale, self.backends()), gate, *second
 
@@ -43,7 +44,7 @@ class AdaLayerNormZeroSingle(_Norm, normalization.AdaLayerNormZeroSingle):
     def forward(self, x, emb=None):
         if not self._covers(x, emb):
             return self.theirs.forward(self, x, emb)
-        shift, scale, gate = self.linear(self.silu(emb)).chunk(3, dim=1)
+        shift, scale, gate = call_linears(self.linear, self.silu(emb)).chunk(3, dim=1)
         return modulated(x, self.norm, shift, scale, self.backends()), gate
 
 
@@ -55,6 +56,6 @@ class AdaLayerNormContinuous(_Norm, normalization.AdaLayerNormContinuous):
     def forward(self, x, conditioning_embedding):
         if not self._covers(x, conditioning_embedding):
             return self.theirs.forward(self, x, conditioning_embedding)
-        rows = self.linear(self.silu(conditioning_embedding).to(x.dtype))  # (B, 2*D)
+        rows = call_linears(self.linear, self.silu(conditioning_embedding).to(x.dtype))  # (B, 2*D)
         scale, shift = rows.chunk(2, dim=1)
         return modulated(x, self.norm, shift, scale, self.backends())

@@ -6,7 +6,6 @@ Modules of diffusers are `Any`: their attributes are only known once `why_not_*`
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, JointAttnProcessor2_0
@@ -15,7 +14,9 @@ from torch import nn
 from ditfast import ops
 from ditfast.integrations.diffusers.known import remember, why_unknown
 from ditfast.models.carry import one_per_sample, split_rows
+from ditfast.models.linears import call_linears
 from ditfast.models.plain import is_bare_layer_norm, is_plain, parameter
+from ditfast.ops import tangents
 
 Branch = tuple[torch.Tensor, torch.Tensor | None]  # output without the last Linear's bias, and that bias
 
@@ -51,7 +52,7 @@ def fits(x: torch.Tensor, emb: torch.Tensor | None) -> bool:
 
 def rows_of(norm: Any, emb: torch.Tensor, parts: int, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The shifts, scales and gates, (B, D) each, that a diffusers norm computes from the conditioning."""
-    return split_rows(norm.linear(norm.silu(emb)), parts, x)
+    return split_rows(call_linears(norm.linear, norm.silu(emb)), parts, x)
 
 
 def modulated(
@@ -105,7 +106,7 @@ def self_attention(attn: Any, h: torch.Tensor, backends: tuple[str, ...], **kwar
     biases = [parameter(layer, "bias") for layer in linears]
     bias = None if biases[0] is None else torch.cat(biases)  # (3*H*d,)
     out = ops.qkv_attention(h, weight, bias, attn.heads, backend=backends)  # (B, N, H*d)
-    return F.linear(out, parameter(attn.to_out[0], "weight")), parameter(attn.to_out[0], "bias")
+    return tangents.linear(out, parameter(attn.to_out[0], "weight")), parameter(attn.to_out[0], "bias")
 
 
 def why_not_attention(attn: Any) -> str | None:

@@ -20,6 +20,7 @@ from ditfast.integrations.diffusers.parts import (
     why_not_plain,
 )
 from ditfast.integrations.diffusers.patched import Patched
+from ditfast.models.linears import call_linears
 
 for _cls in (AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX):
     remember(_cls)
@@ -110,7 +111,7 @@ class JointTransformerBlock(Patched, attention.JointTransformerBlock):
         """The context's input to attention (B, M, D), and four rows (B, D) for the rest of the block, if any."""
         norm = self.norm1_context
         if self.context_pre_only:
-            rows = norm.linear(norm.silu(temb).to(context.dtype))  # (B, 2*D)
+            rows = call_linears(norm.linear, norm.silu(temb).to(context.dtype))  # (B, 2*D)
             scale, shift = rows.chunk(2, dim=1)
             return (modulated(context, norm.norm, shift, scale, backends),)
         shift, scale, *rows = rows_of(norm, temb, 6, context)  # (B, D) each
