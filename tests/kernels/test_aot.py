@@ -94,26 +94,25 @@ THIN = [
     case("attention_jvp", "bf16", 1152, archs=(80, 90)),
     case("attention_jvp", "bf16", 1152, archs=(90,)) | {"choice": 1},
 ]
-FULL = [
-    *(
-        case(op, dtype, d, tokens=tokens)
-        for op in (*ROWS, "mlp", *ROW_JVPS, "mlp_jvp")
-        for d in (96, *FORMS, 1536, 4096)
-        for dtype in DTYPES
-        for tokens in (LARGE, SMALL)
-    ),
-    *(case("patches", dtype, d) for d in (384, 1152) for dtype in DTYPES),
-    *(
-        case(op, dtype, d, tokens=tokens)
-        for op in ("attention", "attention_jvp")
-        for d in (384, 1152)  # head dims 64 and 72
-        for dtype in ("fp32", "fp16", "bf16")
-        for tokens in (LARGE, SMALL)
-    ),
+
+
+def spread(op, dtypes, widths):
+    """Every width in every dtype for sm_90; for the others every width and every dtype, and few tokens."""
+    longer = range(max(len(dtypes), len(widths)))
+    return [
+        *(case(op, dtype, d, archs=(90,)) for dtype in dtypes for d in widths),
+        *(case(op, dtypes[i % len(dtypes)], widths[i % len(widths)], (80, 120), SMALL) for i in longer),
+    ]
+
+
+FULL = [  # of all products, 3000 seconds of a core, what takes 900
+    *(c for op in (*ROWS, "mlp", *ROW_JVPS, "mlp_jvp") for c in spread(op, [*DTYPES], (96, *FORMS, 1536, 4096))),
+    *spread("patches", [*DTYPES], (384, 1152)),
+    *(c for op in ("attention", "attention_jvp") for c in spread(op, ("fp32", "fp16", "bf16"), (384, 1152))),
     *(
         case(op, dtype, d, archs=(90,)) | {"choice": 1}
         for op in ("attention", "attention_jvp")
-        for d in (384, 1152)
+        for d in (384, 1152)  # head dims 64 and 72
         for dtype in ("fp16", "bf16")
     ),
 ]
