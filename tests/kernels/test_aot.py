@@ -105,7 +105,7 @@ def spread(op, dtypes, widths):
     ]
 
 
-FULL = [  # of all products, 3000 seconds of a core, what takes 900
+FULL = [  # of all combinations, 3000 seconds of a core, what takes 740
     *(c for op in (*ROWS, "mlp", *ROW_JVPS, "mlp_jvp") for c in spread(op, [*DTYPES], (96, *FORMS, 1536, 4096))),
     *spread("patches", [*DTYPES], (384, 1152)),
     *(c for op in ("attention", "attention_jvp") for c in spread(op, ("fp32", "fp16", "bf16"), (384, 1152))),
