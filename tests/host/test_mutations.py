@@ -238,7 +238,7 @@ PLANTED = [
         ),
         ("bias of the first columns", "o.bias + block.column + j", "o.bias + j"),
         ("bias of the first rows", "o.bias + block.row + row", "o.bias + row"),
-        ("last block missed", "(task + 1) * blocks / tasks", "(task + 1) * (blocks / tasks)"),
+        ("last block missed", "first_of(task + 1);", "first_of(task + 1) - (task + 1 == tasks);"),
         ("first columns packed again", "first + column, 0), columns", "column, 0), columns"),
     ),
     *plant(

@@ -163,12 +163,13 @@ void run_columns(const Operands& o, std::int64_t first, std::int64_t columns, in
         const std::int64_t row = i % row_blocks * high, column = i / row_blocks * wide;
         return {row, first + column, smaller(high, o.rows - row), smaller(wide, columns - column)};
     };
-    // several blocks to a task, so that one can fetch what the next begins with
+    // several blocks to a task, so that one can fetch what the next begins with; the larger tasks come first
     const std::int64_t blocks = row_blocks * column_blocks, tasks = smaller(blocks, 4 * threads);
+    const auto first_of = [&](std::int64_t task) { return blocks / tasks * task + smaller(task, blocks % tasks); };
     const std::int64_t scratch_floats = kLeftFloats + kBlockRows * kBlockColumns;
     parallel(tasks, threads, scratch_floats, [&](std::int64_t task, float* scratch) {
-        const std::int64_t end = (task + 1) * blocks / tasks;
-        for (std::int64_t i = task * blocks / tasks; i < end; ++i) {
+        const std::int64_t end = first_of(task + 1);
+        for (std::int64_t i = first_of(task); i < end; ++i) {
             const Block block = block_of(i), after = block_of(i + 1);
             Ahead next;
             if (i + 1 < end) next = Ahead(part_of(o.left, after.row, 0), after.rows, smaller(o.piece, o.inner));
