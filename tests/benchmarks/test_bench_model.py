@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ditfast import ops
+from ditfast.models import unfused
 from ditfast.models.presets import SIZES
 from harness import usage
 from harness.model import command, report, tail
@@ -91,13 +92,8 @@ def test_fp32_copies_do_not_change_the_model():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_wrong_operation_gets_no_speed(monkeypatch, capsys, tmp_path, mode):
-    right = ops.gated_residual_layer_norm_modulate
-
-    def wrong(*args, **kwargs):
-        x, h = right(*args, **kwargs)
-        return x, h * 1.01
-
-    monkeypatch.setattr(ops, "gated_residual_layer_norm_modulate", wrong)
+    right = unfused._norm_modulate  # what such a small model runs
+    monkeypatch.setattr(unfused, "_norm_modulate", lambda *args: right(*args) * 1.01)
     assert command.main([*QUICK, "--mode", mode, "--json", str(tmp_path / "out.json")]) == 1
     assert "parity FAILED" in capsys.readouterr().out
     for case in json.loads((tmp_path / "out.json").read_text())["cases"]:
@@ -178,7 +174,7 @@ def test_the_parts_after_backward_are_timed_against_a_copy(dtype, capsys, tmp_pa
     casts = {"cast gradients", "cast weights"}
     assert parts.keys() == tail.BYTES.keys() - (casts if dtype == "fp32" else set())
     assert parts["copy"]["of_copy"] == 1 and all(part["of_copy"] > 0 for part in parts.values())
-    assert parts["AdamW"]["bytes"] == 7 * parts["norm"]["bytes"]
+    assert parts["AdamW"]["bytes"] == (7 if dtype == "fp32" else 14) * parts["norm"]["bytes"]  # bf16 gradients
     assert capsys.readouterr().out.count("a copy's time") == len(parts)
 
 
