@@ -26,6 +26,7 @@ FLAG = re.compile(r"--[a-z][\w-]*")
 NOT_RUN = {
     "pip install": "needs the network",
     "make": "installs everything, which takes minutes",
+    "python benchmarks/gpu_suite.py": "needs a GPU",
     "python -m ditfast.train": "takes minutes; another test runs it with fewer steps",
     "python -m ditfast.evaluate": "reads files that cannot be distributed",
 }

@@ -214,7 +214,8 @@ def _block(result):
             rows.append([name, case["mode"], f"{case['ms']['median']:.3f}", *rate, *_faster(case["speedup"])])
     w = result["workload"]
     count = "1 block" if w["blocks"] == 1 else f"{w['blocks']} blocks"
-    yield from (f"### {count} of {w['model']}, B={w['batch']}, N={w['tokens']}, {w['dtype']}", "")
+    only = ", forward" if all(case["mode"] == "fwd" for case in result["cases"]) else ""
+    yield from (f"### {count} of {w['model']}, B={w['batch']}, N={w['tokens']}, {w['dtype']}{only}", "")
     yield from table(("variant", "pass", "ms", "TFLOP/s", "of GEMM", "vs eager", "vs compile"), rows)
 
 
