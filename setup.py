@@ -1,7 +1,8 @@
 """Builds ditfast._C with CMake and maps kernels/ to ditfast.kernels; the rest is in pyproject.toml.
 
 DITFAST_PURE=1 omits the extension (Triton and the reference remain), DITFAST_SKIP_CUDA=1 builds only its host part,
-DITFAST_CUDA_ARCHS="80;90" selects the device code, MAX_JOBS limits how many compilers run at once.
+DITFAST_CUDA_ARCHS="80;90" selects the device code, MAX_JOBS limits how many compilers run at once. DITFAST_WERROR=1
+makes warnings errors, as in CI: a compiler that is newer than this code may have new ones.
 """
 
 import hashlib
@@ -63,6 +64,7 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "DITFAST_VERSION": self.distribution.get_version(),
             "DITFAST_SKIP_CUDA": "ON" if is_on("DITFAST_SKIP_CUDA") else "OFF",
+            "CMAKE_COMPILE_WARNING_AS_ERROR": "ON" if is_on("DITFAST_WERROR") else "OFF",
         }
         archs = os.environ.get("DITFAST_CUDA_ARCHS")
         choices = [f"-D{name}={value}" for name, value in options.items()]

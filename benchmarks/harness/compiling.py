@@ -1,12 +1,12 @@
 """Time this process has spent compiling, which is long on a new machine, where nothing is cached."""
 
+import sys
 from functools import wraps
 from importlib.util import find_spec
 
-from torch._dynamo.utils import compilation_time_metrics
-
 SECONDS_PER_KERNEL = 0.35  # assumed for Triton in its interpreter, which compiles nothing
 INDUCTOR = ("_compile.compile_inner", "backward._backward_impl")
+COUNTS = ("kernels", "triton_s", "inductor_s")
 
 
 class Watch:
@@ -24,8 +24,9 @@ class Watch:
             knobs.compilation.listener = self._compiled
 
     def result(self) -> dict:
-        inductor = sum(sum(compilation_time_metrics.get(name, ())) for name in INDUCTOR)
-        return {"kernels": self.kernels, "triton_s": round(self.seconds, 1), "inductor_s": round(inductor, 1)}
+        dynamo = sys.modules.get("torch._dynamo.utils")  # if nothing was compiled, it may not be imported
+        inductor = sum(sum(dynamo.compilation_time_metrics.get(name, ())) for name in INDUCTOR) if dynamo else 0.0
+        return dict(zip(COUNTS, (self.kernels, round(self.seconds, 1), round(inductor, 1)), strict=True))
 
     def _compiled(self, *, times, cache_hit, **_):
         if not cache_hit:
@@ -38,6 +39,12 @@ class Watch:
         if key not in self.seen:
             self.seen.add(key)
             self.kernels, self.seconds = self.kernels + 1, self.seconds + SECONDS_PER_KERNEL
+
+
+def total(results) -> dict:
+    """The sum of several processes' results."""
+    results = list(results)
+    return {name: round(sum(found.get(name, 0) for found in results), 1) for name in COUNTS}
 
 
 def _before_each_run(call):

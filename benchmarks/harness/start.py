@@ -1,6 +1,7 @@
 """Start every command before importing anything that may be missing."""
 
 import sys
+import traceback
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,13 @@ def start(name: str, interpret: bool = False) -> int:
             sys.exit(f"{command} needs the package {package}, which is not installed: pip install -e '.[bench]'")
     if interpret and not _has_gpu():
         choose_interpreter()
-    return import_module(f"harness.{name}.command").main()
+    command = import_module(f"harness.{name}.command")
+    try:
+        return command.main()
+    except Exception:
+        traceback.print_exc()
+        import_module("harness.errors").leave_if_gpu_is_lost()
+        return 1
 
 
 def _has_gpu():

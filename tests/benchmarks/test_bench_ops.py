@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ditfast import ops
-from harness import problems
+from harness import problems, resuming
 from harness.attention import command as bench_attention
 from harness.attention import implementations
 from harness.ops import command as bench_ops
@@ -187,7 +187,7 @@ def test_an_operation_that_raises_does_not_lose_the_others(monkeypatch, capsys):
 
 def test_a_deadline_is_kept_and_reported(monkeypatch, capsys):
     clock = iter((0.0, 0.5, 2.0))
-    monkeypatch.setattr(bench_ops.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(resuming.time, "monotonic", lambda: next(clock))
     assert bench_ops.main([*SMALL, "--ops", "patchify", "unpatchify", "gated_residual", "--deadline", "1"]) == 0
     assert "deadline: 2 of 3 problems skipped" in capsys.readouterr().out
 

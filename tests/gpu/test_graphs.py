@@ -10,7 +10,8 @@ from ditfast.ops.backends.log import record
 
 pytestmark = pytest.mark.gpu
 SIZE = (4, 256, 1152)
-GEMMS = ("mlp", "patch_embed")  # the library may choose another algorithm
+GEMMS = ("mlp", "patch_embed", "qkv_attention")  # the library may choose another algorithm
+TOLERANCE = 2**-7  # of a tensor's largest value: that is an ulp of bf16
 
 
 def forward_backward(made, name, leaves, grads):
@@ -36,7 +37,7 @@ def captured(run):
 def assert_same(name, got, expected):
     for a, b in zip(got, expected, strict=True):
         if name in GEMMS:
-            torch.testing.assert_close(a, b)
+            torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE * b.abs().max().item())
         else:
             assert torch.equal(a, b)
 

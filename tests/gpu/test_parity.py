@@ -14,21 +14,25 @@ def verdicts(made, backend):
     return judge(made, made.results(backend))
 
 
+@pytest.fixture
+def facts(name, backend, dtype, direction, size, record_property):
+    """Recorded before the test runs: a kernel can end its process."""
+    facts = {"op": name, "backend": backend, "dtype": dtype, "direction": direction, "size": "x".join(map(str, size))}
+    for key, value in facts.items():
+        record_property(key, value)
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.usefixtures("facts")
 @pytest.mark.parametrize("direction", ("fwd", "bwd"))
 @pytest.mark.parametrize("name, backend, dtype", CASES)
 @pytest.mark.parametrize("size", SIZES)
-def test_contract(name, backend, dtype, size, direction, device, record_property):
+def test_contract(name, backend, dtype, size, direction, device):
     made = problem(name, backend, dtype, size, device)
-    shape = "x".join(map(str, size))
-    facts = {"op": name, "backend": backend, "dtype": dtype, "direction": direction, "size": shape}
     try:
         verdict = verdicts(made, backend)[direction]
     except torch.OutOfMemoryError:
         pytest.skip("the float64 reference does not fit on this GPU")
-    finally:
-        for key, value in facts.items():
-            record_property(key, value)
     assert verdict["reason"] is None, verdict["reason"]
 
 

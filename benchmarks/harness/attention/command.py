@@ -1,6 +1,5 @@
 """Measure attention in ditfast and other libraries: see bench_attention.py."""
 
-import time
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ditfast.ops.attention import heads_of
-from harness import compiling, jsonfile, timing
+from harness import jsonfile, resuming, timing
 from harness.arguments import Parser, count, require_writable
 from harness.attention import report
 from harness.attention.implementations import implementations, kernels_seen
@@ -16,7 +15,6 @@ from harness.ceilings import copy_gb_per_s, gemm_tflops
 from harness.errors import error_line
 from harness.machine import header
 from harness.problems import Problem, judge
-from harness.report import busy
 from harness.verdicts import is_ours, may_be_timed, passes
 
 MODES = ("fwd", "bwd", "both")
@@ -40,6 +38,7 @@ def parse(argv):
     add("--quick", action="store_true", help="smoke test: tiny shapes, few repeats")
     add("--deadline", type=count, metavar="SECONDS", help="start no case after this; report how many were skipped")
     add("--json", type=Path, metavar="FILE", help="write all results, case by case")
+    resuming.add_option(parser)
     add("--plot", type=Path, metavar="FILE", help="plot TFLOP/s of every implementation")
     options = parser.parse_args(argv)
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,31 +140,22 @@ class Bench:
         }
 
 
+def problems(options) -> dict[str, Problem]:
+    found, heads = {}, HEADS if options.device == "cuda" else 2
+    for dtype, tokens, head_dim in product(options.dtypes, options.tokens, options.head_dims):
+        size = max(1, options.total // tokens), tokens, heads * head_dim
+        found[f"N={tokens} d={head_dim} {dtype}"] = Problem("attention", *size, dtype, options.device)
+    return found
+
+
 def run(options) -> dict:
-    end, watch = time.monotonic() + (options.deadline or float("inf")), compiling.Watch()
     ceiling = {dtype: gemm_tflops((options.gemm,) * 3, dtype, options.device) for dtype in options.dtypes}
     ceiling["copy_gb_per_s"] = copy_gb_per_s(2**30 if options.device == "cuda" else 2**22, options.device)
     result = {"schema": 1, "benchmark": "attention", "header": header(options.device), "repeats": options.repeats}
-    result |= {"ceiling": ceiling, "cases": [], "notes": []}
+    result |= {"ceiling": ceiling, "notes": []}
     if not any(map(is_ours, implementations(options.device))):
         result["notes"].append("no ditfast attention kernel can run here")
-    todo = list(product(options.dtypes, options.tokens, options.head_dims))
-    for done, (dtype, tokens, head_dim) in enumerate(todo):
-        if time.monotonic() > end:
-            result["notes"].append(f"deadline: {len(todo) - done} of {len(todo)} sizes skipped")
-            break
-        heads = HEADS if options.device == "cuda" else 2
-        problem = Problem(
-            "attention", max(1, options.total // tokens), tokens, heads * head_dim, dtype, options.device
-        )
-        what = f"N={tokens} d={head_dim} {dtype}"
-        try:
-            with busy(what):
-                result["cases"] += Bench(problem, options, ceiling).cases()
-        except Exception as error:  # a failing reference must not lose the others
-            result["notes"].append(f"{what} skipped: {error_line(error)}")
-        result["compiling"] = watch.result()
-        jsonfile.write(options.json, result)
+    resuming.measure_each(problems(options), lambda p: Bench(p, options, ceiling).cases(), result, options)
     result["header"] = header(options.device)
     return result
 
@@ -179,4 +169,4 @@ def main(argv=None) -> int:
     report.show(result)
     if options.plot:
         report.plot(result, options.plot)
-    return 0 if passes(result["cases"]) else 1
+    return 0 if passes(result["cases"]) and not result["ended"] else 1

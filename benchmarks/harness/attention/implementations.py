@@ -63,7 +63,17 @@ def _first(found):
 
 
 def kernels_seen(run, device: str) -> list[str]:
-    """Names of the kernels ``run()`` launches; on the CPU, of the attention operations it calls."""
+    """Names of the kernels ``run()`` launches; on the CPU, of the attention operations it calls.
+
+    [] if the profiler does not work on this machine, as for lack of a permission.
+    """
+    try:
+        return _profiled(run, device)
+    except RuntimeError:
+        return []
+
+
+def _profiled(run, device):
     kind = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[kind]) as profile:
         run()

@@ -11,20 +11,27 @@ import torch
 from ditfast import packed_weights
 from ditfast.ops import contract
 from ditfast.ops.backends.log import record
-from harness import compare, compiling, jsonfile, timing
+from harness import compare, compiling, jsonfile, resuming, timing
 from harness.block import interpreter, memory, parity, report, variants
 from harness.block import options as command_line
 from harness.block.workload import RUN, forward_backward, make_blocks, make_gemms, make_inputs
-from harness.errors import error_line
+from harness.errors import error_line, leave_if_gpu_is_lost
 from harness.machine import header, machine
 from harness.report import busy
 from harness.verdicts import is_excused, is_green, is_ours, may_be_timed, passes
 
+RESULTS = ("error", "parity", "ms", "kept_bytes", "kept_units", "peak_bytes")  # of a case
+
 
 class Bench:
-    """One run: the stacks of all variants and their expected results; weights stay packed in ``contexts``."""
+    """One run: the stacks of all variants and their expected results; weights stay packed in ``contexts``.
 
-    def __init__(self, options, contexts):
+    Attributes:
+        running: the variant under way, None between two.
+    """
+
+    def __init__(self, options, contexts, left_out):
+        self.running = None
         torch.compiler.reset()
         self.workload, self.repeats, self.notes = options.workload, options.repeats, []
         blocks, self.inputs = make_blocks(self.workload), make_inputs(self.workload)
@@ -34,6 +41,8 @@ class Bench:
         self.ref = parity.reference(blocks, self.inputs)
         self.stacks = {}
         for name in options.variants:
+            if name in left_out:
+                continue
             reason = variants.why_not(name)
             if reason:
                 self.notes.append(f"{name} skipped: {reason}")
@@ -55,9 +64,12 @@ class Bench:
                 if time.monotonic() > end:
                     self.notes.append(f"deadline: {name}, {report.MODES[mode]}, skipped")
                     continue
+                self.running = name
+                yield list(cases.values()), ceiling
                 with busy(f"{name}, {report.MODES[mode]}: compute and compare"):
                     cases[name], verdicts[name] = self._check(name, mode)
                 self._judge(cases, verdicts)
+                self.running = None
                 yield list(cases.values()), ceiling
             with busy(f"{report.MODES[mode]}: measure"):
                 ceiling = self._time(mode, cases)
@@ -65,11 +77,14 @@ class Bench:
         self._note_excused(mode, cases)
 
     def _rounds(self, mode, end):
-        """Groups of variants, timed group by group; with a deadline, slow compilers form their own group."""
+        """Groups of variants, timed group by group; with a deadline, what compiles longest comes last."""
         stacks = [name for name in self.stacks if mode == "fwd" or name != variants.PACKED]
-        late = [name for name in stacks if name in variants.COMPILED and end < float("inf")]
-        groups = [name for name in stacks if name not in late], late
-        return [group for group in groups if group]
+        if end == float("inf"):
+            return [stacks]
+        groups = {}
+        for name in stacks:
+            groups.setdefault((name in variants.COMPILED) + (name == variants.TUNED), []).append(name)
+        return [groups[key] for key in sorted(groups)]
 
     def _time(self, mode, cases):
         """Time all cases interleaved, fill in their speed, and return the ceiling."""
@@ -89,16 +104,7 @@ class Bench:
 
     def _check(self, name, mode):
         """Return a variant's case with its memory, and the verdict on each tensor; this also compiles it."""
-        case = {
-            "variant": name,
-            "mode": mode,
-            "error": None,
-            "parity": None,
-            "ms": None,
-            "kept_bytes": None,
-            "kept_units": None,
-            "peak_bytes": None,
-        }
+        case = empty_case(name, mode)
         try:
             with record() as ran:
                 got = self._pass(name, mode)()
@@ -155,6 +161,20 @@ class Bench:
         }
 
 
+def empty_case(name, mode) -> dict:
+    return {"variant": name, "mode": mode} | dict.fromkeys(RESULTS)
+
+
+def lost_cases(before, modes) -> list[dict]:
+    """Cases of the variants in which an earlier process failed or ended; if it was timing, of all of ditfast."""
+    lost = {case["variant"]: case["error"] for case in before.get("cases", ()) if case["error"] is not None}
+    if before.get("running"):
+        lost.setdefault(before["running"], "its process ended")
+    elif before and not lost:
+        lost = dict.fromkeys(before["backends"], "its process ended")
+    return [empty_case(name, mode) | {"error": why} for name, why in lost.items() for mode in modes]
+
+
 def run(options) -> dict:
     with ExitStack() as contexts:
         return _run(options, contexts)
@@ -162,26 +182,28 @@ def run(options) -> dict:
 
 def _run(options, contexts):
     end, watch = time.monotonic() + (options.deadline or float("inf")), compiling.Watch()
-    bench, device = Bench(options, contexts), options.workload.device
+    done = lost_cases(resuming.earlier(options), options.mode)
+    bench, device = Bench(options, contexts, {case["variant"] for case in done}), options.workload.device
     result = {
         "schema": compare.SCHEMA,
         "header": header(device),
         "workload": options.workload.as_dict(),
         "repeats": options.repeats,
-        "cases": [],
+        "cases": done,
         "ceiling": {},
+        "running": None,
         "kernels": None,
         "backends": bench.backends,
         "notes": bench.notes,
     }
-    done = []
     for mode in options.mode:
         for cases, ceiling in bench.measure(mode, end):
-            result["cases"] = done + cases
+            result["cases"], result["running"] = done + cases, bench.running
             if ceiling:
                 result["ceiling"][mode] = ceiling
             result["compiling"] = watch.result()
             jsonfile.write(options.json, result)
+            leave_if_gpu_is_lost()
         done = result["cases"]
     result["header"] = header(device)
     if device == "cpu":

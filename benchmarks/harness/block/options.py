@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ditfast.models.presets import DiT_models
+from harness import resuming
 from harness.arguments import Parser, count, one_of, ratio, require_writable
 from harness.block import variants
 from harness.block.workload import DTYPES, RUN, Workload
@@ -90,6 +91,7 @@ def _parser():
     add("--official", metavar="DIR", help="also time the DiTBlock of this checkout of the original (needs timm)")
     add("--deadline", type=count, metavar="SECONDS", help="start no case after this; report how many were skipped")
     add("--json", type=Path, metavar="FILE", help="write all results, case by case")
+    resuming.add_option(parser)
     add("--plot", type=Path, metavar="FILE", help="plot TFLOP/s of the variants and the GEMM ceiling")
     add("--compare", type=Path, metavar="OLD.json", help="print old / new time; exit 2 if machine or workload differ")
     add("--fail-below", type=ratio, metavar="RATIO", help="with --compare: exit 1 if old / new time is lower")

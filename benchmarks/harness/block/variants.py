@@ -19,14 +19,15 @@ from harness.errors import error_line
 from harness.verdicts import is_ours
 
 NO_MIX_ORDER = {"triton.mix_order_reduction": False}  # dx separate from the sums over tokens, as before torch 2.10
+TUNED = "compile-max-autotune"
 COMPILED = {  # arguments of torch.compile
     "compile": {},
     "compile-no-mix-order": {"options": NO_MIX_ORDER},
-    "compile-max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+    TUNED: {"mode": "max-autotune-no-cudagraphs"},
     "ditfast+compile": {},
 }
 PACKED = "ditfast+packed"  # inference with packed weights, forward only
-VARIANTS = ("eager", "compile", "compile-no-mix-order", "compile-max-autotune", "ditfast", PACKED, "ditfast+compile")
+VARIANTS = ("eager", "compile", "compile-no-mix-order", TUNED, "ditfast", PACKED, "ditfast+compile")
 
 
 class Stack(torch.nn.Module):

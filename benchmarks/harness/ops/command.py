@@ -1,6 +1,5 @@
 """Measure the operations, each relative to a copy of the same bytes or to the GEMM rate: see bench_ops.py."""
 
-import time
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,13 +9,12 @@ import torch._functorch.config as functorch
 
 from ditfast import ops
 from ditfast.ops.op import PRECISIONS
-from harness import compiling, jsonfile, timing
+from harness import jsonfile, resuming, timing
 from harness.arguments import Parser, count, one_of, require_writable
 from harness.errors import error_line
 from harness.machine import header
 from harness.ops import report
 from harness.problems import PROBLEMS, Problem, judge
-from harness.report import busy
 from harness.verdicts import may_be_timed, passes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,6 +43,7 @@ def parse(argv):
     add("--quick", action="store_true", help="smoke test: tiny shapes, few repeats")
     add("--deadline", type=count, metavar="SECONDS", help="start no case after this; report how many were skipped")
     add("--json", type=Path, metavar="FILE", help="write all results, case by case")
+    resuming.add_option(parser)
     add("--plot", type=Path, metavar="FILE", help="plot GB/s of each operation and of a copy")
     options = parser.parse_args(argv)
     options.backend = "triton" if DEVICE == "cuda" or options.quick else "host"
@@ -177,24 +176,11 @@ class Bench:
 
 def run(options) -> dict:
     functorch.donated_buffer = False  # a backward timed repeatedly must keep its graph
-    end, watch = time.monotonic() + (options.deadline or float("inf")), compiling.Watch()
-    result = {"schema": 1, "benchmark": "ops", "header": header(DEVICE), "repeats": options.repeats}
-    result |= {"cases": [], "notes": []}
+    result = {"schema": 1, "benchmark": "ops", "header": header(DEVICE), "repeats": options.repeats, "notes": []}
     if options.backend == "triton" and DEVICE == "cpu":
         result["notes"].append("no GPU: kernels were verified in Triton's interpreter, not timed")
-    todo = problems(options)
-    for done, problem in enumerate(todo):
-        if time.monotonic() > end:
-            result["notes"].append(f"deadline: {len(todo) - done} of {len(todo)} problems skipped")
-            break
-        what = f"{problem.name} {problem.shape} {problem.dtype}"
-        try:
-            with busy(what):
-                result["cases"] += Bench(problem, options).cases()
-        except Exception as error:  # a failing reference must not lose the others
-            result["notes"].append(f"{what} skipped: {error_line(error)}")
-        result["compiling"] = watch.result()
-        jsonfile.write(options.json, result)
+    todo = {f"{problem.name} {problem.shape} {problem.dtype}": problem for problem in problems(options)}
+    resuming.measure_each(todo, lambda problem: Bench(problem, options).cases(), result, options)
     result["header"] = header(DEVICE)
     return result
 
@@ -208,4 +194,4 @@ def main(argv=None) -> int:
     report.show(result)
     if options.plot:
         report.plot(result, options.plot)
-    return 0 if passes(result["cases"], options.variants) else 1
+    return 0 if passes(result["cases"], options.variants) and not result["ended"] else 1

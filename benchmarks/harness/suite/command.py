@@ -11,7 +11,7 @@ import torch
 from harness import jsonfile
 from harness.arguments import Parser, count, one_of
 from harness.machine import header
-from harness.suite import documents, readme, record
+from harness.suite import digest, documents, readme, record
 from harness.suite.execute import run_stage
 from harness.suite.stages import BENCHMARKS, ROOT, STAGES
 
@@ -61,7 +61,7 @@ def run(stages, options) -> list[dict]:
     for i, stage in enumerate(stages):
         seconds = stage.weight / sum(s.weight for s in stages[i:]) * (end - time.monotonic())
         with tempfile.TemporaryDirectory() as folder:
-            run_stage(stage, seconds, options.interpret, Path(folder), save, golden=path.parent)
+            run_stage(stage, seconds, options.interpret, Path(folder), save, golden=path.parent.resolve())
         _show(results[stage.name][0])
     print(path)
     return [found for found, _ in results.values()]
@@ -82,7 +82,7 @@ def _show(found):
     text = f"{found['name']:10} {found['status']:8} {found['seconds']:6.1f} s"
     if compiled:
         text += f", compilers {compiled['triton_s'] + compiled['inductor_s']:.0f} s ({compiled['kernels']} kernels)"
-    print(f"{text}  {found['why'] or ''}", flush=True)
+    print(f"{text}  {found['why'] or ''}", *digest.lines(found["result"]), sep="\n    ", flush=True)
 
 
 def main(argv=None) -> int:

@@ -5,16 +5,20 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from harness.errors import error_line
-from harness.suite.stages import BENCHMARKS, ROOT
+from harness.errors import LOST, error_line
+from harness.suite.stages import BENCHMARKS, ROOT, Stage
 
 REHEARSAL = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
 GRACE = 8  # seconds between SIGINT and SIGKILL
 POLL = 2  # seconds between reads of the output
+PATIENCE = 75  # seconds without new results after which a benchmark counts as hung; torch.compile may take 40
+ATTEMPTS = 4  # processes for one benchmark
 TAIL = 20  # lines to keep of a red stage's output
+CRASHED = "crashed"  # a state of processes: the GPU or the interpreter failed, but another process can continue
 
 
 def run_stage(stage, seconds: float, is_rehearsal: bool, folder: Path, save, golden: Path):
@@ -29,28 +33,79 @@ def run_stage(stage, seconds: float, is_rehearsal: bool, folder: Path, save, gol
     found |= {"result": None, "tail": []}
     if seconds < 1:
         return save(found, [])
-    start, out, log = time.monotonic(), folder / "out", folder / "log"
-    grace = min(GRACE, seconds / 4)
+    start, log, crashes = time.monotonic(), folder / "log", []
+    process = Process(stage, seconds, is_rehearsal, folder, golden)
 
-    def look(status, why):
-        found.update(status=status, why=why, seconds=round(time.monotonic() - start, 1))
-        checks = _read(stage, out, found)
+    def look(status, *why):
+        reasons = "; ".join([*crashes, *filter(None, why)]) or None
+        found.update(status=status, why=reasons, seconds=round(time.monotonic() - start, 1))
+        checks = _read(stage, process.out, found)
         found["tail"] = [] if found["status"] in ("green", "running") else _tail(log)
         save(found, checks)
 
-    command = stage.command(out, int(seconds - grace), is_rehearsal)
-    environment = _environment(is_rehearsal, golden)
     try:
-        code = _execute(
-            command, stage.folder, environment, seconds - grace, grace, log, lambda: look("running", None)
-        )
+        status, why = process.run(log, look)
+        while status == CRASHED and stage.resumes and len(crashes) < ATTEMPTS - 1:
+            crashes.append(why)
+            status, why = process.run(log, look, "--resume")
     except KeyboardInterrupt:
         look("killed", "interrupted")
         raise
-    if code is None:
-        look("killed", f"did not end within {seconds - grace:.0f} s")
-    else:
-        look("red", f"exit status {code}") if code else look("green", None)
+    look("red" if status == CRASHED or crashes and status == "green" else status, why)
+
+
+@dataclass
+class Process:
+    """How to start a stage, and when to stop it."""
+
+    stage: Stage
+    seconds: float
+    is_rehearsal: bool
+    folder: Path
+    golden: Path
+
+    def __post_init__(self):
+        self.out, self.grace = self.folder / "out", min(GRACE, self.seconds / 4)
+        self.end = time.monotonic() + self.seconds - self.grace
+
+    def run(self, log: Path, look, *options) -> tuple[str, str | None]:
+        """Run it and return (state, why); leaves no subprocess behind. ``look("running")`` is called now and then."""
+        left = self.end - time.monotonic()
+        command = [*self.stage.command(self.out, max(1, int(left)), self.is_rehearsal), *options]
+        environment = _environment(self.is_rehearsal, self.golden)
+        with log.open("a") as output:
+            streams = {"stdout": output, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(
+                command, cwd=self.stage.folder, env=environment, start_new_session=True, **streams
+            )
+            try:
+                return self._watch(process, time.time(), look)
+            finally:
+                _signal(process, signal.SIGKILL)
+                with suppress(subprocess.TimeoutExpired):  # the driver may need long to end a kernel
+                    process.wait(GRACE)
+
+    def _watch(self, process, start, look):
+        while (left := self.end - time.monotonic()) > 0:
+            with suppress(subprocess.TimeoutExpired):
+                return _ending(process.wait(min(POLL, left)))
+            look("running")
+            written = self.out.stat().st_mtime if self.out.exists() else time.time()
+            if self.stage.resumes and time.time() - max(start, written) > PATIENCE:
+                return CRASHED, f"nothing new for {PATIENCE} s"
+        _signal(process, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(self.grace)
+        return "killed", f"did not end within {self.seconds - self.grace:.0f} s"
+
+
+def _ending(code):
+    """State of a process that ended by itself, and why."""
+    if code < 0:
+        return CRASHED, f"ended by {signal.Signals(-code).name}"
+    if code == LOST:
+        return CRASHED, "the GPU stopped answering"
+    return ("red", f"exit status {code}") if code else ("green", None)
 
 
 def _environment(is_rehearsal, golden):
@@ -70,26 +125,6 @@ def _read(stage, out, found):
         found["why"] = f"{found['why'] or 'no result'}; {error_line(error)}"
         found["status"] = "red" if found["status"] == "green" else found["status"]
         return []
-
-
-def _execute(command, cwd, environment, seconds, grace, log, look) -> int | None:
-    """Returns the exit status, or None if it had to be stopped. Leaves no subprocess behind."""
-    end = time.monotonic() + seconds
-    with log.open("w") as output:
-        options = {"cwd": cwd, "env": environment, "stdout": output, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, start_new_session=True, **options)
-        try:
-            while (left := end - time.monotonic()) > 0:
-                with suppress(subprocess.TimeoutExpired):
-                    return process.wait(min(POLL, left))
-                look()
-            _signal(process, signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(grace)
-            return None
-        finally:
-            _signal(process, signal.SIGKILL)
-            process.wait()
 
 
 def _signal(process, kind):

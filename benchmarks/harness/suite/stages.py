@@ -1,9 +1,11 @@
 """The stages of gpu_suite.py: how to start each and read its output."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from harness.problems import PROBLEMS
@@ -17,10 +19,11 @@ class Stage:
     """One subprocess.
 
     Attributes:
-        weight: its share of the time among the remaining stages, in seconds at the default deadline.
+        weight: its share of the time among the remaining stages, in seconds if there is enough for all.
         command: (output file, seconds, is rehearsal) -> arguments.
         read: text of the output file -> (result, checks). A check says whether one kernel met the contract.
         folder: working directory.
+        resumes: whether its program takes --resume, to continue after a crash without what crashed.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Stage:
     command: Callable[[Path, int, bool], list[str]]
     read: Callable[[str], tuple[dict, list[dict]]]
     folder: Path = ROOT
+    resumes: bool = False
 
 
 def _benchmark(*program, full=(), has_deadline=True):
@@ -43,9 +47,18 @@ def _pytest(*full, rehearsal):
     def command(out, seconds, is_rehearsal):
         chosen = rehearsal if is_rehearsal else full
         plugins = "-p", "no:cacheprovider", "-p", "harness.suite.recorder", "--record", str(out)
-        return [sys.executable, "-m", "pytest", "-q", *plugins, *chosen]
+        patience = "--patience", str(SLOWEST_TEST[is_rehearsal])
+        return [sys.executable, "-m", "pytest", "-q", *plugins, *patience, *_workers(), *chosen]
 
     return command
+
+
+def _workers():
+    """Arguments for several processes, if pytest-xdist is installed: they compile kernels at the same time."""
+    if find_spec("xdist") is None:
+        return []
+    count = max(1, min(WORKERS, (os.cpu_count() or 1) // 2))
+    return ["--numprocesses", str(count), "--max-worker-restart", str(MOST_CRASHES)]
 
 
 def read_benchmark(text: str):
@@ -65,31 +78,42 @@ def read_tests(text: str):
     return result, result.pop("checks")
 
 
+WORKERS = 6  # pytest processes: the float64 references of as many must fit on the GPU
+MOST_CRASHES = 40  # pytest processes to start in place of others
+SLOWEST_TEST = {False: 60, True: 600}  # seconds, by whether it is a rehearsal
 PARITY = "tests/gpu/test_parity.py"
 GPU_TESTS = ("tests/gpu", "tests/csrc/test_build.py", "tests/training/test_waiting.py")
 BLOCK = ("--mode", "fwd_bwd", "fwd", "--variants", "eager", "ditfast", "compile", "ditfast+compile")
-BATCH_OF_ONE = (  # a size for which wrong gradients from Inductor were reported
-    "--batch",
-    "1",
-    "--blocks",
-    "2",
+TUNED = (
+    "--mode",
+    "fwd_bwd",
+    "fwd",
     "--variants",
-    "eager",
     "ditfast",
     "compile",
     "compile-no-mix-order",
+    "compile-max-autotune",
 )
-STAGES = (  # most important first
-    Stage("block", 170, _benchmark("bench_block.py", full=BLOCK), read_benchmark, BENCHMARKS),
-    Stage("parity", 100, _pytest("-m", "gpu", PARITY, rehearsal=[PARITY]), read_tests),
-    Stage("ops", 75, _benchmark("bench_ops.py"), read_benchmark, BENCHMARKS),
-    Stage("attention", 45, _benchmark("bench_attention.py"), read_benchmark, BENCHMARKS),
-    Stage("ceilings", 15, _benchmark("-m", "harness.ceilings", has_deadline=False), read_benchmark, BENCHMARKS),
+BATCH_OF_ONE = ("--batch", "1", "--blocks", "2", "--variants", "eager", "ditfast", "compile", "compile-no-mix-order")
+MODEL = ("--mode", "guided", "--batch", "8", "--repeats", "5", "--variants", "eager", "ditfast")
+BLOCKS = {"read": read_benchmark, "folder": BENCHMARKS, "resumes": True}
+PROGRAM = {"read": read_benchmark, "folder": BENCHMARKS}
+STAGES = (  # most important first; the first also compiles what the others run
+    Stage("parity", 60, _pytest("-m", "gpu", PARITY, rehearsal=[PARITY]), read_tests),
+    Stage("block", 110, _benchmark("bench_block.py", full=BLOCK), **BLOCKS),
+    Stage("attention", 45, _benchmark("bench_attention.py"), **BLOCKS),
+    Stage("ops", 60, _benchmark("bench_ops.py"), **BLOCKS),
+    Stage("ceilings", 15, _benchmark("-m", "harness.ceilings", has_deadline=False), **PROGRAM),
     Stage(
         "tests",
-        35,
+        45,
         _pytest("-m", "gpu", *GPU_TESTS, f"--ignore={PARITY}", rehearsal=["tests/gpu", f"--ignore={PARITY}"]),
         read_tests,
     ),
-    Stage("block-b1", 40, _benchmark("bench_block.py", full=BATCH_OF_ONE), read_benchmark, BENCHMARKS),
+    Stage("sanitize", 45, _benchmark("-m", "harness.sanitize"), **PROGRAM),
+    Stage("alternatives", 35, _benchmark("-m", "harness.alternatives"), **PROGRAM),
+    # at batch 1, wrong gradients from Inductor were reported
+    Stage("block-b1", 35, _benchmark("bench_block.py", full=BATCH_OF_ONE), **BLOCKS),
+    Stage("block-tuned", 90, _benchmark("bench_block.py", full=TUNED), **PROGRAM),
+    Stage("model", 50, _benchmark("bench_model.py", full=MODEL, has_deadline=False), **PROGRAM),
 )
