@@ -11,7 +11,7 @@ import pytest
 
 from harness import errors, resuming, sanitize
 from harness.block import command as block
-from harness.suite import command, digest, execute
+from harness.suite import command, digest, documents, execute
 from harness.suite.stages import BENCHMARKS, STAGES, Stage, read_benchmark, read_tests
 
 PROGRAM = """
@@ -182,6 +182,11 @@ def test_programs_that_resume_take_the_option():
             name = program.removeprefix("bench_").removesuffix(".py")
             folder = BENCHMARKS / "harness" / name
             assert any("resuming.add_option" in path.read_text() for path in folder.glob("*.py")), each.name
+
+
+def test_documents_show_every_stage_with_times():
+    without = {"parity", "tests", "sanitize", "alternatives"}
+    assert {each.name for each in STAGES} - without == set(documents.SECTIONS)
 
 
 def test_sanitizers_see_every_kernel():

@@ -72,7 +72,9 @@ def _questions(result):
 def _rates(result):
     if "copies" in result:
         yield "copies, GB/s: " + ", ".join(f"{c['bytes'] >> 20} MiB {c['gb_per_s']:.0f}" for c in result["copies"])
-        yield "GEMMs, TFLOP/s: " + ", ".join(f"{g['gemm']} {g['dtype']} {g['tflops']:.0f}" for g in result["gemms"])
+        gemms = [f"{g['gemm']} {g['dtype']} {g['tflops']:.0f}" for g in result["gemms"]]
+        for first in range(0, len(gemms), 6):
+            yield "GEMMs, TFLOP/s: " + ", ".join(gemms[first : first + 6])
 
 
 PARTS = (_counts, _reasons, _cases, _questions, _rates)

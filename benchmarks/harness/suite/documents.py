@@ -262,7 +262,9 @@ def _faster(speedup, bases=("eager", "compile")):
     return [f"{speedup[base]:.2f}x" if base in speedup else "" for base in bases]
 
 
+BLOCKS = ("block", "block-b1", "block-tuned")
 PLOTS = {"ops": ops_report.plot, "attention": attention_report.plot}
-PLOTS |= dict.fromkeys(("block", "block-b1"), block_report.plot)
+PLOTS |= dict.fromkeys(BLOCKS, block_report.plot)
 CPU_SECTIONS = {"model": _model, "block": _block, "ops": _ops, "jvp": _jvp}
-SECTIONS = {"ceilings": _ceilings, "ops": _ops, "attention": _attention, "block": _block, "block-b1": _block}
+SECTIONS = {"ceilings": _ceilings, "ops": _ops, "attention": _attention, "model": _model}
+SECTIONS |= dict.fromkeys(BLOCKS, _block)

@@ -111,6 +111,7 @@ def _ending(code):
 def _environment(is_rehearsal, golden):
     paths = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]  # pytest's plugin is in harness
     found = {"DITFAST_GOLDEN_DIR": str(golden)} | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    found |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}  # the log shows where a process was killed
     return found | (REHEARSAL if is_rehearsal else {})
 
 
