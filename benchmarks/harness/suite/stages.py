@@ -110,7 +110,7 @@ STAGES = (  # most important first; the first also compiles what the others run
         _pytest("-m", "gpu", *GPU_TESTS, f"--ignore={PARITY}", rehearsal=["tests/gpu", f"--ignore={PARITY}"]),
         read_tests,
     ),
-    Stage("sanitize", 45, _benchmark("-m", "harness.sanitize"), **PROGRAM),
+    Stage("sanitize", 90, _benchmark("-m", "harness.sanitize"), **PROGRAM),
     Stage("alternatives", 35, _benchmark("-m", "harness.alternatives"), **PROGRAM),
     # at batch 1, wrong gradients from Inductor were reported
     Stage("block-b1", 35, _benchmark("bench_block.py", full=BATCH_OF_ONE), **BLOCKS),
