@@ -24,7 +24,9 @@ FORMS = {  # of rows with D = 1152: (MAIN, TAIL, warps)
     "forward": ((1024, 128, 1), (1024, 256, 2), (2048, 0, 4)),
     "backward": ((1024, 256, 2), (1024, 128, 1), (1024, 256, 4), (2048, 0, 8)),
 }
-TILES = ("forward", "dq")  # kernels of attention
+# kernels of attention, and tiles that are not in its own table: a second stage for dK/dV, for which ptxas serializes
+# wgmma
+TILES = {"forward": (), "dkdv": ((64, 64, 4, 2),), "dq": ()}
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def chunk_sizes(direction: str):
 def attention_tiles(kernel: str, table):
     """{tiles: context in which one of attention's kernels takes them}."""
     own = attention.tiles
-    for m, n, warps, stages in table[kernel]:
+    for m, n, warps, stages in (*table[kernel], *TILES[kernel]):
         chosen = {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
 
         def tiles(qkv, name, choice=0, chosen=chosen):

@@ -192,3 +192,26 @@ def test_documents_show_every_stage_with_times():
 def test_sanitizers_see_every_kernel():
     found = {(problem.op.name, backend) for problem, backend in sanitize.problems(False, "cuda")}
     assert {("attention", "cuda"), ("attention", "triton"), ("mlp", "triton"), ("unpatchify", "triton")} <= found
+
+
+def test_alternatives_are_taken_and_given_back():
+    """In the interpreter, with tiles and chunks that show in what the launchers ask for."""
+    pytest.importorskip("triton")
+    from harness import alternatives
+
+    before = alternatives.rows.FORMS, alternatives.rows._chunk_size, alternatives.attention.tiles
+    questions = {what: each for what, *each in alternatives.questions("cpu", is_quick=True)}
+    problem, direction, choices = questions["attention forward"]
+    cases = alternatives.compare(problem, direction, choices, "cpu")
+    assert cases and all(case["ms"] and case["error"] is None for case in cases)
+    assert (alternatives.rows.FORMS, alternatives.rows._chunk_size, alternatives.attention.tiles) == before
+    for what, taken in (
+        ("row", lambda rows: rows.FORMS[1152][0]),
+        ("chunk", lambda rows: rows._chunk_size(1, 2, most=3)),
+    ):
+        _, _, choices = questions[f"layer_norm_modulate forward: {what}"]
+        seen = []
+        for _, context in choices:
+            with context():
+                seen.append(taken(alternatives.rows))
+        assert len(set(seen)) == len(seen) > 1

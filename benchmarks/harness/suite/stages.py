@@ -95,7 +95,7 @@ TUNED = (
     "compile-max-autotune",
 )
 BATCH_OF_ONE = ("--batch", "1", "--blocks", "2", "--variants", "eager", "ditfast", "compile", "compile-no-mix-order")
-MODEL = ("--mode", "guided", "--batch", "8", "--repeats", "5", "--variants", "eager", "ditfast")
+MODEL = ("--mode", "guided", "--batch", "1", "--repeats", "5", "--variants", "eager", "ditfast")
 BLOCKS = {"read": read_benchmark, "folder": BENCHMARKS, "resumes": True}
 PROGRAM = {"read": read_benchmark, "folder": BENCHMARKS}
 STAGES = (  # most important first; the first also compiles what the others run
