@@ -45,7 +45,7 @@ def stage(code, resumes=True, read=read_benchmark):
 
 
 def test_a_benchmark_goes_on_in_a_new_process(suite, monkeypatch):
-    monkeypatch.setattr(execute, "PATIENCE", 3)
+    monkeypatch.setitem(execute.PATIENCE, True, 3)
     status, (found,) = suite(stage(PROGRAM, read=lambda text: ({"processes": text}, [])))
     assert (status, found["status"], found["result"]) == (1, "red", {"processes": '"...."'})
     assert found["why"] == "ended by SIGSEGV; the GPU stopped answering; nothing new for 3 s"

@@ -15,7 +15,9 @@ from harness.suite.stages import BENCHMARKS, ROOT, Stage
 REHEARSAL = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
 GRACE = 8  # seconds between SIGINT and SIGKILL
 POLL = 2  # seconds between reads of the output
-PATIENCE = 75  # seconds without new results after which a benchmark counts as hung; torch.compile may take 40
+# seconds without new results after which a benchmark counts as hung, by whether it is a rehearsal; torch.compile may
+# take 40, the interpreter minutes
+PATIENCE = {False: 75, True: 600}
 ATTEMPTS = 4  # processes for one benchmark
 TAIL = 20  # lines to keep of a red stage's output
 CRASHED = "crashed"  # a state of processes: the GPU or the interpreter failed, but another process can continue
@@ -86,13 +88,14 @@ class Process:
                     process.wait(GRACE)
 
     def _watch(self, process, start, look):
+        patience = PATIENCE[self.is_rehearsal]
         while (left := self.end - time.monotonic()) > 0:
             with suppress(subprocess.TimeoutExpired):
                 return _ending(process.wait(min(POLL, left)))
             look("running")
             written = self.out.stat().st_mtime if self.out.exists() else time.time()
-            if self.stage.resumes and time.time() - max(start, written) > PATIENCE:
-                return CRASHED, f"nothing new for {PATIENCE} s"
+            if self.stage.resumes and time.time() - max(start, written) > patience:
+                return CRASHED, f"nothing new for {patience} s"
         _signal(process, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(self.grace)
