@@ -80,7 +80,7 @@ def read_tests(text: str):
 
 WORKERS = 6  # pytest processes: the float64 references of as many must fit on the GPU
 MOST_CRASHES = 40  # pytest processes to start in place of others
-SLOWEST_TEST = {False: 60, True: 600}  # seconds, by whether it is a rehearsal
+SLOWEST_TEST = {False: 45, True: 600}  # seconds, by whether it is a rehearsal
 PARITY = "tests/gpu/test_parity.py"
 GPU_TESTS = ("tests/gpu", "tests/csrc/test_build.py", "tests/training/test_waiting.py")
 BLOCK = ("--mode", "fwd_bwd", "fwd", "--variants", "eager", "ditfast", "compile", "ditfast+compile")
@@ -99,14 +99,14 @@ MODEL = ("--mode", "guided", "--batch", "1", "--repeats", "5", "--variants", "ea
 BLOCKS = {"read": read_benchmark, "folder": BENCHMARKS, "resumes": True}
 PROGRAM = {"read": read_benchmark, "folder": BENCHMARKS}
 STAGES = (  # most important first; the first also compiles what the others run
-    Stage("parity", 60, _pytest("-m", "gpu", PARITY, rehearsal=[PARITY]), read_tests),
+    Stage("parity", 100, _pytest("-m", "gpu", PARITY, rehearsal=[PARITY]), read_tests),
     Stage("block", 110, _benchmark("bench_block.py", full=BLOCK), **BLOCKS),
     Stage("attention", 45, _benchmark("bench_attention.py"), **BLOCKS),
     Stage("ops", 60, _benchmark("bench_ops.py"), **BLOCKS),
     Stage("ceilings", 15, _benchmark("-m", "harness.ceilings", has_deadline=False), **PROGRAM),
     Stage(
         "tests",
-        45,
+        60,
         _pytest("-m", "gpu", *GPU_TESTS, f"--ignore={PARITY}", rehearsal=["tests/gpu", f"--ignore={PARITY}"]),
         read_tests,
     ),
