@@ -45,6 +45,7 @@ def test_every_mode_is_timed_and_compared_with_everything_installed(capsys, tmp_
         numbers = [case["tflops"], case["images_per_s"], case["gemm_share"], *case["speedup"].values()]
         assert all(math.isfinite(value) and value > 0 for value in numbers)
         assert case["parity"]["used"] <= 1 and case["ms"]["faults"] >= 0
+        assert (case["pack_ms"] is not None) == (case["mode"] == "guided" and case["variant"] == "ditfast")
         assert case["images_per_s"] == pytest.approx(2e3 / case["ms"]["median"])
     assert all(result["ceiling"][mode]["tflops"] > 0 for mode in MODES)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")

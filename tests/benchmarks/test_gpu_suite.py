@@ -321,7 +321,13 @@ def test_blocks_on_a_cpu(tmp_path):
     folder.mkdir()
     head = {"machine": {"cpu": "X Y", "threads": 2}, "isa": "x86_64_v4", "versions": {"torch": "2.13.0"}}
     head |= {"commit": "abcdef1234", "date": "2026-01-02T"}
-    case = {"variant": "ditfast", "mode": "fwd", "ms": {"median": 2.5}, "tflops": 0.5, "gemm_share": 0.9}
+    case = {
+        "variant": "ditfast",
+        "mode": "fwd",
+        "ms": {"median": 2.5, "p10": 2.0, "p90": 3.0},
+        "tflops": 0.5,
+        "gemm_share": 0.9,
+    }
     case |= {"speedup": {"eager": 1.25, "compile": 1.5}, "error": None, "parity": {"reason": None}}
     work = {"blocks": 1, "model": "DiT-S/2", "batch": 8, "tokens": 256, "dtype": "bf16"}
     (folder / "block-s2.json").write_text(json.dumps({"header": head, "workload": work, "cases": [case]}))
@@ -337,17 +343,24 @@ def test_blocks_on_a_cpu(tmp_path):
     assert "### 1 block of DiT-S/2, B=8, N=256, bf16" in text
     assert row(text, "| gelu | fwd")[4:] == ["2500.0", "12.3 GB/s", "50%", "1.25x", "1.50x"]
     assert row(text, "| mlp | fwd")[5:7] == ["0.25 TFLOP/s", "75%"]
-    assert row(text, "| ditfast | fwd")[2:] == ["2.500", "0.5", "90%", "1.25x", "1.50x"]
+    assert row(text, "| ditfast | fwd")[2:] == ["2.500", "2.000–3.000", "", "0.5", "90%", "1.25x", "1.50x"]
 
 
 def test_models_on_a_cpu(tmp_path):
     folder = tmp_path / "X-Y"
     folder.mkdir()
     head = {"machine": {"cpu": "X Y", "threads": 2}, "commit": "abcdef1234", "date": "2026-01-02T"}
-    shared = {"ms": {"median": 250.0}, "gemm_share": 0.9, "images_per_s": 16.0}
+    ms = {"median": 250.0, "p10": 240.0, "p90": 260.0, "faults": 7.0}
+    shared = {"ms": ms, "gemm_share": 0.9, "images_per_s": 16.0}
     shared |= {"error": None, "parity": {"reason": None}}
     cases = [
-        {"variant": "ditfast", "mode": "guided", **shared, "speedup": {"eager": 1.25, "diffusers": 1.5}},
+        {
+            "variant": "ditfast",
+            "mode": "guided",
+            **shared,
+            "speedup": {"eager": 1.25, "diffusers": 1.5},
+            "pack_ms": 70.4,
+        },
         {"variant": "ditfast", "mode": "train", **shared, "speedup": {"eager": 1.75}},
         {"variant": "compile", "mode": "train", **shared, "ms": None, "speedup": {}},
     ]
@@ -357,9 +370,11 @@ def test_models_on_a_cpu(tmp_path):
     (folder / "model-s2.json").write_text(json.dumps(run))
     text = documents.performance([], documents.measured_on_cpus(tmp_path), tmp_path)
     assert "### DiT-S/2, 256², B=4, bf16" in text and "in a run of 8" in text
-    assert row(text, "| ditfast | guided step")[2:] == ["250.0", "16", "90%", "1.25x", "1.50x"]
-    assert row(text, "| ditfast | training step")[2:] == ["250.0", "16", "90%", "1.75x", ""]
-    assert "| variant | step | ms | images/s | of GEMM | vs eager | vs diffusers |" in text
+    assert "packing weights (ditfast 70 ms)." in text
+    times = ["250.0", "240.0–260.0", "7", "16", "90%"]
+    assert row(text, "| ditfast | guided step")[2:] == [*times, "1.25x", "1.50x"]
+    assert row(text, "| ditfast | training step")[2:] == [*times, "1.75x", ""]
+    assert "| variant | step | ms | 10–90 % | page faults | images/s | of GEMM | vs eager | vs diffusers |" in text
     assert "| compile |" not in text
     run["backends"] = {"ditfast": {"mlp": ["reference"], "attention": ["sdpa"]}}
     (folder / "model-s2.json").write_text(json.dumps(run))
@@ -377,14 +392,15 @@ def test_the_committed_documents_are_up_to_date():
 
 
 def test_the_table_of_readme():
-    def case(variant, ms):
-        return {"variant": variant, "mode": "fwd_bwd", "ms": {"median": ms}, "gemm_share": 0.805}
+    def case(variant, ms, reason=None):
+        ms = {"median": ms, "p90": 1.5 * ms}
+        return {"variant": variant, "mode": "fwd_bwd", "ms": ms, "error": None, "parity": {"reason": reason}}
 
     def block(model, dtype, *cases):
         return {"workload": {"model": model, "batch": 8, "dtype": dtype}, "cases": cases}
 
-    small = block("DiT-S/2", "autocast", case("eager", 2.0), case("compile", 1.0), case("ditfast", 0.5))
-    large = block("DiT-B/2", "fp32", case("eager", 4.0), case("ditfast", 8.0))
+    small = block("DiT-S/2", "autocast", case("eager", 2.0), case("compile", 1.0, "wrong"), case("ditfast", 0.5))
+    large = block("DiT-B/2", "fp32", case("eager", 4.0), case("compile-max-autotune", 5.0), case("ditfast", 8.0))
     failed = block("DiT-L/2", "bf16", case("eager", 9.0) | {"ms": None})
     text = f"A\n{readme.START}old\n{readme.END}Z\n"
     step = block("DiT-S/2", "bf16", case("eager", 3.0), case("diffusers", 2.0), case("ditfast", 1.0), case("mine", 1))
@@ -392,9 +408,9 @@ def test_the_table_of_readme():
     lines = readme.updated(text, [small, failed, large], [step]).splitlines()
     assert lines[0] == "A" and lines[-1] == "Z"
     assert lines[5:7] == [
-        "| DiT-B/2, B = 8, fp32 | **4.0 ms** | | 8.0 ms | | 80% |",
-        "| DiT-S/2, B = 8, fp32 weights, bf16 autocast | 2.0 ms | 1.0 ms | **0.5 ms** | | 80% |",
+        "| DiT-B/2, B = 8, fp32 | **4.0 ms** | | **5.0 ms** | 8.0 ms | | 0.50x |",
+        "| DiT-S/2, B = 8, fp32 weights, bf16 autocast | 2.0 ms | 1.0 ms † | | **0.5 ms** | | 2.00x |",
     ]
-    assert lines[10] == "| DiT-S/2, guided step, B = 8, bf16 | 3.0 ms | | | 2.0 ms | **1.0 ms** | | 80% |"
+    assert lines[10] == "| DiT-S/2, guided step, B = 8, bf16 | 3.0 ms | | | 2.0 ms | **1.0 ms** | | 2.00x |"
     with pytest.raises(ValueError, match="README must have a line <!-- generated"):
         readme.updated("A\n", [small], [])

@@ -21,7 +21,7 @@ DEFAULTS = {  # (device, --quick)
 }
 DEFAULT_VARIANTS = {
     ("cuda", False): variants.VARIANTS,
-    ("cpu", False): ("eager", "compile", "ditfast", "ditfast+compile"),
+    ("cpu", False): ("eager", "compile", variants.TUNED, "ditfast", "ditfast+compile"),
     ("cuda", True): ("eager", "ditfast"),
     ("cpu", True): ("eager", "ditfast"),
 }

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import time
 from contextlib import ExitStack, nullcontext
 
 import torch
@@ -20,7 +21,7 @@ from harness.report import busy
 from harness.verdicts import is_ours, may_be_timed, passes
 
 BASES = ("eager", FP32, "compile", "compile-frozen", "diffusers")  # baselines
-EMPTY = ("error", "parity", "ms", "images_per_s", "tflops", "gemm_share", "peak_bytes")
+EMPTY = ("error", "parity", "ms", "images_per_s", "tflops", "gemm_share", "peak_bytes", "pack_ms")
 
 
 class Bench:
@@ -81,8 +82,11 @@ class Bench:
                 runs[name], steps = self._run(name, mode)
         gemms, gemm_flops = self.workload.gemms(mode)
         with ExitStack() as ready:
-            for run in runs.values():
+            for name, run in runs.items():
+                start = time.perf_counter()
                 ready.enter_context(run.ready())
+                if run.packs:
+                    cases[name]["pack_ms"] = (time.perf_counter() - start) * 1e3
             times = timing.measure(runs | {"": gemms}, self.repeats, self.workload.device, errors=errors)
             peaks = {name: usage.peak_bytes(runs[name], self.workload.device) for name in times.keys() & runs.keys()}
         for name, why in errors.items():
@@ -106,6 +110,7 @@ class Bench:
 class _Call:
     def __init__(self, function, inputs):
         self.function, self.inputs = function, inputs
+        self.packs = getattr(function, "packs", False)
         self.ready = getattr(function, "ready", nullcontext)
 
     def __call__(self):

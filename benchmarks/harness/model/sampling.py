@@ -1,4 +1,4 @@
-"""Guided DDIM steps: a run of the workload's length, including its one-time work."""
+"""Guided DDIM steps: a run of the workload's length, including the run's one-time work."""
 
 from contextlib import nullcontext
 
@@ -36,7 +36,8 @@ def make_run(variant: str, model, workload):
 class _Run:
     def __init__(self, model, workload):
         self.model, self.workload = model, workload
-        self.ready = model.packed if isinstance(model, Engine) else nullcontext  # around all runs
+        self.packs = isinstance(model, Engine)
+        self.ready = model.packed if self.packs else nullcontext  # around all runs
         self.diffusion = create_diffusion("ddim50")
 
     def __call__(self, x, t, y, steps=None):

@@ -207,32 +207,39 @@ def _attention(result):
 
 def _block(result):
     rows = []
+    bases = _bases(result)
     for case in result["cases"]:
         if case["ms"]:
             rate = f"{case['tflops']:.3g}", f"{case['gemm_share']:.0%}"
             name = _variant(case, result.get("backends"))
-            rows.append([name, case["mode"], f"{case['ms']['median']:.3f}", *rate, *_faster(case["speedup"])])
+            rows.append([name, case["mode"], *_spread(case["ms"], 3), *rate, *_faster(case["speedup"], bases)])
     w = result["workload"]
     count = "1 block" if w["blocks"] == 1 else f"{w['blocks']} blocks"
     only = ", forward" if all(case["mode"] == "fwd" for case in result["cases"]) else ""
     yield from (f"### {count} of {w['model']}, B={w['batch']}, N={w['tokens']}, {w['dtype']}{only}", "")
-    yield from table(("variant", "pass", "ms", "TFLOP/s", "of GEMM", "vs eager", "vs compile"), rows)
+    yield from table(("variant", "pass", *SPREAD, "TFLOP/s", "of GEMM", *(f"vs {base}" for base in bases)), rows)
 
 
 def _model(result):
     """One row per case, with a column for each baseline that was measured."""
-    bases = list(dict.fromkeys(base for case in result["cases"] for base in case["speedup"]))
-    rows = []
+    bases, rows = _bases(result), []
     for case in result["cases"]:
         if case["ms"]:
-            numbers = f"{case['ms']['median']:.1f}", f"{case['images_per_s']:.3g}", f"{case['gemm_share']:.0%}"
+            numbers = *_spread(case["ms"], 1), f"{case['images_per_s']:.3g}", f"{case['gemm_share']:.0%}"
             name = _variant(case, result.get("backends"))
             rows.append([name, STEPS[case["mode"]], *numbers, *_faster(case["speedup"], bases)])
     w = result["workload"]
     yield from (f"### {w['model']}, {w['image_size']}², B={w['batch']}, {w['dtype']}", "")
     if any(case["mode"] == "guided" for case in result["cases"]):
-        yield from (f"Guided steps in a run of {w['steps']}, including their share of its one-time work.", "")
-    yield from table(("variant", "step", "ms", "images/s", "of GEMM", *(f"vs {base}" for base in bases)), rows)
+        yield from (" ".join(_guided(result, w["steps"])), "")
+    yield from table(("variant", "step", *SPREAD, "images/s", "of GEMM", *(f"vs {base}" for base in bases)), rows)
+
+
+def _guided(result, steps):
+    yield f"Guided steps in a run of {steps}, including their share of the run's one-time work. Before the runs, not"
+    yield "included: compiling, freezing"
+    packing = [f"{case['variant']} {case['pack_ms']:.0f} ms" for case in result["cases"] if case.get("pack_ms")]
+    yield f"and packing weights ({', '.join(packing)})." if packing else "and packing weights."
 
 
 def _jvp(result):
@@ -256,6 +263,19 @@ def _variant(case, backends=None):
 
 def _what(case):
     return case["op"], case["mode"], " x ".join(map(str, case["shape"])), case["dtype"]
+
+
+SPREAD = ("ms", "10–90 %", "page faults")
+
+
+def _spread(ms, digits):
+    """Cells of the median, the range of 10 to 90 % of the runs, and a run's page faults (CPUs alone)."""
+    faults = f"{ms['faults']:.0f}" if "faults" in ms else ""
+    return f"{ms['median']:.{digits}f}", f"{ms['p10']:.{digits}f}–{ms['p90']:.{digits}f}", faults
+
+
+def _bases(result):
+    return list(dict.fromkeys(base for case in result["cases"] for base in case["speedup"]))
 
 
 def _faster(speedup, bases=("eager", "compile")):
