@@ -92,7 +92,9 @@ def _comparison(s, other):
     before = {config: _group(s["models"][config]["runs"][:number]) for config in other["models"]}
     rank = {key: correlation.spearman(*_columns(m)) for key, m in (("before", before), ("after", other["models"]))}
     seeds = "seed 0" if number == 1 else f"seeds 0 to {number - 1}"
-    yield from ("", f"`{other['command']}`, {other['seconds'] / 60:.0f} minutes, {seeds} of both.")
+    words = other["command"].split()
+    earlier = "" if set(other["models"]) <= set(words) else ", after calls with the other models"
+    yield from ("", f"`{other['command']}`{earlier}; {other['seconds'] / 60:.0f} minutes in all, {seeds} of both.")
     models = "[{:.2f}, {:.2f}]".format(*other["interval_models"])
     yield (
         f"Rank correlation of FID with Gflops over these models: {rank['before']:.2f}, then **{rank['after']:.2f}**, "

@@ -46,7 +46,7 @@ def model_table(models: list[dict]) -> list[str]:
 
 
 def _table(variants, found):
-    header = ["", *variants.values(), "ditfast over the best of PyTorch"]
+    header = ["", *variants.values(), "speedup of ditfast over the best other"]
     rows = sorted(filter(None, found), key=lambda row: -row[1]["eager"]["ms"]["median"])
     lines = [header, ["---"] * len(header), *(_cells(*row, variants) for row in rows)]
     return [f"| {' | '.join(line)} |".replace("|  |", "| |").replace("|  |", "| |") for line in lines]
