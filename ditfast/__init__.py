@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # checkers cannot follow __getattr__; "as" re-exports a name
     from ditfast.checkpoints import find_model as find_model
     from ditfast.diffusion import create_diffusion as create_diffusion
     from ditfast.flow import create_transport as create_transport
+    from ditfast.heap import keep_freed_memory as keep_freed_memory
     from ditfast.models import AdaLNBlock as AdaLNBlock
     from ditfast.models import CrossAttentionBlock as CrossAttentionBlock
     from ditfast.models import DiT as DiT
@@ -56,6 +57,7 @@ _HOME = {
     "create_diffusion": "ditfast.diffusion",
     "create_transport": "ditfast.flow",
     "find_model": "ditfast.checkpoints",
+    "keep_freed_memory": "ditfast.heap",
     "use_backend": "ditfast.ops",
     "verify": "ditfast.ops.verify",
 }

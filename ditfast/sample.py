@@ -29,6 +29,7 @@ import torch
 from ditfast.checkpoints.infer import MissingArgumentError
 from ditfast.checkpoints.load import read_source
 from ditfast.fingerprint import fingerprint
+from ditfast.heap import keep_freed_memory
 from ditfast.models.dit import DiT, default_cfg_channels
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks, exit_rank, joined_ranks
@@ -87,6 +88,8 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     ranks.wait()
     engine = speed.make_engine(o, model)
     del model  # the engine has its own weights, in the compute dtype
+    if ranks.device == "cpu":
+        keep_freed_memory()  # only now: what loading freed is returned to the system
     write_images(o, ranks, folder, engine, sampler, guidance, decoder)
     ranks.wait()
     if ranks.is_first:

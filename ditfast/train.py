@@ -25,6 +25,7 @@ from ditfast.data import DataError, Source, Unreadable, open_data
 from ditfast.data.classes import print_classes
 from ditfast.data.sources import BUILT_IN
 from ditfast.export import export
+from ditfast.heap import keep_freed_memory
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
@@ -34,7 +35,6 @@ from ditfast.training.backends import check_backend
 from ditfast.training.config import Config, check_config, check_paths, fill_defaults
 from ditfast.training.config_file import flags_from_yaml
 from ditfast.training.encoder import Encoder
-from ditfast.training.heap import keep_freed_memory
 from ditfast.training.init import check_init, read_init
 from ditfast.training.loop import Run
 from ditfast.training.parallel import TIMEOUT

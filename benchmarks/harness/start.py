@@ -21,6 +21,9 @@ def start(name: str, interpret: bool = False) -> int:
         if find_spec(package) is None:
             command = Path(sys.argv[0]).name
             sys.exit(f"{command} needs the package {package}, which is not installed: pip install -e '.[bench]'")
+    from ditfast.heap import keep_freed_memory
+
+    keep_freed_memory()  # for all variants alike; else it is luck which of them fault on what an earlier one freed
     if interpret and not _has_gpu():
         choose_interpreter()
     command = import_module(f"harness.{name}.command")

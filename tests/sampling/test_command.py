@@ -33,6 +33,13 @@ def test_folder_grid_and_npz_hold_the_same_images(run, tmp_path, capsys):
     assert "5 of 5 images" in printed.err and "4/4" in printed.err  # the progress bar
 
 
+def test_freed_memory_is_kept_for_the_next_step(run, monkeypatch):
+    calls = []
+    monkeypatch.setattr("ditfast.sample.keep_freed_memory", lambda: calls.append("kept"))
+    run("--num-samples", 1, steps=1)
+    assert calls == ["kept"]
+
+
 def test_a_grid_shows_at_most_64(run, tmp_path):
     run("--num-samples", 66, "--grid", tmp_path / "g.png", "--batch", 66, steps=1)
     assert Image.open(tmp_path / "g.png").size == (8 * 10 - 2, 8 * 10 - 2)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ditfast.heap import keep_freed_memory
 from ditfast.models.presets import DiT_models
-from ditfast.training.heap import keep_freed_memory
 from ditfast.training.weights import Weights, norm_of
 from harness import jsonfile, timing
 from harness.arguments import Parser, count, one_of

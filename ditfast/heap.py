@@ -1,4 +1,4 @@
-"""What a step frees on a CPU, kept for the next one."""
+"""What a step on a CPU frees, kept for the next one."""
 
 import ctypes
 import os
@@ -9,10 +9,13 @@ _TUNED_BY = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep, in this process, what a step frees: the next one needs it again.
+    """Have malloc keep what a step frees, for the next step: one call per process, before training on a CPU.
 
-    By itself glibc hands it back, and the system clears each page of 4 KiB anew. From then on the process holds the
-    most that it ever needed at once. Another C library, and one that the environment tunes, stays as it is.
+    By itself glibc's malloc returns it to the system, which clears each page of 4 KiB anew when the next step touches
+    it. From this call on, the process holds the most memory that it needed at once.
+
+    Nothing changes with another C library, or where the environment tunes malloc: ``GLIBC_TUNABLES``,
+    ``MALLOC_TRIM_THRESHOLD_`` or ``MALLOC_MMAP_THRESHOLD_``, even if empty.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _TUNED_BY):
         return
