@@ -154,14 +154,11 @@ def _backward(dy, h, w1, w2, pre, act, needs, backend):
     matmul = gemm.matmul if name == "host" else torch.matmul
     dact = matmul(dy, w2)  # (B*N, F)
     dpre, db1, recomputed = gelu_backward(dact, pre, recompute, name)
-    act = recomputed if recompute else act
-    return (
-        matmul(dpre, w1).view_as(h) if needs[0] else dy.new_empty(0),
-        matmul(dpre.t(), rows) if needs[1] else dy.new_empty(0),
-        db1,
-        matmul(dy.t(), act) if needs[3] else dy.new_empty(0),
-        dy.sum(0) if needs[4] else dy.new_empty(0),
-    )
+    dh = matmul(dpre, w1).view_as(h) if needs[0] else dy.new_empty(0)
+    dw1 = matmul(dpre.t(), rows) if needs[1] else dy.new_empty(0)
+    del dact, dpre  # before dw2 takes as much
+    dw2 = matmul(dy.t(), recomputed if recompute else act) if needs[3] else dy.new_empty(0)
+    return dh, dw1, db1, dw2, dy.sum(0) if needs[4] else dy.new_empty(0)
 
 
 def _gelu_jvp(pre, pre_t, backend):

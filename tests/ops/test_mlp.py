@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import weakref
 
 import pytest
 import torch
@@ -171,6 +172,26 @@ def test_compiles_fullgraph(kind, device):
         eager, graph = (run(f, args, weights) for f in (lambda *a: fn(*a, backend="triton"), compiled))
         for name, a, b in zip(NAMES, eager, graph, strict=True):
             assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("recompute", (False, True))
+def test_the_gradient_before_gelu_is_freed_before_w2s_is_made(recompute, device, monkeypatch):
+    """Both at once would be the peak of a block's backward."""
+    multiply, products, living = torch.matmul, [], []
+
+    def product(a, b):
+        living.append([each() is not None for each in products])
+        out = multiply(a, b)
+        products.append(weakref.ref(out))
+        return out
+
+    args = inputs("fp32", 2, 3, 16, 32, device)
+    out = ops.mlp(*args, recompute, backend="triton").sum()
+    monkeypatch.setattr(torch, "matmul", product)
+    grads = torch.autograd.grad(out, args)
+    assert len(living) == len(products) == 4  # dact, which becomes dpre; dh, dw1, dw2
+    assert living[-2] == [True, True] and living[-1] == [False, True, True]
+    assert all(g.shape == a.shape for g, a in zip(grads, args, strict=True))
 
 
 def test_formulas_meet_the_contract(device, monkeypatch):
