@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ditfast.checkpoints.network import why_no_answer
 from ditfast.checkpoints.pickles import read_pickle, reading
 from ditfast.suggest import did_you_mean
 
@@ -41,6 +42,7 @@ def find_model(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: the file does not exist.
+        OSError: it cannot be read or downloaded.
         ValueError: the file is truncated, has no weights, or reading it would execute code.
     """
     path = Path(path)
@@ -89,8 +91,21 @@ def suggest_source(path: Path) -> str:
 
 
 def _download(name):
-    with reading(name):
-        return torch.hub.load_state_dict_from_url(URL + name, map_location="cpu", weights_only=True)
+    """The weights in torch.hub's folder, downloaded if they are not there yet."""
+    kept = Path(torch.hub.get_dir(), "checkpoints", name)
+    is_kept = kept.exists()
+    try:
+        if not is_kept and (why := why_no_answer(URL + name)):
+            raise OSError(why)
+        with reading(name):
+            return torch.hub.load_state_dict_from_url(URL + name, map_location="cpu", weights_only=True)
+    except OSError as error:
+        if is_kept:
+            raise
+        raise OSError(
+            f"there is no file {name} here, and {URL}{name} could not be downloaded: {error}; "
+            f"download it where there is a network, to this folder or to {kept}"
+        ) from error
 
 
 def _refuse_text(path):

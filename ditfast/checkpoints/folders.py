@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ditfast.checkpoints.files import find_model, near_path
+from ditfast.checkpoints.network import one_line, why_no_hub
 from ditfast.optional import import_optional
 from ditfast.small_files import read_object
 
@@ -31,21 +32,38 @@ def read_config(folder: Path) -> dict:
 
 
 def download(repo: str, subfolder: str = "", variant: str = "") -> Path:
-    """Download the model of a Hugging Face Hub repository, once, and return its folder."""
-    hub, dot = import_optional("huggingface_hub"), f".{variant}" if variant else ""
+    """Download the model of a Hugging Face Hub repository, once, and return its folder.
+
+    Raises:
+        FileNotFoundError: there is no such repository or file, or neither a network nor an earlier download.
+    """
+    dot, unreachable = f".{variant}" if variant else "", why_no_hub()
     steps = [[pattern for name in WEIGHTS if name.endswith(end) for pattern in _patterns(name, dot)] for end in KINDS]
     steps += [] if variant else [[pattern for name in WEIGHTS for pattern in _patterns(name, ".*")]]
     for patterns in steps:  # stop at the first kind of weights found
-        wanted = [str(PurePosixPath(subfolder, name)) for name in ("config.json", *patterns)]
-        try:
-            folder = Path(hub.snapshot_download(repo, allow_patterns=wanted))
-        except (OSError, ValueError) as error:  # the bases of the hub's errors: network, no such repository, bad name
-            raise FileNotFoundError(
-                f"{repo!r} is not a local file or folder, and could not be read from the Hugging Face Hub: {error}"
-            ) from error
+        names = (str(PurePosixPath(subfolder, name)) for name in ("config.json", *patterns))
+        folder = _snapshot(repo, [*names], unreachable)
         if any(list_weights(folder / subfolder).values()):
             break
     return folder
+
+
+def download_config(repo: str) -> Path:
+    """Like `download`, without the weights."""
+    return _snapshot(repo, ["config.json"], why_no_hub())
+
+
+def _snapshot(repo, patterns, unreachable):
+    """The folder of a repository's files with names like these; without a network, if it has been downloaded."""
+    hub = import_optional("huggingface_hub")
+    try:
+        return Path(hub.snapshot_download(repo, allow_patterns=patterns, local_files_only=unreachable is not None))
+    except (OSError, ValueError) as error:  # the bases of the hub's errors: network, no such repository, bad name
+        why = f"and could not be read from the Hugging Face Hub: {one_line(error)}"
+        if unreachable is not None:
+            cache = import_optional("huggingface_hub.constants").HF_HUB_CACHE
+            why = f"nor in {cache}, and {unreachable}; run hf download {repo} where there is a network"
+        raise FileNotFoundError(f"{repo!r} is not a local file or folder, {why}") from error
 
 
 def is_hub_name(source: str | os.PathLike) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ditfast.checkpoints.folders import list_weights
+from ditfast.checkpoints.folders import download, download_config, list_weights
 from ditfast.fingerprint import sha256
 from ditfast.optional import import_optional
 from ditfast.sampling import SampleError
@@ -50,11 +50,12 @@ def load_vae(name: str, device: str | torch.device) -> Any:
         ImportError: diffusers is missing.
     """
     _read_config(name)
-    kind, source = import_optional("diffusers").AutoencoderKL, PUBLISHED_VAES.get(name, name)
-    variants = [] if name in PUBLISHED_VAES else sorted(list_weights(Path(name)))
-    variant = variants[0] or None if variants else None  # "" comes first
+    kind = import_optional("diffusers").AutoencoderKL
     with _loading(name):
-        vae, found = kind.from_pretrained(source, variant=variant, output_loading_info=True)
+        folder = download(PUBLISHED_VAES[name]) if name in PUBLISHED_VAES else Path(name)
+        variants = sorted(list_weights(folder))
+        variant = variants[0] or None if variants else None  # "" comes first
+        vae, found = kind.from_pretrained(folder, variant=variant, output_loading_info=True)
     if missing := found["missing_keys"]:
         raise SampleError(f"--vae {name} lacks {len(missing)} weights, {min(missing)} first")
     return vae.to(device).float().eval().requires_grad_(False)
@@ -66,7 +67,7 @@ def _read_config(name):
         raise SampleError(f"--vae must be ema, mse or a folder, got {name!r}")
     kind = import_optional("diffusers").AutoencoderKL
     with _loading(name):
-        config = kind.load_config(PUBLISHED_VAES.get(name, name))
+        config = kind.load_config(download_config(PUBLISHED_VAES[name]) if name in PUBLISHED_VAES else name)
     if (stored := config.get("_class_name", kind.__name__)) != kind.__name__:
         raise SampleError(f"--vae {name} must be an {kind.__name__}, got an {stored}")
     return config

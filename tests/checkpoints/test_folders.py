@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ditfast import DiT
-from ditfast.checkpoints import read_sampling
+from ditfast.checkpoints import folders, read_sampling
 from ditfast.checkpoints.folders import is_hub_name
 
 
@@ -110,7 +110,8 @@ def hub(monkeypatch, tmp_path):
 
     there, here, asked = tmp_path / "there", tmp_path / "here", []
 
-    def snapshot(repo, allow_patterns):
+    def snapshot(repo, allow_patterns, local_files_only):
+        assert not local_files_only
         asked.append(repo)
         for path in there.rglob("*"):
             name = str(path.relative_to(there))
@@ -120,6 +121,7 @@ def hub(monkeypatch, tmp_path):
         return str(here)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(folders, "why_no_hub", lambda: None)
     monkeypatch.chdir(tmp_path)
     return there, here, asked
 

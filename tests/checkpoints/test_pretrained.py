@@ -200,10 +200,11 @@ def test_hub(kit, tmp_path, monkeypatch):
     kit.tiny().save_pretrained(tmp_path / "transformer")
     wanted = []
 
-    def snapshot(repo, allow_patterns):
+    def snapshot(repo, allow_patterns, **_):
         wanted.extend(allow_patterns)
         return {"a/dit": str(tmp_path)}[repo]
 
+    monkeypatch.setattr(ditfast.checkpoints.folders, "why_no_hub", lambda: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     kit.same(DiT.from_pretrained("a/dit", subfolder="transformer"), kit.tiny())
     assert wanted[:2] == ["transformer/config.json", "transformer/model.safetensors"]  # not a pipeline's VAE
@@ -222,6 +223,7 @@ def test_released_name(monkeypatch, tmp_path):
         state = DiT_models["DiT-S/8"]().state_dict()
     state = {name: torch.zeros(value.shape) for name, value in state.items()}
     monkeypatch.setattr(ditfast.checkpoints.files.torch.hub, "load_state_dict_from_url", lambda *_, **__: state)
+    monkeypatch.setattr(ditfast.checkpoints.files, "why_no_answer", lambda url: None)
     assert DiT.from_pretrained("DiT-XL-2-256x256.pt").config["num_heads"] == 6
 
 
