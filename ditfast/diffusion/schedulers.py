@@ -76,21 +76,34 @@ def make_scheduler(name: str, diffusion: GaussianDiffusion, **options: Any) -> A
     return scheduler
 
 
-def _find_scheduler(class_name):
+def class_names() -> list[str]:
+    """The scheduler classes of diffusers, also those that `make_scheduler` cannot use.
+
+    Raises:
+        ImportError: diffusers is not installed.
+    """
+    return [name for name in dir(_diffusers()) if name.endswith("Scheduler")]
+
+
+def _diffusers():
     try:
         import diffusers
     except ImportError:
         raise ImportError("make_scheduler needs diffusers: pip install 'ditfast[sample]'") from None
-    if class_name.endswith(("Scheduler", "Discrete")) and hasattr(diffusers, class_name):
-        found = getattr(diffusers, class_name)
-        if needs := getattr(found, "_backends", None):  # diffusers' dummy class for missing packages
-            raise ImportError(f"{class_name} needs {' and '.join(needs)}")
-        return found
-    classes = [each for each in dir(diffusers) if each.endswith("Scheduler")]
-    hint = did_you_mean(class_name, [*NAMES, *classes])
-    raise ValueError(
-        f"scheduler must be one of {', '.join(NAMES)}, or a class in diffusers, got {class_name!r}{hint}"
-    )
+    return diffusers
+
+
+def _find_scheduler(class_name):
+    known = class_names()
+    if class_name not in known:
+        hint = did_you_mean(class_name, [*NAMES, *known])
+        raise ValueError(
+            f"scheduler must be one of {', '.join(NAMES)}, or a class in diffusers, got {class_name!r}{hint}"
+        )
+    found = getattr(_diffusers(), class_name)
+    if needs := getattr(found, "_backends", None):  # diffusers' dummy class for missing packages
+        raise ImportError(f"{class_name} needs {' and '.join(needs)}")
+    return found
 
 
 @torch.no_grad()

@@ -8,12 +8,13 @@ import torch
 
 from ditfast.diffusion import create_diffusion
 from ditfast.diffusion.schedule import noisiest_step
-from ditfast.diffusion.schedulers import NAMES, make_scheduler, sample_with_scheduler, set_steps
+from ditfast.diffusion.schedulers import NAMES, class_names, make_scheduler, sample_with_scheduler, set_steps
 from ditfast.models.dit import DiT
 from ditfast.sampling import SampleError
 from ditfast.sampling.engine import Engine
 from ditfast.sampling.flow import FlowSampler
 from ditfast.sampling.start import Start
+from ditfast.suggest import did_you_mean
 
 OWN = {"ddpm": "{}", "ddim": "ddim{}"}  # this package's samplers -> their timestep_respacing
 SAMPLERS = (*OWN, *(name for name in NAMES if name not in OWN))
@@ -41,6 +42,7 @@ class Sampler:
     def __init__(self, name: str, steps: int, learn_sigma: bool, clip: bool, noise_schedule: str = "linear"):
         self.name, self.steps, self.learn_sigma, self.clip = name, steps, learn_sigma, clip
         self.made_for = {"objective": "diffusion", "noise_schedule": noise_schedule}
+        _check_name(name)
         try:
             make = partial(create_diffusion, noise_schedule=noise_schedule, learn_sigma=learn_sigma)
             self.diffusion = make("")
@@ -73,6 +75,13 @@ class Sampler:
             return sample_with_scheduler(model, self.scheduler, noise.shape, self.steps, **shared)
         loop = {"ddpm": self.diffusion.p_sample_loop, "ddim": self.diffusion.ddim_sample_loop}[self.name]
         return loop(model, noise.shape, **shared)
+
+
+def _check_name(name):
+    if name not in SAMPLERS and name not in (classes := class_names()):
+        hint = did_you_mean(name, [*SAMPLERS, *classes])
+        rule = f"one of {', '.join(SAMPLERS)}, or a scheduler class in diffusers, for a diffusion model"
+        raise SampleError(f"--sampler must be {rule}, got {name!r}{hint}")
 
 
 class Guidance(NamedTuple):

@@ -9,8 +9,10 @@ from tiny_models import save_vae
 from ditfast import DiT
 from ditfast.sample import main
 from ditfast.sampling import recorded
+from ditfast.sampling.sampler import SAMPLERS
 
 ONE = ("--num-samples", 1)
+SAMPLER = f"--sampler must be one of {', '.join(SAMPLERS)}, or a scheduler class in diffusers, for"
 
 
 @pytest.mark.parametrize(
@@ -36,8 +38,9 @@ ONE = ("--num-samples", 1)
             (*ONE, "--sampler", "ddim", "--steps", 1001),
             "--steps must be in [1, 1000] for --sampler ddim, got 1001",
         ),
-        ((*ONE, "--sampler", "dpm+"), "did you mean 'dpm++'?"),
-        ((*ONE, "--sampler", ""), "must be one of ddim, "),
+        ((*ONE, "--sampler", "dpm+"), f"{SAMPLER} a diffusion model, got 'dpm+'; did you mean 'dpm++'?"),
+        ((*ONE, "--sampler", "ddmp"), "did you mean 'ddpm'?"),
+        ((*ONE, "--sampler", ""), f"{SAMPLER} a diffusion model, got ''"),
         ((*ONE, "--sampler", "FlowMatchEulerDiscreteScheduler"), "--sampler FlowMatch"),
         ((*ONE, "--sampler", "euler", "--steps", 1001), "--steps 1001: steps must be from 1 to 1000 for EulerD"),
         (
@@ -95,7 +98,7 @@ def test_the_autoencoder_is_loaded_after_the_checks(refusal, save, tmp_path, mon
         ((), None, "--decoder vae takes 4 channels, the model has 3"),
         (("--classes", 9), model, "--classes must be in [0, 6], got 9"),
         (("--cfg-channels", 5), model, "--cfg-channels must be in [1, 4], got 5"),
-        (("--sampler", "nothing"), model, "--sampler nothing"),
+        (("--sampler", "nothing"), model, f"{SAMPLER} a diffusion model, got 'nothing'"),
         (("--grid-scale", 10**6), model, "--grid-scale 1000000 makes"),
     ):
         given = more if "--classes" in more else (*ONE, *more)
