@@ -23,6 +23,7 @@ from typing import Any
 
 import ditfast
 from ditfast.command import Parser, words
+from ditfast.counted import counted
 from ditfast.load_extension import load_extension
 
 
@@ -229,8 +230,8 @@ def verify() -> str | None:
     except RuntimeError as error:
         why = str(error)
     if why:
-        return f"{checked} kernels were verified: {why}" if checked else f"nothing was verified: {why}"
-    return f"{failed} of {checked} checks failed: auto will not take these kernels" if failed else None
+        return f"{counted(checked, 'kernel was', 'kernels were') if checked else 'nothing was'} verified: {why}"
+    return f"{failed} of {counted(checked, 'check')} failed, and auto will not take what failed" if failed else None
 
 
 @command()

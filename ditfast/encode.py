@@ -8,6 +8,7 @@ mean and std of the autoencoder's posterior are stored, so a new latent can be d
 interrupted run, repeat the command.
 """
 
+from ditfast.counted import counted
 from ditfast.entry import before_imports, command
 
 if __name__ == "__main__":
@@ -61,7 +62,7 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     if ranks.is_first:
         index = shards.finish(images.classes)
         skipped = f", {len(index['unreadable'])} skipped" if index["unreadable"] else ""
-        print(f"{index['count']} images in {shards.path}{skipped}")
+        print(f"{counted(index['count'], 'image')} in {shards.path}{skipped}")
 
 
 class PosteriorEncoder:

@@ -8,6 +8,7 @@ With --ckpt the samples are drawn by python -m ditfast.sample, whose other optio
 output folder (--out) already contains are not drawn again.
 """
 
+from ditfast.counted import counted
 from ditfast.entry import before_imports, command
 
 if __name__ == "__main__":
@@ -127,7 +128,9 @@ def number_of_samples(o: Namespace, samples: ImageFolder | ImageNpz) -> int:
     """How many samples to evaluate; at least 2."""
     count = samples.count if o.num_samples is None else o.num_samples
     if count > samples.count:
-        raise EvaluationError(f"--num-samples {count}, but --samples {o.samples} has {samples.count} images")
+        raise EvaluationError(
+            f"--num-samples {count}, but --samples {o.samples} has {counted(samples.count, 'image')}"
+        )
     if count < 2:
         raise EvaluationError(f"--samples {o.samples} must have at least 2 images, got {count}")
     return count

@@ -19,6 +19,7 @@ import sys
 import torch
 
 from ditfast.command import Parser, words
+from ditfast.counted import counted
 from ditfast.models import DiT_models, cost
 from ditfast.models.conditioning import CONDITIONINGS
 
@@ -85,7 +86,7 @@ def show(results: list[dict]) -> None:
 
 
 def _operators(r):
-    title = f"{r['model']} {r['image_size']}² · {r['conditioning']} · {r['depth']} blocks of "
+    title = f"{r['model']} {r['image_size']}² · {r['conditioning']} · {counted(r['depth'], 'block')} of "
     table = _table(f"{title}N={r['tokens']} D={r['dim']} H={r['heads']}", ["operator"])
     for name in ("paper Gflops\n= GMACs", "share", "parameters\nM", "kept for backward\nMB"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -135,7 +136,7 @@ def _notes(results):
         yield f"{r['parameters'] / 1e6:.2f} M parameters, {r['trainable'] / 1e6:.2f} M of them trainable"
         if r["training_flops"]:
             paper = f"{r['training_flops'] / 2e9:.3g} Gflops as the paper counts them"
-            yield f"training: 3 x forward x batch {r['batch']} x {r['train_steps']:,} steps = {paper}"
+            yield f"training: 3 x forward x batch {r['batch']} x {counted(r['train_steps'], 'step')} = {paper}"
             yield f"  = {r['training_flops']:.3g} FLOPs"
     yield f"kept for backward: batch {r['batch']}, {r['dtype']}, fused kernels; parameters do not count"
     if any(r["published_gflops"] for r in results):

@@ -15,6 +15,7 @@ For speed: --dtype auto computes in bf16 where the hardware supports it (the dem
 seconds to a minute on each new shape. Whatever depends on timesteps and classes alone is precomputed.
 """
 
+from ditfast.counted import counted
 from ditfast.entry import before_imports, command
 
 if __name__ == "__main__":
@@ -207,12 +208,12 @@ def write_images(
                 raise SampleError(f"a sample among {batch[0]} to {batch[-1]} is not finite: try --dtype fp32")
             for i, seed, start, pixels in zip(batch, seeds, starts, to_uint8(images), strict=True):
                 folder.write(i, pixels, f"class {start.label}, seed {seed}")
-            bar.set_description(f"{missing.index(batch[-1]) + 1} of {len(missing)} images")
+            bar.set_description(f"{missing.index(batch[-1]) + 1} of {counted(len(missing), 'image')}")
 
 
 def write_combined(o: Namespace, folder: SampleFolder) -> None:
     """Write the grid and the npz, and print where everything is."""
-    print(f"{o.count} images in {folder.path}")
+    print(f"{counted(o.count, 'image')} in {folder.path}")
     if o.grid:
         write_grid(o.grid, folder, o.count, o.grid_columns, o.grid_scale, o.overwrite)
     if o.npz:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ditfast.command import Parser, words
+from ditfast.counted import counted
 from ditfast.entry import command
 
 COMMANDS = ["doctor", "encode", "evaluate", "export", "flops", "integrations/hub/__main__", "sample", "train"]
@@ -123,3 +124,12 @@ def test_a_run_reads_back_what_it_wrote(tmp_path):
     )
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert parse_config(["--config", str(tmp_path / "config.yaml")])[0] == config
+
+
+@pytest.mark.parametrize(
+    "number, said",
+    [(0, "0 images"), (1, "1 image"), (2, "2 images"), (50_000, "50,000 images")],
+)
+def test_numbers_with_nouns(number, said):
+    assert counted(number, "image") == said
+    assert counted(number, "class", "classes").endswith("class" if number == 1 else "classes")

@@ -134,6 +134,6 @@ def _parts(index):
     parts = [index.parent / name for name in dict.fromkeys(names.values())]
     if missing := [part.name for part in parts if not part.is_file()]:
         raise FileNotFoundError(
-            f"{index} lists {missing[0]}, which is not there; {len(missing)} of {len(parts)} miss"
+            f"{index} lists {missing[0]}, which is not there ({len(missing)} of {len(parts)} are not)"
         )
     return parts

@@ -18,6 +18,7 @@ from ditfast.checkpoints.infer import SECOND_TIME, TABLE, argument, check_model_
 from ditfast.checkpoints.labels import fit_labels
 from ditfast.checkpoints.position import regrid
 from ditfast.checkpoints.sampling import check_sampling, recorded_by_sit, settle_objective
+from ditfast.counted import counted
 from ditfast.models.dit import DiT
 from ditfast.models.limits import check_arguments
 from ditfast.models.meta import on_meta
@@ -141,7 +142,8 @@ def load_into(model: torch.nn.Module, state: dict) -> None:
         name, more = differing[0], len(differing) - 1
         raise ValueError(
             f"the weights do not fit the model: {name} is {_describe(state.get(name))} in the weights, "
-            f"{_describe(own.get(name))} in the model" + (f"; {more} more differ" if more else "")
+            f"{_describe(own.get(name))} in the model"
+            + (f"; {counted(more, 'more differs', 'more differ')}" if more else "")
         )
     model.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
 

@@ -17,6 +17,7 @@ import math
 from numbers import Real
 from typing import Any
 
+from ditfast.counted import counted
 from ditfast.diffusion.schedule import SCHEDULES
 from ditfast.flow.paths import PATHS
 from ditfast.flow.transport import PREDICTIONS
@@ -48,7 +49,9 @@ def check_sampling(sampling: Any, config: dict) -> dict[str, Any]:
     classes, count = sampling.get("classes"), config["num_classes"]
     names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if classes is not None and not (names and len(classes) == count):
-        raise ValueError(f"sampling's classes must be the names of {count} classes, got {_short(classes)}")
+        raise ValueError(
+            f"sampling's classes must be the names of {counted(count, 'class', 'classes')}, got {_short(classes)}"
+        )
     return sampling
 
 

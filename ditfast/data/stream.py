@@ -99,7 +99,7 @@ def load_batches(dataset: Any, order: Iterable[Sequence], workers: int) -> Itera
     except RuntimeError as error:
         if not re.match(r"DataLoader worker \(pid", str(error)):
             raise
-        raise DataError(f"one of {workers} workers was killed: it may have run out of memory or /dev/shm") from error
+        raise DataError(f"one worker of {workers} was killed: it may have run out of memory or /dev/shm") from error
 
 
 def _shares(order, first, share, batch):

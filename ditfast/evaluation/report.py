@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ditfast.counted import counted
 from ditfast.evaluation import EvaluationError
 from ditfast.evaluation.features import Extractor
 from ditfast.evaluation.metrics import frechet_distance, inception_score, precision_recall
@@ -54,9 +55,8 @@ def check_dimensions(outputs: dict[str, torch.Tensor], reference: Summary, where
     for name, gaussian in (("features", reference.gaussian), ("spatial", reference.spatial)):
         if gaussian and name in outputs and len(gaussian[0]) != outputs[name].shape[1]:
             found = outputs[name].shape[1]
-            raise EvaluationError(
-                f"{where} has statistics of {len(gaussian[0])} {name} dimensions, but the extractor returns {found}"
-            )
+            stored = counted(len(gaussian[0]), f"{name} dimension")
+            raise EvaluationError(f"{where} has statistics of {stored}, but the extractor returns {found}")
 
 
 def compute_metrics(
@@ -103,7 +103,7 @@ def notes(
         if name in metrics and min(counts) <= len(getattr(samples, part)[0]):
             found.append(
                 f"{METRICS[name]} is biased upward: the covariance of {min(counts)} images in "
-                f"{len(getattr(samples, part)[0])} dimensions is singular"
+                f"{counted(len(getattr(samples, part)[0]), 'dimension')} is singular"
             )
     if metrics.keys() & {"fid", "sfid"} and samples.count < PUBLISHED:
         found.append(f"FID and sFID fall with the number of samples: published values use {PUBLISHED}")
@@ -155,5 +155,5 @@ def format_report(report: dict[str, Any]) -> str:
         seen = f", {reference['pictures']} of them for precision and recall" if reference["pictures"] else ""
         rows.append(f"reference: {count} images from {reference['path']}{seen}")
     names = dict.fromkeys((features["name"], features["identity"]))  # for a function they are equal
-    rows.append(f"features: {', '.join(names)}, {features['dimensions']} dimensions")
+    rows.append(f"features: {', '.join(names)}, {counted(features['dimensions'], 'dimension')}")
     return "\n".join(rows + [f"note: {note}" for note in report["notes"]])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ditfast.checkpoints.folders import download, download_config, list_weights
+from ditfast.counted import counted
 from ditfast.fingerprint import sha256
 from ditfast.optional import import_optional
 from ditfast.sampling import SampleError
@@ -55,9 +56,9 @@ def load_vae(name: str, device: str | torch.device) -> Any:
         folder = download(PUBLISHED_VAES[name]) if name in PUBLISHED_VAES else Path(name)
         variants = sorted(list_weights(folder))
         variant = variants[0] or None if variants else None  # "" comes first
-        vae, found = kind.from_pretrained(folder, variant=variant, output_loading_info=True)
+        vae, found = kind.from_pretrained(folder, variant=variant, output_loading_info=True, low_cpu_mem_usage=False)
     if missing := found["missing_keys"]:
-        raise SampleError(f"--vae {name} lacks {len(missing)} weights, {min(missing)} first")
+        raise SampleError(f"--vae {name} lacks {counted(len(missing), 'weight')}, {min(missing)} first")
     return vae.to(device).float().eval().requires_grad_(False)
 
 
@@ -98,8 +99,8 @@ def scaling_of(vae: Any) -> Scaling:
         return Scaling(scale, shift or 0.0)
     if mean is None or std is None or shift or not len(mean) == len(std) == vae.config.latent_channels:
         raise SampleError(
-            f"the autoencoder's latents_mean and latents_std must be {vae.config.latent_channels} numbers each, "
-            f"without a shift_factor, got {mean}, {std} and {shift}"
+            "the autoencoder's latents_mean and latents_std must be one number per latent channel, "
+            f"{vae.config.latent_channels} here, without a shift_factor, got {mean}, {std} and {shift}"
         )
     return Scaling([scale / each for each in std], list(mean))
 

@@ -3,6 +3,8 @@
 from math import ceil, log, prod
 from typing import Literal
 
+from ditfast.counted import counted
+
 YOUNG = 0.01  # largest share of initial weights in an average worth sampling from
 
 
@@ -31,7 +33,8 @@ def youth(steps: int, decay: float, warmup: bool) -> str | None:
     share = initial_share(steps, decay, warmup)
     if share < YOUNG:
         return None
-    return f"after {steps:,} steps at --ema {decay:g} the average of the weights is {share:.0%} initial weights"
+    after = f"after {counted(steps, 'step')} at --ema {decay:g}"
+    return f"{after} the average of the weights is {share:.0%} initial weights"
 
 
 def matures_at(decay: float) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ditfast import ops
+from ditfast.counted import counted
 from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.availability import why_not
 from ditfast.ops.backends.choice import names_in_force, repeat_choices
@@ -65,7 +66,7 @@ def compare_cpu(then: dict[str, Any] | None, now: dict[str, Any] | None) -> list
         lines.append(f"the CPU kernels used {isas[0]} before and use {isas[1]} now: sums may round differently")
     if threads[0] != threads[1]:
         lines.append(
-            f"the run used {threads[0]} threads before and uses {threads[1]} now: ditfast's kernels give identical "
-            "bits, PyTorch's matrix products may not"
+            f"the run used {counted(threads[0], 'thread')} before and uses {threads[1]} now: ditfast's kernels give "
+            "identical bits, PyTorch's matrix products may not"
         )
     return lines

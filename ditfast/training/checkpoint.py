@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ditfast.atomic import part_path
+from ditfast.counted import counted
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.manifest import ABOUT, checksum, find_fault, read_about, write_about
@@ -79,7 +80,7 @@ class Checkpoints:
             if self.ranks.is_first:
                 warnings.warn(f"skipping {path}: {fault}", stacklevel=2)
         if found:
-            raise TrainError(f"none of the {len(found)} checkpoints in {self.folder} is intact")
+            raise TrainError(f"none of {counted(len(found), 'checkpoint')} in {self.folder} is intact")
         return None
 
     def read_about(self, path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ditfast.counted import counted
 from ditfast.data import Source
 from ditfast.fingerprint import fingerprint
 from ditfast.ranks import Ranks
@@ -50,7 +51,7 @@ class Encoder:
             factor = vae_factor(self._vae)
             takes = config.latent_channels if latents else config.in_channels
             if self.shape[0] != takes:
-                raise TrainError(f"--vae {name} needs {takes} channels, but the data has {self.shape[0]}")
+                raise TrainError(f"--vae {name} needs {counted(takes, 'channel')}, but the data has {self.shape[0]}")
             if self.encodes:
                 self.vae = _describe(self._vae)
                 if any(side % factor for side in self.shape[1:]):

@@ -2,6 +2,7 @@
 
 import torch
 
+from ditfast.counted import counted
 from ditfast.data import Source
 from ditfast.models import DiT, cost
 from ditfast.models.meta import on_meta
@@ -20,7 +21,7 @@ def describe_run(config: Config, source: Source, encoder: Encoder, ranks: Ranks,
         model = DiT(**model_arguments(config, encoder.shape, source.num_classes, init))
     macs, samples = sum(cost.macs(model).values()), config.steps * config.batch
     gib = {name: size / 2**30 for name, size in estimate_memory(config, model, ranks.world).items()}
-    start = [f"start    {config.init}, with {init.arguments['num_classes']} classes"] if config.init else []
+    start = [f"start    {config.init}, with {_classes(init.arguments['num_classes'])}"] if config.init else []
     flops = make_objective(config, source.num_classes).forwards * 2 * macs * samples
     lines = [
         *summarize(config, source, encoder, ranks, model),
@@ -36,24 +37,28 @@ def describe_run(config: Config, source: Source, encoder: Encoder, ranks: Ranks,
 def summarize(config: Config, source: Source, encoder: Encoder, ranks: Ranks, model: DiT) -> list[str]:
     """The lines with which a run begins: what is trained, for and on what, where, and for how long."""
     parameters, samples = sum(p.numel() for p in model.parameters()), config.steps * config.batch
-    passes = ranks.world * config.accumulate
+    share = config.batch // (ranks.world * config.accumulate)
+    parts = counted(ranks.world, "rank"), counted(config.accumulate, "pass", "passes"), counted(share, "sample")
     epochs = f"{samples / source.count:.4g} epochs of {source.count:,}" if source.count else "endless data"
     shape = " x ".join(map(str, encoder.shape))
     name = config.model or f"DiT {config.depth} x {config.hidden_size}, patch {config.patch_size}"
     return [
         f"model    {name}, {config.conditioning}, {parameters / 1e6:.2f} M parameters, for {config.objective}",
-        f"data     {config.data}: samples of {shape}, {source.num_classes} classes, {epochs}",
+        f"data     {config.data}: samples of {shape}, {_classes(source.num_classes)}, {epochs}",
         f"device   {_device(ranks.device)}, {config.precision}, backend {names_in_force(config.backend)[0]}",
-        f"steps    {config.steps:,} of batch {config.batch} = {ranks.world} ranks x {config.accumulate} passes x "
-        f"{config.batch // passes} samples; {samples:,} samples",
+        f"steps    {config.steps:,} of batch {config.batch} = {' x '.join(parts)}; {counted(samples, 'sample')}",
     ]
+
+
+def _classes(number):
+    return counted(number, "class", "classes")
 
 
 def _device(device):
     if device != "cpu":
         return torch.cuda.get_device_name(device)
     threads, kernels = torch.get_num_threads(), on_cpu.isa() or "no"
-    return f"cpu, {threads} thread{'s' * (threads > 1)}, {kernels} kernels"
+    return f"cpu, {counted(threads, 'thread')}, {kernels} kernels"
 
 
 def describe_average(config: Config, warmup: bool) -> list[str]:

@@ -155,7 +155,7 @@ def test_a_killed_worker_is_one_line():
         def read(self, index, generator):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(DataError, match="one of 1 workers was killed"):
+    with pytest.raises(DataError, match="one worker of 1 was killed"):
         next(stream_batches(Killed(), seed=0, start=0, batch=1, workers=1))
 
 

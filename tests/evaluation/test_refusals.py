@@ -89,7 +89,7 @@ def test_metrics_that_need_a_reference(refusal, data):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, "2048 features dimensions, but the .* returns 4"),
+        ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, "2,048 features dimensions, but the .* returns 4"),
         (
             {"mu": np.zeros(4), "sigma": np.eye(4), "mu_s": np.zeros(3), "sigma_s": np.eye(3)},
             "statistics of 3 spatial dimensions, but the extractor returns 12",

@@ -184,7 +184,7 @@ def test_invalid_statistics(refusal, latent, tmp_path):
     vae = save_vae(tmp_path / "vae", 0)
     rescale(vae, latents_mean=[0.0] * 4)
     message = refusal(*TWO, "--vae", vae, model=latent, decoder="vae")
-    assert "latents_mean and latents_std must be 4 numbers each, without a shift_factor" in message
+    assert "latents_mean and latents_std must be one number per latent channel, 4 here, without" in message
 
 
 def test_an_autoencoder_of_another_kind_or_with_missing_weights(refusal, latent, vaes, tmp_path):
@@ -197,7 +197,7 @@ def test_an_autoencoder_of_another_kind_or_with_missing_weights(refusal, latent,
     state.pop("decoder.conv_in.bias")
     files.save_file(state, cut / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     shared = {"model": latent, "decoder": "vae"}
-    assert "cut lacks 1 weights, decoder.conv_in.bias first" in refusal(*TWO, "--vae", cut, **shared)
+    assert "cut lacks 1 weight, decoder.conv_in.bias first" in refusal(*TWO, "--vae", cut, **shared)
     rescale(cut, _class_name="AutoencoderDC")
     assert "cut must be an AutoencoderKL, got an AutoencoderDC" in refusal(*TWO, "--vae", cut, **shared)
     rescale(cut, _class_name="AutoencoderKL", block_out_channels=[8, 8])

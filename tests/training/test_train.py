@@ -45,7 +45,7 @@ def test_the_first_lines(kit, capsys):
     assert model.endswith("M parameters, for flow")
     assert data.startswith("data     digits: samples of 1 x 8 x 8, 10 classes, ") and "epochs of 1,797" in data
     assert device.startswith("device   cpu, 1 thread, ") and device.endswith(", bf16, backend reference")
-    assert steps == "steps    2 of batch 6 = 1 ranks x 1 passes x 6 samples; 12 samples"
+    assert steps == "steps    2 of batch 6 = 1 rank x 1 pass x 6 samples; 12 samples"
     assert begun == "starting at step 0"
     kit.train("run", "--steps", 3, *flags, "--resume", "auto")
     assert capsys.readouterr().out.splitlines()[4] == f"resuming from {out / 'checkpoints/step-00000002'} (step 2)"
