@@ -4,7 +4,8 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -36,6 +37,31 @@ def unknown(words: list[str], names: list[str]) -> str:
     """The error about words that are none of the options ``names``; it suggests one for the first."""
     hint = did_you_mean(words[0].split("=")[0], names, cutoff=0.7)
     return f"unrecognized arguments: {' '.join(words)}{hint}"
+
+
+def option_of(name: str) -> str:
+    """The option of an argument: --image-size for image_size."""
+    return f"--{name.replace('_', '-')}"
+
+
+def in_options(error: object, *names: str, **renamed: str) -> str:
+    """The text of an error; if it begins with one of these arguments, in terms of the option of that name.
+
+    Args:
+        renamed: argument -> the option's name, where that is another: ``name="sampler"``.
+    """
+    options = {**dict(zip(names, names, strict=True)), **renamed}
+    name, rest = re.fullmatch(r"(\w*)(.*)", str(error), re.DOTALL).groups()  # type: ignore[union-attr]  # always matches
+    return option_of(options[name]) + rest if name in options else str(error)
+
+
+@contextmanager
+def by_option(caught: type[Exception], raised: type[Exception], *names: str, **renamed: str) -> Iterator[None]:
+    """Context that raises an error ``caught`` again as ``raised``, with the text of `in_options`."""
+    try:
+        yield
+    except caught as error:
+        raise raised(in_options(error, *names, **renamed)) from error
 
 
 def words(arguments: list[str] | None = None) -> list[str]:

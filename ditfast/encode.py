@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from ditfast.command import Parser, words
+from ditfast.command import Parser, by_option, option_of, words
 from ditfast.data import DataError, Unreadable
 from ditfast.data.classes import print_classes
 from ditfast.data.folder import MOST, Images
@@ -47,7 +47,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 def run_rank(o: Namespace, ranks: Ranks) -> None:
     """Run the command on one rank."""
     encoder = PosteriorEncoder(o, ranks.device)
-    images = Images(o.data, o.image_size, encoder.vae.config.in_channels, flip=False)
+    with by_option(DataError, DataError, folder="data"):
+        images = Images(o.data, o.image_size, encoder.vae.config.in_channels, flip=False)
     shards = Shards(o.out, encode_settings(o, encoder, images), images.count, o.shard_size)
     shards.check(o.overwrite)
     ranks.wait()  # until all have checked, before anything is changed
@@ -79,7 +80,8 @@ class PosteriorEncoder:
 
     def __init__(self, o: Namespace, device: str):
         torch.backends.cudnn.deterministic = True
-        self.vae = load_vae(o.vae, device)
+        with by_option(SampleError, SampleError, "vae"):
+            self.vae = load_vae(o.vae, device)
         self.device, self.dtype = device, DTYPES[o.dtype]
         factor = vae_factor(self.vae)
         if o.image_size % factor:
@@ -122,7 +124,7 @@ def encode_settings(o: Namespace, encoder: PosteriorEncoder, images: Images) -> 
 def resume_command(o: Namespace) -> str:
     """The command that resumes this run."""
     names = ("data", "image_size", "vae", "out", "dtype", "shard_size", "unreadable")
-    options = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(o, name)))]
+    options = [word for name in names for word in (option_of(name), str(getattr(o, name)))]
     return shlex.join(["python", "-m", "ditfast.encode", *options])
 
 

@@ -73,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
         if checkpoint is None:
             raise TrainError(f"{o.checkpoint} is neither a checkpoint nor a run")
         about = export(checkpoint, o.folder, o.weights, o.overwrite)
+    except FileExistsError:
+        sys.exit(f"error: {o.folder} already has a model: choose another folder, or replace it with --overwrite")
     except (TrainError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     young = youth(about["step"], about["config"]["ema"], about.get("ema_warmup", False))

@@ -29,6 +29,7 @@ import torch
 
 from ditfast.checkpoints.infer import MissingArgumentError
 from ditfast.checkpoints.load import read_source
+from ditfast.command import by_option, in_options
 from ditfast.fingerprint import fingerprint
 from ditfast.heap import keep_freed_memory
 from ditfast.models.dit import DiT, default_cfg_channels
@@ -103,12 +104,11 @@ def load_model(o: Namespace, takes: Takes) -> DiT:
     changes = told | input_size(o, takes.factor)
     try:
         if changes.keys() - told:
-            trained = read_source(o.ckpt, **changes)[0]["input_size"]
-            check_image_size(o, takes.factor, trained, changes["input_size"])
+            check_image_size(o, takes.factor, read_source(o.ckpt, **changes)[0], changes["input_size"])
         model = DiT.from_pretrained(o.ckpt, objective=o.objective, **changes).float().eval()
     except (ValueError, OSError, ImportError) as error:
-        option = f", here {OPTIONS[error.argument]}" if isinstance(error, MissingArgumentError) else ""
-        raise SampleError(f"--ckpt {o.ckpt}: {error}{option}") from error
+        here = f", here {OPTIONS[error.argument]}" if isinstance(error, MissingArgumentError) else ""
+        raise SampleError(f"--ckpt {o.ckpt}: {in_options(error, 'num_heads')}{here}") from error
     if model.in_channels not in takes.channels:
         channels = " or ".join(map(str, takes.channels))
         raise SampleError(f"--decoder {o.decoder} takes {channels} channels, the model has {model.in_channels}")
@@ -130,20 +130,29 @@ def input_size(o: Namespace, factor: int) -> dict[str, Any]:
     return {"input_size": height if height == width else (height, width)}
 
 
-def check_image_size(o: Namespace, factor: int, trained: Size, asked: Size) -> None:
-    """Refuse images of another size than the model was trained on; both sizes are those of samples."""
+def check_image_size(o: Namespace, factor: int, config: dict, asked: Size) -> None:
+    """Refuse images of a size without whole patches, or other than the model was trained on.
+
+    Args:
+        config: the model's arguments.
+        asked: size of a sample.
+    """
     own, got = (
         " x ".join(str(side * factor) for side in ((size, size) if isinstance(size, int) else size))
-        for size in (trained, asked)
+        for size in (config["input_size"], asked)
     )
+    step = factor * config["patch_size"]
+    if any(side % step for side in o.image_size):
+        raise SampleError(f"--image-size must be a positive multiple of {step} for this model, got {got}")
     if own != got:
         refuse(o, f"--image-size {got} is not that of the model's training, {own}")
 
 
 def make_sampler(o: Namespace, record: dict, learn_sigma: bool) -> Sampler | FlowSampler:
-    if record["objective"] == "diffusion":
-        return Sampler(o.sampler, o.steps, learn_sigma, o.decoder == "pixel", o.noise_schedule)
-    return FlowSampler(o.sampler, o.steps, record, **solvers.given_options(o))
+    with by_option(SampleError, SampleError, "steps", *solvers.OPTIONS, name="sampler", scheduler="sampler"):
+        if record["objective"] == "diffusion":
+            return Sampler(o.sampler, o.steps, learn_sigma, o.decoder == "pixel", o.noise_schedule)
+        return FlowSampler(o.sampler, o.steps, record, **solvers.given_options(o))
 
 
 def make_guidance(o: Namespace, model: DiT) -> Guidance:

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 
 import torch
 
-from ditfast.command import words
+from ditfast.command import by_option, words
 from ditfast.data import DataError, Source, Unreadable, open_data
 from ditfast.data.classes import print_classes
 from ditfast.data.sources import BUILT_IN
@@ -101,7 +101,8 @@ def parse_config(arguments: list[str] | None = None) -> tuple[Config, bool]:
 def open_source(config: Config) -> Source:
     """Open the data of a config."""
     options = {} if config.data in BUILT_IN else {"flip": config.flip}
-    source = open_data(config.data, config.image_size, **options)
+    with by_option(DataError, TrainError, "data", "image_size"):
+        source = open_data(config.data, config.image_size, **options)
     if config.num_classes not in (None, source.num_classes):
         raise TrainError(f"--num-classes is {config.num_classes}, but --data {config.data} has {source.num_classes}")
     return source

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ditfast.command import Parser, words
+from ditfast.command import Parser, by_option, in_options, option_of, words
 from ditfast.counted import counted
 from ditfast.entry import command
 
@@ -133,3 +133,22 @@ def test_a_run_reads_back_what_it_wrote(tmp_path):
 def test_numbers_with_nouns(number, said):
     assert counted(number, "image") == said
     assert counted(number, "class", "classes").endswith("class" if number == 1 else "classes")
+
+
+def test_errors_about_arguments_name_options():
+    assert option_of("last_step_size") == "--last-step-size"
+    for text, said in (
+        ("image_size of digits must be 8", "--image-size of digits must be 8"),
+        ("name must be one of a, b", "--sampler must be one of a, b"),
+        ("steps=4 is odd", "--steps=4 is odd"),
+        ("stepsize must be 1", "stepsize must be 1"),
+        ("the steps must be 1", "the steps must be 1"),
+        ("", ""),
+    ):
+        assert in_options(text, "steps", "image_size", name="sampler") == said
+    with (
+        pytest.raises(KeyError, match="--sampler must be") as raised,
+        by_option(ValueError, KeyError, name="sampler"),
+    ):
+        raise ValueError("name must be")
+    assert isinstance(raised.value.__cause__, ValueError)

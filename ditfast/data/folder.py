@@ -104,7 +104,7 @@ class Images:
 
 def _classes(folder):
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder")
+        raise DataError(f"folder must be a folder of images, got {str(folder)!r}")
     names, beside = [], None
     for name, is_folder in visible_entries(folder):
         if is_folder:

@@ -58,19 +58,19 @@ def load_vae(name: str, device: str | torch.device) -> Any:
         variant = variants[0] or None if variants else None  # "" comes first
         vae, found = kind.from_pretrained(folder, variant=variant, output_loading_info=True, low_cpu_mem_usage=False)
     if missing := found["missing_keys"]:
-        raise SampleError(f"--vae {name} lacks {counted(len(missing), 'weight')}, {min(missing)} first")
+        raise SampleError(f"vae {name} lacks {counted(len(missing), 'weight')}, {min(missing)} first")
     return vae.to(device).float().eval().requires_grad_(False)
 
 
 def _read_config(name):
     """The autoencoder's config as stored."""
     if name not in PUBLISHED_VAES and not Path(name).is_dir():
-        raise SampleError(f"--vae must be ema, mse or a folder, got {name!r}")
+        raise SampleError(f"vae must be ema, mse or a folder, got {name!r}")
     kind = import_optional("diffusers").AutoencoderKL
     with _loading(name):
         config = kind.load_config(download_config(PUBLISHED_VAES[name]) if name in PUBLISHED_VAES else name)
     if (stored := config.get("_class_name", kind.__name__)) != kind.__name__:
-        raise SampleError(f"--vae {name} must be an {kind.__name__}, got an {stored}")
+        raise SampleError(f"vae {name} must be an {kind.__name__}, got an {stored}")
     return config
 
 
@@ -79,7 +79,7 @@ def _loading(name):
     try:
         yield
     except (ImportError, OSError, ValueError, RuntimeError) as error:
-        raise SampleError(f"--vae {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise SampleError(f"vae {name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def vae_factor(vae: Any) -> int:

@@ -38,9 +38,7 @@ class FlowSampler:
         known = (*MEAN_SAMPLERS, *FLOW_SAMPLERS) if objective == "meanflow" else FLOW_SAMPLERS
         if name not in known:
             hint = did_you_mean(name, known, cutoff=0.6)
-            raise SampleError(
-                f"--sampler must be one of {', '.join(known)} for a {objective} model, got {name!r}{hint}"
-            )
+            raise SampleError(f"name must be one of {', '.join(known)} for a {objective} model, got {name!r}{hint}")
         if (why := solvers.why_not_taken(name, options)) is not None:
             raise SampleError(why)
         self._check_steps(solvers.is_adaptive(name, options))
@@ -50,7 +48,7 @@ class FlowSampler:
             self.times: _Watched | list[float] = _Watched()
             self._run, timesteps = self._prepare(options)
         except (ValueError, ImportError) as error:
-            raise SampleError(f"--sampler {name}: {_by_flag(error, options)}") from error
+            raise SampleError(str(error)) from error
         self.timesteps = [] if timesteps is None else timesteps
         if timesteps is not None:
             self.times = [1 - t for t in timesteps]
@@ -58,13 +56,13 @@ class FlowSampler:
     def _check_steps(self, adaptive):
         name, steps = self.name, self.steps
         if (steps is None) != adaptive:
-            rule = f"is for all samplers but {ODE} with an adaptive method"
-            raise SampleError(f"--steps {rule}, got {steps} for --sampler {name}")
+            rule = f"are for all samplers but {ODE} with an adaptive method"
+            raise SampleError(f"steps {rule}, got {steps} for {name}")
         if name == "one-step" and steps != 1:
-            raise SampleError(f"--sampler one-step takes 1 step, got {steps}: use --sampler average for more")
+            raise SampleError(f"steps must be 1 for one-step, got {steps}: the sampler average takes more")
         least = 3 if name == SDE else 1
         if steps is not None and not least <= steps < MOST:
-            raise SampleError(f"--steps must be in [{least}, {MOST - 1}] for --sampler {name}, got {steps}")
+            raise SampleError(f"steps must be in [{least}, {MOST - 1}] for {name}, got {steps}")
 
     def _prepare(self, options):
         """The loop, a function of model, noise and generators, and the times of its model calls, None if unknown."""
@@ -77,7 +75,7 @@ class FlowSampler:
             times = [step / steps for step in range(steps)]
             return lambda model, noise, _: MeanFlow().sample(model, noise, steps=steps), times
         if solver.transport.path_type != "Linear" or solver.transport.prediction != "velocity":
-            raise ValueError("diffusers' flow schedulers need a model of velocities on the Linear path")
+            raise ValueError(f"name {name} is for models of velocities on the Linear path")
         scheduler = schedulers.make_scheduler(name, **options)
 
         def run(model, noise, _):
@@ -131,9 +129,3 @@ class _Watched:
             return model(x, t)
 
         return watched
-
-
-def _by_flag(error, options):
-    """An error about an argument, in terms of its option."""
-    name, _, rule = str(error).partition(" ")
-    return f"{solvers.flag(name)} {rule}" if name in options or name == "sampling_method" else str(error)

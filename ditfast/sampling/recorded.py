@@ -6,12 +6,13 @@ import torch
 
 from ditfast.checkpoints import read_sampling
 from ditfast.checkpoints.sampling import OBJECTIVES, settle_objective
+from ditfast.command import by_option, in_options, option_of
 from ditfast.fingerprint import sha256
 from ditfast.sampling import SampleError
 from ditfast.sampling.autoencoder import Scaling, latents_of, load_vae
 from ditfast.sampling.decode import PIXELS, Decoder, Takes, keep_pixels, make_decoder
 from ditfast.sampling.sampler import SAMPLERS
-from ditfast.sampling.solvers import FLOW_SAMPLERS, MEAN_SAMPLERS, flag, given_options, is_adaptive
+from ditfast.sampling.solvers import FLOW_SAMPLERS, MEAN_SAMPLERS, given_options, is_adaptive
 
 SCHEDULE = "linear"  # of checkpoints without a record
 SAMPLER = {"diffusion": "ddpm", "flow": "euler", "meanflow": "one-step"}  # default by objective
@@ -27,7 +28,7 @@ def read_record(ckpt: str, objective: str | None = None) -> dict:
         found = read_sampling(ckpt)
         record = settle_objective(found, objective, {"objective": "diffusion"})
     except (ValueError, OSError, ImportError) as error:
-        raise SampleError(f"--ckpt {ckpt}: {error}") from error
+        raise SampleError(f"--ckpt {ckpt}: {in_options(error, 'objective')}") from error
     if record["objective"] not in OBJECTIVES:
         its = record["objective"]
         raise SampleError(f"--ckpt {ckpt} was trained for the objective {its!r}, which has no sampler here")
@@ -54,7 +55,7 @@ def settle_sampler(o: Namespace, record: dict) -> None:
         if o.sampler in {*FLOW_SAMPLERS, *MEAN_SAMPLERS} - {*SAMPLERS}:
             raise SampleError(f"--sampler {o.sampler} is for flows, but this is a diffusion model (--objective)")
         for name, value in options.items():
-            raise SampleError(f"{flag(name)} is for flows, but this is a diffusion model, got {value}")
+            raise SampleError(f"{option_of(name)} is for flows, but this is a diffusion model, got {value}")
     elif o.noise_schedule:
         raise SampleError(f"--noise-schedule is for diffusion, but this is a {objective} model")
     adaptive = objective != "diffusion" and is_adaptive(o.sampler, options)
@@ -94,7 +95,8 @@ def settle_decoder(o: Namespace, record: dict) -> Takes:
         refuse(o, f"--decoder {o.decoder} does not fit this model, which was trained with {trained}")
     if o.decoder == "pixel":
         return PIXELS
-    channels, factor = latents_of(o.vae)
+    with by_option(SampleError, SampleError, "vae"):
+        channels, factor = latents_of(o.vae)
     return Takes((channels,), factor)
 
 
@@ -106,7 +108,8 @@ def load_decoder(o: Namespace, record: dict, device: str | torch.device) -> Deco
     """
     if o.decoder == "pixel":
         return keep_pixels
-    autoencoder, vae = load_vae(o.vae, device), record.get("vae")
+    with by_option(SampleError, SampleError, "vae"):
+        autoencoder, vae = load_vae(o.vae, device), record.get("vae")
     if not vae:
         return make_decoder(autoencoder)
     if vae["sha256"] and sha256(autoencoder) != vae["sha256"]:

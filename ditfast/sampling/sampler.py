@@ -50,12 +50,12 @@ class Sampler:
                 last = None if clip else noisiest_step(self.diffusion.original_betas)
                 most = self.diffusion.original_num_steps if last is None else last + 1
                 if not 1 <= steps <= most:
-                    raise SampleError(f"--steps must be in [1, {most}] for --sampler {name}, got {steps}")
+                    raise SampleError(f"steps must be in [1, {most}] for {name}, got {steps}")
                 self.diffusion = make(OWN[name].format(steps), last_step=last)
             self.scheduler = None if name in OWN else make_scheduler(name, self.diffusion)
             timesteps = self._timesteps()
         except (ValueError, ImportError) as error:
-            raise SampleError(f"--sampler {name} --steps {steps}: {error}") from error
+            raise SampleError(str(error)) from error
         self.timesteps = [float(t) for t in timesteps]
         self.times = [t / self.diffusion.original_num_steps for t in self.timesteps]
 
@@ -81,7 +81,7 @@ def _check_name(name):
     if name not in SAMPLERS and name not in (classes := class_names()):
         hint = did_you_mean(name, [*SAMPLERS, *classes])
         rule = f"one of {', '.join(SAMPLERS)}, or a scheduler class in diffusers, for a diffusion model"
-        raise SampleError(f"--sampler must be {rule}, got {name!r}{hint}")
+        raise SampleError(f"name must be {rule}, got {name!r}{hint}")
 
 
 class Guidance(NamedTuple):

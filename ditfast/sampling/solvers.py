@@ -44,11 +44,6 @@ def is_adaptive(sampler: str, options: Mapping[str, Any]) -> bool:
     return sampler == ODE and options.get("sampling_method", "dopri5") in ode.ADAPTIVE
 
 
-def flag(name: str) -> str:
-    """The option of an argument: --last-step for last_step."""
-    return f"--{name.replace('_', '-')}"
-
-
 def why_not_taken(sampler: str, options: Mapping[str, Any]) -> str | None:
     """Why a sampler does not take one of these options; None if it takes all."""
     taken = _TAKES.get(sampler, ())
@@ -57,7 +52,6 @@ def why_not_taken(sampler: str, options: Mapping[str, Any]) -> str | None:
     for name in options:
         if name not in taken:
             method = options.get("sampling_method")
-            return f"{flag(name)} does not apply to --sampler {sampler}" + (
-                f" --sampling-method {method}" if method and name != "sampling_method" else ""
-            )
+            how = f" with sampling_method {method}" if method and name != "sampling_method" else ""
+            return f"{name} does not apply to {sampler}{how}"
     return None

@@ -2,10 +2,10 @@
 
 import math
 import os
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
+from ditfast.command import by_option, option_of
 from ditfast.data.sources import BUILT_IN
 from ditfast.data.stream import MOST_WORKERS
 from ditfast.models.limits import check_arguments
@@ -205,14 +205,14 @@ def check_config(config: Config, world: int) -> None:
     for name, low in least.items():
         value = getattr(config, name)
         if value is not None and value < low:
-            raise TrainError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
+            raise TrainError(f"{option_of(name)} must be at least {low}, got {value}")
     most = {"batch": 2**20, "workers": MOST_WORKERS, "seed": 2**64 - 1, "sample_steps": 1000}
     for name, high in most.items():
         if getattr(config, name) > high:
-            raise TrainError(f"--{name.replace('_', '-')} must be at most {high}, got {getattr(config, name)}")
+            raise TrainError(f"{option_of(name)} must be at most {high}, got {getattr(config, name)}")
     for name, limit in (("label_drop", 1), ("ema", 1), ("lr", math.inf), ("weight_decay", math.inf)):
         if not 0 <= getattr(config, name) < limit:
-            raise TrainError(f"--{name.replace('_', '-')} must be in [0, {limit}), got {getattr(config, name)}")
+            raise TrainError(f"{option_of(name)} must be in [0, {limit}), got {getattr(config, name)}")
     if not all(0 <= beta < 1 for beta in config.betas):
         raise TrainError(f"--betas must be two numbers in [0, 1), got {config.betas[0]} {config.betas[1]}")
     check_objective(config)
@@ -257,13 +257,6 @@ def model_arguments(
         **{name: getattr(config, name) for name in ("learn_sigma", "conditioning", "backend", "recompute_mlp")},
         "second_time": config.objective == "meanflow",
     }
-    try:
+    with by_option(ValueError, TrainError, *arguments.keys() & {field.name for field in fields(Config)}):
         check_arguments(arguments)
-    except ValueError as error:
-        raise TrainError(_as_option(error)) from error
     return arguments
-
-
-def _as_option(error) -> str:
-    """Rewrite an error about an argument for the option of that name."""
-    return re.sub(r"^\w+", lambda name: f"--{name[0].replace('_', '-')}", str(error))

@@ -6,6 +6,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import get_origin
 
+from ditfast.command import option_of
 from ditfast.optional import import_optional
 from ditfast.small_files import read_text
 from ditfast.suggest import did_you_mean
@@ -35,18 +36,18 @@ def flags_from_yaml(path: str | Path) -> list[str]:
     for name, value in found.items():
         if name not in known:
             raise TrainError(f"--config {path}: unknown name {name!r}{did_you_mean(name, known)}")
-        flag = name.replace("_", "-")
+        flag = option_of(name)
         if get_origin(known[name]) is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
-            flags += [f"--{flag}", *value]
+            flags += [flag, *value]
             continue
         if not isinstance(value, str):
             raise TrainError(f"--config {path}: {name} must be a single value, got {short(value)}")
         if value in NULL:  # keep the default
             continue
         if known[name] is not bool:
-            flags += [f"--{flag}", os.path.expanduser(value)]
+            flags += [flag, os.path.expanduser(value)]
         elif value.lower() in (*YES, *NO):
-            flags.append(f"--{flag}" if value.lower() in YES else f"--no-{flag}")
+            flags.append(flag if value.lower() in YES else flag.replace("--", "--no-", 1))
         else:
             raise TrainError(f"--config {path}: {name} must be true or false, got {value!r}")
     return flags

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ditfast.command import by_option
 from ditfast.counted import counted
 from ditfast.data import Source
 from ditfast.fingerprint import fingerprint
@@ -85,14 +86,10 @@ class Encoder:
 
 
 def _load(name, device):
-    try:
+    with by_option(SampleError, TrainError, "vae"):
         return load_vae(name, device)
-    except (SampleError, ImportError) as error:
-        raise TrainError(str(error)) from error
 
 
 def _describe(vae):
-    try:
+    with by_option(SampleError, TrainError):
         return describe_vae(vae)
-    except SampleError as error:
-        raise TrainError(str(error)) from error

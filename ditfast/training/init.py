@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 
+from ditfast.checkpoints.infer import MissingArgumentError
 from ditfast.checkpoints.load import read_model, read_source
+from ditfast.command import in_options, option_of
 from ditfast.models import DiT
 from ditfast.training import TrainError
 from ditfast.training.config import ARCHITECTURE, NEW, Config, Init
@@ -23,7 +25,8 @@ def read_init(config: Config) -> Init:
         # the data determines the size; this one only stands in where weights cannot tell it
         arguments, sampling = read_source(config.init, input_size=1, **known)
     except (ValueError, OSError, ImportError) as error:
-        raise TrainError(f"--init {config.init}: {error}") from error
+        here = f", here {option_of(error.argument)}" if isinstance(error, MissingArgumentError) else ""
+        raise TrainError(f"--init {config.init}: {in_options(error, *ARCHITECTURE)}{here}") from error
     return Init(arguments, sampling)
 
 
@@ -36,8 +39,9 @@ def check_init(config: Config, init: Init) -> None:
     for name in (*ARCHITECTURE, "conditioning", "learn_sigma"):
         its, asked = init.arguments.get(name), getattr(config, name)
         if its is not None and its != asked:
-            option = f"--{name.replace('_', '-')}"
-            raise TrainError(f"--init {config.init} has {name} {its}, so {option} must be {its}, got {asked}")
+            raise TrainError(
+                f"--init {config.init} has {name} {its}, so {option_of(name)} must be {its}, got {asked}"
+            )
     if init.arguments and init.arguments["second_time"] != (config.objective == "meanflow"):
         has = "a" if init.arguments["second_time"] else "no"
         raise TrainError(f"--init {config.init} has {has} second time, got --objective {config.objective}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ditfast.command import by_option, option_of
 from ditfast.diffusion import create_diffusion
 from ditfast.flow import MeanFlow, create_transport
 from ditfast.training import TrainError
@@ -25,11 +26,7 @@ OPEN: dict[str, Any] = {"noise_schedule": "linear", "path_type": "Linear", "pred
 OPEN |= {"time_sampling": "uniform", "time_mean": 0.0, "sample_steps": 50, "cfg": 4.0}
 OPEN_MEAN = {**OPEN, "time_sampling": "logit-normal", "time_mean": 0.4, "sample_steps": 1, "cfg": 1.0}
 # argument of MeanFlow -> config field
-NAMES = {
-    "guidance": "target_cfg",
-    "guidance_mix": "target_mix",
-    "guidance_interval": "target_from",
-}  # argument: field
+NAMES = {"guidance": "target_cfg", "guidance_mix": "target_mix", "guidance_interval": "target_from"}
 
 
 class Objective(NamedTuple):
@@ -68,17 +65,13 @@ def check_objective(config: "Config") -> None:
         for name in names:
             if name not in FIELDS[config.objective] and getattr(config, name) != defaults[name]:
                 got = f"got --objective {config.objective}"
-                raise TrainError(f"{_option(name)} is for --objective {objective}, {got}")
+                raise TrainError(f"{option_of(name)} is for --objective {objective}, {got}")
     if config.loss_weight and config.prediction == "velocity":
         raise TrainError(f"--loss-weight {config.loss_weight} is for --prediction noise or score, got velocity")
     make_objective(config, 1)  # checks the values; the number of classes does not matter
     assert config.cfg is not None  # filled in
     if config.sample_every and config.cfg > 1 and (scale := learned_guidance(config)) != 1:
         raise TrainError(f"--cfg must be 1 for a model that learns to guide itself, by {scale:g}, got {config.cfg:g}")
-
-
-def _option(name):
-    return f"--{name.replace('_', '-')}"
 
 
 def make_objective(config: "Config", num_classes: int) -> Objective:
@@ -88,11 +81,9 @@ def make_objective(config: "Config", num_classes: int) -> Objective:
         TrainError: naming the invalid option.
     """
     assert config.objective is not None  # filled in
-    try:
-        return {"diffusion": _diffusion, "flow": _flow, "meanflow": _mean_flow}[config.objective](config, num_classes)
-    except ValueError as error:
-        name, rule = str(error).split(" ", 1)
-        raise TrainError(f"{_option(NAMES.get(name, name))} {rule}") from error
+    make = {"diffusion": _diffusion, "flow": _flow, "meanflow": _mean_flow}[config.objective]
+    with by_option(ValueError, TrainError, *FIELDS[config.objective], **NAMES):
+        return make(config, num_classes)
 
 
 def _diffusion(config, num_classes):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ditfast.atomic import atomic_write
+from ditfast.command import by_option
 from ditfast.models import DiT
 from ditfast.models.dit import default_cfg_channels
 from ditfast.optional import import_optional
@@ -41,10 +42,8 @@ class Preview:
 
     def __init__(self, config: Config, encoder: Encoder, num_classes: int, ranks: Ranks):
         self._encoder, self._ranks = encoder, ranks
-        try:
+        with by_option(SampleError, TrainError, steps="sample_steps"):
             self._sampler = _make_sampler(config, encoder)
-        except SampleError as error:
-            raise TrainError(f"--sample-steps {config.sample_steps}: {error}") from error
         assert config.cfg is not None  # filled in
         self._guidance = Guidance(config.cfg, 0.0, 1.0, default_cfg_channels(encoder.shape[0]))
         self._labels = [i % num_classes for i in range(COUNT)]

@@ -38,7 +38,7 @@ def test_one_error_soon(server, tmp_path):
     start = time.perf_counter()
     for load, error, parts in (
         (lambda: DiT.from_pretrained("a/dit"), FileNotFoundError, ("'a/dit'", "hf download a/dit")),
-        (lambda: load_vae("ema", "cpu"), SampleError, ("--vae ema", "hf download stabilityai/sd-vae-ft-ema")),
+        (lambda: load_vae("ema", "cpu"), SampleError, ("vae ema", "hf download stabilityai/sd-vae-ft-ema")),
         (lambda: files.find_model(files.RELEASED[0]), OSError, (server, f"{tmp_path}/hub/checkpoints/DiT-XL-2-256x")),
     ):
         with pytest.raises(error) as refused:

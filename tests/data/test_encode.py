@@ -285,8 +285,8 @@ def test_non_finite_values_are_rejected(tree, refusal, vae, tmp_path):
         (("--batch", 0), {}, "--batch must be at least 1, got 0"),
         (("--workers", -1), {}, "--workers must be at least 0, got -1"),
         (("--dtype", "bf16"), {}, "invalid choice: 'bf16'"),
-        ((), {"data": "nowhere"}, "nowhere is not a folder"),
-        ((), {"vae": "nowhere"}, "--vae must be ema, mse or a folder, got 'nowhere'"),
+        ((), {"data": "nowhere"}, "--data must be a folder of images, got '.*nowhere'"),
+        ((), {"vae": "nowhere"}, "--vae must be ema, mse or a folder, got '.*nowhere'"),
     ],
 )
 def test_bad_options(tree, refusal, options, changes, message, tmp_path):

@@ -148,7 +148,7 @@ def test_bad_channels(tree):
 
 
 def test_a_missing_folder(tmp_path):
-    with pytest.raises(DataError, match="nowhere is not a folder"):
+    with pytest.raises(DataError, match="folder must be a folder of images, got '.*nowhere'"):
         Images(tmp_path / "nowhere", 8)
 
 

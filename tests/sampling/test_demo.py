@@ -67,7 +67,7 @@ def test_the_demo_in_one_step(demo, tmp_path, capsys):
     assert found["sampler"] == "one-step" and found["steps"] == 1 and found["guidance"] is None
     demo("--one-s", "--sampler", "average", "--steps", 2, "--out", "two", "--grid", "two.png", "--classes", 4)
     assert json.loads(Path("two/settings.json").read_text())["objective"] == "meanflow"
-    with pytest.raises(SystemExit, match="--sampler one-step takes 1 step, got 4"):
+    with pytest.raises(SystemExit, match="--steps must be 1 for one-step, got 4"):
         demo("--one-step", "--steps", 4)
     with pytest.raises(SystemExit, match="2"):
         main(["--one-step", "--ckpt", ONE_STEP["ckpt"], "--num-samples", "1"])

@@ -99,7 +99,7 @@ def test_branches_compute_in_the_dtype_and_samples_stay_float32(model):
 def test_steps_are_as_many_as_have_a_signal(name):
     assert len(Sampler(name, 996, True, False, "squaredcos_cap_v2").times) == 996
     assert len(Sampler(name, 1000, True, True, "squaredcos_cap_v2").times) == 1000
-    with pytest.raises(SampleError, match=rf"--steps must be in \[1, 996\] for --sampler {name}, got 997$"):
+    with pytest.raises(SampleError, match=rf"^steps must be in \[1, 996\] for {name}, got 997$"):
         Sampler(name, 997, True, False, "squaredcos_cap_v2")
 
 

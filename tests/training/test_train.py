@@ -135,7 +135,7 @@ def test_the_average_is_exported_and_sampled_from(kit):
 def _export(kit, out, weights):
     folder = kit.folder / f"exported-{weights}"
     export([str(out), str(folder), "--weights", weights])
-    with pytest.raises(SystemExit, match="exists"):
+    with pytest.raises(SystemExit, match="exported-.* already has a model: .* --overwrite"):
         export([str(out), str(folder)])
     return folder
 
