@@ -5,12 +5,20 @@ from numbers import Integral, Real
 import torch
 
 
+def dense(name: str, value: torch.Tensor) -> None:
+    """Check that ``value`` is not sparse or nested."""
+    if value.layout is not torch.strided or value.is_nested:
+        got = "a nested tensor" if value.layout is torch.strided else value.layout
+        raise TypeError(f"{name} must be a dense tensor, torch.strided, got {got}")
+
+
 def floating(name: str, value: object) -> None:
     """Check that ``value`` is a floating-point tensor with a batch dimension."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+    dense(name, value)
     if value.dim() == 0:
         raise ValueError(f"{name} must have shape (B, …), got ()")
 
@@ -21,6 +29,7 @@ def timesteps(t: object, x: torch.Tensor) -> None:
         raise TypeError(f"t must be a tensor, got {type(t).__name__}")
     if t.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"t must be int64 or int32, got {t.dtype}")
+    dense("t", t)
     if tuple(t.shape) != (x.shape[0],):
         raise ValueError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
     if t.device != x.device:

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 
 import torch
 
+from ditfast.diffusion.checks import dense
 from ditfast.suggest import did_you_mean
 
 MOST = 10**6  # steps; each calls the model
@@ -41,6 +42,7 @@ def times(name: str, t: torch.Tensor, x: torch.Tensor) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     if not t.is_floating_point():
         raise TypeError(f"{name} must be floating-point, got {t.dtype}")
+    dense(name, t)
     if tuple(t.shape) != (x.shape[0],):
         raise ValueError(f"{name} must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
     if t.device != x.device:

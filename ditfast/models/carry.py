@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ditfast import ops
+from ditfast.models.limits import check_tensors
 from ditfast.models.plain import is_bare_layer_norm, is_plain, parameter
 from ditfast.ops.gemm import linear_for_inference
 
@@ -29,7 +30,12 @@ class Carry(NamedTuple):
 
 
 def start_carry(x: Tensor, c: Tensor, backends: tuple[str, ...]) -> Carry:
-    """Wrap tokens x (B, N, D) and conditioning c (B or 1, D)."""
+    """Wrap tokens x (B, N, D) and conditioning c (B or 1, D).
+
+    Raises:
+        TypeError: one of them is no dense tensor.
+    """
+    check_tensors(x=x, c=c)
     return Carry(x, None, None, None, F.silu(c), backends)
 
 

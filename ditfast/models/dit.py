@@ -128,6 +128,7 @@ class DiT(nn.Module):
         Raises:
             ValueError: N is not a perfect square, or does not match the model's rectangle.
         """
+        check_tensors(x=x)
         rows, columns = getattr(self.x_embedder, "grid_size", (1, 1))  # a replaced embedder may lack it: any square
         if rows == columns and math.isqrt(x.shape[1]) ** 2 != x.shape[1]:
             raise ValueError(f"x must have a square number of tokens, got shape {tuple(x.shape)}")

@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ditfast.models.limits import check_tensors
 from ditfast.models.linears import call_linears
 from ditfast.models.plain import has_original_forward, is_plain, remember_forward
 
@@ -168,7 +169,7 @@ def is_patch_projection(proj: Any, patch_size: int) -> bool:
 def check_latents(embedder: PatchEmbed, x: Any) -> None:
     """Raise if the shape of x does not fit the embedder, or its dtype does not fit a plain projection's weight."""
     (height, width), proj = embedder.img_size, embedder.proj
-    _check_tensor("x", x)
+    check_tensors(x=x)
     c = getattr(proj, "in_channels", None)  # unknown if the convolution was replaced
     if x.dim() != 4 or tuple(x.shape[1:]) != (x.shape[1] if c is None else c, height, width):
         raise ValueError(f"x must have shape (B, C, S, S) = (B, {c or 'C'}, {height}, {width}), got {tuple(x.shape)}")
@@ -198,13 +199,8 @@ def check_labels(y: Any, x: Tensor) -> None:
         raise TypeError(f"y must be int64 or int32, got {y.dtype}")
 
 
-def _check_tensor(name, value):
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
 def _check_per_sample(name, value, x):
-    _check_tensor(name, value)
+    check_tensors(**{name: value})
     if tuple(value.shape) not in ((x.shape[0],), (1,)):
         raise ValueError(f"{name} must have shape (B,) = ({x.shape[0]},), got {tuple(value.shape)}")
     if value.device != x.device:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ditfast.ops.checks import dense
+
 POSITIONS = 2**28  # values in the position embedding, N * D, which is computed in float64
 _WHOLE = {
     "patch_size": (1, 2**12),
@@ -59,10 +61,11 @@ def check_arguments(config: dict) -> None:
 
 
 def check_tensors(**values: object) -> None:
-    """Require tensors."""
+    """Require dense tensors."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        dense(name, value)
 
 
 def check_number(name: str, value: Any) -> None:

@@ -20,29 +20,42 @@ def tensor(
     name: str, value: Any, rule: str = "", shape: tuple[int, ...] | None = None, device: torch.device | None = None
 ) -> None:
     """Require a dense floating-point tensor of this shape, spelled in letters by the rule, on this device."""
-    if (
-        isinstance(value, Tensor)
-        and value.dtype in FLOATING
-        and value.layout is _STRIDED
-        and (device is None or value.device == device)
-        and (shape is None or value.shape == shape)
-    ):
-        return
+    try:
+        if (
+            isinstance(value, Tensor)
+            and value.dtype in FLOATING
+            and value.layout is _STRIDED
+            and (device is None or value.device == device)
+            and (shape is None or value.shape == shape)
+        ):
+            return
+    except RuntimeError:  # a nested tensor may be strided, but has no shape
+        pass
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
-    if value.layout is not _STRIDED:
-        raise TypeError(f"{name} must be a dense tensor, torch.strided, got {value.layout}")
+    dense(name, value)
     if device is not None and value.device != device:
         raise ValueError(f"{name} must be on the first argument's device, {device}, got {value.device}")
     raise ValueError(f"{name} must have shape {rule} = {tuple(shape or ())}, got {tuple(value.shape)}")
 
 
+def dense(name: str, value: Tensor) -> None:
+    """Require a dense tensor."""
+    if value.layout is not _STRIDED or value.is_nested:
+        got = "a nested tensor" if value.layout is _STRIDED else value.layout
+        raise TypeError(f"{name} must be a dense tensor, torch.strided, got {got}")
+
+
 def ranked(name: str, value: Any, rule: str, dims: int, device: torch.device | None = None) -> torch.Size:
     """Require a floating-point tensor with ``dims`` dimensions; return its shape."""
     tensor(name, value, device=device)
-    shape = value.shape
+    try:
+        shape = value.shape
+    except RuntimeError:
+        dense(name, value)
+        raise
     if len(shape) != dims:
         raise ValueError(f"{name} must have shape {rule}, got {tuple(shape)}")
     return shape

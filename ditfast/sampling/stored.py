@@ -130,5 +130,5 @@ def compute_rows(model: DiT, t: torch.Tensor, y: torch.Tensor, dtype: torch.dtyp
         dtype: of the latents.
     """
     c = _embed_conditions(model, t, y, dtype)
-    carry = start_carry(None, c, names_in_force(model.backend))  # type: ignore[arg-type]  # no tokens needed
+    carry = start_carry(c[:, None], c, names_in_force(model.backend))  # its tokens are not read
     return [modulation(layer, c, carry) for layer in modulation_layers(model)]

@@ -127,3 +127,14 @@ def test_loops(loop, options, error, message):
 def test_bound():
     with pytest.raises(TypeError, match="x_start must be floating-point, got torch.uint8"):
         create_diffusion("10").calc_bpd_loop(model, X.to(torch.uint8))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("make", [lambda v: torch.nested.nested_tensor([*v]), torch.Tensor.to_sparse])
+def test_no_dense_tensor(make):
+    for name in METHODS:
+        if name != "predict_xstart_from_eps":
+            with pytest.raises(TypeError, match="must be a dense tensor, torch.strided, got "):
+                call(name, x=make(X))
+        with pytest.raises(TypeError, match="^t must be a dense tensor, torch.strided, got "):
+            call(name, t=make(T))

@@ -173,3 +173,19 @@ def test_mean_flow_rejects_a_model_that_drops_labels():
     with pytest.raises(ValueError, match=r"model_kwargs must have y, labels, for guidance=2, got \[\]"):
         mean_flow.training_losses(model.eval(), x1)
     assert mean_flow.training_losses(model, x1, {"y": y})["loss"].shape == (3,)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("make", [lambda v: torch.nested.nested_tensor([*v]), torch.Tensor.to_sparse])
+def test_no_dense_tensor(make):
+    flow, mean = create_transport(), MeanFlow()
+    for name, call in (
+        ("x1", lambda: flow.training_losses(model, make(X))),
+        ("noise", lambda: flow.training_losses(model, X, noise=make(X))),
+        ("t", lambda: flow.training_losses(model, X, t=make(T))),
+        ("x1", lambda: mean.training_losses(model, make(X))),
+        ("init", lambda: Sampler(flow).sample_ode(sampling_method="euler", num_steps=3)(make(X), model)),
+        ("init", lambda: Sampler(flow).sample_sde(num_steps=3)(make(X), model)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} must be a dense tensor, torch.strided, got "):
+            call()

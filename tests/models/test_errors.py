@@ -124,3 +124,26 @@ def test_backend_that_cannot_run(monkeypatch):
     model = DiT(**SMALL, backend="triton")
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run: it is not there"):
         model(torch.zeros(X), T, Y)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("make", [lambda v: torch.nested.nested_tensor([*v]), torch.Tensor.to_sparse])
+def test_no_dense_tensor(make):
+    """One error before a module sees it, for the model and for its layers called by themselves."""
+    model = DiT(**SMALL).eval()
+    x, tokens, c = torch.zeros(X), torch.zeros(3, 16, 32), torch.zeros(3, 32)
+    for name, call in (
+        ("x", lambda: model(make(x), T, Y)),
+        ("t", lambda: model(x, make(T), Y)),
+        ("y", lambda: model(x, T, make(Y))),
+        ("x", lambda: model.forward_with_cfg(make(x), T, Y, 2.0)),
+        ("x", lambda: model.unpatchify(make(tokens))),
+        ("x", lambda: model.blocks[0](make(tokens), c)),
+        ("c", lambda: model.blocks[0](tokens, make(c))),
+        ("x", lambda: model.final_layer(make(tokens), c)),
+        ("c", lambda: model.final_layer(tokens, make(c))),
+        ("h", lambda: model.blocks[0].attn(make(tokens))),
+        ("h", lambda: model.blocks[0].mlp(make(tokens))),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} must be a dense tensor, torch.strided, got "):
+            call()

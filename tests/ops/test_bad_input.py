@@ -86,6 +86,9 @@ def test_layout(op, name):
     layouts += [torch.nested.as_nested_tensor([*value], layout=torch.jagged)] if value.dim() > 1 else []
     for wrong in layouts:
         rejects(op, TypeError, f"{name} must be a dense tensor, torch.strided, got {wrong.layout}", **{name: wrong})
+    if value.dim() > 1:  # strided, but without a shape
+        nested = torch.nested.nested_tensor([*value])
+        rejects(op, TypeError, f"{name} must be a dense tensor, torch.strided, got a nested tensor", **{name: nested})
 
 
 @pytest.mark.parametrize(("op", "name"), [pair for pair in TENSORS if pair[1] != FIRST[pair[0]]])
