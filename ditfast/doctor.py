@@ -17,7 +17,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -214,24 +215,46 @@ def align(rows: list[tuple]) -> list[str]:
     return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 
-def verify() -> str | None:
+def verify(device_type: str) -> str | None:
     """Check every kernel and print one line per kernel; return what was wrong, None if all are right."""
-    results, why = attempt(lambda: import_module("ditfast.ops.verify").verify_in_subprocess())
-    checked = failed = 0
+
+    def start() -> tuple[int, Iterator]:
+        checks = import_module("ditfast.ops.verify")
+        return len(checks.kernels_to_check(device_type)), checks.verify_in_subprocess()
+
+    found, why = attempt(start)
+    total, results = found or (0, ())
+    checked, failed, begin = 0, 0, time.perf_counter()
+    if total:
+        print(f"\nself-check of {counted(total, 'kernel')}, which takes minutes", flush=True)
     try:
-        for result in results or ():
+        show_progress(0, total, begin)
+        for result in results:
             outcome = "WRONG" if result.was_compared else "could not be checked"
             outcome = "right" if result.reason is None else f"{outcome}: {result.reason}"
             dtypes = f"{result.stream} {result.branch}".replace("torch.", "")
             kernel = f"{result.op}/{result.backend}"
+            show_progress()
             print(f"{kernel:42}{dtypes:20}{result.width:6}  {outcome}  ({result.seconds:.1f} s)", flush=True)
             checked += 1
             failed += result.reason is not None
+            show_progress(checked, total, begin)
     except RuntimeError as error:
         why = str(error)
+    finally:
+        show_progress()
     if why:
         return f"{counted(checked, 'kernel was', 'kernels were') if checked else 'nothing was'} verified: {why}"
     return f"{failed} of {counted(checked, 'check')} failed, and auto will not take what failed" if failed else None
+
+
+def show_progress(checked: int = 0, total: int = 0, begin: float = 0.0) -> None:
+    """Write how far the checks are to the last line of a terminal; without arguments, clear it."""
+    if not sys.stderr.isatty():
+        return
+    left = (time.perf_counter() - begin) * (total - checked) / max(checked, 1)
+    text = f"{checked} of {total} checked" + (f", about {left:.0f} s left" if checked else "") if total else ""
+    print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 @command()
@@ -239,7 +262,9 @@ def main() -> None:
     """Run the command line."""
     parser = Parser(prog="python -m ditfast.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--verify", action="store_true", help="also rerun every kernel's self-check")
+    parser.add_argument(
+        "--verify", action="store_true", help="also rerun every kernel's self-check, which takes minutes"
+    )
     arguments = parser.parse_args(words())
     if arguments.json and arguments.verify:
         parser.error("argument --verify: not allowed with --json, since it prints a line per kernel")
@@ -250,8 +275,7 @@ def main() -> None:
     print(as_text(found))
     wrong = None
     if arguments.verify:
-        print("\nself-check of the kernels")
-        wrong = verify()
+        wrong = verify(found["ops"]["device"])
     print(f"\n{verdict(found)}" + (f"; {wrong}" if wrong else "; every kernel is right" if arguments.verify else ""))
     sys.exit(1 if wrong else 0)
 

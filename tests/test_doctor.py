@@ -139,3 +139,21 @@ def test_verify_and_json_exclude_each_other():
         [sys.executable, "-m", "ditfast.doctor", "--json", "--verify"], capture_output=True, text=True, cwd="/"
     )
     assert done.returncode == 2 and "--verify" in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_verify_says_how_far_it_is(monkeypatch, capsys, terminal):
+    """Before the first check, and on a terminal after each."""
+    from ditfast.ops import verify
+
+    key = ("mlp", "host", "torch.float32", "torch.float32", 64)
+    monkeypatch.setattr(verify, "kernels_to_check", lambda device: [key] * 2)
+    results = [verify.Result(*key, None, 0.1, True), verify.Result(*key, "max error", 0.1, True)]
+    monkeypatch.setattr(verify, "verify_in_subprocess", lambda: iter(results))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert doctor.verify("cpu") == "1 of 2 checks failed, and auto will not take what failed"
+    said = capsys.readouterr()
+    assert said.out.splitlines()[1] == "self-check of 2 kernels, which takes minutes"
+    assert [line.split()[0] for line in said.out.splitlines()[2:]] == ["mlp/host"] * 2
+    shown = [text.split(",")[0] for text in said.err.replace("\r", "").split("\x1b[K") if text]
+    assert shown == [f"{n} of 2 checked" for n in range(3)] * terminal
