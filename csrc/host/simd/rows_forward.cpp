@@ -63,6 +63,7 @@ void forward_row(const RowsForward& call, Scratch s, std::int64_t b, std::int64_
             const Vec biased = load(y + i, extent) + load(s.bias + i);
             const auto stored = narrow(x_new, load(s.gate + i) * biased + load(x + i, extent));
             store_narrow(x_new + i, stored, extent);
+            if constexpr (!kNorm) return;
             const Vec value = keep(widen(x_new, stored), extent);  // x_new is normalized as stored
             store(s.row + i, value);
             sum += value;
