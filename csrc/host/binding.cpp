@@ -66,7 +66,7 @@ Matrix matrix(const MatrixArgument& m) {
 }
 
 void gemm_(std::tuple<std::int64_t, std::int64_t, std::int64_t> size, const MatrixArgument& a, const MatrixArgument& b,
-           Address bias, Address c, int threads) {
+           Address bias, Address c, Address act, int threads) {
     const auto [rows, columns, inner] = size;
     const Gemm call{rows,
                     columns,
@@ -74,7 +74,8 @@ void gemm_(std::tuple<std::int64_t, std::int64_t, std::int64_t> size, const Matr
                     matrix(a),
                     matrix(b),
                     static_cast<const float*>(pointer(bias)),
-                    static_cast<float*>(pointer(c))};
+                    static_cast<float*>(pointer(c)),
+                    static_cast<float*>(pointer(act))};
     kernels().gemm(call, threads);
 }
 
@@ -201,7 +202,7 @@ void bind(py::module_& m) {
     m.def("gelu_forward", without_gil(gelu_forward_), "dtype, M, F, pre, act, threads");
     m.def("gelu_backward", without_gil(gelu_backward_), "dtype, M, F, pre, act or 0, dact, dbias, threads");
     m.def("gelu_jvp", without_gil(gelu_jvp_), "dtype, M * F, pre, pre_t, act, act_t, threads");
-    m.def("gemm", without_gil(gemm_), "(rows, columns, inner), a, b, bias or 0, c, threads");
+    m.def("gemm", without_gil(gemm_), "(rows, columns, inner), a, b, bias or 0, c or 0, act or 0, threads");
     m.def("norm", without_gil(norm_), "dtype, addresses of tensors, their numbers of elements, threads");
     const char* const patch_arguments =
         "bytes per element, (B, C, gh, gw, p), channels_last, image, image strides, tokens, (stride_b, stride_n), "

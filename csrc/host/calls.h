@@ -86,13 +86,14 @@ struct Matrix {
     std::int64_t stride_inner;  // along what a product sums over
 };
 
-// c = a b^T + bias. None of the sizes is zero.
+// c = a b^T + bias, and act is GELU of that; one of them may be null. None of the sizes is zero.
 struct Gemm {
     std::int64_t rows, columns, inner;
     Matrix a;           // (rows, inner)
     Matrix b;           // (columns, inner)
     const float* bias;  // (columns,) or null
     float* c;           // (rows, columns), contiguous
+    float* act;
 };
 
 }  // namespace ditfast::host

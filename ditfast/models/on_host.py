@@ -56,7 +56,7 @@ def run_block(
     scale = (d // heads) ** -0.5 if scale is None else float(scale)
     y = linear(_attend(h, w_qkv, b_qkv, heads, scale), w_proj).view(b, n, d)
     x, h, *_ = host.junction(x, y, gate_msa, shift_mlp, scale_mlp, eps2, b_proj, dtype)
-    y = linear(host.gelu_(linear(h.view(b * n, d), w1, b1)), w2).view(b, n, d)
+    y = linear(gemm.linear_gelu(h.view(b * n, d), w1, b1), w2).view(b, n, d)
     for op in (LAYER_NORM_MODULATE if carry.y is None else JUNCTION, ATTENTION, JUNCTION, MLP):
         note(op.name, "host")
     return set_pending(carry, x, y, gate_mlp, pending_bias(b2))

@@ -50,6 +50,21 @@ def linear_on_packed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return _onednn(x, packed, bias) if is_packed else linear(x, weight, bias)
 
 
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU (tanh) of `linear_on_packed`, where possible in the pass that writes it."""
+    if _takes_kernel(x, weight.t(), bias):
+        return host.product_gelu(x, weight.t(), bias, keep_product=False)[1]
+    return host.gelu_(linear_on_packed(x, weight, bias))
+
+
+def linear_and_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """`linear` and its GELU (tanh), (M, O) each, for a backward that needs both."""
+    if _takes_kernel(x, weight.t(), bias):
+        return host.product_gelu(x, weight.t(), bias, keep_product=True)
+    pre = linear(x, weight, bias)
+    return pre, host.gelu(pre)
+
+
 def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backends: tuple[str, ...]) -> Tensor:
     """`F.linear`, replaced by `linear_on_packed` for eager tensors without derivatives and by `tangents.linear` in
     forward-mode AD, except on the reference.

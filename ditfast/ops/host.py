@@ -19,11 +19,23 @@ def _extension():
 
 def product(a, b, bias=None):
     """a (M, K) @ b (K, N) + bias (N,) or None in float32, M, K, N > 0; of each matrix one stride is 1."""
-    (rows, inner), columns = a.shape, b.shape[1]
-    c = a.new_empty(rows, columns)
-    left, right = (a.data_ptr(), *a.stride()), (b.data_ptr(), *b.stride()[::-1])
-    _extension().gemm((rows, columns, inner), left, right, _pointer(bias), c.data_ptr(), torch.get_num_threads())
+    c = a.new_empty(a.shape[0], b.shape[1])
+    _product_into(c, None, a, b, bias)
     return c
+
+
+def product_gelu(a, b, bias, keep_product: bool):
+    """`product`, or None unless kept, and GELU (tanh) of it: (M, N) each."""
+    act = a.new_empty(a.shape[0], b.shape[1])
+    c = torch.empty_like(act) if keep_product else None
+    _product_into(c, act, a, b, bias)
+    return c, act
+
+
+def _product_into(c, act, a, b, bias):
+    left, right = (a.data_ptr(), *a.stride()), (b.data_ptr(), *b.stride()[::-1])
+    pointers = _pointer(bias), _pointer(c), _pointer(act)
+    _extension().gemm((a.shape[0], b.shape[1], a.shape[1]), left, right, *pointers, torch.get_num_threads())
 
 
 def gelu(pre):

@@ -113,7 +113,7 @@ def _inference(h, w1, b1, w2, b2, backend):
     if h.is_cuda:  # GELU in the GEMM's epilogue; on the CPU this function computes erf GELU
         act = torch._addmm_activation(b1, rows, w1.t(), use_gelu=True)
     else:
-        act = host.gelu_(linear(rows, w1, b1)) if name == "host" else F.gelu(linear(rows, w1, b1), approximate="tanh")
+        act = gemm.linear_gelu(rows, w1, b1) if name == "host" else F.gelu(F.linear(rows, w1, b1), approximate="tanh")
     return linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
 
 
@@ -123,9 +123,12 @@ def _inference_fake(h, w1, b1, w2, b2, backend):
 
 def _forward(h, w1, b1, w2, b2, recompute, backend):
     name = resolve(OP, backend, h, h, w1.shape[0])
-    linear = gemm.linear if name == "host" else F.linear
-    pre = linear(h.reshape(-1, h.shape[-1]), w1, b1)  # (B*N, F)
-    act = host.gelu(pre) if name == "host" else F.gelu(pre, approximate="tanh")
+    rows, linear = h.reshape(-1, h.shape[-1]), gemm.linear if name == "host" else F.linear
+    if name == "host":
+        pre, act = gemm.linear_and_gelu(rows, w1, b1)  # (B*N, F) each
+    else:
+        pre = F.linear(rows, w1, b1)
+        act = F.gelu(pre, approximate="tanh")
     y = linear(act, w2, b2).view(*h.shape[:2], w2.shape[0])
     return y, pre, pre.new_empty(0) if recompute else act
 

@@ -14,8 +14,7 @@ struct Operand {
     bool is_turned;
 
     Operand(Place place, std::int64_t rows, std::int64_t inner, bool is_turned)
-        : tensor(place, DType::kFloat32, 1, is_turned ? inner : rows, is_turned ? rows : inner),
-          is_turned(is_turned) {
+        : tensor(place, DType::kFloat32, 1, is_turned ? inner : rows, is_turned ? rows : inner), is_turned(is_turned) {
         tensor.fill(is_turned ? 1 : 2);
     }
 
@@ -28,15 +27,20 @@ struct Operand {
 void check_shape(const Shape& s, Place place) {
     const Place dense{place.at_end, 0};
     Tensor bias(dense, DType::kFloat32, 1, 1, s.columns), c(dense, DType::kFloat32, 1, s.rows, s.columns);
+    Tensor act(dense, DType::kFloat32, 1, s.rows, s.columns);
     bias.fill(3);
     for (bool a_turned : {false, true}) {
         for (bool b_turned : {false, true}) {
             const Operand a(place, s.rows, s.inner, a_turned), b(place, s.columns, s.inner, b_turned);
             for (const float* some_bias :
                  {static_cast<const float*>(nullptr), static_cast<const float*>(bias.floats())}) {
-                const host::Gemm call{s.rows,     s.columns, s.inner,   a.matrix(),
-                                      b.matrix(), some_bias, c.floats()};
-                check_call("gemm", {&c}, [&](int threads) { host::kernels().gemm(call, threads); });
+                host::Gemm call{s.rows, s.columns, s.inner, a.matrix(), b.matrix(), some_bias, c.floats(), nullptr};
+                const auto run = [&](int threads) { host::kernels().gemm(call, threads); };
+                check_call("gemm", {&c}, run);
+                call.act = act.floats();
+                check_call("gemm with GELU", {&c, &act}, run);
+                call.c = nullptr;
+                check_call("gemm of GELU alone", {&act}, run);
             }
         }
     }

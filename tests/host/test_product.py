@@ -47,11 +47,22 @@ def check(size):
             F.linear(a, b.t(), row),
             F.linear(a.double(), b.t().double(), None if row is None else row.double()),
         )
-        found = [host.product(lying(a, first), lying(b, second), row) for first, second in LAYOUTS]
+        laid = [(lying(a, first), lying(b, second), row) for first, second in LAYOUTS]
+        found = [host.product(*operands) for operands in laid]
         assert_contract(f"{size}", found[0], low, exact)
         assert all(torch.equal(found[0], other) for other in found)
         results.append(found[0])
+        check_gelu(laid, found[0])
     return results
+
+
+def check_gelu(laid, expected):
+    """Of the product, with the bits of a pass of its own, whether the product is kept or not."""
+    for operands in laid:
+        kept, act = host.product_gelu(*operands, keep_product=True)
+        none, alone = host.product_gelu(*operands, keep_product=False)
+        assert none is None and torch.equal(act, alone)
+        assert torch.equal(kept, expected) and torch.equal(act, host.gelu(kept))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -70,9 +81,9 @@ def test_bit_equal_for_any_number_of_threads(layout, with_threads):
     for size in ((300, 300, 850), (850, 530, 300)):
         a, b, bias = problem(*size)
         a, b = (lying(t, turned) for t, turned in zip((a, b), layout, strict=True))
-        first, *others = (with_threads(n, host.product, a, b, bias) for n in (1, 2, 7))
+        first, *others = (with_threads(n, host.product_gelu, a, b, bias, True) for n in (1, 2, 7))
         for other in others:
-            assert torch.equal(first, other)
+            assert all(map(torch.equal, first, other))
 
 
 @pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
@@ -93,8 +104,8 @@ def taken(monkeypatch):
     monkeypatch.setattr(on_cpu, "takes_onednn", lambda *_: False)
     monkeypatch.setattr(on_cpu, "takes_product", lambda dtype, *sizes: dtype == torch.float32 and min(sizes) > 0)
     monkeypatch.setattr(on_cpu, "product_is_right", lambda width: True)
-    seen, run = [], host.product
-    monkeypatch.setattr(host, "product", lambda *args: seen.append(1) or run(*args))
+    seen, run = [], host._product_into
+    monkeypatch.setattr(host, "_product_into", lambda *args: seen.append(1) or run(*args))
     return seen
 
 

@@ -1,31 +1,11 @@
-#include "exp2.h"
+#include "gelu.h"
 #include "kernels.h"
 #include "parallel.h"
-
-// gelu(x) = x * sigmoid(z) with z = 2 * sqrt(2/pi) * (x + 0.044715 x^3). Unlike 1 + tanh, this does not cancel for
-// negative x.
 
 namespace ditfast::host::DITFAST_ISA {
 namespace {
 
-constexpr float kSlopeAtZero = 1.5957691216057308f;  // dz/dx at x = 0
-constexpr float kCubic = 0.044715f;
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr std::int64_t kElements = 1 << 14;  // per task
-
-struct Sigmoid {
-    Vec value;
-    Vec rest;  // 1 - value, without cancellation
-};
-
-template <class T>
-inline Sigmoid sigmoid_of(Vec x, Vec square) {
-    Vec z = x * (square * (-kSlopeAtZero * kCubic * kLog2E) - kSlopeAtZero * kLog2E);
-    z = at_most(at_least(z, splat(-126.0f)), splat(126.0f));
-    const Vec e = exp2<T>(z);  // exp(-z), finite: infinity times a sigmoid of zero would be NaN
-    const Vec value = reciprocal(1.0f + e);
-    return {value, e * value};
-}
 
 template <class T>
 void forward(const Gelu& call, int threads) {
@@ -36,7 +16,7 @@ void forward(const Gelu& call, int threads) {
         T* act = static_cast<T*>(call.act) + first;
         for_each_vector(smaller(kElements, size - first), [&](std::int64_t i, auto extent) {
             const Vec x = load(pre + i, extent);
-            store(act + i, x * sigmoid_of<T>(x, x * x).value, extent);
+            store(act + i, gelu<T>(x), extent);
         });
     });
 }

@@ -1,3 +1,4 @@
+#include "gelu.h"
 #include "gemm_pack.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -13,9 +14,20 @@ namespace {
 // Of one task, so that right's piece stays in the L2 cache. Rows are halved where there are many threads.
 constexpr std::int64_t kBlockRows = 96, kBlockColumns = 384;
 constexpr std::int64_t kTile = kTileRows * kTileWidth;
-constexpr std::int64_t kLeftFloats = kBlockRows * kLeftStride;
+constexpr std::int64_t kLeftFloats = kTileRows * kLeftStride;
 constexpr std::int64_t kMostPacked = std::int64_t{1} << 23;  // floats of right that are packed at once
 static_assert(kBlockRows % (8 * kTileRows) == 0 && kBlockRows % kLanes == 0 && kBlockColumns % kTileWidth == 0);
+
+// What a sum becomes with its bias: c, and act after GELU. Passed by value, as in the row kernels.
+struct Result {
+    float *c, *act;
+
+    template <class Extent>
+    void put(std::int64_t at, Vec sum, Extent extent) const {
+        if (c) store(c + at, sum, extent);
+        if (act) store(act + at, gelu<float>(sum), extent);
+    }
+};
 
 struct Operands {
     Matrix left;   // (rows, inner)
@@ -24,7 +36,7 @@ struct Operands {
     std::int64_t piece;
     bool is_transposed;  // left's rows are c's columns
     const float* bias;   // along c's columns
-    float* c;
+    Result result;
     std::int64_t stride;  // of c's rows
 };
 
@@ -32,9 +44,9 @@ Operands operands(const Gemm& g) {
     const std::int64_t pieces = ceil_div(g.inner, kPiece);
     const std::int64_t piece = padded(ceil_div(g.inner, pieces));
     if (g.rows >= g.columns) {
-        return {g.a, g.b, g.rows, g.columns, g.inner, piece, false, g.bias, g.c, g.columns};
+        return {g.a, g.b, g.rows, g.columns, g.inner, piece, false, g.bias, {g.c, g.act}, g.columns};
     }
-    return {g.b, g.a, g.columns, g.rows, g.inner, piece, true, g.bias, g.c, g.columns};
+    return {g.b, g.a, g.columns, g.rows, g.inner, piece, true, g.bias, {g.c, g.act}, g.columns};
 }
 
 // sums[kTileRows][kTileWidth] of a piece, added to what is there unless it is the first. Left is dense if what is next
@@ -71,58 +83,33 @@ inline float* sums_of(float* sums, const Block& block, std::int64_t tile, std::i
     return sums + (tile * block.panels() + panel) * kTile;
 }
 
-// The block as it lies in c.
-Ahead result_of(const Operands& o, const Block& block) {
+// The block as it lies in c or act; nothing if that is null.
+Ahead lines_of(float* result, const Operands& o, const Block& block) {
+    if (!result) return {};
     const std::int64_t row = o.is_transposed ? block.column : block.row;
     const std::int64_t column = o.is_transposed ? block.row : block.column;
-    const Matrix c{o.c + row * o.stride + column, o.stride, 1};
+    const Matrix c{result + row * o.stride + column, o.stride, 1};
     return o.is_transposed ? Ahead(c, block.columns, block.rows) : Ahead(c, block.rows, block.columns);
 }
 
-template <bool kIsDense>
-void multiply_block(const Operands& o, const Block& block, const float* packed, const Ahead& next, float* scratch) {
-    float *left = scratch, *sums = scratch + kLeftFloats;
-    for (std::int64_t k = 0; k < o.inner; k += o.piece) {
-        const std::int64_t inner = smaller(o.piece, o.inner - k), rest = o.inner - k - inner;
-        for (std::int64_t tile = 0; tile < block.tiles(); ++tile) {
-            const Matrix from = part_of(o.left, block.row + tile * kTileRows, k);
-            float* to = left + tile * kTileRows * kLeftStride;
-            const auto copy = kIsDense ? copy_rows : copy_columns;
-            copy(from, block.rows - tile * kTileRows, inner, to);
+// The result of a tile where left's rows are c's rows.
+void write_tile(const Operands& o, const Block& block, std::int64_t tile, std::int64_t panel, const float* sums) {
+    const std::int64_t row = tile * kTileRows, column = block.column + panel * kTileWidth;
+    const std::int64_t rows = smaller(kTileRows, block.rows - row);
+    const std::int64_t columns = smaller(kTileWidth, block.column + block.columns - column);
+    const Result result = o.result;
+    for_each_vector(columns, [&](std::int64_t j, auto extent) {
+        const Vec bias = o.bias ? load(o.bias + column + j, extent) : Vec{};
+        for (std::int64_t i = 0; i < rows; ++i) {
+            const std::int64_t at = (block.row + row + i) * o.stride + column + j;
+            result.put(at, load(sums + i * kTileWidth + j) + bias, extent);
         }
-        Ahead ahead = next, result;
-        if (rest > 0) ahead = Ahead(part_of(o.left, block.row, k + inner), block.rows, smaller(rest, o.piece));
-        if (rest == 0) result = result_of(o, block);  // stores wait for a line, too
-        const std::int64_t tiles = block.tiles() * block.panels();
-        const std::int64_t share = ceil_div(ahead.count(), tiles), result_share = ceil_div(result.count(), tiles);
-        for (std::int64_t tile = 0; tile < block.tiles(); ++tile) {
-            for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
-                ahead.fetch(share);
-                result.fetch(result_share);
-                const float* a = left + tile * kTileRows * kLeftStride;
-                const float* b = packed + panel * kTileWidth * o.inner + k * kTileWidth;
-                float* sum = sums_of(sums, block, tile, panel);
-                const auto multiply_this = k == 0 ? multiply<kIsDense, true> : multiply<kIsDense, false>;
-                multiply_this(a, b, inner, sum);
-            }
-        }
-    }
+    });
 }
 
-// c and the bias where left's rows are c's rows.
-void write_rows(const Operands& o, const Block& block, float* sums) {
-    for (std::int64_t row = 0; row < block.rows; ++row) {
-        float* to = o.c + (block.row + row) * o.stride + block.column;
-        const float* from = sums_of(sums, block, row / kTileRows, 0) + row % kTileRows * kTileWidth;
-        for_each_vector(block.columns, [&](std::int64_t j, auto extent) {
-            const Vec bias = o.bias ? load(o.bias + block.column + j, extent) : Vec{};
-            store(to + j, load(from + j / kTileWidth * kTile + j % kTileWidth) + bias, extent);
-        });
-    }
-}
-
-// The same where they are c's columns.
+// The result of a block where they are c's columns.
 void write_columns(const Operands& o, const Block& block, float* sums) {
+    const Result result = o.result;
     for_each_vector(block.rows, [&](std::int64_t row, auto extent) {
         const Vec bias = o.bias ? load(o.bias + block.row + row, extent) : Vec{};
         for (std::int64_t column = 0; column < block.columns; column += kLanes) {
@@ -133,17 +120,38 @@ void write_columns(const Operands& o, const Block& block, float* sums) {
             }
             transpose(square);
             for (std::int64_t i = 0; i < smaller(kLanes, block.columns - column); ++i) {
-                store(o.c + (block.column + column + i) * o.stride + block.row + row, square[i] + bias, extent);
+                result.put((block.column + column + i) * o.stride + block.row + row, square[i] + bias, extent);
             }
         }
     });
 }
 
-void run_block(const Operands& o, const Block& block, const float* packed, const Ahead& next, float* scratch) {
-    const auto multiply_this = o.left.stride_inner == 1 ? multiply_block<true> : multiply_block<false>;
-    multiply_this(o, block, packed, next, scratch);
-    const auto write = o.is_transposed ? write_columns : write_rows;
-    write(o, block, scratch + kLeftFloats);
+template <bool kIsDense>
+void multiply_block(const Operands& o, const Block& block, const float* packed, const Ahead& next, float* scratch) {
+    float *left = scratch, *sums = scratch + kLeftFloats;
+    const std::int64_t tiles = block.tiles() * block.panels();
+    for (std::int64_t k = 0; k < o.inner; k += o.piece) {
+        const std::int64_t inner = smaller(o.piece, o.inner - k), rest = o.inner - k - inner;
+        Ahead ahead = next, c, act;
+        if (rest > 0) ahead = Ahead(part_of(o.left, block.row, k + inner), block.rows, smaller(rest, o.piece));
+        if (rest == 0) c = lines_of(o.result.c, o, block), act = lines_of(o.result.act, o, block);  // stores wait, too
+        const std::int64_t share = ceil_div(ahead.count(), tiles);
+        const std::int64_t c_share = ceil_div(c.count(), tiles), act_share = ceil_div(act.count(), tiles);
+        for (std::int64_t tile = 0; tile < block.tiles(); ++tile) {
+            const auto copy = kIsDense ? copy_rows : copy_columns;
+            copy(part_of(o.left, block.row + tile * kTileRows, k), block.rows - tile * kTileRows, inner, left);
+            for (std::int64_t panel = 0; panel < block.panels(); ++panel) {
+                ahead.fetch(share);
+                c.fetch(c_share);
+                act.fetch(act_share);
+                float* sum = sums_of(sums, block, tile, panel);
+                const auto multiply_this = k == 0 ? multiply<kIsDense, true> : multiply<kIsDense, false>;
+                multiply_this(left, packed + panel * kTileWidth * o.inner + k * kTileWidth, inner, sum);
+                if (rest == 0 && !o.is_transposed) write_tile(o, block, tile, panel, sum);
+            }
+        }
+    }
+    if (o.is_transposed) write_columns(o, block, sums);
 }
 
 // Columns from `first` on, so many that what is packed stays small.
@@ -158,22 +166,25 @@ void run_columns(const Operands& o, std::int64_t first, std::int64_t columns, in
     const std::int64_t wide = ceil_div(panels, column_blocks) * kTileWidth;  // all blocks about as wide
     std::int64_t high = kBlockRows;
     while (high > kTileRows && ceil_div(o.rows, high) * column_blocks < 2 * threads) high /= 2;
-    const std::int64_t row_blocks = ceil_div(o.rows, high);
+    // all blocks about as high
+    const std::int64_t row_blocks = ceil_div(o.rows, high), row_tiles = ceil_div(o.rows, kTileRows);
+    const auto row_of = [&](std::int64_t i) { return smaller(o.rows, row_tiles * i / row_blocks * kTileRows); };
     const auto block_of = [&](std::int64_t i) -> Block {
-        const std::int64_t row = i % row_blocks * high, column = i / row_blocks * wide;
-        return {row, first + column, smaller(high, o.rows - row), smaller(wide, columns - column)};
+        const std::int64_t row = row_of(i % row_blocks), column = i / row_blocks * wide;
+        return {row, first + column, row_of(i % row_blocks + 1) - row, smaller(wide, columns - column)};
     };
     // several blocks to a task, so that one can fetch what the next begins with; the larger tasks come first
     const std::int64_t blocks = row_blocks * column_blocks, tasks = smaller(blocks, 4 * threads);
     const auto first_of = [&](std::int64_t task) { return blocks / tasks * task + smaller(task, blocks % tasks); };
     const std::int64_t scratch_floats = kLeftFloats + kBlockRows * kBlockColumns;
+    const auto multiply_this = o.left.stride_inner == 1 ? multiply_block<true> : multiply_block<false>;
     parallel(tasks, threads, scratch_floats, [&](std::int64_t task, float* scratch) {
         const std::int64_t end = first_of(task + 1);
         for (std::int64_t i = first_of(task); i < end; ++i) {
             const Block block = block_of(i), after = block_of(i + 1);
             Ahead next;
             if (i + 1 < end) next = Ahead(part_of(o.left, after.row, 0), after.rows, smaller(o.piece, o.inner));
-            run_block(o, block, packed + (block.column - first) * o.inner, next, scratch);
+            multiply_this(o, block, packed + (block.column - first) * o.inner, next, scratch);
         }
     });
 }

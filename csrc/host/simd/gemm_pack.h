@@ -35,18 +35,21 @@ inline void pack_right(const Matrix& from, std::int64_t rows, std::int64_t inner
         }
         return;
     }
-    for (std::int64_t block = 0; block < kTileWidth; block += kLanes) {
-        for_each_vector(inner, [&](std::int64_t k, auto extent) {
+    constexpr std::int64_t kAhead = 32;  // floats: so many rows at a time are more than the CPU would fetch by itself
+    for_each_vector(inner, [&](std::int64_t k, auto extent) {
+        for (std::int64_t block = 0; block < kTileWidth; block += kLanes) {
             Vec square[kLanes] = {};
             for (std::int64_t i = 0; i < smaller(kLanes, rows - block); ++i) {
-                square[i] = load(from.data + (block + i) * from.stride_row + k, extent);
+                const float* row = from.data + (block + i) * from.stride_row + k;
+                __builtin_prefetch(row + kAhead);
+                square[i] = load(row, extent);
             }
             transpose(square);
             for (std::int64_t i = 0; i < smaller(kLanes, inner - k); ++i) {
                 store(to + (k + i) * kTileWidth + block, square[i]);
             }
-        });
-    }
+        }
+    });
 }
 
 // A copy of kTileRows rows whose inner elements lie next to each other: to[row][kLeftStride].
