@@ -222,9 +222,7 @@ PLANTED = [
         ("later columns missed", "width - first), [", "smaller(width - first, 32)), ["),
     ),
     *plant(
-        "gelu.h",
-        check_gelu,
-        ("exponent not bounded", "z = at_most(at_least(z, splat(-126.0f)), splat(126.0f));", ""),
+        "gelu.h", check_gelu, ("exponent not bounded", "z = at_most(at_least(z, splat(-126.0f)), splat(126.0f));", "")
     ),
     *plant(
         "gemm.cpp",

@@ -166,8 +166,10 @@ void run_columns(const Operands& o, std::int64_t first, std::int64_t columns, in
     const std::int64_t wide = ceil_div(panels, column_blocks) * kTileWidth;  // all blocks about as wide
     std::int64_t high = kBlockRows;
     while (high > kTileRows && ceil_div(o.rows, high) * column_blocks < 2 * threads) high /= 2;
-    // all blocks about as high
-    const std::int64_t row_blocks = ceil_div(o.rows, high), row_tiles = ceil_div(o.rows, kTileRows);
+    // all blocks about as high, and equally many per thread
+    const std::int64_t row_tiles = ceil_div(o.rows, kTileRows);
+    std::int64_t row_blocks = ceil_div(o.rows, high);
+    while (row_blocks * column_blocks % threads > 0 && row_blocks < row_tiles) ++row_blocks;
     const auto row_of = [&](std::int64_t i) { return smaller(o.rows, row_tiles * i / row_blocks * kTileRows); };
     const auto block_of = [&](std::int64_t i) -> Block {
         const std::int64_t row = row_of(i % row_blocks), column = i / row_blocks * wide;
