@@ -27,7 +27,7 @@ from ditfast.models.plain import (
 )
 from ditfast.models.whole import whole_block, whole_final_layer
 from ditfast.ops.backends.choice import names_in_force
-from ditfast.ops.gemm import linear_for_inference
+from ditfast.ops.gemm import linear_with_autograd
 from ditfast.ops.sdpa import sdpa
 
 
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         drops = not is_plain(drop, nn.Dropout) or (drop.training and drop.p > 0)
         if drops or not is_plain(proj, nn.Linear):
             return self.forward(x, backends), None
-        out = linear_for_inference(self._attend(x, backends), parameter(proj, "weight"), None, backends)
+        out = linear_with_autograd(self._attend(x, backends), parameter(proj, "weight"), None, backends)
         return out, parameter(proj, "bias")
 
     def _attend(self, x, backends):

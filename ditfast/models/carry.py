@@ -15,7 +15,7 @@ from torch import Tensor
 from ditfast import ops
 from ditfast.models.limits import check_tensors
 from ditfast.models.plain import is_bare_layer_norm, is_plain, parameter
-from ditfast.ops.gemm import linear_for_inference
+from ditfast.ops.gemm import linear_with_autograd
 
 
 class Carry(NamedTuple):
@@ -76,7 +76,7 @@ def modulation(adaln: nn.Module, c: Tensor, carry: Carry) -> Tensor:
 def _call_linear(layer: nn.Module, x, backends):
     if not is_plain(layer, nn.Linear):
         return layer(x)
-    return linear_for_inference(x, parameter(layer, "weight"), parameter(layer, "bias"), backends)
+    return linear_with_autograd(x, parameter(layer, "weight"), parameter(layer, "bias"), backends)
 
 
 def split_rows(rows: Tensor, parts: int, x: Tensor) -> tuple[Tensor, ...]:

@@ -28,6 +28,7 @@ class _Pack(NamedTuple):
     packed: Tensor
 
 
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # gradients under is_grads_batched=True
 _packs = PerThread("packs", {})  # id of a weight -> _Pack
 
 
@@ -65,18 +66,19 @@ def linear_and_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Te
     return pre, host.gelu(pre)
 
 
-def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backends: tuple[str, ...]) -> Tensor:
-    """`F.linear`, replaced by `linear_on_packed` for eager tensors without derivatives and by `tangents.linear` in
-    forward-mode AD, except on the reference.
+def linear_with_autograd(x: Tensor, weight: Tensor, bias: Tensor | None, backends: tuple[str, ...]) -> Tensor:
+    """`F.linear`, replaced for eager tensors where another way is faster, except on the reference.
 
-    Under autocast, weight and bias must already be in its dtype.
+    Without derivatives by `linear_on_packed`, with gradients and no bias by the float32 kernel, in forward-mode AD by
+    `tangents.linear`. Under autocast, weight and bias must already be in its dtype.
     """
     tensors = x, weight, bias
     if forward_ad._current_level >= 0:
         return F.linear(*tensors) if _is_reference(backends) else tangents.linear(*tensors)
     if not x.is_cpu or torch.compiler.is_compiling() or not _may_gain(x, weight):
         return F.linear(*tensors)
-    if is_tracked(tensors) or is_intercepted(tensors):
+    is_training = is_tracked(tensors)
+    if is_intercepted(tensors) or (is_training and not _gains_a_node(x, weight, bias)):
         return F.linear(*tensors)
     if autocasts(x):
         if any(t is not None and t.dtype != linear_dtype(x) for t in (weight, bias)):
@@ -84,7 +86,33 @@ def linear_for_inference(x: Tensor, weight: Tensor, bias: Tensor | None, backend
         x = x.to(weight.dtype)
     if _is_reference(backends) or not is_right(weight):
         return F.linear(*tensors)
-    return linear_on_packed(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+    rows = x.reshape(-1, x.shape[-1])
+    y = _Linear.apply(rows, weight) if is_training else linear_on_packed(rows, weight, bias)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def _gains_a_node(x, weight, bias):
+    """Whether the float32 kernel is faster in training; a bias's gradient takes a pass that PyTorch has, too."""
+    if bias is not None or autocasts(x) or min(weight.shape) < on_cpu.NODE_FROM:
+        return False
+    return _takes_kernel(x.reshape(-1, x.shape[-1]), weight.t())
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` without a bias, for plain tensors: x (M, I), weight (O, I)."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight)
+
+    @staticmethod
+    def backward(ctx, dout):
+        x, weight = ctx.saved_tensors
+        is_plain = not (torch.is_grad_enabled() or is_intercepted((dout, x, weight)) or _is_batched(dout))
+        product = matmul if is_plain else torch.matmul  # which has derivatives of its own
+        dx = product(dout, weight) if ctx.needs_input_grad[0] else None
+        return dx, product(dout.t(), x) if ctx.needs_input_grad[1] else None
 
 
 def is_right(weight: Tensor) -> bool:

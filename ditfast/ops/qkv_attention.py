@@ -62,7 +62,7 @@ def qkv_attention(
     dtype = linear_dtype(h)
     name = choose_attention(OP, h, dtype, head_dim, scale, is_tracked((h, weight, bias)), backend)
     if name not in OP.kernels or bias is None or not is_tracked((bias,)):
-        return attend(gemm.linear_for_inference(h, weight, bias, (name,)), num_heads, scale, name)
+        return attend(gemm.linear_with_autograd(h, weight, bias, (name,)), num_heads, scale, name)
     # cast here, as autocast would, so that autograd sees it; the bias's gradient is rounded once, to its own dtype
     return _call(h.to(dtype), weight.to(dtype), bias, num_heads, scale, name)[0]
 

@@ -104,6 +104,7 @@ def taken(monkeypatch):
     monkeypatch.setattr(on_cpu, "takes_onednn", lambda *_: False)
     monkeypatch.setattr(on_cpu, "takes_product", lambda dtype, *sizes: dtype == torch.float32 and min(sizes) > 0)
     monkeypatch.setattr(on_cpu, "product_is_right", lambda width: True)
+    monkeypatch.setattr(on_cpu, "NODE_FROM", 1)
     seen, run = [], host._product_into
     monkeypatch.setattr(host, "_product_into", lambda *args: seen.append(1) or run(*args))
     return seen
@@ -139,6 +140,42 @@ def test_qkv_attention_and_its_gradients(taken):
         backend="host",
     )
     assert len(taken) == 3
+
+
+def linear_problem(dtype=None):
+    g = torch.Generator().manual_seed(9)
+    tensors = torch.randn(2, 9, 24, generator=g), torch.randn(40, 24, generator=g) * 0.2
+    return [t.to(dtype or torch.float32).requires_grad_() for t in tensors]
+
+
+def linear(x, weight, backend):
+    return gemm.linear_with_autograd(x, weight, None, (backend,))
+
+
+def test_a_linear_and_its_gradients(taken):
+    weights = [torch.randn(2, 9, 40, generator=torch.Generator().manual_seed(3))]
+    names = "y", "dx", "dweight"
+    compare(linear, linear_problem, names=names, parameters=names[2:], weights=weights, backend="host")
+    assert len(taken) == 3
+    x, weight = linear_problem()
+    linear(x, weight.detach(), "host").sum().backward()  # of zero strides, which the kernel does not take
+    torch.testing.assert_close(x.grad, F.linear(torch.ones(2, 9, 40), weight.t()))
+    assert len(taken) == 4
+
+
+def test_gradients_of_a_linear_may_be_differentiated_and_batched(taken):
+    x, weight = linear_problem()
+    results = []
+    for backend in ("host", "reference"):
+        y = linear(x, weight, backend)
+        first = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), (x, weight))
+        directions = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(2))
+        batched = torch.autograd.grad(linear(x, weight, backend), (x, weight), directions, is_grads_batched=True)
+        results.append((*first, *second, *batched))
+    assert len(taken) == 4  # twice forward, and the part of the second derivative that passes through y
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_tangents(taken):
@@ -177,7 +214,7 @@ def test_a_model_trains_on_it(taken):
     )
     for name, *tensors in zip(trained, got, low, exact, strict=True):
         assert_contract(name, *tensors, per_sample=False)
-    assert len(taken) == 2 * 9
+    assert len(taken) == 2 * 12
 
 
 X, W, B = torch.randn(6, 8), torch.randn(10, 8), torch.randn(10)
@@ -206,14 +243,14 @@ def test_what_does_not_fit_is_refused(taken):
 
 def test_inference_takes_it_where_nothing_differentiates(taken, monkeypatch):
     x = X.view(2, 3, 8)
-    torch.testing.assert_close(gemm.linear_for_inference(x, W, B, ("auto",)), F.linear(x, W, B))
+    torch.testing.assert_close(gemm.linear_with_autograd(x, W, B, ("auto",)), F.linear(x, W, B))
     assert taken.pop()
     for weight, backends in ((W, ("reference",)), (W.clone().requires_grad_(), ("auto",))):
-        gemm.linear_for_inference(x, weight, B, backends)
+        gemm.linear_with_autograd(x, weight, B, backends)  # with gradients, PyTorch also sums up the bias's
     with torch.autocast("cpu"):
-        gemm.linear_for_inference(x, W, B, ("auto",))
+        gemm.linear_with_autograd(x, W, B, ("auto",))
     monkeypatch.setattr(on_cpu, "product_is_right", lambda width: False)
-    gemm.linear_for_inference(x, W, B, ("auto",))
+    gemm.linear_with_autograd(x, W, B, ("auto",))
     assert not taken
 
 

@@ -44,12 +44,12 @@ def test_unsuitable_inputs_go_to_f_linear(calls, change):
 
 def test_a_reference_stays_plain(calls, monkeypatch):
     for backends in (("reference", "auto"), ("sdpa", "reference")):
-        gemm.linear_for_inference(X, W, B, backends)
-    gemm.linear_for_inference(X, W.clone().requires_grad_(), B, ("auto",))
+        gemm.linear_with_autograd(X, W, B, backends)
+    gemm.linear_with_autograd(X, W.clone().requires_grad_(), B, ("auto",))
     with monkeypatch.context() as patch:
         patch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
-        gemm.linear_for_inference(X, W, B, ("auto",))
+        gemm.linear_with_autograd(X, W, B, ("auto",))
     assert not calls
-    out = gemm.linear_for_inference(X.view(2, 3, 8), W, B, ("sdpa", "auto"))
+    out = gemm.linear_with_autograd(X.view(2, 3, 8), W, B, ("sdpa", "auto"))
     torch.testing.assert_close(out, F.linear(X.view(2, 3, 8), W, B))
     assert calls

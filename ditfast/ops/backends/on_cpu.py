@@ -46,6 +46,7 @@ NORM = ("x86_64_v3", "x86_64_v4", "x86_64_v4_bf16")
 # instruction sets whose float32 matrix product beats PyTorch's, and the smallest size from which it does
 PRODUCTS: tuple[str | None, ...] = ("x86_64_v4_bf16",)
 PRODUCT_FROM = 128
+NODE_FROM = 512  # the smallest side of a weight whose Linear gains more than 80 us of Python, an autograd node's
 _PRECISION = getattr(torch.backends.mkldnn, "matmul", None)  # where it exists, the older setting may not be read
 # No CPU with AMX has been measured: PyTorch uses AMX for bfloat16 products and these kernels do not, and its float32
 # products were made for such CPUs. So PyTorch keeps these operations there.
