@@ -11,7 +11,7 @@ import pytest
 
 from harness import errors, resuming, sanitize
 from harness.block import command as block
-from harness.suite import command, digest, documents, execute
+from harness.suite import command, digest, documents, execute, recorder
 from harness.suite.stages import BENCHMARKS, STAGES, Stage, read_benchmark, read_tests
 
 PROGRAM = """
@@ -115,13 +115,13 @@ import pytest
 
 @pytest.fixture
 def kernel(record_property):
-    for key, value in {"op": "mlp", "direction": "bwd"}.items():
+    for key, value in {"op": "mlp", "backend": "triton", "direction": "bwd"}.items():
         record_property(key, value)
 
 def test_one(kernel): pass
 def test_two(kernel): os.kill(os.getpid(), signal.SIGSEGV)
-def test_three(): time.sleep(600)
-def test_four():
+def test_three(kernel): time.sleep(600)
+def test_four(kernel):
     from harness.suite import recorder
     recorder.gpu_is_lost = lambda: True
     raise ValueError("illegal memory access")
@@ -141,8 +141,19 @@ def test_tests_go_on_in_a_new_process(tmp_path):
     reasons = {f["test"].rpartition("_")[2]: f["why"] for f in result["failures"]}
     assert reasons == {"two": ended, "three": ended, "four": "ValueError: illegal memory access"}
     assert [result[key] for key in ("passed", "failed", "skipped")] == [2, 3, 0]
-    assert [(c["is_right"], c["why"]) for c in checks] == [(True, None), (False, ended), (True, None)]
+    assert sorted((c["is_right"], c["why"] or "") for c in checks) == sorted(
+        [(True, ""), (True, ""), *((False, why) for why in reasons.values())]
+    )
     assert set(result["compiling"]) == {"kernels", "triton_s", "inductor_s"}
+    worker = recorder.Worker(out, patience=4)
+    with pytest.raises(pytest.skip.Exception, match="this kernel has ended 3 processes"):
+        worker.pytest_runtest_setup(parametrized(name="mlp", backend="triton"))
+    worker.pytest_runtest_setup(parametrized(name="mlp", backend="cuda"))
+    worker.pytest_runtest_setup(object())
+
+
+def parametrized(**params):
+    return Namespace(callspec=Namespace(params=params))
 
 
 def test_a_digest_starts_with_what_failed():

@@ -1,12 +1,15 @@
 """A pytest plugin, `-p harness.suite.recorder`, that writes each test's result as soon as it finishes.
 
 With pytest-xdist, tests run in other processes. One that hangs, or whose GPU no longer answers after an illegal
-access, ends; pytest-xdist records its test as failed and runs the others in a new process.
+access, ends; pytest-xdist records its test as failed and runs the others in a new process. A kernel that has ended
+several is given up: its other tests are skipped.
 """
 
 import faulthandler
+import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from harness import compiling, jsonfile
 from harness.errors import LOST, gpu_is_lost
 
 WORST_LAST = ("passed", "skipped", "failed")
+WHEN = ("setup", "call", "teardown", "collect")  # anything else: the test's process has ended
+MOST_ENDINGS = 3  # of processes by one kernel
 
 
 def pytest_addoption(parser):
@@ -24,8 +29,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     is_worker = hasattr(config, "workerinput")
-    patience = config.option.patience
-    config.pluginmanager.register(Worker(patience) if is_worker else Recorder(config.option.record, patience))
+    register = Worker if is_worker else Recorder
+    config.pluginmanager.register(register(config.option.record, config.option.patience))
     if not getattr(config.option, "numprocesses", None):  # tests run in this process
         config.pluginmanager.register(Compilers())
 
@@ -33,11 +38,17 @@ def pytest_configure(config):
 class Worker:
     """Ends this process where the tests after this one could not run in it."""
 
-    def __init__(self, patience: int):
-        self.patience, self.has_failed = patience, False
+    def __init__(self, record: Path, patience: int):
+        self.given_up, self.patience, self.has_failed = _given_up(record), patience, False
 
     def pytest_runtest_logstart(self):
         faulthandler.dump_traceback_later(self.patience, exit=True, file=sys.__stderr__)
+
+    def pytest_runtest_setup(self, item):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        kernel = [params.get("name"), params.get("backend", params.get("kernel"))]
+        if self.given_up.exists() and kernel in json.loads(self.given_up.read_text()):
+            pytest.skip(f"this kernel has ended {MOST_ENDINGS} processes")
 
     def pytest_runtest_logreport(self, report):
         self.has_failed |= report.failed
@@ -71,6 +82,7 @@ class Recorder:
     def __init__(self, path: Path, patience: int):
         self.path, self.outcomes, self.failures, self.checks = path, {}, [], []
         self.facts, self.compiling, self.patience = {}, {}, patience
+        self.given_up, self.endings = _given_up(path), Counter()
         self.write()
 
     def pytest_collectreport(self, report):
@@ -91,6 +103,10 @@ class Recorder:
         self.outcomes[test] = max(self.outcomes.get(test, "passed"), report.outcome, key=WORST_LAST.index)
         if report.when not in ("setup", "call"):
             self.write()
+        if report.when not in WHEN and "op" in facts:
+            self.endings[facts["op"], facts["backend"]] += 1
+            often = [kernel for kernel, times in self.endings.items() if times >= MOST_ENDINGS]
+            jsonfile.write(self.given_up, often)
 
     def _fail(self, report):
         self.outcomes[report.nodeid] = "failed"
@@ -100,7 +116,7 @@ class Recorder:
         """The first line of the exception; None if there was none."""
         if not report.failed:
             return None
-        if getattr(report, "when", None) not in (None, "collect", "setup", "call", "teardown"):
+        if getattr(report, "when", WHEN[0]) not in WHEN:
             return f"its process ended, or it took more than {self.patience} s"
         crash = getattr(report.longrepr, "reprcrash", None)
         return (crash.message if crash else str(report.longrepr)).strip().splitlines()[0][:300]
@@ -110,3 +126,8 @@ class Recorder:
         compiled = compiling.total(self.compiling.values())
         found = counts | {"failures": self.failures, "checks": self.checks, "compiling": compiled}
         jsonfile.write(self.path, found)
+
+
+def _given_up(record: Path) -> Path:
+    """The file that lists [operation, backend] of kernels to skip."""
+    return record.with_name(f"{record.name}.given-up")
