@@ -23,6 +23,8 @@ def earlier(options) -> dict:
 def measure_each(problems: dict, cases_of, result: dict, options) -> None:
     """Add the cases of each problem to ``result`` and write it, until ``options.deadline``.
 
+    After a problem that ended a process, those whose names start with the same word are left out, too.
+
     Args:
         problems: by name.
         cases_of: problem -> its cases.
@@ -32,10 +34,10 @@ def measure_each(problems: dict, cases_of, result: dict, options) -> None:
     end, watch, before = time.monotonic() + (options.deadline or float("inf")), compiling.Watch(), earlier(options)
     tried, ended = before.get("tried", []), [*before.get("ended", ()), *filter(None, [before.get("running")])]
     result["cases"] = before.get("cases", [])
-    result["notes"] = [*result["notes"], *before.get("notes", ())]
+    result["notes"] = list(dict.fromkeys([*result["notes"], *before.get("notes", ())]))
     result |= {"tried": tried, "running": None, "ended": ended}
     for done, (name, problem) in enumerate(problems.items()):
-        if name in tried:
+        if name in tried or name.split()[0] in [other.split()[0] for other in ended]:
             continue
         if time.monotonic() > end:
             result["notes"].append(f"deadline: {len(problems) - done} of {len(problems)} problems skipped")

@@ -37,15 +37,15 @@ def suite(monkeypatch, tmp_path):
     return run
 
 
-def stage(code, resumes=True, read=read_benchmark):
+def stage(code, patience=3, read=read_benchmark):
     def arguments(out, seconds, is_rehearsal):
         return [sys.executable, "-c", code, "--json", str(out)]
 
-    return Stage("faulty", 1.0, arguments, read, resumes=resumes)
+    return Stage("faulty", 1.0, arguments, read, patience=patience)
 
 
 def test_a_benchmark_goes_on_in_a_new_process(suite, monkeypatch):
-    monkeypatch.setitem(execute.PATIENCE, True, 3)
+    monkeypatch.setattr(execute, "SLOWNESS", 1)
     status, (found,) = suite(stage(PROGRAM, read=lambda text: ({"processes": text}, [])))
     assert (status, found["status"], found["result"]) == (1, "red", {"processes": '"...."'})
     assert found["why"] == "ended by SIGSEGV; the GPU stopped answering; nothing new for 3 s"
@@ -62,22 +62,22 @@ def test_results_are_continued_behind_the_problem_that_ended_a_process(tmp_path)
             raise ValueError("too large")
         return [problem]
 
-    names = {"one": 1, "two": 2, "three": 3, "four": 4}
+    names = {"one": 1, "two fp32": 2, "three": 3, "four": 4, "two bf16": 5}
     options = Namespace(json=tmp_path / "x", resume=False, deadline=None)
     with pytest.raises(Ended):
         resuming.measure_each(names, cases_of, {"notes": []}, options)
     written = json.loads(options.json.read_text())
-    assert written["running"] == "two" and written["cases"] == [1]
+    assert written["running"] == "two fp32" and written["cases"] == [1]
     options.resume, result = True, {"notes": ["new"]}
     resuming.measure_each(names, cases_of, result, options)
-    assert (result["cases"], result["ended"], result["running"]) == ([1, 4], ["two"], None)
-    assert result["notes"] == ["new", "three skipped: ValueError: too large", "two: its process ended"]
+    assert (result["cases"], result["ended"], result["running"]) == ([1, 4], ["two fp32"], None)
+    assert result["notes"] == ["new", "three skipped: ValueError: too large", "two fp32: its process ended"]
 
 
-@pytest.mark.parametrize("resumes", [True, False])
-def test_a_stage_that_always_crashes_ends(suite, resumes):
-    _, (found,) = suite(stage("import os; os.abort()", resumes))
-    assert found["status"] == "red" and found["why"].count("ended by SIGABRT") == (execute.ATTEMPTS if resumes else 1)
+@pytest.mark.parametrize("patience, attempts", [(3, execute.ATTEMPTS), (None, 1)])
+def test_a_stage_that_always_crashes_ends(suite, patience, attempts):
+    _, (found,) = suite(stage("import os; os.abort()", patience))
+    assert found["status"] == "red" and found["why"].count("ended by SIGABRT") == attempts
 
 
 def test_a_block_goes_on_without_what_failed():
@@ -188,7 +188,7 @@ def test_a_working_gpu_is_not_lost():
 
 def test_programs_that_resume_take_the_option():
     for each in STAGES:
-        if each.resumes:
+        if each.patience:
             program = Path(each.folder, each.command(Path("x"), 9, True)[1]).name
             name = program.removeprefix("bench_").removesuffix(".py")
             folder = BENCHMARKS / "harness" / name

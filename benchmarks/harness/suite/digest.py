@@ -31,7 +31,8 @@ def _reasons(result):
     yield from found[:REASONS]
     if len(found) > REASONS:
         yield f"and {len(found) - REASONS} more failures"
-    yield from result.get("notes", ())
+    ended = [f"{name}: its process ended" for name in result.get("ended", ())]
+    yield from dict.fromkeys([*result.get("notes", ()), *ended])
 
 
 def _reason(case):

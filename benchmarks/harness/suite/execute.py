@@ -15,9 +15,7 @@ from harness.suite.stages import BENCHMARKS, ROOT, Stage
 REHEARSAL = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
 GRACE = 8  # seconds between SIGINT and SIGKILL
 POLL = 2  # seconds between reads of the output
-# seconds without new results after which a benchmark counts as hung, by whether it is a rehearsal; torch.compile may
-# take 40, the interpreter minutes
-PATIENCE = {False: 75, True: 600}
+SLOWNESS = 8  # of the interpreter, at least, which a rehearsal waits for
 ATTEMPTS = 4  # processes for one benchmark
 TAIL = 20  # lines to keep of a red stage's output
 CRASHED = "crashed"  # a state of processes: the GPU or the interpreter failed, but another process can continue
@@ -47,7 +45,7 @@ def run_stage(stage, seconds: float, is_rehearsal: bool, folder: Path, save, gol
 
     try:
         status, why = process.run(log, look)
-        while status == CRASHED and stage.resumes and len(crashes) < ATTEMPTS - 1:
+        while status == CRASHED and stage.patience and len(crashes) < ATTEMPTS - 1:
             crashes.append(why)
             status, why = process.run(log, look, "--resume")
     except KeyboardInterrupt:
@@ -88,13 +86,13 @@ class Process:
                     process.wait(GRACE)
 
     def _watch(self, process, start, look):
-        patience = PATIENCE[self.is_rehearsal]
+        patience = (self.stage.patience or 0) * (SLOWNESS if self.is_rehearsal else 1)
         while (left := self.end - time.monotonic()) > 0:
             with suppress(subprocess.TimeoutExpired):
                 return _ending(process.wait(min(POLL, left)))
             look("running")
             written = self.out.stat().st_mtime if self.out.exists() else time.time()
-            if self.stage.resumes and time.time() - max(start, written) > patience:
+            if patience and time.time() - max(start, written) > patience:
                 return CRASHED, f"nothing new for {patience} s"
         _signal(process, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
