@@ -200,6 +200,15 @@ def test_documents_show_every_stage_with_times():
     assert {each.name for each in STAGES} - without == set(documents.SECTIONS)
 
 
+def test_documents_leave_out_a_block_that_failed():
+    work = {"model": "DiT-S/2", "blocks": 2, "batch": 8, "tokens": 256, "dtype": "bf16"}
+    right = {"variant": "ditfast", "mode": "fwd", "ms": {"median": 2.5, "p10": 2, "p90": 3}, "tflops": 0.5}
+    right |= {"gemm_share": 0.9, "error": None, "parity": {"reason": None}, "speedup": {"compile": 1.5}}
+    wrong = block.lost_cases({"cases": [], "running": "eager"}, ["fwd"])
+    *_, last = documents.SECTIONS["block"]({"workload": work, "cases": [*wrong, right]})
+    assert last.startswith("| ditfast | fwd") and last.endswith("| 1.50x |")
+
+
 def test_sanitizers_see_every_kernel():
     found = {(problem.op.name, backend) for problem, backend in sanitize.problems(False, "cuda")}
     assert {("attention", "cuda"), ("attention", "triton"), ("mlp", "triton"), ("unpatchify", "triton")} <= found

@@ -275,7 +275,7 @@ def _spread(ms, digits):
 
 
 def _bases(result):
-    return list(dict.fromkeys(base for case in result["cases"] for base in case["speedup"]))
+    return list(dict.fromkeys(base for case in result["cases"] if case["ms"] for base in case["speedup"]))
 
 
 def _faster(speedup, bases=("eager", "compile")):
