@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -118,10 +119,14 @@ def kernel(record_property):
     for key, value in {"op": "mlp", "backend": "triton", "direction": "bwd"}.items():
         record_property(key, value)
 
+ENDING = pytest.mark.parametrize("name, backend", [("mlp", "triton")])
 def test_one(kernel): pass
-def test_two(kernel): os.kill(os.getpid(), signal.SIGSEGV)
-def test_three(kernel): time.sleep(600)
-def test_four(kernel):
+@ENDING
+def test_two(kernel, name, backend): os.kill(os.getpid(), signal.SIGSEGV)
+@ENDING
+def test_three(kernel, name, backend): time.sleep(600)
+@ENDING
+def test_four(kernel, name, backend):
     from harness.suite import recorder
     recorder.gpu_is_lost = lambda: True
     raise ValueError("illegal memory access")
@@ -138,7 +143,7 @@ def test_tests_go_on_in_a_new_process(tmp_path):
     subprocess.run([*program, *options], cwd=tmp_path, env=environment, capture_output=True, timeout=300)
     result, checks = read_tests(out.read_text())
     ended = "its process ended, or it took more than 4 s"
-    reasons = {f["test"].rpartition("_")[2]: f["why"] for f in result["failures"]}
+    reasons = {re.search("test_([a-z]+)", f["test"].partition("::")[2])[1]: f["why"] for f in result["failures"]}
     assert reasons == {"two": ended, "three": ended, "four": "ValueError: illegal memory access"}
     assert [result[key] for key in ("passed", "failed", "skipped")] == [2, 3, 0]
     assert sorted((c["is_right"], c["why"] or "") for c in checks) == sorted(
@@ -149,11 +154,13 @@ def test_tests_go_on_in_a_new_process(tmp_path):
     with pytest.raises(pytest.skip.Exception, match="this kernel has ended 3 processes"):
         worker.pytest_runtest_setup(parametrized(name="mlp", backend="triton"))
     worker.pytest_runtest_setup(parametrized(name="mlp", backend="cuda"))
-    worker.pytest_runtest_setup(object())
+    plain = Namespace(user_properties=[])
+    worker.pytest_runtest_setup(plain)
+    assert plain.user_properties == [("kernel", [None, None])]
 
 
 def parametrized(**params):
-    return Namespace(callspec=Namespace(params=params))
+    return Namespace(callspec=Namespace(params=params), user_properties=[])
 
 
 def test_a_digest_starts_with_what_failed():

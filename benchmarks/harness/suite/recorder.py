@@ -47,6 +47,7 @@ class Worker:
     def pytest_runtest_setup(self, item):
         params = item.callspec.params if hasattr(item, "callspec") else {}
         kernel = [params.get("name"), params.get("backend", params.get("kernel"))]
+        item.user_properties.append(("kernel", kernel))  # reported before the test runs
         if self.given_up.exists() and kernel in json.loads(self.given_up.read_text()):
             pytest.skip(f"this kernel has ended {MOST_ENDINGS} processes")
 
@@ -82,7 +83,7 @@ class Recorder:
     def __init__(self, path: Path, patience: int):
         self.path, self.outcomes, self.failures, self.checks = path, {}, [], []
         self.facts, self.compiling, self.patience = {}, {}, patience
-        self.given_up, self.endings = _given_up(path), Counter()
+        self.given_up, self.kernels, self.endings = _given_up(path), {}, Counter()
         self.write()
 
     def pytest_collectreport(self, report):
@@ -94,6 +95,7 @@ class Recorder:
     def pytest_runtest_logreport(self, report):
         test, facts = report.nodeid, dict(report.user_properties)
         self.compiling[getattr(report, "worker_id", None)] = facts.pop("compiling", {})
+        self.kernels[test] = facts.pop("kernel", self.kernels.get(test))
         facts = self.facts[test] = self.facts.get(test, {}) | facts
         is_first_failure = report.failed and self.outcomes.get(test) != "failed"
         if "direction" in facts and (is_first_failure or report.when == "call" and report.passed):
@@ -103,9 +105,9 @@ class Recorder:
         self.outcomes[test] = max(self.outcomes.get(test, "passed"), report.outcome, key=WORST_LAST.index)
         if report.when not in ("setup", "call"):
             self.write()
-        if report.when not in WHEN and "op" in facts:
-            self.endings[facts["op"], facts["backend"]] += 1
-            often = [kernel for kernel, times in self.endings.items() if times >= MOST_ENDINGS]
+        if report.when not in WHEN and self.kernels[test]:
+            self.endings[tuple(self.kernels[test])] += 1
+            often = [kernel for kernel, times in self.endings.items() if None not in kernel and times >= MOST_ENDINGS]
             jsonfile.write(self.given_up, often)
 
     def _fail(self, report):
