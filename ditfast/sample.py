@@ -37,9 +37,10 @@ from ditfast.optional import import_optional
 from ditfast.ranks import Ranks, exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError, options, solvers, speed
+from ditfast.sampling.animation import Animation
 from ditfast.sampling.decode import Decoder, Takes, to_uint8
 from ditfast.sampling.engine import Engine
-from ditfast.sampling.files import SampleFolder, check_grid, check_target, write_grid, write_npz
+from ditfast.sampling.files import GRID_LIMIT, SampleFolder, check_grid, check_target, write_grid, write_npz
 from ditfast.sampling.flow import FlowSampler
 from ditfast.sampling.recorded import (
     assumption,
@@ -60,14 +61,18 @@ Size = int | tuple[int, int]
 
 def run_rank(o: Namespace, ranks: Ranks) -> None:
     """Do this rank's share of the run."""
-    check_target("--npz", o.npz, True)
-    check_target("--grid", o.grid, True)
+    files = {"--grid": o.grid, "--gif": o.gif, "--npz": o.npz}
+    for option, path in files.items():
+        check_target(option, path, True)
+    if o.gif and ranks.world > 1:
+        raise SampleError(f"--gif needs a single process, got {ranks.world}")
     record = read_record(o.ckpt, o.objective)
     settle_sampler(o, record)
     o.noise_schedule = settle_schedule(o, record)
     o.dtype = speed.settle_dtype(o.dtype, ranks.device)
     takes = settle_decoder(o, record)
-    make_sampler(o, record, True)  # steps and options that do not fit are refused before weights are loaded
+    sampler = make_sampler(o, record, True)  # what does not fit is refused before weights are loaded
+    animation = Animation(len(sampler.times)) if o.gif else None
     model = load_model(o, takes).to(ranks.device)
     guidance = make_guidance(o, model)
     sampler = make_sampler(o, record, model.learn_sigma)
@@ -75,11 +80,11 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     size = (height * takes.factor, width * takes.factor)
     folder = SampleFolder(o.out, sample_settings(o, record, model, guidance), size)
     folder.check(o.overwrite)
-    # a complete folder may already have its grid and npz, which are compared when they are written again
+    # a complete folder may already have these files, which are compared when they are written again
     replaces = o.overwrite or folder.is_complete(o.count)
-    check_target("--grid", o.grid, replaces)
-    check_target("--npz", o.npz, replaces)
-    if o.grid:
+    for option, path in files.items():
+        check_target(option, path, replaces)
+    if o.grid or o.gif:
         check_grid(size, o.count, o.grid_columns, o.grid_scale)
     decoder = load_decoder(o, record, ranks.device)  # last: an autoencoder takes longer than all checks
     ranks.wait()  # all ranks have checked before any changes anything
@@ -92,10 +97,10 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     del model  # the engine has its own weights, in the compute dtype
     if ranks.device == "cpu":
         keep_freed_memory()  # only now: what loading freed is returned to the system
-    write_images(o, ranks, folder, engine, sampler, guidance, decoder)
+    write_images(o, ranks, folder, engine, sampler, guidance, decoder, animation)
     ranks.wait()
     if ranks.is_first:
-        write_combined(o, folder)
+        write_combined(o, folder, animation)
 
 
 def load_model(o: Namespace, takes: Takes) -> DiT:
@@ -194,9 +199,11 @@ def write_images(
     sampler: Sampler | FlowSampler,
     guidance: Guidance,
     decoder: Decoder,
+    animation: Animation | None = None,
 ) -> None:
-    """Write this rank's missing images: every world-th."""
-    missing = [i for i in range(ranks.rank, o.count, ranks.world) if not folder.is_whole(i)]
+    """Write this rank's missing images, every world-th, and again those that are to be animated."""
+    animated = range(GRID_LIMIT if animation else 0)
+    missing = [i for i in range(ranks.rank, o.count, ranks.world) if i in animated or not folder.is_whole(i)]
     batches = [missing[i : i + o.batch] for i in range(0, len(missing), o.batch)]
     model = engine.model
     shape, known = (model.in_channels, *model.x_embedder.img_size), model.y_embedder.num_classes
@@ -204,30 +211,41 @@ def write_images(
     hidden = ranks.rank > 0 or not missing
     progress = import_optional("tqdm").tqdm(total=calls or None, unit="step", disable=hidden)
     with progress as bar, engine.packed():
+
+        def tick(x):
+            bar.update()
+            if animation and batch[0] in animated:
+                animation.watch(x)
+
         for batch in batches:
             seeds = [o.seeds[i] if o.seeds else o.seed + i for i in batch]
             labels = [o.classes[i] if o.classes else None for i in batch]
             starts = [draw_start(s, shape, known, ranks.device, k) for s, k in zip(seeds, labels, strict=True)]
             # what does not fit the model was refused or allowed before
-            how = {"dtype": speed.DTYPES[o.dtype], "tick": bar.update, "allow_mismatch": True}
+            how = {"dtype": speed.DTYPES[o.dtype], "tick": tick, "allow_mismatch": True}
             x = sample(engine, sampler, guidance, starts, ranks.device, **how)
             with torch.no_grad():
                 images = decoder(x)
             if not images.isfinite().all():
                 raise SampleError(f"a sample among {batch[0]} to {batch[-1]} is not finite: try --dtype fp32")
-            for i, seed, start, pixels in zip(batch, seeds, starts, to_uint8(images), strict=True):
+            pictures = to_uint8(images)
+            if animation and batch[0] in animated:
+                animation.add(pictures, decoder)
+            for i, seed, start, pixels in zip(batch, seeds, starts, pictures, strict=True):
                 folder.write(i, pixels, f"class {start.label}, seed {seed}")
             bar.set_description(f"{missing.index(batch[-1]) + 1} of {counted(len(missing), 'image')}")
 
 
-def write_combined(o: Namespace, folder: SampleFolder) -> None:
-    """Write the grid and the npz, and print where everything is."""
+def write_combined(o: Namespace, folder: SampleFolder, animation: Animation | None) -> None:
+    """Write the grid, the GIF and the npz, and print where everything is."""
     print(f"{counted(o.count, 'image')} in {folder.path}")
     if o.grid:
         write_grid(o.grid, folder, o.count, o.grid_columns, o.grid_scale, o.overwrite)
+    if animation:
+        animation.write(o.gif, folder, o.grid_columns, o.grid_scale, o.overwrite)
     if o.npz:
         write_npz(o.npz, folder, o.count, o.overwrite)
-    for path in filter(None, (o.grid, o.npz)):
+    for path in filter(None, (o.grid, o.gif, o.npz)):
         print(path)
 
 

@@ -5,7 +5,7 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from ditfast.sampling import SampleError
 
 HEAD, TAIL = ">8sI4sIIBB", b"\0\0\0\0IEND\xaeB`\x82"  # of a PNG: signature, IHDR's length, name and content; IEND
 GRID_PIXELS = 89_478_485  # the most that Pillow opens without a warning
+GRID_SIDE = 2**16 - 1  # the most that a GIF has
 GRID_LIMIT = 64  # images
 GAP = 2  # pixels between images
 _OTHERWISE = "choose another {}, or replace it with --overwrite"
@@ -89,14 +90,14 @@ def write_npz(path: str | Path, folder: SampleFolder, count: int, overwrite: boo
         SampleError: ``path`` has other content and ``overwrite`` is false.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *folder.read(0).shape)}
-    path = Path(path)
-    with folder.writing(path) as part:
+
+    def save(part):
         with zipfile.ZipFile(part, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
             np.lib.format.write_array_header_1_0(array, header)
             for index in range(count):
                 array.write(folder.read(index).tobytes())
-        if not overwrite and path.exists() and not filecmp.cmp(part, path, shallow=False):
-            raise SampleError(f"--npz {path} exists and holds other images: {_OTHERWISE.format('--npz')}")
+
+    replace("--npz", path, folder, save, overwrite)
 
 
 def write_grid(
@@ -113,25 +114,36 @@ def write_grid(
         SampleError: ``path`` has other content and ``overwrite`` is false.
     """
     grid = tile_images([folder.read(index) for index in range(min(count, GRID_LIMIT))], columns, scale)
+    picture = import_optional("PIL.Image").fromarray(grid)
+    replace("--grid", path, folder, lambda part: picture.save(part, format="PNG"), overwrite)
+
+
+def replace(
+    option: str, path: str | Path, folder: SampleFolder, save: Callable[[Path], None], overwrite: bool
+) -> None:
+    """Write a file of some of the folder's images.
+
+    Raises:
+        SampleError: ``path`` has other content and ``overwrite`` is false.
+    """
     path = Path(path)
     with folder.writing(path) as part:
-        import_optional("PIL.Image").fromarray(grid).save(part, format="PNG")
+        save(part)
         if not overwrite and path.exists() and not filecmp.cmp(part, path, shallow=False):
-            raise SampleError(f"--grid {path} exists and shows other images: {_OTHERWISE.format('--grid')}")
+            raise SampleError(f"{option} {path} exists and shows other images: {_OTHERWISE.format(option)}")
 
 
 def check_grid(size: tuple[int, int], count: int, columns: int | None, scale: int) -> None:
-    """Reject a grid of ``count`` images of ``size`` (Hh, Ww) with more than `GRID_PIXELS`.
+    """Reject a grid of ``count`` images of ``size`` (Hh, Ww) with more than `GRID_PIXELS`, or `GRID_SIDE` per side.
 
     Raises:
         SampleError: naming the option, its value and the limit.
     """
     _, *sides = _layout(*size, min(count, GRID_LIMIT), columns)
     height, width = (side * scale for side in sides)
-    if height * width > GRID_PIXELS:
-        raise SampleError(
-            f"--grid-scale {scale} makes the grid {width} x {height}: it must have at most {GRID_PIXELS} pixels"
-        )
+    if height * width > GRID_PIXELS or max(height, width) > GRID_SIDE:
+        rule = f"at most {GRID_PIXELS} pixels, and {GRID_SIDE} per side"
+        raise SampleError(f"--grid-scale {scale} makes the grid {width} x {height}: it must have {rule}")
 
 
 def _layout(height, width, count, columns):

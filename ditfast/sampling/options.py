@@ -71,11 +71,16 @@ def make_parser(description: str | None) -> Parser:
     add("--allow-mismatch", action="store_true", help=mismatch)
     add("--out", default="samples", metavar="DIR", help="output folder of PNGs (samples)")
     add("--grid", metavar="FILE", help="write the first 64 images as one PNG (none; demo: --out with .png)")
-    add("--grid-columns", type=int, metavar="N", help="images per row of the grid (about a square)")
-    add("--grid-scale", type=int, default=1, metavar="N", help="enlarge each pixel of the grid to N x N (1)")
+    add("--gif", metavar="FILE", help="animate how these images come about; decodes each of them up to 50 times more")
+    add("--grid-columns", type=int, metavar="N", help="images per row of grid and GIF (about a square)")
+    add("--grid-scale", type=int, default=1, metavar="N", help="enlarge each pixel of grid and GIF to N x N (1)")
     add("--npz", metavar="FILE", help="write all images as an .npz for ADM's evaluator")
     add("--take-over", action="store_true", help="take the folder over from a run that is certainly dead")
-    add("--overwrite", action="store_true", help="replace the grid, the npz, and a folder with other settings")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the grid, the GIF, the npz, and a folder with other settings",
+    )
     return parser
 
 
@@ -87,7 +92,7 @@ def check_options(parser: Parser, o: Namespace) -> None:
         parser.error("--ckpt is required, or --demo, which needs no weights")
     if o.count is None:
         parser.error("one of the arguments --classes --num-samples is required")
-    check_paths(parser, o, "--ckpt", "--vae", "--out", "--grid", "--npz")
+    check_paths(parser, o, "--ckpt", "--vae", "--out", "--grid", "--gif", "--npz")
     if o.image_size is not None and len(o.image_size) > 2:
         parser.error(f"--image-size must be a side, or height and width, got {len(o.image_size)} numbers")
     if o.image_size is not None and max(o.image_size) > MOST_PIXELS:

@@ -101,7 +101,7 @@ def with_guidance(
     labels: torch.Tensor,
     guidance: Guidance,
     times: Iterable[float],
-    tick: Callable[[], object] = lambda: None,
+    tick: Callable[[torch.Tensor], object] = lambda x: None,
 ) -> Callable[..., torch.Tensor]:
     """Wrap a model for samplers: ``predict(x, t)``, or ``predict(x, t, r=r)`` for a model of average velocities.
 
@@ -111,14 +111,14 @@ def with_guidance(
     Args:
         labels: (B,).
         times: the time of each call. From the host, since reading t would synchronize with the device.
-        tick: called once per model call.
+        tick: called with x once per model call.
     """
     upcoming = iter(times)
     nulls = torch.full_like(labels, model.y_embedder.num_classes)
     both = torch.cat([labels, nulls])
 
     def predict(x, t, **second_time):
-        tick()
+        tick(x)
         if not guidance.applies_at(next(upcoming)):
             return model(x, t, labels, **second_time).float()
         x2, t2, r2 = x.repeat(2, 1, 1, 1), t.repeat(2), {name: r.repeat(2) for name, r in second_time.items()}
@@ -134,7 +134,7 @@ def sample(
     starts: Sequence[Start],
     device: str | torch.device,
     dtype: torch.dtype = torch.float32,
-    tick: Callable[[], object] = lambda: None,
+    tick: Callable[[torch.Tensor], object] = lambda x: None,
     *,
     allow_mismatch: bool = False,
 ) -> torch.Tensor:
@@ -143,7 +143,7 @@ def sample(
     Args:
         model: a `DiT`, or an `Engine` for ``dtype``.
         dtype: compute dtype of the model's branches.
-        tick: called once per model call.
+        tick: called with x (B, C, S, S) once per model call.
         allow_mismatch: take a sampler and guidance that contradict the model's ``sampling``.
 
     Raises:

@@ -71,7 +71,7 @@ def test_guidance_equals_the_papers(model):
 @pytest.mark.parametrize("name, ticks", [("ddpm", 8), ("heun", 15)])
 def test_every_call_is_reported(model, name, ticks):
     heard = []
-    two(model, Guidance(1, 0, 1, 3), name, steps=8, tick=lambda: heard.append(1))
+    two(model, Guidance(1, 0, 1, 3), name, steps=8, tick=lambda x: heard.append(1))
     assert len(heard) == ticks == len(Sampler(name, 8, True, False).times)
 
 
