@@ -222,7 +222,7 @@ def write_images(
             labels = [o.classes[i] if o.classes else None for i in batch]
             starts = [draw_start(s, shape, known, ranks.device, k) for s, k in zip(seeds, labels, strict=True)]
             # what does not fit the model was refused or allowed before
-            how = {"dtype": speed.DTYPES[o.dtype], "tick": tick, "allow_mismatch": True}
+            how: dict[str, Any] = {"dtype": speed.DTYPES[o.dtype], "tick": tick, "allow_mismatch": True}
             x = sample(engine, sampler, guidance, starts, ranks.device, **how)
             with torch.no_grad():
                 images = decoder(x)
