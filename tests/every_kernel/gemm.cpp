@@ -14,7 +14,8 @@ struct Operand {
     bool is_turned;
 
     Operand(Place place, std::int64_t rows, std::int64_t inner, bool is_turned)
-        : tensor(place, DType::kFloat32, 1, is_turned ? inner : rows, is_turned ? rows : inner), is_turned(is_turned) {
+        : tensor(place, DType::kFloat32, 1, is_turned ? inner : rows, is_turned ? rows : inner),
+          is_turned(is_turned) {
         tensor.fill(is_turned ? 1 : 2);
     }
 
@@ -34,7 +35,8 @@ void check_shape(const Shape& s, Place place) {
             const Operand a(place, s.rows, s.inner, a_turned), b(place, s.columns, s.inner, b_turned);
             for (const float* some_bias :
                  {static_cast<const float*>(nullptr), static_cast<const float*>(bias.floats())}) {
-                host::Gemm call{s.rows, s.columns, s.inner, a.matrix(), b.matrix(), some_bias, c.floats(), nullptr};
+                host::Gemm call{s.rows,     s.columns, s.inner,    a.matrix(),
+                                b.matrix(), some_bias, c.floats(), nullptr};
                 const auto run = [&](int threads) { host::kernels().gemm(call, threads); };
                 check_call("gemm", {&c}, run);
                 call.act = act.floats();
