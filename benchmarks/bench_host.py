@@ -17,7 +17,7 @@ from collections import defaultdict
 
 import torch
 
-from ditfast import _C, ops
+from ditfast import _C, keep_freed_memory, ops
 from ditfast.ops.attention import heads_of
 from ditfast.ops.op import PRECISIONS, RandomTensors
 from ditfast.ops.patches import CHANNELS, PATCH
@@ -118,6 +118,7 @@ def main():
     parser.add_argument("--precisions", nargs="+", default=[*PRECISIONS], choices=PRECISIONS)
     parser.add_argument("--json", help="write all results to this file")
     args = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
     todo = [
         (op, precision, size)
