@@ -176,7 +176,9 @@ def test_a_digest_starts_with_what_failed():
     wrong = case | {"variant": "eager", "error": "too large", "ms": None}
     del wrong["copy_share"]
     result = {"passed": 1, "failed": 2, "skipped": 3, "notes": ["x" * 999], "cases": [case, wrong]}
-    counts, reason, note, times = digest.lines(result)
+    result["backends"] = {"ditfast": {"mlp": ["triton", "sdpa"]}}
+    counts, reason, note, times, backends = digest.lines(result)
+    assert backends == "ditfast ran mlp on triton + sdpa"
     assert (
         counts == "1 passed, 2 failed, 3 skipped" and reason == "eager, fwd, too large" and len(note) == digest.WIDTH
     )

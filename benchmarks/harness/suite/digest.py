@@ -63,6 +63,12 @@ def _time(ms):
     return f"{1e3 * ms['median']:.0f} us"
 
 
+def _backends(result):
+    for variant, operations in result.get("backends", {}).items():
+        ran = [f"{name} on {' + '.join(names)}" for name, names in operations.items()]
+        yield f"{variant} ran {', '.join(ran) or 'what torch.compile fused'}"
+
+
 def _questions(result):
     for question in result.get("questions", ()):
         cases = [f"{c['alternative']} {_time(c['ms']) if c['ms'] else c['error']}" for c in question["cases"]]
@@ -78,4 +84,4 @@ def _rates(result):
             yield "GEMMs, TFLOP/s: " + ", ".join(gemms[first : first + 6])
 
 
-PARTS = (_counts, _reasons, _cases, _questions, _rates)
+PARTS = (_counts, _reasons, _cases, _backends, _questions, _rates)
