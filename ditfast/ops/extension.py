@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ditfast.kernels.strides import unit_stride
+from ditfast.ops.addresses import contiguous, strided, with_unit_stride
 
 
 def empty_outputs(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -17,7 +18,7 @@ def host_forward(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Ten
 
     qkv = unit_stride(qkv)
     out, lse = empty_outputs(qkv, num_heads)
-    pointers = _pointers(qkv=qkv, out=out, lse=lse)
+    pointers = {"qkv": with_unit_stride("qkv", qkv, qkv.dtype, qkv.shape), **_pointers(out=out, lse=lse)}
     _C.attention_forward_host(**pointers, **_geometry(qkv, num_heads), scale=scale, threads=torch.get_num_threads())
     return out, lse
 
@@ -29,7 +30,8 @@ def host_jvp(qkv: Tensor, qkv_t: Tensor, num_heads: int, scale: float) -> tuple[
     qkv, qkv_t = unit_stride(qkv), unit_stride(qkv_t)
     out, lse = empty_outputs(qkv, num_heads)
     out_t = out.new_empty(*out.shape)
-    pointers = _pointers(qkv=qkv, qkv_t=qkv_t, out=out, lse=lse, out_t=out_t)
+    inputs = {name: with_unit_stride(name, t, qkv.dtype, qkv.shape) for name, t in (("qkv", qkv), ("qkv_t", qkv_t))}
+    pointers = inputs | _pointers(out=out, lse=lse, out_t=out_t)
     strides = {"qkv_t_stride_b": qkv_t.stride(0), "qkv_t_stride_n": qkv_t.stride(1)}
     geometry = _geometry(qkv, num_heads)
     _C.attention_jvp_host(**pointers, **geometry, **strides, scale=scale, threads=torch.get_num_threads())
@@ -42,10 +44,17 @@ def host_backward(
     from ditfast import _C
 
     qkv = unit_stride(qkv)
+    (b, n, width), dtype = qkv.shape, qkv.dtype
+    inputs = {
+        "qkv": with_unit_stride("qkv", qkv, dtype, qkv.shape),
+        "dout": strided("dout", dout, dtype, (b, n, width // 3)),
+        "out": contiguous("out", out, dtype, (b, n, width // 3)),
+        "lse": contiguous("lse", lse, torch.float32, (b, lse.shape[1], n)),
+    }
     dqkv = qkv.new_empty(*qkv.shape)
     strides = dict(zip(("dout_stride_b", "dout_stride_n", "dout_stride_c"), dout.stride(), strict=True))
     sums = _dbias_buffer(qkv, 1, bias_dtype)
-    pointers = _pointers(dout=dout, qkv=qkv, out=out, lse=lse, dqkv=dqkv, **sums)
+    pointers = inputs | _pointers(dqkv=dqkv, **sums)
     geometry = _geometry(qkv, lse.shape[1])
     _C.attention_backward_host(**pointers, **geometry, **strides, scale=scale, threads=torch.get_num_threads())
     return dqkv, sums["dbias"].sum(0).to(bias_dtype) if sums else None

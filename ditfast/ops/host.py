@@ -1,5 +1,6 @@
 """Call the extension's CPU kernels, which take addresses and strides, not tensors.
 
+What comes from outside passes `ditfast.ops.addresses` first; outputs are allocated here, as the kernels write them.
 The kernels take one dtype for the residual stream and one for branches; shift, scale, gate and bias may have any.
 Other mixtures run in float32 and are rounded once.
 """
@@ -7,8 +8,11 @@ Other mixtures run in float32 and are rounded once.
 import torch
 
 from ditfast.kernels.strides import unit_stride
+from ditfast.ops.addresses import contiguous, strided, with_unit_stride
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType of csrc/host/calls.h
+_ROWS = "x", "y", "gate", "bias", "shift", "scale", "x_new", "h"
+_TANGENTS = tuple(f"{name}_t" for name in _ROWS)
 
 
 def _extension():
@@ -33,9 +37,11 @@ def product_gelu(a, b, bias, keep_product: bool):
 
 
 def _product_into(c, act, a, b, bias):
-    left, right = (a.data_ptr(), *a.stride()), (b.data_ptr(), *b.stride()[::-1])
-    pointers = _pointer(bias), _pointer(c), _pointer(act)
-    _extension().gemm((a.shape[0], b.shape[1], a.shape[1]), left, right, *pointers, torch.get_num_threads())
+    (rows, inner), columns = a.shape, b.shape[1]
+    left = _matrix("a", a, (rows, inner)), *a.stride()
+    right = _matrix("b", b, (inner, columns)), *b.stride()[::-1]
+    pointers = _contiguous("bias", bias, torch.float32, (columns,)), _pointer(c), _pointer(act)
+    _extension().gemm((rows, columns, inner), left, right, *pointers, torch.get_num_threads())
 
 
 def gelu(pre):
@@ -49,7 +55,8 @@ def gelu_(pre):
 
 
 def _gelu_into(act, pre):
-    _extension().gelu_forward(CODES[pre.dtype], *pre.shape, pre.data_ptr(), act.data_ptr(), torch.get_num_threads())
+    pointers = contiguous("pre", pre, pre.dtype, pre.shape), act.data_ptr()
+    _extension().gelu_forward(CODES[pre.dtype], *pre.shape, *pointers, torch.get_num_threads())
     return act
 
 
@@ -57,7 +64,8 @@ def gelu_jvp(pre, pre_t):
     """GELU (tanh) of pre (M, F), and its tangent. The inputs need not be contiguous."""
     pre, pre_t = pre.contiguous(), pre_t.contiguous()
     act, act_t = pre.new_empty(*pre.shape), pre.new_empty(*pre.shape)
-    pointers = (t.data_ptr() for t in (pre, pre_t, act, act_t))
+    inputs = (contiguous(name, t, pre.dtype, pre.shape) for name, t in (("pre", pre), ("pre_t", pre_t)))
+    pointers = *inputs, act.data_ptr(), act_t.data_ptr()
     _extension().gelu_jvp(CODES[pre.dtype], pre.numel(), *pointers, torch.get_num_threads())
     return act, act_t
 
@@ -66,7 +74,8 @@ def gelu_backward_(dact, pre, keep_act: bool):
     """Overwrite dact (M, F) with the gradient before GELU; also act (M, F), if kept, and dbias (F,)."""
     act = pre.new_empty(*pre.shape) if keep_act else None
     dbias = pre.new_empty(pre.shape[1])
-    pointers = pre.data_ptr(), 0 if act is None else act.data_ptr(), dact.data_ptr(), dbias.data_ptr()
+    inputs = [contiguous(name, t, pre.dtype, pre.shape) for name, t in (("pre", pre), ("dact", dact))]
+    pointers = inputs[0], _pointer(act), inputs[1], dbias.data_ptr()
     _extension().gelu_backward(CODES[pre.dtype], *pre.shape, *pointers, torch.get_num_threads())
     return act, dbias
 
@@ -166,17 +175,20 @@ def unpatchify(tokens, patch_size, grid_h, grid_w, channels_last):
 
 
 def _move_patches(name, image, tokens, grid, patch_size, channels_last):
+    (batch, channels), (rows, columns), p = image.shape[:2], grid, patch_size
+    source = strided("image", image, tokens.dtype, (batch, channels, rows * p, columns * p))
+    target = with_unit_stride("tokens", tokens, tokens.dtype, (batch, rows * columns, channels * p * p))
     getattr(_extension(), name)(
-        *(image.element_size(), (*image.shape[:2], *grid, patch_size), channels_last),
-        *(image.data_ptr(), image.stride(), tokens.data_ptr(), tokens.stride()[:2], torch.get_num_threads()),
+        *(image.element_size(), (batch, channels, *grid, p), channels_last),
+        *(source, image.stride(), target, tokens.stride()[:2], torch.get_num_threads()),
     )
 
 
 def norm(tensors):
     """L2 norm of all tensors, of one dtype, together: () float32. None of them need be contiguous."""
-    tensors = [t.contiguous() for t in tensors]
-    addresses, elements = [t.data_ptr() for t in tensors], [t.numel() for t in tensors]
-    value = _extension().norm(CODES[tensors[0].dtype], addresses, elements, torch.get_num_threads())
+    tensors, dtype = [t.contiguous() for t in tensors], tensors[0].dtype
+    addresses = [contiguous("tensors", t, dtype, t.shape) for t in tensors]
+    value = _extension().norm(CODES[dtype], addresses, [t.numel() for t in tensors], torch.get_num_threads())
     return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
@@ -189,10 +201,10 @@ def _dbias(gate, bias):
 
 
 def _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd):
-    branch = _branch_dtype(y, h)
+    branch, shape = _branch_dtype(y, h), tuple(x.shape)
     rows = _readable((x, y, gate, bias, shift, scale, x_new, h), x.dtype, branch)
     _extension().rows_forward(
-        *(CODES[x.dtype], CODES[branch], tuple(x.shape), eps, *_rows(rows)),
+        *(CODES[x.dtype], CODES[branch], shape, eps, *_rows(_ROWS, rows, x.dtype, branch, shape)),
         *(_pointer(mean), _pointer(rstd), torch.get_num_threads()),
     )
     _deliver(rows[-1], h)
@@ -201,11 +213,12 @@ def _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd):
 def _jvp(eps, primals, mean, rstd, tangents):
     """primals and tangents: x, y, gate, bias, shift, scale, and outputs x_new and h; None if the call has none."""
     (x, y, *_, h), h_t = primals, tangents[-1]
-    branch = _branch_dtype(y, h)
+    branch, shape = _branch_dtype(y, h), tuple(x.shape)
     primals, tangents = (_readable(rows, x.dtype, branch) for rows in (primals, tangents))
     _extension().rows_jvp(
-        *(CODES[x.dtype], CODES[branch], tuple(x.shape), eps, *_rows(primals), _pointer(mean), _pointer(rstd)),
-        *(*_rows(tangents), torch.get_num_threads()),
+        *(CODES[x.dtype], CODES[branch], shape, eps, *_rows(_ROWS, primals, x.dtype, branch, shape)),
+        *(_pointer(mean), _pointer(rstd), *_rows(_TANGENTS, tangents, x.dtype, branch, shape)),
+        torch.get_num_threads(),
     )
     _deliver(primals[-1], h)
     _deliver(tangents[-1], h_t)
@@ -217,9 +230,13 @@ def _readable(rows, stream, branch):
     return _dense(x, stream), _dense(y, branch), *map(_dense, vectors), x_new, _buffer_for(h, branch)
 
 
-def _rows(rows):
+def _rows(names, rows, stream, branch, shape):
     x, y, *vectors, x_new, h = rows
-    return _tokens(x), _tokens(y), *map(_vectors, vectors), _tokens(x_new), _tokens(h)
+    return (
+        *(_tokens(names[0], x, stream, shape), _tokens(names[1], y, branch, shape)),
+        *[_vectors(name, v, shape) for name, v in zip(names[2:], vectors, strict=False)],
+        *(_output(x_new), _output(h)),
+    )
 
 
 def _backward(dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, sums):
@@ -229,9 +246,12 @@ def _backward(dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, sums)
     gate, bias, scale = _dense(gate), _dense(bias), _dense(scale)
     shape = tuple((y if dh is None else dh).shape)
     _extension().rows_backward(
-        *(CODES[stream], CODES[branch], shape, _tokens(dx_new), _tokens(dh), _tokens(x_new), _tokens(y)),
-        *(_vectors(gate), _vectors(bias), _vectors(scale), _pointer(mean), _pointer(rstd)),
-        *(_tokens(dx), _tokens(dy_out), *(_vectors(v) for v in sums), torch.get_num_threads()),
+        *(CODES[stream], CODES[branch], shape),
+        *(_tokens("dx_new", dx_new, stream, shape), _tokens("dh", dh, branch, shape)),
+        *(_tokens("x_new", x_new, stream, shape), _tokens("y", y, branch, shape)),
+        *(_vectors("gate", gate, shape), _vectors("bias", bias, shape), _vectors("scale", scale, shape)),
+        *(_contiguous(name, t, torch.float32, shape[:2]) for name, t in (("mean", mean), ("rstd", rstd))),
+        *(_output(dx), _output(dy_out), *map(_sum, sums), torch.get_num_threads()),
     )
     _deliver(dy_out, dy)
 
@@ -257,13 +277,36 @@ def _dense(t, dtype=None):
     return None if t is None else unit_stride(t if dtype is None else t.to(dtype))
 
 
+def _matrix(name, t, shape):
+    if 1 not in t.stride():
+        raise ValueError(f"{name} must have a stride of 1, got strides {t.stride()}")
+    return strided(name, t, torch.float32, shape)
+
+
+def _contiguous(name, t, dtype, shape):
+    return 0 if t is None else contiguous(name, t, dtype, shape)
+
+
 def _pointer(t):
     return 0 if t is None else t.data_ptr()
 
 
-def _tokens(t):
+def _tokens(name, t, dtype, shape):
+    return None if t is None else (with_unit_stride(name, t, dtype, shape), t.stride(0), t.stride(1))
+
+
+def _vectors(name, v, shape):
+    """(B, D), or (D,)."""
+    if v is None:
+        return None
+    is_matrix = v.dim() == 2
+    address = with_unit_stride(name, v, v.dtype, (shape[0], shape[2]) if is_matrix else shape[2:])
+    return address, CODES[v.dtype], v.stride(0) if is_matrix else 0
+
+
+def _output(t):
     return None if t is None else (t.data_ptr(), t.stride(0), t.stride(1))
 
 
-def _vectors(v):
+def _sum(v):
     return None if v is None else (v.data_ptr(), CODES[v.dtype], v.stride(0) if v.dim() == 2 else 0)

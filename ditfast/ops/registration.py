@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 from ditfast.ops.backends.log import current_log, record_in
+from ditfast.ops.duals import put_together, take_apart
 from ditfast.ops.sizes import Sizes
 from ditfast.ops.vmap import vmap_rule
 
@@ -60,7 +61,7 @@ def register_op(
         rules: shapes and dtypes of the tensors, see `ditfast.ops.sizes`.
         sample_dims, shared: see `vmap_rule`; without them vmap calls the operation in a loop.
     """
-    sizes = Sizes(schema, rules)
+    sizes, implementation = Sizes(schema, rules), _without_autocast(implementation)
     _library.define(schema)
     for device, function in (("CPU", implementation), ("CUDA", _on_its_device(implementation))):
         _library.impl(sizes.op, _with_checks(sizes, function), device)
@@ -70,6 +71,16 @@ def register_op(
     _implementations[op] = implementation
     _forms[op] = Form(sizes.op, fake, rules, sample_dims, tuple(shared))
     return op
+
+
+def _without_autocast(implementation):
+    """Switch autocast off inside: its casts were made before the call, and backward may run under another one."""
+
+    def run(*args):
+        with torch._C._DisableAutocast():
+            return implementation(*args)
+
+    return run
 
 
 def _with_checks(sizes: Sizes, function):
@@ -188,9 +199,9 @@ def attach_autograd(
 
     def call(*args):
         if forward_ad._current_level >= 0 and may_be_dual():
-            primals, tangents = _take_apart(name, names, args)
+            primals, tangents = take_apart(name, names, args)
             if any(t is not None for t in tangents):
-                return _put_together(*jvp(primals, tangents))
+                return put_together(*jvp(primals, tangents))
         if torch.compiler.is_compiling():
             return _call_traced(op, args)
         if not is_tracked(args):
@@ -226,29 +237,6 @@ def _single_jvp():
     """The transform in force if it is a ``torch.func.jvp`` inside of no other; else None."""
     first, *more = _functorch.get_interpreter_stack()
     return None if more or first.key() != _functorch.TransformType.Jvp else coerce_cinterpreter(first)
-
-
-def _take_apart(op, names, args):
-    """The arguments without tangents, and for each that is a tensor or None, its tangent or None."""
-    primals, tangents = [], []
-    for name, a in zip(names, args, strict=True):
-        primal = tangent = None
-        if isinstance(a, Tensor):
-            primal, tangent = forward_ad.unpack_dual(a)
-            if tangent is not None and tangent.dtype != a.dtype:
-                raise TypeError(f"{op}: the tangent of {name} must have its dtype, {a.dtype}, got {tangent.dtype}")
-        primals.append(a if tangent is None else primal)
-        if a is None or isinstance(a, Tensor):
-            tangents.append(tangent)
-    return primals, tangents
-
-
-def _put_together(outputs, tangents):
-    """Attach the tangents to the leading outputs."""
-    if isinstance(outputs, Tensor):
-        return forward_ad.make_dual(outputs, tangents[0])
-    duals = [forward_ad.make_dual(*pair) for pair in zip(outputs, tangents, strict=False)]
-    return *duals, *outputs[len(duals) :]
 
 
 def _functions(name, op, setup_context, backward, jvp):
