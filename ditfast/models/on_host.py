@@ -11,18 +11,20 @@ from ditfast.ops import ATTENTION, JUNCTION, LAYER_NORM_MODULATE, MLP, QKV_ATTEN
 from ditfast.ops.attention import choose_attention
 from ditfast.ops.autocast import linear_dtype
 from ditfast.ops.backends.log import note
+from ditfast.ops.bypass import is_intercepted
 from ditfast.ops.mlp import choose_mlp
-from ditfast.ops.registration import is_intercepted
 from ditfast.ops.rows import choose_for_rows
 
 
 def takes_block(carry: Carry, rows: Tensor | None, weights: list[Any], heads: int, scale: float | None) -> bool:
     """Whether the fused operations would all run on kernels, unseen by autograd, modes and profilers."""
-    x, y, gate, bias, _, backends = carry
+    x, y, gate, bias, silu_c, backends = carry
     if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.autograd._profiler_enabled():
         return False
     dtype = linear_dtype(x)
-    if is_intercepted((x,)) or any(t is not None and t.dtype is not dtype for t in (*weights, y)):
+    if is_intercepted((x, y, gate, bias, silu_c, rows, *weights)):
+        return False
+    if any(t is not None and t.dtype is not dtype for t in (*weights, y)):
         return False
     row, (*_, b_proj, w1, b1, w2, b2) = weights[0] if rows is None else rows, weights  # of the rows' dtype
     chosen = [choose_for_rows(JUNCTION, backends, x, y, b_proj, row, row, row)]

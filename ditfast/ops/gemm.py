@@ -18,7 +18,8 @@ from ditfast.ops import host, tangents
 from ditfast.ops.autocast import autocasts, linear_dtype
 from ditfast.ops.backends import on_cpu
 from ditfast.ops.backends.per_thread import PerThread, setting
-from ditfast.ops.registration import is_intercepted, is_tracked
+from ditfast.ops.bypass import is_intercepted
+from ditfast.ops.registration import is_tracked
 
 
 class _Pack(NamedTuple):

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 from ditfast.ops.backends.log import current_log, record_in
+from ditfast.ops.bypass import is_intercepted
 from ditfast.ops.duals import put_together, take_apart
 from ditfast.ops.sizes import Sizes
 from ditfast.ops.vmap import vmap_rule
@@ -26,8 +27,6 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 _implementations: dict[OpOverload, Callable] = {}  # operation -> its Python implementation, for any device
 _forms: dict[OpOverload, "Form"] = {}
 _calls: dict[OpOverload, Callable] = {}  # operation -> the function that calls it with autograd
-# argument types of operations; of all tensors, only plain memory
-_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
 
 
 class Form(NamedTuple):
@@ -125,15 +124,6 @@ def _call_traced(op, args):
     if not torch.compiler.is_dynamo_compiling() and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():
         return _implementations[op](*args[:-1], "reference")
     return op(*args)
-
-
-def is_intercepted(args: Sequence) -> bool:
-    """Whether something must see this call before a kernel does: a mode, transform, tracer or subclass."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return True
-    if torch._C._get_tracing_state() is not None or not (args[0].is_cuda or args[0].is_cpu):
-        return True
-    return not _ORDINARY.issuperset(map(type, args))
 
 
 def is_tracked(args: Sequence) -> bool:
