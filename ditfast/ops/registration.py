@@ -180,6 +180,7 @@ def attach_autograd(
             ones). None if unsupported.
         no_jvp: the error message in that case.
     """
+    backward = _where_defined(backward, len(op._schema.arguments))
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
     no_jvp = no_jvp or f"{name}: forward-mode AD is not supported by the kernels; use backend='reference'"
     jvp = jvp or _raising(no_jvp)
@@ -205,6 +206,15 @@ def attach_autograd(
 
     _calls[op] = call
     return call
+
+
+def _where_defined(backward, arguments):
+    """Autograd may call a backward without any gradient, if a function upstream returns none."""
+
+    def run(ctx, *grads):
+        return (None,) * arguments if all(g is None for g in grads) else backward(ctx, *grads)
+
+    return run
 
 
 def may_be_dual() -> bool:
