@@ -27,6 +27,15 @@ def is_intercepted(args: Sequence) -> bool:
     return False
 
 
+def is_transformed() -> bool:
+    """Whether a function transform (torch.func) is active, in compiled code too."""
+    return torch._C._are_functorch_transforms_active()
+
+
+# as torch.compiler.assume_constant_result, without importing the compiler, which cannot trace this question
+is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _has_function_mode():
     """Whether a ``TorchFunctionMode`` is active, other than a default device: an operation has its arguments'."""
     modes = range(torch._C._len_torch_function_stack())

@@ -15,6 +15,7 @@ from ditfast.ops.backends.availability import device_type, why_not_dtype
 from ditfast.ops.backends.choice import choose
 from ditfast.ops.backends.log import note
 from ditfast.ops.backends.resolve import resolve
+from ditfast.ops.bypass import is_transformed
 from ditfast.ops.op import WITHOUT_STREAM, Backend, Op
 from ditfast.ops.registration import (
     attach_autograd,
@@ -62,7 +63,8 @@ def mlp(
     dtype, name = linear_dtype(h), choose_mlp(h, w1, b1, w2, b2, backend)
     if name == "reference":
         note(OP.name, name)
-        if not recompute or forward_ad._current_level >= 0:  # a checkpoint cannot know what tangents save
+        # a checkpoint cannot know what tangents save, and function transforms refuse it
+        if not recompute or forward_ad._current_level >= 0 or is_transformed():
             return reference.mlp(h, w1, b1, w2, b2)
         pre = F.linear(h, w1, b1)  # (B, N, F)
         if autocasts(h):  # once, not in forward and again in backward

@@ -71,6 +71,24 @@ def test_recompute_changes_only_what_is_kept(device):
         torch.testing.assert_close(a, b, msg=name)
 
 
+def test_recomputation_gives_way_to_function_transforms():
+    """On the reference, whose checkpoint they do not support."""
+    args = [t.detach() for t in inputs("fp32", 2, 5, 16, 64, "cpu")]
+    found = []
+    for recompute in (False, True):
+
+        def loss(*args, recompute=recompute):
+            return ops.mlp(*args, recompute, backend="reference").square().sum()
+
+        every = tuple(range(5))
+        found.append(torch.func.grad(loss, every)(*args))
+        found.append(torch.compile(torch.func.grad(loss, every), backend="aot_eager", fullgraph=True)(*args))
+        in_loop = torch.func.vmap(torch.func.grad(loss, every), (0, *[None] * 4))(args[0][None], *args[1:])
+        found.append([t[0] for t in in_loop])
+    for gradients in found[1:]:
+        torch.testing.assert_close(tuple(gradients), tuple(found[0]))
+
+
 def test_without_the_second_bias(device):
     args = inputs("fp32", 2, 5, 16, 64, device, b2=False)
     got, expected = (ops.mlp(*args, backend=name) for name in ("triton", "reference"))
