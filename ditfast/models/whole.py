@@ -52,14 +52,12 @@ def whole_embedding(
         return None
     (b, c, height, width), d = x.shape, len(weight)
     n = (height // p) * (width // p)
-    if not _fit((weight, bias, pos_embed), ((d, c, p, p), (d,), (1, n, d))) or pos_embed.dtype is not x.dtype:
+    parameters = weight, bias, pos_embed
+    if not _fit(parameters, ((d, c, p, p), (d,), (1, n, d))) or not _have_dtype(x.dtype, parameters):
         return None
     if not _are_small(x, {PATCH_EMBED.name: b * n * d}):
         return None
-    try:
-        tokens = reference.patch_embed(x, weight, bias, pos_embed, p)
-    except (RuntimeError, TypeError):  # incompatible dtypes
-        return None
+    tokens = reference.patch_embed(x, *parameters, p)
     note(PATCH_EMBED.name, "reference")
     return tokens
 
@@ -90,12 +88,9 @@ def whole_block(
     sizes = {JUNCTION.name: b * n * d, ATTENTION.name: b * n * d // heads, MLP.name: b * n * width}
     if not _are_small(carry.x, sizes):
         return on_host.run_block(*arguments) if on_host.takes_block(carry, rows, weights, heads, attn.scale) else None
-    try:
-        done = unfused.run_block(*arguments)
-    except (RuntimeError, TypeError):  # incompatible dtypes
+    if not _have_dtype(carry.x.dtype, (*weights, *_inputs(carry, rows))):
         return None
-    if {t.dtype for t in (done.x, done.y, done.gate) if t is not None} != {carry.x.dtype}:  # something was promoted
-        return None
+    done = unfused.run_block(*arguments)
     unfused.note_block(carry)
     return done
 
@@ -110,15 +105,10 @@ def whole_final_layer(
     weights = _weights((adaln["1"], parts["linear"]) if are_plain(adaln, _ADALN) else ())
     if not (weights and modulates_as_usual() and _is_bare(norm) and _final_fits(weights, carry, rows)):
         return None
-    if not _are_small(x, {JUNCTION.name: x.numel()}):
+    if not _are_small(x, {JUNCTION.name: x.numel()}) or not _have_dtype(x.dtype, (*weights, *_inputs(carry, rows))):
         return None
     checks.epsilon(norm.eps)
-    try:
-        out = unfused.run_final(carry, rows, weights, norm.eps)
-    except (RuntimeError, TypeError):  # incompatible dtypes
-        return None
-    if out.dtype is not x.dtype:  # something was promoted
-        return None
+    out = unfused.run_final(carry, rows, weights, norm.eps)
     unfused.note_norm(carry)
     return out
 
@@ -194,6 +184,19 @@ def _carry_fits(carry, rows, parts) -> bool:
     if not _fit((silu_c,), ((b, d),)) if rows is None else not _fit((rows,), ((b, parts * d),)):
         return False
     return y is None or _fit((y, gate, bias), (shape, (b, d), (d,)))
+
+
+def _inputs(carry, rows):
+    """What a layer reads besides x and its weights."""
+    return carry.y, carry.gate, carry.bias, carry.silu_c if rows is None else rows
+
+
+def _have_dtype(dtype, tensors) -> bool:
+    """Whether all have this dtype; PyTorch would promote some others, and fail on the rest."""
+    for t in tensors:
+        if t is not None and t.dtype is not dtype:
+            return False
+    return True
 
 
 def _fit(tensors, shapes) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ditfast import ops
 from ditfast.models import DiTBlock, FinalLayer, blocks, unfused
@@ -176,6 +177,53 @@ def test_tokens_of_another_dtype_are_not_promoted(problem):
     layer, x, c = problem
     with pytest.raises((TypeError, RuntimeError), match="dtype"):
         layer(x.bfloat16(), c)
+
+
+@of_blocks
+@pytest.mark.parametrize("of", ("gate", "bias", "adaLN_modulation.1.bias", "mlp.fc2.weight"))
+def test_mixed_dtypes_are_left_to_the_operations(kit, problem, taken, of):
+    block, x, c = problem
+    y, gate, bias = kit.arr("y", (2, 5, 32)), kit.arr("gate", (2, 32)), kit.arr("bias", (32,))
+    carry = set_pending(start_carry(x, c, ("auto",)), x, y, gate, bias)
+    if "." in of:
+        module, _, name = of.rpartition(".")
+        setattr(block.get_submodule(module), name, torch.nn.Parameter(block.get_parameter(of).double()))
+        with pytest.raises((TypeError, RuntimeError), match="dtype"):
+            block(carry, c)
+    else:
+        block(carry._replace(**{of: getattr(carry, of).bfloat16()}), c)
+    assert not taken
+
+
+def test_errors_of_a_users_hooks_are_not_swallowed(problem, taken):
+    """Such as that of an offloading hook out of memory."""
+    layer, x, c = problem
+    seen = []
+
+    def pack(t):
+        seen.append(t)
+        if len(seen) == 4:
+            raise RuntimeError("no host memory left")
+        return t
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    with hooks, pytest.raises(RuntimeError, match="no host memory left"):
+        layer(x, c)
+    assert taken and len(seen) == 4
+
+
+def test_errors_of_a_users_mode_in_the_embedding(kit):
+    class Refusing(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.conv2d:
+                seen.append(function)
+                raise RuntimeError("over budget")
+            return function(*args, **(kwargs or {}))
+
+    model, batch, seen = kit.tiny(depth=0), kit.batch(), []
+    with Refusing(), pytest.raises(RuntimeError, match="over budget"):
+        model(*batch)
+    assert len(seen) == 1
 
 
 @of_blocks
