@@ -66,7 +66,7 @@ def register_op(
         _library.impl(sizes.op, _with_checks(sizes, function), device)
     torch.library.register_fake(f"{NAMESPACE}::{sizes.op}", fake, lib=_library)
     op = getattr(getattr(torch.ops, NAMESPACE), sizes.op).default
-    torch.library.register_vmap(op, vmap_rule(op, sample_dims, shared), lib=_library)
+    torch.library.register_vmap(op, vmap_rule(op, sample_dims, shared, sizes.dense), lib=_library)
     _implementations[op] = implementation
     _forms[op] = Form(sizes.op, fake, rules, sample_dims, tuple(shared))
     return op

@@ -35,6 +35,7 @@ class Sizes:
         self.op, arguments = schema.split(" -> ")[0].rstrip(")").split("(")
         names = [argument.split()[-1] for argument in arguments.split(", ")]
         self.rules = [_parse(names.index(name), name, *rule.split()) for name, rule in rules.items()]
+        self.dense = [rule.name for rule in self.rules if rule.is_dense]
         self.positions = {name: names.index(name) for name in rules}
         self._right: set[tuple] = set()  # signatures that passed
 

@@ -2,40 +2,10 @@
 
 import pytest
 import torch
-from ops.test_bad_input import OPS, good
-from torch.utils._python_dispatch import TorchDispatchMode
+from ops.registered import available, registered_calls
+from ops.test_bad_input import OPS
 
-from ditfast import ops
 from ditfast.ops.backends import availability
-
-
-class Calls(TorchDispatchMode):
-    """Records the registered operations that run, with their arguments."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "ditfast":
-            self.found[func] = args
-        return func(*args, **(kwargs or {}))
-
-
-def registered_calls(op):
-    """operation -> valid arguments, for forward, backward and inference of a public function."""
-    name = "triton" if "triton" in next(o for o in ops.ALL if o.name == op).backends else "host"
-    if "attention" in op and not availability._installed["ditfast._C"]:
-        pytest.skip("the extension is not built")
-    name = "host" if "attention" in op else name
-    arguments = {k: v.requires_grad_() if isinstance(v, torch.Tensor) else v for k, v in good(op).items()}
-    with Calls() as calls:
-        out = getattr(ops, op)(**arguments, backend=name)
-        sum(t.sum() for t in (out if isinstance(out, tuple) else (out,))).backward()
-        with torch.no_grad():
-            getattr(ops, op)(**arguments, backend=name)
-    return calls.found
-
 
 FREE = {  # sizes that need not match anything else
     ("layer_norm_modulate", "x", 1),
@@ -59,7 +29,7 @@ FREE = {  # sizes that need not match anything else
 @pytest.mark.parametrize("op", OPS)
 def test_a_wrong_size(op):
     tried, taken = 0, []
-    for registered, args in registered_calls(op).items():
+    for registered, args in registered_calls(op, available(op)).items():
         name = registered.name().removeprefix("ditfast::")
         for i, argument in enumerate(registered._schema.arguments):
             if not isinstance(args[i], torch.Tensor):
@@ -97,7 +67,7 @@ def test_a_wrong_size(op):
 )
 def test_message(name, change, error, words):
     op = torch.ops.ditfast.attention_backward.default
-    args = list(registered_calls("attention")[op])
+    args = list(registered_calls("attention", "host")[op])
     i = [argument.name for argument in op._schema.arguments].index(name)
     args[i] = change(args[i])
     with pytest.raises(error, match=f"attention_backward: {words}"):
