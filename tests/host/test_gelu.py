@@ -74,6 +74,25 @@ def test_every_size_of_number(dtype, isa):
     assert ((got - exact).abs() <= allowed).all()
 
 
+def check_far_tails(dtype):
+    """Derivative 0 on the left and 1 on the right, however far; gelu(-infinity) is NaN, as in PyTorch."""
+    far = torch.tensor([[10.25, 15, 30, 6e4, 1e14, 1e20, 3e38, float("inf")]]).to(dtype)
+    pre = torch.cat([-far, far], dim=1)
+    gradient = torch.full_like(pre, 2.0)
+    act_of_pass, tangent = host.gelu_jvp(pre, gradient)
+    act, dbias = host.gelu_backward_(gradient, pre, True)
+    expected = pre.clamp(min=0).where(pre != -float("inf"), float("nan"))
+    for t in (act, act_of_pass, host.gelu(pre)):
+        torch.testing.assert_close(t, expected, atol=0, rtol=0, equal_nan=True)
+    for t in (gradient, tangent, dbias[None]):
+        torch.testing.assert_close(t, 2.0 * (pre > 0).to(dtype), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_far_tails(dtype, isa):
+    check_far_tails(dtype)
+
+
 @pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
 @pytest.mark.parametrize("at", (0, 15, 16, 39))
 def test_non_finite_values_propagate(value, at, isa):

@@ -53,6 +53,7 @@ check_junction = partial(check_rows, "gated_residual_layer_norm_modulate")
 
 def check_gelu():
     """More than one task of forward, two chunks of backward, and both of GELU's tails."""
+    test_gelu.check_far_tails(torch.float32)
     for dtype, spread in ((torch.float32, 3.0), (torch.bfloat16, 30.0)):
         pre, dact = test_gelu.problem(dtype, 400, 43, spread)
         low, exact = test_gelu.reference(pre, dact), test_gelu.reference(pre.double(), dact.double())
@@ -189,18 +190,21 @@ PLANTED = [
         ("vector of sample 0", "b * v.stride_b * size_of", "0 * v.stride_b * size_of"),
     ),
     *plant(
-        "gelu.cpp",
+        "gelu.h",
         check_gelu,
         (
             "slope without its cubic term",
-            "(3 * kCubic * kSlopeAtZero) + kSlopeAtZero;  // dz/dx\n        const Vec dpre",
-            "kSlopeAtZero;\n        const Vec dpre",
+            "slope = inner * inner * (3 * kCubic * kSlopeAtZero) +",
+            "slope = 0 * inner +",
         ),
-        (
-            "slope dropped",
-            "dpre = load(dact + i, extent) * (sigmoid.rest * (value * slope) +",
-            "dpre = load(dact + i, extent) * (0 * slope +",
-        ),
+        ("slope dropped", "sigmoid.rest * (inner * sigmoid.value * slope) +", "0 * slope +"),
+        ("exponent not bounded", "return at_most(at_least(x, splat(-kEnd)), splat(kEnd));", "return x;"),
+        ("left end not zero", "x < splat(-kEnd) ? splat(0.0f) :", ""),
+        ("derivative of x far right", "(inner * sigmoid.value", "(x * sigmoid.value"),
+    ),
+    *plant(
+        "gelu.cpp",
+        check_gelu,
         (
             "last element of a task missed",
             "smaller(kElements, size - first),",
@@ -211,7 +215,7 @@ PLANTED = [
             "static_cast<T*>(call.act) + first;\n        for_each",
             "static_cast<T*>(call.act);\n        for_each",
         ),
-        ("dbias after GELU", "load(sums + i) + dpre", "load(sums + i) + value"),
+        ("dbias after GELU", "load(sums + i) + dpre", "load(sums + i) + x"),
         (
             "last row of a chunk missed",
             "smaller(call.rows, (task + 1) * chunk)",
@@ -220,9 +224,6 @@ PLANTED = [
         ("sums of the previous call", "std::memset(sums, 0, static_cast<std::size_t>(stride) * sizeof(float));", ""),
         ("chunks by threads", "chunk_rows(call.rows, 64)", "chunk_rows(call.rows, threads)"),
         ("later columns missed", "width - first), [", "smaller(width - first, 32)), ["),
-    ),
-    *plant(
-        "gelu.h", check_gelu, ("exponent not bounded", "z = at_most(at_least(z, splat(-126.0f)), splat(126.0f));", "")
     ),
     *plant(
         "gemm.cpp",

@@ -30,12 +30,10 @@ void jvp(const GeluJvp& call, int threads) {
         T* act = static_cast<T*>(call.act) + first;
         T* act_t = static_cast<T*>(call.act_t) + first;
         for_each_vector(smaller(kElements, call.elements - first), [&](std::int64_t i, auto extent) {
-            const Vec x = load(pre + i, extent), square = x * x;
-            const Sigmoid sigmoid = sigmoid_of<T>(x, square);
-            const Vec value = x * sigmoid.value;
-            const Vec slope = square * (3 * kCubic * kSlopeAtZero) + kSlopeAtZero;  // dz/dx
-            store(act + i, value, extent);
-            store(act_t + i, load(pre_t + i, extent) * (sigmoid.rest * (value * slope) + sigmoid.value), extent);
+            const Vec x = load(pre + i, extent);
+            const Sigmoid sigmoid = sigmoid_of<T>(x);
+            store(act + i, x * sigmoid.value, extent);
+            store(act_t + i, load(pre_t + i, extent) * derivative(x, sigmoid), extent);
         });
     });
 }
@@ -43,12 +41,10 @@ void jvp(const GeluJvp& call, int threads) {
 template <class T, bool kKeepAct>
 void backward_row(const T* pre, T* dact, T* act, float* sums, std::int64_t width) {
     for_each_vector(width, [&](std::int64_t i, auto extent) {
-        const Vec x = load(pre + i, extent), square = x * x;
-        const Sigmoid sigmoid = sigmoid_of<T>(x, square);
-        const Vec value = x * sigmoid.value;
-        if (kKeepAct) store(act + i, value, extent);
-        const Vec slope = square * (3 * kCubic * kSlopeAtZero) + kSlopeAtZero;  // dz/dx
-        const Vec dpre = load(dact + i, extent) * (sigmoid.rest * (value * slope) + sigmoid.value);
+        const Vec x = load(pre + i, extent);
+        const Sigmoid sigmoid = sigmoid_of<T>(x);
+        if (kKeepAct) store(act + i, x * sigmoid.value, extent);
+        const Vec dpre = load(dact + i, extent) * derivative(x, sigmoid);
         store(dact + i, dpre, extent);
         store(sums + i, load(sums + i) + dpre);  // padded
     });
