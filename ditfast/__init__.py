@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # checkers cannot follow __getattr__; "as" re-exports a name
     from ditfast.flow import create_transport as create_transport
     from ditfast.heap import keep_freed_memory as keep_freed_memory
     from ditfast.models import AdaLNBlock as AdaLNBlock
+    from ditfast.models import Attention as Attention
     from ditfast.models import CrossAttentionBlock as CrossAttentionBlock
     from ditfast.models import DiT as DiT
     from ditfast.models import DiT_B_2 as DiT_B_2
@@ -37,9 +38,12 @@ if TYPE_CHECKING:  # checkers cannot follow __getattr__; "as" re-exports a name
     from ditfast.models import FinalLayer as FinalLayer
     from ditfast.models import InContextBlock as InContextBlock
     from ditfast.models import LabelEmbedder as LabelEmbedder
+    from ditfast.models import Mlp as Mlp
     from ditfast.models import PatchEmbed as PatchEmbed
     from ditfast.models import TimestepEmbedder as TimestepEmbedder
+    from ditfast.models import get_1d_sincos_pos_embed_from_grid as get_1d_sincos_pos_embed_from_grid
     from ditfast.models import get_2d_sincos_pos_embed as get_2d_sincos_pos_embed
+    from ditfast.models import get_2d_sincos_pos_embed_from_grid as get_2d_sincos_pos_embed_from_grid
     from ditfast.models import modulate as modulate
     from ditfast.models import packed_weights as packed_weights
     from ditfast.ops import use_backend as use_backend
@@ -49,10 +53,14 @@ if TYPE_CHECKING:  # checkers cannot follow __getattr__; "as" re-exports a name
 
 _HOME = {
     **dict.fromkeys(
-        ["DiT", "DiTBlock", "FinalLayer", "TimestepEmbedder", "LabelEmbedder", "PatchEmbed"], "ditfast.models"
+        ["DiT", "DiTBlock", "FinalLayer", "TimestepEmbedder", "LabelEmbedder", "PatchEmbed", "Attention", "Mlp"],
+        "ditfast.models",
     ),
     **dict.fromkeys(["AdaLNBlock", "CrossAttentionBlock", "InContextBlock"], "ditfast.models"),
-    **dict.fromkeys(["DiT_models", "modulate", "get_2d_sincos_pos_embed", "packed_weights"], "ditfast.models"),
+    **dict.fromkeys(["DiT_models", "modulate", "packed_weights"], "ditfast.models"),
+    "get_1d_sincos_pos_embed_from_grid": "ditfast.models",
+    "get_2d_sincos_pos_embed": "ditfast.models",
+    "get_2d_sincos_pos_embed_from_grid": "ditfast.models",
     **{f"DiT_{size}_{patch}": "ditfast.models" for size in ("XL", "L", "B", "S") for patch in (2, 4, 8)},
     "create_diffusion": "ditfast.diffusion",
     "create_transport": "ditfast.flow",

@@ -40,6 +40,13 @@ def test_public_names_match_their_home_modules():
     assert sum(name.startswith("DiT_") for name in ditfast.__all__) == 12 + 1  # the presets and DiT_models
 
 
+def test_the_package_has_what_code_imports_from_the_originals_models():
+    names = "DiT DiTBlock FinalLayer TimestepEmbedder LabelEmbedder modulate DiT_models PatchEmbed Attention Mlp"
+    embeddings = ("2d_sincos_pos_embed", "2d_sincos_pos_embed_from_grid", "1d_sincos_pos_embed_from_grid")
+    for name in (*names.split(), *(f"get_{embedding}" for embedding in embeddings)):
+        assert getattr(ditfast, name) is getattr(ditfast.models, name)
+
+
 def test_type_checkers_see_the_lazy_names():
     tree = ast.parse(Path(ditfast.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")

@@ -9,9 +9,10 @@ import torch
 
 from ditfast.diffusion import checks, equations, guidance, losses, samplers
 from ditfast.diffusion.kinds import LossType, ModelMeanType, ModelVarType
+from ditfast.diffusion.losses import mean_flat as mean_flat  # here in the original
 from ditfast.diffusion.noise import Generators, noise_like
-from ditfast.diffusion.respace import respace, space_timesteps
 from ditfast.diffusion.schedule import Tables, check_betas, get_named_beta_schedule, make_tables
+from ditfast.diffusion.spacing import respace, space_timesteps
 
 
 def create_diffusion(

@@ -1,6 +1,6 @@
 """The Diffusion Transformer of Peebles & Xie, with the names, arguments and state dict of the original."""
 
-from ditfast.models.blocks import DiTBlock, FinalLayer
+from ditfast.models.blocks import Attention, DiTBlock, FinalLayer, Mlp
 from ditfast.models.carry import Carry, modulate
 from ditfast.models.conditioning import AdaLNBlock, CrossAttentionBlock, InContextBlock
 from ditfast.models.dit import DiT
@@ -31,6 +31,7 @@ from ditfast.models.presets import (
 
 __all__ = [
     "AdaLNBlock",
+    "Attention",
     "Carry",
     "CrossAttentionBlock",
     "DiT",
@@ -51,6 +52,7 @@ __all__ = [
     "FinalLayer",
     "InContextBlock",
     "LabelEmbedder",
+    "Mlp",
     "PatchEmbed",
     "TimestepEmbedder",
     "get_1d_sincos_pos_embed_from_grid",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ditfast.diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType, create_diffusion
-from ditfast.diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
+from ditfast.diffusion.diffusion_utils import discretized_gaussian_log_likelihood, normal_kl
 
 
 class Output(torch.nn.Module):

@@ -6,7 +6,9 @@ import torch
 import torch.distributed as dist
 
 from ditfast.diffusion import (
+    LossAwareSampler,
     LossSecondMomentResampler,
+    ScheduleSampler,
     UniformSampler,
     create_diffusion,
     create_named_schedule_sampler,
@@ -28,6 +30,22 @@ def test_names():
     assert isinstance(create_named_schedule_sampler("loss-second-moment", DIFFUSION), LossSecondMomentResampler)
     with pytest.raises(ValueError, match="must be one of uniform, .*, got 'unifrom'; did you mean 'uniform'"):
         create_named_schedule_sampler("unifrom", DIFFUSION)
+
+
+def test_kinds():
+    """Training loops ask whether a sampler wants the losses."""
+    assert not isinstance(UniformSampler(DIFFUSION), LossAwareSampler)
+    assert isinstance(LossSecondMomentResampler(DIFFUSION), LossAwareSampler)
+
+
+def test_a_sampler_of_ones_own():
+    class Late(ScheduleSampler):
+        def weights(self):
+            return np.array([0.0, 3.0, 1.0])
+
+    t, weights = Late().sample(4000, "cpu", torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(np.bincount(t, minlength=3) / 4000, [0, 0.75, 0.25], atol=0.03)
+    torch.testing.assert_close(weights, torch.tensor([0, 1 / (3 * 0.75), 1 / (3 * 0.25)])[t])
 
 
 @pytest.mark.parametrize("name", ["uniform", "loss-second-moment"])
