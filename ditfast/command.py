@@ -67,11 +67,12 @@ def by_option(caught: type[Exception], raised: type[Exception], *names: str, **r
 def words(arguments: list[str] | None = None) -> list[str]:
     """Command-line arguments (``sys.argv`` if None), with ~ expanded where the shell does not: --out=~/x.
 
-    Side effect: stdout and stderr print characters they cannot encode as escapes instead of raising.
+    Side effect: stdout and stderr print characters they cannot encode as escapes instead of raising, and each line at
+    once: in a log, the two are in order.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # missing in notebooks
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     return [_expand_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
 
 

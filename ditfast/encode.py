@@ -33,8 +33,8 @@ from ditfast.data.folder import MOST, Images
 from ditfast.data.shards import TENSORS, Shards
 from ditfast.data.stream import MOST_WORKERS, load_batches
 from ditfast.fingerprint import fingerprint
-from ditfast.optional import import_optional
 from ditfast.paths import check_paths
+from ditfast.progress import progress
 from ditfast.ranks import Ranks, exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError
@@ -138,7 +138,7 @@ def write_shards(
         return
     read = load_batches(_Pictures(images, o.unreadable == "skip"), [indices for _, indices in plan], o.workers)
     total = sum(len(indices) for _, indices in plan)
-    with import_optional("tqdm").tqdm(total=total, unit="image", disable=ranks.rank > 0) as bar:
+    with progress(total, "image", hidden=ranks.rank > 0) as bar:
         for shard, batches in groupby(zip(plan, read, strict=True), key=lambda each: each[0][0]):
             parts = [{**encoder.empty(), "labels": torch.empty(0, dtype=torch.int64, device="cpu")}]
             unreadable: list[str] = []

@@ -33,7 +33,7 @@ from ditfast.command import by_option, in_options
 from ditfast.fingerprint import fingerprint
 from ditfast.heap import keep_freed_memory
 from ditfast.models.dit import DiT, default_cfg_channels
-from ditfast.optional import import_optional
+from ditfast.progress import progress
 from ditfast.ranks import Ranks, exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock
 from ditfast.sampling import SampleError, options, solvers, speed
@@ -208,9 +208,7 @@ def write_images(
     model = engine.model
     shape, known = (model.in_channels, *model.x_embedder.img_size), model.y_embedder.num_classes
     calls = len(batches) * len(sampler.times)
-    hidden = ranks.rank > 0 or not missing
-    progress = import_optional("tqdm").tqdm(total=calls or None, unit="step", disable=hidden)
-    with progress as bar, engine.packed():
+    with progress(calls, "step", hidden=ranks.rank > 0 or not missing) as bar, engine.packed():
 
         def tick(x):
             bar.update()
@@ -233,7 +231,8 @@ def write_images(
                 animation.add(pictures, decoder)
             for i, seed, start, pixels in zip(batch, seeds, starts, pictures, strict=True):
                 folder.write(i, pixels, f"class {start.label}, seed {seed}")
-            bar.set_description(f"{missing.index(batch[-1]) + 1} of {counted(len(missing), 'image')}")
+            done = f"{missing.index(batch[-1]) + 1} of {counted(len(missing), 'image')}"
+            bar.set_description(done, refresh=False)
 
 
 def write_combined(o: Namespace, folder: SampleFolder, animation: Animation | None) -> None:

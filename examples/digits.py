@@ -47,7 +47,7 @@ def train(steps: int, seed: int) -> DiT:
     ema.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate)
-    progress = trange(steps, unit="step")
+    progress = trange(steps, unit="step", disable=None)  # None: only on a terminal
     for _ in progress:
         chosen = torch.randint(len(images), (BATCH,))
         t = torch.randint(diffusion.num_timesteps, (BATCH,))

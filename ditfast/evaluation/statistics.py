@@ -20,7 +20,7 @@ from ditfast.evaluation import EvaluationError
 from ditfast.evaluation.features import Extractor
 from ditfast.evaluation.images import ImageFolder, ImageNpz, evenly_spaced, npz_errors, read_batches, read_header
 from ditfast.evaluation.metrics import Moments
-from ditfast.optional import import_optional
+from ditfast.progress import progress
 
 KEYS = ("mu", "sigma", "mu_s", "sigma_s", "count", "extractor")
 LARGEST = 1 << 30  # bytes per array: sigma with 11,585 dimensions
@@ -57,7 +57,7 @@ def summarize(
     """
     sums, spatial_sums = Moments(), Moments()
     kept, probabilities, wanted, chosen = [], [], set(keep), list(numbers)
-    with import_optional("tqdm").tqdm(total=len(chosen), unit="image", desc=label) as bar:
+    with progress(len(chosen), "image", label) as bar:
         for start, pictures in zip(range(0, len(chosen), batch), read_batches(images, chosen, batch), strict=True):
             now = chosen[start : start + batch]
             try:

@@ -220,8 +220,12 @@ class Run:
         values |= {"gib": memory_gib(self.ranks.device), "nonfinite": self.skipped, "unreadable": self.unreadable}
         if log:
             log.write(self.step, values)
-            shown = {"images/s": f"{images:.3g}", "MFU": f"{values['mfu']:.0%}", "GiB": f"{values['gib']:.3g}"}
-            bar.set_postfix({"loss": f"{found['loss'] or float('nan'):.4f}", **shown})
+            shown = {"loss": f"{found['loss'] or float('nan'):.4f}", "images/s": f"{images:.3g}"}
+            shown |= {"MFU": f"{values['mfu']:.0%}", "GiB": f"{values['gib']:.3g}"}
+            bar.set_postfix(shown)
+            if bar.disable:  # no terminal: a line of the log
+                text = ", ".join(f"{name} {value}" for name, value in shown.items())
+                print(f"step {self.step:,} of {c.steps:,}: {text}", file=sys.stderr)
 
     def _record_nonfinite(self, step, samples):
         """Record the samples of a step whose gradient was not finite; raise unless such steps are to be skipped."""
@@ -260,7 +264,7 @@ class Run:
 
     def _progress_bar(self):
         options = {"initial": self.step, "total": self.config.steps, "unit": "step"}
-        return import_optional("tqdm").tqdm(disable=not self.ranks.is_first, **options)
+        return import_optional("tqdm").tqdm(disable=None if self.ranks.is_first else True, **options)
 
 
 def _attempt(work, failure=None):

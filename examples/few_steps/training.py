@@ -91,6 +91,6 @@ def learning_rate(step: int, steps: int) -> float:
 def train(objective: str, forwards: int, seed: int) -> DiT:
     """The average of the weights of a model whose training costs so many forwards of a batch."""
     training = Training(objective, forwards // COST[objective], seed)
-    for _ in trange(training.steps, unit="step", desc=objective):
+    for _ in trange(training.steps, unit="step", desc=objective, disable=None):
         training.step()
     return training.average

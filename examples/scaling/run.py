@@ -24,7 +24,7 @@ import training
 from records import Records, machine
 
 from ditfast.evaluation.metrics import frechet_distance, moments
-from ditfast.optional import import_optional
+from ditfast.progress import progress
 
 HERE = Path(__file__).parent
 CHANGES = ("steps", "seeds")  # settings with a command-line option
@@ -66,7 +66,7 @@ def study(records: Records, settings: plan.Settings, workers: int, configs=None)
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(workers, context, _prepare, (settings, judge.state_dict(), reference)) as pool,
-        import_optional("tqdm").tqdm(total=len(missing), unit="run", disable=not missing) as bar,
+        progress(len(missing), "run", hidden=not missing) as bar,
     ):
         for run in _finished(pool, missing):
             records.add(run | {"session": session, "elapsed": round(time.perf_counter() - start, 1)})

@@ -1,5 +1,6 @@
 """What a run learns, prints and leaves behind."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,16 @@ def test_the_first_lines(kit, capsys):
     assert begun == "starting at step 0"
     kit.train("run", "--steps", 3, *flags, "--resume", "auto")
     assert capsys.readouterr().out.splitlines()[4] == f"resuming from {out / 'checkpoints/step-00000002'} (step 2)"
+
+
+def test_a_log_has_a_line_for_each_report(kit, capsys):
+    """And no bar, whose updates would be one line of many kilobytes."""
+    kit.train("run", "--steps", 4, "--log-every", 2, "--save-every", 100)
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    lines = [line.split(": loss ")[0] for line in said.splitlines() if line.startswith("step ")]
+    assert lines == ["step 1 of 4", "step 2 of 4", "step 4 of 4"]
+    assert re.search(r"^step 4 of 4: loss \d\.\d{4}, images/s [\d.e+]+, MFU \d+%, GiB [\d.]+$", said, re.MULTILINE)
 
 
 def test_the_first_loss_is_logged_at_once(kit):
