@@ -32,7 +32,8 @@ from ditfast.checkpoints.load import read_source
 from ditfast.command import by_option, in_options
 from ditfast.fingerprint import fingerprint
 from ditfast.heap import keep_freed_memory
-from ditfast.models.dit import DiT, default_cfg_channels
+from ditfast.models.dit import DiT
+from ditfast.models.guidance import default_cfg_channels
 from ditfast.progress import progress
 from ditfast.ranks import Ranks, exit_rank, joined_ranks
 from ditfast.run_lock import FolderError, run_lock

@@ -24,8 +24,9 @@ from ditfast.models.embed import (
     embed_times,
     is_patch_projection,
 )
+from ditfast.models.guidance import check_guidance, guide
 from ditfast.models.initialize import initialize
-from ditfast.models.limits import check_arguments, check_number, check_tensors
+from ditfast.models.limits import check_arguments, check_tensors
 from ditfast.models.plain import is_known, is_plain, reject_symbolic, remember_forward
 from ditfast.models.tangents import check_tangents, reject_layer
 from ditfast.models.whole import whole_embedding
@@ -188,34 +189,22 @@ class DiT(nn.Module):
             x: (2B, C, S, S); only the first half is read, and used twice.
             t: (2B,) timesteps.
             y: (2B,) B labels, then B null labels.
-            cfg_scale: 1 for no guidance.
-            cfg_channels: how many leading channels to guide; None: see `default_cfg_channels`.
+            cfg_scale: 1 for no guidance; a number or (), or one per sample: (B,) or (B, 1, 1, 1).
+            cfg_channels: how many leading channels to guide; None: see `guidance.default_cfg_channels`.
             r: (2B,) with ``second_time``, see `forward`.
 
         Returns:
             (2B, C_out, S, S), with the guided channels equal in both halves.
 
         Raises:
-            TypeError, ValueError: an argument has the wrong type, the batch is odd, or cfg_channels is out of range.
+            TypeError, ValueError: an argument has the wrong type or shape, the batch is odd, or cfg_channels is out
+                of range.
 
         Source: Peebles & Xie, section 3.1, "Classifier-free guidance".
         """
-        half, channels = self.check_guidance(x, cfg_scale, cfg_channels)
+        half, scale, channels = check_guidance(self, x, cfg_scale, cfg_channels)
         stretch = {} if r is None else {"r": r}
-        return guide(self(torch.cat([half, half]), t, y, **stretch), cfg_scale, channels)
-
-    def check_guidance(self, x: Tensor, cfg_scale: float | Tensor, cfg_channels: int | None) -> tuple[Tensor, int]:
-        """Check arguments of `forward_with_cfg`; return the half of x that it reads and the channels to guide."""
-        check_tensors(x=x)
-        if x.dim() == 0 or x.shape[0] % 2:
-            raise ValueError(f"x must have an even batch for guidance, got shape {tuple(x.shape)}")
-        if cfg_channels is None:
-            cfg_channels = default_cfg_channels(self.in_channels)
-        if not isinstance(cfg_scale, Tensor):
-            check_number("cfg_scale", cfg_scale)
-        if not isinstance(cfg_channels, int) or not 0 <= cfg_channels <= self.out_channels:
-            raise ValueError(f"cfg_channels must be in [0, {self.out_channels}], got {cfg_channels!r}")
-        return x[: x.shape[0] // 2], cfg_channels
+        return guide(self(torch.cat([half, half]), t, y, **stretch), scale, channels)
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike, **changes: Any) -> "DiT":
@@ -277,16 +266,3 @@ class DiT(nn.Module):
             if not isinstance(i, int) or not 0 <= i < len(self.blocks):
                 raise ValueError(f"return_hidden must hold blocks in [0, {len(self.blocks) - 1}], got {i!r}")
         return wanted
-
-
-def guide(out: Tensor, cfg_scale: float | Tensor, cfg_channels: int) -> Tensor:
-    """Guide the leading channels of predictions (2B, C_out, S, S), whose second half is unconditional."""
-    guided, rest = out[:, :cfg_channels], out[:, cfg_channels:]
-    cond, uncond = guided.chunk(2)
-    guided = uncond + cfg_scale * (cond - uncond)  # (B, cfg_channels, S, S)
-    return torch.cat([torch.cat([guided, guided]), rest], dim=1)
-
-
-def default_cfg_channels(in_channels: int) -> int:
-    """How many channels guidance acts on: 3 of 4, as in the released samples, else all."""
-    return 3 if in_channels == 4 else in_channels

@@ -70,7 +70,7 @@ def check_tensors(**values: object) -> None:
 
 def check_number(name: str, value: Any) -> None:
     """Require a finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < math.inf:  # torch.compile traces it
         raise ValueError(f"{name} must be a finite number, got {short(value)}")
 
 

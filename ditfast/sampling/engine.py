@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditfast.models.dit import DiT, guide
+from ditfast.models.dit import DiT
 from ditfast.models.embed import LabelEmbedder
+from ditfast.models.guidance import check_guidance, guide
 from ditfast.models.packed import packed_weights
 from ditfast.sampling.cuda_graph import Graphs
 from ditfast.sampling.cuda_graph import capture as capture_cuda
@@ -141,15 +142,15 @@ class Engine:
         x: torch.Tensor,
         t: torch.Tensor,
         y: torch.Tensor,
-        cfg_scale: float,
+        cfg_scale: float | torch.Tensor,
         cfg_channels: int | None = None,
         **second_time: torch.Tensor,
     ) -> torch.Tensor:
         """Equivalent to ``model.forward_with_cfg``."""
         if self._stored is None:
             return self._plain[1](x, t, y, cfg_scale, cfg_channels, **second_time)
-        half, channels = self._stored.check_guidance(x, cfg_scale, cfg_channels)
-        return guide(self._predict(half, t, y, 2, **second_time), cfg_scale, channels)
+        half, scale, channels = check_guidance(self._stored, x, cfg_scale, cfg_channels)
+        return guide(self._predict(half, t, y, 2, **second_time), scale, channels)
 
     def _predict(self, x, t, y, copies, r=None):
         """The output (copies * B, C_out, S, S) for ``copies`` of x (B, C, S, S); rejects r, as the model does."""

@@ -10,6 +10,7 @@ from ditfast.diffusion import create_diffusion
 from ditfast.diffusion.schedule import noisiest_step
 from ditfast.diffusion.schedulers import NAMES, class_names, make_scheduler, sample_with_scheduler, set_steps
 from ditfast.models.dit import DiT
+from ditfast.models.limits import check_number
 from ditfast.sampling import SampleError
 from ditfast.sampling.engine import Engine
 from ditfast.sampling.flow import FlowSampler
@@ -85,7 +86,10 @@ def _check_name(name):
 
 
 class Guidance(NamedTuple):
-    """Classifier-free guidance of the first ``channels`` by ``scale``, at times in [``low``, ``high``]."""
+    """Classifier-free guidance of the first ``channels`` by ``scale``, at times in [``low``, ``high``].
+
+    The scale is one number for all samples. A loop of your own can give `DiT.forward_with_cfg` one per sample.
+    """
 
     scale: float
     low: float
@@ -147,8 +151,12 @@ def sample(
         allow_mismatch: take a sampler and guidance that contradict the model's ``sampling``.
 
     Raises:
-        SampleError: one of them contradicts it.
+        SampleError: one of them contradicts it, or the scale is no number.
     """
+    try:
+        check_number("guidance.scale", guidance.scale)
+    except ValueError as error:
+        raise SampleError(str(error)) from error
     engine = model if isinstance(model, Engine) else Engine(model, dtype)
     if not allow_mismatch:
         check_fit(getattr(engine.model, "sampling", {}), sampler, guidance)

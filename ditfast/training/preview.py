@@ -8,7 +8,7 @@ import torch
 from ditfast.atomic import atomic_write
 from ditfast.command import by_option
 from ditfast.models import DiT
-from ditfast.models.dit import default_cfg_channels
+from ditfast.models.guidance import default_cfg_channels
 from ditfast.optional import import_optional
 from ditfast.ranks import Ranks
 from ditfast.sampling import SampleError

@@ -94,3 +94,12 @@ def test_generated_code(kit):
     model = kit.tiny(depth=1)
     # if the generated exp rounds a frequency differently, an angle of up to 999 changes by 2**-14
     check(kit, model, torch.compile(model, fullgraph=True), grad_rtol=2.0**-14)
+
+
+@torch.no_grad()
+def test_scales_of_guidance(kit):
+    """Another number is not compiled into a constant, which its check once broke."""
+    model, (x, t, y) = kit.tiny(depth=0), kit.batch(4)
+    compiled = torch.compile(model.forward_with_cfg, fullgraph=True, backend="eager")
+    for scale in (2.0, 3.0, 4.5, torch.tensor([1.0, 2.0])):
+        kit.close(compiled(x, t, y, scale), model.forward_with_cfg(x, t, y, scale), 1e-6)

@@ -1,5 +1,7 @@
 """Bad input: one error that names the argument, the rule and the value."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -102,11 +104,22 @@ def test_guidance():
         model.forward_with_cfg(torch.zeros(2, 4, 8, 8), T[:2], Y[:2], 4.0, cfg_channels=9)
 
 
-@pytest.mark.parametrize("name, value", [("cfg_scale", None), ("cfg_scale", float("nan")), ("cfg_channels", 2.5)])
+@pytest.mark.parametrize(
+    "name, value", [("cfg_scale", None), ("cfg_scale", float("nan")), ("cfg_scale", [2.0]), ("cfg_channels", 2.5)]
+)
 def test_guidance_that_is_not_a_number(name, value):
     arguments = {"x": torch.zeros(2, 4, 8, 8), "t": T[:2], "y": Y[:2], "cfg_scale": 2.0, name: value}
-    with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {re.escape(str(value))}"):
         DiT(**SMALL).forward_with_cfg(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(8,), (1,), (4,), (2, 1), (2, 1, 1), (1, 1, 1, 8), (2, 1, 1, 8)])
+def test_guidance_of_neither_one_nor_every_sample(shape):
+    """Two samples of width 8: none of these is a scale per sample, though most of them broadcast."""
+    x, t, y = torch.zeros(4, 4, 8, 8), T[:1], Y[:1]
+    rule = re.escape(f"have shape (), (B,) or (B, 1, 1, 1), B = 2 the half of x's batch, got {shape}")
+    with pytest.raises(ValueError, match=f"cfg_scale must be a number or {rule}"):
+        DiT(**SMALL).forward_with_cfg(x, t, y, torch.ones(shape))
 
 
 def test_the_meta_device_computes_no_position():

@@ -172,3 +172,27 @@ def test_guided_channels(kit):
         kit.close(got[:2, :channels], guided, 1e-6)
         kit.close(got[2:, :channels], guided, 1e-6)
         kit.close(got[:, channels:], out[:, channels:], 1e-6)
+
+
+@torch.no_grad()
+def test_guidance_by_another_scale_for_every_sample(kit):
+    """Ten samples of width 10: a vector of scales must not broadcast over the width. Flows pass it on."""
+    from ditfast.flow import Sampler, create_transport
+    from ditfast.sampling.engine import Engine
+
+    model, (x, t, y) = kit.tiny(), kit.batch(20)
+    t[:], scales = 500, torch.linspace(1, 8, 10)
+    each = [model.forward_with_cfg(x[i::10], t[i::10], y[i::10], s.item())[:1] for i, s in enumerate(scales)]
+    for call in (model.forward_with_cfg, Engine(model).forward_with_cfg):
+        for scale in (scales, scales.view(-1, 1, 1, 1), scales.double()):
+            got = call(x, t, y, scale)
+            assert got.dtype == x.dtype
+            kit.close(got[:10], torch.cat(each), 1e-5)
+        kit.close(call(x, t, y, scales[1]), call(x, t, y, scales[1].item()), 1e-6)
+        euler = Sampler(create_transport()).sample_ode(sampling_method="euler", num_steps=2, last_only=True)
+        twice = x[:10].repeat(2, 1, 1, 1)
+        kit.close(
+            euler(twice, call, y=y, cfg_scale=scales)[-1][:10],
+            (twice + call(twice, t * 0, y, scales)[:, :4])[:10],
+            1e-5,
+        )

@@ -68,6 +68,12 @@ def test_guidance_equals_the_papers(model):
     torch.testing.assert_close(guided, (noise - (1 - kept).sqrt() * eps) / kept.sqrt(), rtol=1e-3, atol=1e-2)
 
 
+def test_a_scale_per_sample_is_not_for_samplers(model, calls):
+    with pytest.raises(SampleError, match="^guidance.scale must be a finite number, got tensor"):
+        two(model, Guidance(torch.tensor([1.0, 2.0]), 0, 1, 3))
+    assert not calls
+
+
 @pytest.mark.parametrize("name, ticks", [("ddpm", 8), ("heun", 15)])
 def test_every_call_is_reported(model, name, ticks):
     heard = []

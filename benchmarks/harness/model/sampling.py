@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import torch
 
 from ditfast.diffusion import create_diffusion
-from ditfast.models.dit import guide
+from ditfast.models.guidance import guide
 from ditfast.sampling.engine import Engine
 from ditfast.sampling.sampler import Guidance, with_guidance
 from harness.model.variants import PATCHED, build
