@@ -14,6 +14,8 @@ def save_dit(folder, **changes) -> str:
     for name, value in model.named_parameters():
         if name != "pos_embed":
             torch.nn.init.normal_(value, std=0.15)
+    if not model.sampling:
+        model.sampling = {"objective": "diffusion", "noise_schedule": "linear"}
     model.save_pretrained(folder)
     return str(folder)
 

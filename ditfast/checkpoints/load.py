@@ -46,7 +46,8 @@ def from_pretrained(
         subfolder: the model's place in the folder or repository; "transformer" in a diffusers pipeline.
         variant: of the weights files, such as "fp16" in model.fp16.safetensors. The only one need not be named.
         objective: the training objective, "diffusion", "flow" or "meanflow", if the checkpoint does not record it:
-            SiT's files have a DiT's weight names. None for the recorded one, else diffusion.
+            SiT's files have a DiT's weight names. Its fields have their defaults, such as the linear noise schedule.
+            None for the recorded one; if there is none, ``sampling`` is {}.
         cls: `DiT` or a subclass.
         changes: arguments of ``cls`` that override the config. A new ``input_size`` recomputes the position
             embedding. A new ``num_classes`` redraws the labels' rows from torch's global generator and keeps the
@@ -152,7 +153,8 @@ def save_pretrained(model: DiT, folder: str | os.PathLike, *, overwrite: bool = 
     """Write config.json and model.safetensors, for `from_pretrained`.
 
     Both are written atomically, so that a full disk does not damage existing files. The config is ``model.config``
-    without ``backend`` and ``recompute_mlp``, which do not concern the weights, plus ``sampling``.
+    without ``backend`` and ``recompute_mlp``, which do not concern the weights, plus ``sampling`` unless it is {}:
+    samplers then say what they assume.
 
     Raises:
         ValueError: ``model.sampling`` is invalid.
@@ -165,7 +167,8 @@ def save_pretrained(model: DiT, folder: str | os.PathLike, *, overwrite: bool = 
     for file in (weights_file, config_file):
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists; overwrite=True replaces it")
-    config = {name: value for name, value in model.config.items() if name not in HOW_IT_RUNS} | {"sampling": sampling}
+    config = {name: value for name, value in model.config.items() if name not in HOW_IT_RUNS}
+    config |= {"sampling": sampling} if sampling else {}
     with (
         atomic_write(config_file, concurrent=True) as config_part,
         atomic_write(weights_file, concurrent=True) as part,

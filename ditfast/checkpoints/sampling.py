@@ -10,7 +10,7 @@
                      per channel: the model sees (z - shift) * scale. None for a model of pixels
     classes          the names of the labels, in order
 
-vae and classes are omitted if unknown.
+vae and classes are omitted if unknown, and so is the object itself: it is {} then.
 """
 
 import math
@@ -34,7 +34,7 @@ VAE = ("sha256", "scale", "shift")
 
 
 def check_sampling(sampling: Any, config: dict) -> dict[str, Any]:
-    """Check a ``sampling`` object against the model's config, and return it.
+    """Check a ``sampling`` object, {} if unknown, against the model's config, and return it.
 
     Raises:
         ValueError: naming the field, the rule and the value.
@@ -44,7 +44,8 @@ def check_sampling(sampling: Any, config: dict) -> dict[str, Any]:
     for name in sampling:
         if name not in FIELDS:
             raise ValueError(f"unknown field {name!r} of sampling{did_you_mean(name, FIELDS)}")
-    _check_objective(sampling, config)
+    if sampling:
+        _check_objective(sampling, config)
     _check_vae(sampling.get("vae"), config["in_channels"])
     classes, count = sampling.get("classes"), config["num_classes"]
     names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)

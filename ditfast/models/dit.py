@@ -60,8 +60,8 @@ class DiT(nn.Module):
 
     Attributes:
         config: the arguments by name.
-        sampling: how to sample from the model, see `ditfast.checkpoints.sampling`; set it before `save_pretrained`
-            if the model was not trained with the default objective.
+        sampling: how to sample from the model, see `ditfast.checkpoints.sampling`; {} if unknown, as for a new model:
+            set it after training in a loop of your own, for `save_pretrained` to record.
 
     Raises:
         ValueError: an argument is out of range (`limits`), or the backend or conditioning is unknown.
@@ -92,8 +92,7 @@ class DiT(nn.Module):
         check_arguments(config)
         super().__init__()
         self.config = config
-        diffusion = {"objective": "diffusion", "noise_schedule": "linear"}
-        self.sampling = {"objective": "meanflow"} if second_time else diffusion
+        self.sampling: dict[str, Any] = {"objective": "meanflow"} if second_time else {}  # nobody has said more
         names_in_force(backend)  # reject an unknown name now, not in the first forward
         check_conditioning(conditioning)
         self.learn_sigma = learn_sigma

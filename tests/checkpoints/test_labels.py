@@ -37,7 +37,7 @@ def save_file(model, path, **args):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_new_classes(kit, tmp_path, kind, count, dtype):
     model = kit.tiny().to(dtype)
-    model.sampling["classes"] = list("abcde")
+    model.sampling = {"objective": "flow", "path_type": "VP", "prediction": "noise", "classes": list("abcde")}
     model.save_pretrained(tmp_path / "folder")
     source = tmp_path / "folder" if kind == "folder" else save_file(model, tmp_path / "x.pt", num_classes=5)
     loaded, said = load(source, num_classes=count)

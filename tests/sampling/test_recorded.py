@@ -101,15 +101,16 @@ def test_what_is_assumed_is_said(run, tmp_path, capsys):
     state = DiT.from_pretrained(model := save_dit(tmp_path / "model")).state_dict()
     for name, args in (("bare", {}), ("sit", {"path_type": "Linear", "prediction": "velocity"})):
         torch.save({"ema": state, "args": {"num_heads": 2, **args}}, tmp_path / f"{name}.pt")
+    DiT.from_pretrained(tmp_path / "bare.pt").save_pretrained(tmp_path / "loop")  # as from a loop of one's own
     said = {}
-    for name in ("bare.pt", "sit.pt", "model"):
+    for name in ("bare.pt", "sit.pt", "model", "loop"):
         run(*TWO, model=tmp_path / name, out=f"of {name}", steps=1)
         said[name] = "records no objective" in (text := capsys.readouterr().err)
         assert (
             not said[name]
             or "sampled as diffusion, linear noise schedule; for SiT's weights, --objective flow" in text
         )
-    assert said == {"bare.pt": True, "sit.pt": False, "model": False}
+    assert said == {"bare.pt": True, "sit.pt": False, "model": False, "loop": True}
     run(*TWO, "--objective", "diffusion", model=tmp_path / "bare.pt", out="told", steps=1)
     assert "records no objective" not in capsys.readouterr().err and model
 
