@@ -84,17 +84,20 @@ def settle_schedule(o: Namespace, record: dict) -> str | None:
 
 
 def settle_decoder(o: Namespace, record: dict) -> Takes:
-    """What the decoder takes, without loading it. Sets ``o.decoder`` unless given.
+    """What the decoder takes, without loading it. Sets ``o.decoder`` and ``o.vae`` unless given.
 
     Raises:
-        SampleError: it is not what the model was trained with, or the autoencoder is missing.
+        SampleError: it is not what the model was trained with, or the autoencoder is missing or not needed.
     """
     trained = None if "vae" not in record else "vae" if record["vae"] else "pixel"
     o.decoder = o.decoder or trained or "vae"
     if trained not in (None, o.decoder):
         refuse(o, f"--decoder {o.decoder} does not fit this model, which was trained with {trained}")
     if o.decoder == "pixel":
+        if o.vae is not None:
+            raise SampleError(f"--vae is for models of latents, but this is a model of pixels, got {o.vae}")
         return PIXELS
+    o.vae = o.vae or "ema"
     with by_option(SampleError, SampleError, "vae"):
         channels, factor = latents_of(o.vae)
     return Takes((channels,), factor)

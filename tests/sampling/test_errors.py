@@ -151,7 +151,8 @@ def test_no_such_vae(refusal, tmp_path):
 def test_a_missing_package_is_named(refusal, monkeypatch, tmp_path, package, options):
     (tmp_path / "vae").mkdir()
     monkeypatch.setitem(sys.modules, package, None)
-    message = refusal(*ONE, "--vae", tmp_path / "vae", **options)
+    vae = ("--vae", tmp_path / "vae") if options else ()
+    message = refusal(*ONE, *vae, **options)
     assert f"{package.replace('PIL.Image', 'Pillow')} is not installed: pip install 'ditfast[sample]'" in message
 
 

@@ -53,6 +53,7 @@ def test_the_image_size_is_in_pixels(run, refusal, vae, latent):
 
 def test_a_model_of_pixels_has_no_latents(refusal, vae):
     assert "--decoder vae takes 4 channels" in refusal("--num-samples", 1, "--vae", vae, decoder="vae")
+    assert "--vae is for models of latents, but this is a model of" in refusal("--num-samples", 1, "--vae", vae)
 
 
 def test_latents_are_decoded_the_same_in_any_batch(vae):
