@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from argparse import ArgumentParser, Namespace
+import textwrap
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -12,8 +13,18 @@ from typing import Any, NoReturn
 from ditfast.suggest import did_you_mean
 
 
+class _Help(RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and names such as one-step whole."""
+
+    def _split_lines(self, text, width):
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class Parser(ArgumentParser):
     """An ArgumentParser whose errors are one line, and which names a mistyped option before a missing one."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"formatter_class": _Help, **options})
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Namespace:  # type: ignore[override]
         for word in takewhile(lambda word: word != "--", args):

@@ -14,7 +14,6 @@ from ditfast.entry import before_imports, command
 if __name__ == "__main__":
     before_imports()
 
-import argparse
 import math
 import os
 import shlex
@@ -46,6 +45,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 def run_rank(o: Namespace, ranks: Ranks) -> None:
     """Run the command on one rank."""
+    check_folder(o.data)  # before the autoencoder, which may be a download
     encoder = PosteriorEncoder(o, ranks.device)
     with by_option(DataError, DataError, folder="data"):
         images = Images(o.data, o.image_size, encoder.vae.config.in_channels, flip=False)
@@ -64,6 +64,12 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
         index = shards.finish(images.classes)
         skipped = f", {len(index['unreadable'])} skipped" if index["unreadable"] else ""
         print(f"{counted(index['count'], 'image')} in {shards.path}{skipped}")
+
+
+def check_folder(data: str) -> None:
+    """Reject a folder of images that does not exist."""
+    if not Path(data).is_dir():
+        raise DataError(f"--data must be a folder of images, got {data!r}")
 
 
 class PosteriorEncoder:
@@ -174,9 +180,7 @@ class _Pictures:
 
 def parse_options(arguments: list[str] | None) -> Namespace:
     """Options of the command; exits with status 2 and one line if one is invalid."""
-    parser = Parser(
-        prog="python -m ditfast.encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m ditfast.encode", description=__doc__)
     add = parser.add_argument
     add("--data", required=True, metavar="FOLDER", help="folder with one folder of images per class")
     add("--out", required=True, metavar="DIR", help="output folder")

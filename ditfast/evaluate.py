@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 import json
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence, Set
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -178,7 +178,6 @@ def parse_options(arguments: list[str] | None) -> tuple[Namespace, list[str]]:
     parser = Parser(
         prog="python -m ditfast.evaluate",
         description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,  # unknown options are for sample
     )
     add = parser.add_argument

@@ -11,7 +11,6 @@ from ditfast.entry import before_imports, command
 if __name__ == "__main__":
     before_imports()
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -57,9 +56,7 @@ def export(
 
 @command()
 def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m ditfast.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m ditfast.export", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
     parser.add_argument("folder", type=Path, help="output folder of config.json and model.safetensors")
     parser.add_argument(

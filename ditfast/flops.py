@@ -22,6 +22,7 @@ from ditfast.command import Parser, words
 from ditfast.counted import counted
 from ditfast.models import DiT_models, cost
 from ditfast.models.conditioning import CONDITIONINGS
+from ditfast.paths import check_paths
 
 SOURCE = "Peebles & Xie, arXiv 2212.09748: ImageNet 256², 400K training steps, no guidance"
 PAPER = {  # model -> Gflops, FID-50K
@@ -192,20 +193,25 @@ def _parse(arguments):
         "--model", choices=DiT_models, default="DiT-XL/2", metavar="NAME", help="model, such as DiT-B/4"
     )
     which.add_argument("--all", action="store_true", help="all twelve models")
-    parser.add_argument("--conditioning", choices=[*CONDITIONINGS, "all"], default="adaln_zero")
-    parser.add_argument("--image-size", type=int, default=256, metavar="PIXELS")
+    kinds = "kind of conditioning (adaln_zero)"
+    parser.add_argument("--conditioning", choices=[*CONDITIONINGS, "all"], default="adaln_zero", help=kinds)
+    parser.add_argument("--image-size", type=int, default=256, metavar="PIXELS", help="height and width (256)")
     parser.add_argument("--batch", type=int, metavar="B", help="batch size (1)")
-    parser.add_argument("--dtype", choices=cost.DTYPES, default="bf16", help="dtype of what is kept for backward")
+    parser.add_argument(
+        "--dtype", choices=cost.DTYPES, default="bf16", help="dtype of what is kept for backward (bf16)"
+    )
     parser.add_argument(
         "--train-steps", type=int, metavar="N", help="add the cost of N training steps; needs --batch"
     )
     parser.add_argument("--plot", metavar="FILE", help="plot the paper's FID against Gflops to a file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(words(arguments))
-    if options.train_steps and options.batch is None:
+    if options.train_steps is not None and options.batch is None:
         parser.error("--train-steps needs --batch")
-    if any(number is not None and number < 1 for number in (options.batch, options.train_steps)):
-        parser.error("--batch and --train-steps must be at least 1")
+    for option, number in (("--batch", options.batch), ("--train-steps", options.train_steps)):
+        if number is not None and number < 1:
+            parser.error(f"{option} must be at least 1, got {number}")
+    check_paths(parser, options, "--plot")
     if options.image_size < 64 or options.image_size % 64:
         parser.error(f"--image-size must be a positive multiple of 64, got {options.image_size}")
     return options
@@ -226,7 +232,9 @@ def main(arguments: list[str] | None = None) -> None:
         if o.plot:
             plot(o.plot)
     except ModuleNotFoundError as error:
-        sys.exit(f"{error.name} is not installed: pip install 'ditfast[bench]'")
+        sys.exit(f"error: {error.name} is not installed: pip install 'ditfast[bench]'")
+    except (OSError, ValueError) as error:  # ValueError: matplotlib does not write such files
+        sys.exit(f"error: --plot {o.plot} cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
 if __name__ == "__main__":

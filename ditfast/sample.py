@@ -41,7 +41,15 @@ from ditfast.sampling import SampleError, options, solvers, speed
 from ditfast.sampling.animation import Animation
 from ditfast.sampling.decode import Decoder, Takes, to_uint8
 from ditfast.sampling.engine import Engine
-from ditfast.sampling.files import GRID_LIMIT, SampleFolder, check_grid, check_target, write_grid, write_npz
+from ditfast.sampling.files import (
+    GRID_LIMIT,
+    SampleFolder,
+    check_apart,
+    check_grid,
+    check_target,
+    write_grid,
+    write_npz,
+)
 from ditfast.sampling.flow import FlowSampler
 from ditfast.sampling.recorded import (
     assumption,
@@ -63,6 +71,7 @@ Size = int | tuple[int, int]
 def run_rank(o: Namespace, ranks: Ranks) -> None:
     """Do this rank's share of the run."""
     files = {"--grid": o.grid, "--gif": o.gif, "--npz": o.npz}
+    check_apart(o.out, files)
     for option, path in files.items():
         check_target(option, path, True)
     if o.gif and ranks.world > 1:

@@ -152,3 +152,11 @@ def test_errors_about_arguments_name_options():
     ):
         raise ValueError("name must be")
     assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_help_keeps_names_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    parser = Parser(prog="p", description="one\n  two")
+    parser.add_argument("--sampler", help="flow-euler, " * 9)
+    text = parser.format_help()
+    assert "one\n  two" in text and text.count("flow-euler") == 9

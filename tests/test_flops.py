@@ -228,3 +228,20 @@ def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit):
         flops.main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--batch", "0"), "--batch must be at least 1, got 0"),
+        (("--batch", "1", "--train-steps", "0"), "--train-steps must be at least 1, got 0"),
+        (("--train-steps", "1"), "--train-steps needs --batch"),
+        (("--image-size", "100"), "--image-size must be a positive multiple of 64, got 100"),
+        (("--plot", ""), "--plot must be a path, got ''"),
+        (("--model", "DiT-S/8", "--plot", "nowhere/x.png"), "--plot nowhere/x.png cannot be written: No such file"),
+        (("--model", "DiT-S/8", "--plot", "x.nothing"), "--plot x.nothing cannot be written: Format 'nothing'"),
+    ],
+)
+def test_refused(refusal_of, options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal_of(flops.main)([*options])

@@ -3,6 +3,7 @@
 import filecmp
 import math
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
@@ -81,6 +82,24 @@ def check_target(option: str, path: str | Path | None, overwrite: bool) -> None:
         raise SampleError(f"{option} {path} exists: {_OTHERWISE.format(option)}")
     if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
         raise SampleError(f"{option} must be a file in a folder that exists, got {path}")
+
+
+def check_apart(out: str | Path, targets: dict[str, str | None]) -> None:
+    """Reject output files that would replace each other, or an image of the folder ``out``.
+
+    Args:
+        targets: option -> path.
+
+    Raises:
+        SampleError: naming the option and the path.
+    """
+    taken: dict[Path, str] = {}
+    for option, path in targets.items():
+        place = Path(path or "").resolve()
+        if path and place.parent == Path(out).resolve() and re.fullmatch(SampleFolder.pattern, place.name):
+            raise SampleError(f"{option} must not be an image of --out, got {path}")
+        if path and (other := taken.setdefault(place, option)) != option:
+            raise SampleError(f"{option} must be another file than {other}, got {path}")
 
 
 def write_npz(path: str | Path, folder: SampleFolder, count: int, overwrite: bool = True) -> None:

@@ -1,6 +1,6 @@
 """The options of `python -m ditfast.sample`."""
 
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,7 @@ def parse_options(arguments: list[str] | None, description: str | None) -> Names
 
 
 def make_parser(description: str | None) -> Parser:
-    parser = Parser(
-        prog="python -m ditfast.sample", description=description, formatter_class=RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m ditfast.sample", description=description)
     add = parser.add_argument
     add("--demo", action="store_true", help="sample handwritten digits to demo.png; needs no other option")
     add("--one-step", action="store_true", help="with --demo: sample from a MeanFlow model, one call per digit")
@@ -71,7 +69,7 @@ def make_parser(description: str | None) -> Parser:
     add("--allow-mismatch", action="store_true", help=mismatch)
     add("--out", default="samples", metavar="DIR", help="output folder of PNGs (samples)")
     add("--grid", metavar="FILE", help="write the first 64 images as one PNG (none; demo: --out with .png)")
-    add("--gif", metavar="FILE", help="animate how these images come about; decodes each of them up to 50 times more")
+    add("--gif", metavar="FILE", help="animate how the first 64 images come about, each decoded up to 50 times more")
     add("--grid-columns", type=int, metavar="N", help="images per row of grid and GIF (about a square)")
     add("--grid-scale", type=int, default=1, metavar="N", help="enlarge each pixel of grid and GIF to N x N (1)")
     add("--npz", metavar="FILE", help="write all images as an .npz for ADM's evaluator")

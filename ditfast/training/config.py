@@ -39,8 +39,7 @@ class Config:
     """On an unreadable image: end the run, or count it and use the next one instead."""
 
     init: str | None = None
-    """Model to start from: a folder, a file, a released name or a name on the Hub. Determines the architecture; with
-    a different number of classes the label embeddings are new."""
+    """Model to start from, with its architecture: a folder, a file, a released name or a name on the Hub."""
     model: str | None = None
     """Preset, such as DiT-B/4. Default: DiT-XL/2 for images and latents, a small model for digits and glyphs."""
     depth: int | None = None

@@ -61,11 +61,10 @@ def check_objective(config: "Config") -> None:
     """
     assert config.objective is not None  # filled in
     defaults = {field.name: field.default for field in fields(config)}
-    for objective, names in FIELDS.items():
-        for name in names:
-            if name not in FIELDS[config.objective] and getattr(config, name) != defaults[name]:
-                got = f"got --objective {config.objective}"
-                raise TrainError(f"{option_of(name)} is for --objective {objective}, {got}")
+    for name in dict.fromkeys(name for names in FIELDS.values() for name in names):
+        if name not in FIELDS[config.objective] and getattr(config, name) != defaults[name]:
+            takers = " or ".join(objective for objective, names in FIELDS.items() if name in names)
+            raise TrainError(f"{option_of(name)} is for --objective {takers}, got --objective {config.objective}")
     if config.loss_weight and config.prediction == "velocity":
         raise TrainError(f"--loss-weight {config.loss_weight} is for --prediction noise or score, got velocity")
     make_objective(config, 1)  # checks the values; the number of classes does not matter

@@ -286,6 +286,7 @@ def test_non_finite_values_are_rejected(tree, refusal, vae, tmp_path):
         (("--workers", -1), {}, "--workers must be at least 0, got -1"),
         (("--dtype", "bf16"), {}, "invalid choice: 'bf16'"),
         ((), {"data": "nowhere"}, "--data must be a folder of images, got '.*nowhere'"),
+        ((), {"data": "nowhere", "vae": "nowhere"}, "--data must be a folder"),  # the quicker check is first
         ((), {"vae": "nowhere"}, "--vae must be ema, mse or a folder, got '.*nowhere'"),
     ],
 )

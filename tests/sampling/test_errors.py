@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import save_vae
@@ -63,6 +64,7 @@ SAMPLER = f"--sampler must be one of {', '.join(SAMPLERS)}, or a scheduler class
         ((*ONE, "--num-heads", 5), "--num-heads must divide"),
         ((*ONE, "--grid", "/nowhere/at/all.png"), "--grid must be a file in a folder that exists"),
         ((*ONE, "--npz", "/"), "--npz must be a file"),
+        ((*ONE, "--grid", "a.png", "--gif", "./a.png"), "--gif must be another file than --grid, got ./a.png"),
         ((*ONE, "--npz", "/", "--overwrite"), "--npz must be a file"),
         ((*ONE, "--decoder", "none"), "invalid choice: 'none'"),
     ],
@@ -191,3 +193,10 @@ def test_a_mistyped_path(refusal, monkeypatch, tmp_path):
     (tmp_path / "runs" / "model").mkdir(parents=True)
     assert "--ckpt runs/modle: 'runs/modle' is not a file, a folder" in (text := refusal(*ONE, model="runs/modle"))
     assert text.endswith("did you mean 'runs/model'?")
+
+
+def test_an_image_is_not_replaced_by_a_grid(run, refusal, tmp_path):
+    images = run(*ONE)
+    message = refusal(*ONE, "--overwrite", "--grid", tmp_path / "out" / "000000.png")
+    assert "--grid must not be an image of --out, got " in message
+    np.testing.assert_array_equal(run(*ONE, "--grid", tmp_path / "out.png"), images)

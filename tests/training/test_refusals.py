@@ -19,6 +19,7 @@ import pytest
         (("--data", "digts"), "--data must be digits, glyphs or a folder of images or latents, got 'digts'; did you"),
         (("--data", "/no/such/folder"), "got '/no/such/folder'"),
         (("--image-size", 9), "--image-size of digits must be 8, got 9"),
+        (("--time-mean", 1), "--time-mean is for --objective flow or meanflow, got --objective diffusion"),
         (("--time-std", 1000, "--objective", "flow"), "--time-std must be in "),
         (("--target-from", 2, "--objective", "meanflow"), "--target-from must be "),
         (("--sample-steps", 1001, "--dry-run"), "--sample-steps must be at most 1000, got 1001"),
