@@ -76,6 +76,7 @@ COMMANDS = {
                 "{images}",
             ),
             "--grid": ("nowhere/x.png", ".", LONG, "/dev/null/x.png", "file.txt"),
+            "--gif": ("nowhere/x.gif", ".", LONG, "/dev/null/x.gif", "file.txt", "fine.gif"),  # of one step
             "--grid-columns": NO_COUNT,
             "--grid-scale": (*NO_COUNT, "1000000", HUGE),
             "--npz": ("nowhere/x.npz", ".", LONG, "file.txt", "/dev/null/x"),
