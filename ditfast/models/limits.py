@@ -70,7 +70,8 @@ def check_tensors(**values: object) -> None:
 
 def check_number(name: str, value: Any) -> None:
     """Require a finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < math.inf:  # torch.compile traces it
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not abs(value) < math.inf:  # torch.compile traces it
         raise ValueError(f"{name} must be a finite number, got {short(value)}")
 
 
