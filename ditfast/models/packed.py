@@ -24,8 +24,8 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     The packed copies take as much memory as the weights. They are created on entry, freed on exit and used only by
     the thread that enters. Weights are packed only where measurements showed a gain: bfloat16 with AVX512_BF16. A
     copy is ignored where it cannot replace the weight: with gradients or function transforms, under autocast to
-    another dtype, for hooked, replaced or adapted Linears, and for a weight written to or replaced since. A write
-    through ``.data`` goes unnoticed, as everywhere in PyTorch.
+    another dtype, for hooked, replaced or adapted Linears, and for a weight written to or replaced since. PyTorch
+    does not count writes through ``.data``: after one, call ``torch.autograd.graph.increment_version(weight)``.
 
     Raises:
         TypeError: ``model`` is not a module.

@@ -136,7 +136,8 @@ def _is_reference(backends):
 def packed(weights: Iterable[Tensor]) -> Iterator[None]:
     """Make `linear_on_packed` use packed copies of these weights (O, I) inside the ``with`` block, in this thread.
 
-    A weight that is written to or replaced meanwhile is used directly, not through its copy.
+    A weight that is written to or replaced meanwhile is used directly, not through its copy. Writes through ``.data``
+    go unnoticed.
     """
     mine = {id(weight): _pack(weight) for weight in weights if _can_be_packed(weight)}
     with setting(_packs, _packs.own | mine):

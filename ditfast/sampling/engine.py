@@ -73,7 +73,11 @@ class Engine:
         return self.model.y_embedder
 
     def refresh(self) -> None:
-        """Pick up changed weights and replaced modules. `run` calls this."""
+        """Pick up changed weights and replaced modules. `run` calls this.
+
+        PyTorch does not count writes through ``.data``: after one, call
+        ``torch.autograd.graph.increment_version(weight)``.
+        """
         self.why_plain, seen = why_not_plain(self.model), fingerprint(self.model)
         if (seen, self.why_plain) == self._seen:
             return

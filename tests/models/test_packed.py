@@ -98,6 +98,11 @@ def other_memory_twice(linear):
         linear.weight.data = 2 * linear.weight.data
 
 
+def through_data_and_told(linear):
+    linear.weight.data.mul_(2)
+    torch.autograd.graph.increment_version(linear.weight)
+
+
 def hooked(linear):
     linear.register_forward_hook(lambda module, args, out: 2 * out)
 
@@ -107,7 +112,7 @@ def patched(linear):
     linear.forward = lambda x: 2 * original(x)
 
 
-CHANGES = (in_place, loaded, replaced, other_memory_twice, hooked, patched)
+CHANGES = (in_place, loaded, replaced, other_memory_twice, through_data_and_told, hooked, patched)
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -152,6 +152,12 @@ def write(model):
         model.blocks[1].mlp.fc2.weight.mul_(1.5)
 
 
+def write_through_data(model):
+    weight = model.blocks[1].mlp.fc2.weight
+    weight.data.mul_(1.5)
+    torch.autograd.graph.increment_version(weight)
+
+
 def put(model):
     model.blocks[0].attn.proj.weight = torch.nn.Parameter(model.blocks[0].attn.proj.weight * -1)
 
@@ -166,7 +172,7 @@ def set_eps(model):
     model.blocks[0].norm2.eps = 1.0
 
 
-@pytest.mark.parametrize("change", [write, put, replace_block, set_eps])
+@pytest.mark.parametrize("change", [write, write_through_data, put, replace_block, set_eps])
 def test_an_edit_between_runs_is_noticed(model, change):
     engine = Engine(model, torch.bfloat16, capture=replay_on_cpu)
     before = drawn(engine, dtype=torch.bfloat16)
