@@ -117,8 +117,10 @@ class _Linear(torch.autograd.Function):
 
 
 def is_right(weight: Tensor) -> bool:
-    """Whether what replaces PyTorch for a Linear with this weight (O, I) is right: a kernel by its self-check."""
-    return weight.dtype != torch.float32 or on_cpu.product_is_right(weight.shape[1])
+    """Whether what replaces PyTorch for a Linear with this weight (O, I), if anything, is right by the self-check."""
+    dtype = weight.dtype
+    is_replaced = dtype == torch.float32 or on_cpu.takes_onednn(dtype)
+    return not is_replaced or on_cpu.product_is_right(dtype, weight.shape[1])
 
 
 def _may_gain(x, weight):

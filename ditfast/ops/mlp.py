@@ -257,6 +257,9 @@ def _self_check(t, width, backend):
     dy, result = t(*h.shape), {}
     tangents = _arguments(t, *t.size, 128, width).values()
     result["y_t"] = _jvp(h, w1, b1, w2, b2, True, *tangents, backend)[-1]
+    if h.is_cpu:
+        with gemm.packed((w1, w2)):
+            result["y (inference)"] = _inference(h, w1, b1, w2, b2, backend)
     for recompute, remark in ((False, ""), (True, " (recomputed)")):
         y, pre, act = _forward(h, w1, b1, w2, b2, recompute, backend)
         gradients = _backward(dy, h, w1, w2, pre, act, [True] * 5, backend)

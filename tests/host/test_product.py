@@ -103,7 +103,7 @@ def taken(monkeypatch):
     """The kernel wins everywhere, whatever this CPU is; how often it ran."""
     monkeypatch.setattr(on_cpu, "takes_onednn", lambda *_: False)
     monkeypatch.setattr(on_cpu, "takes_product", lambda dtype, *sizes: dtype == torch.float32 and min(sizes) > 0)
-    monkeypatch.setattr(on_cpu, "product_is_right", lambda width: True)
+    monkeypatch.setattr(on_cpu, "product_is_right", lambda dtype, width: True)
     monkeypatch.setattr(on_cpu, "NODE_FROM", 1)
     seen, run = [], host._product_into
     monkeypatch.setattr(host, "_product_into", lambda *args: seen.append(1) or run(*args))
@@ -249,7 +249,7 @@ def test_inference_takes_it_where_nothing_differentiates(taken, monkeypatch):
         gemm.linear_with_autograd(x, weight, B, backends)  # with gradients, PyTorch also sums up the bias's
     with torch.autocast("cpu"):
         gemm.linear_with_autograd(x, W, B, ("auto",))
-    monkeypatch.setattr(on_cpu, "product_is_right", lambda width: False)
+    monkeypatch.setattr(on_cpu, "product_is_right", lambda dtype, width: False)
     gemm.linear_with_autograd(x, W, B, ("auto",))
     assert not taken
 

@@ -1,5 +1,6 @@
 """Packed weights: the same function, never an outdated weight, and no obstacle to other changes of a Linear."""
 
+import contextlib
 import gc
 import threading
 
@@ -10,12 +11,13 @@ import torch.nn as nn
 import ditfast
 from ditfast.models import DiTBlock
 from ditfast.ops import gemm
-from ditfast.ops.backends import on_cpu
+from ditfast.ops.backends import on_cpu, selfcheck
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     reason="oneDNN has no bfloat16 for this CPU",
 )
+PRODUCT_IS_RIGHT = on_cpu.product_is_right
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
 BOTH = pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
 
@@ -23,7 +25,8 @@ BOTH = pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
 @pytest.fixture(autouse=True)
 def taken(monkeypatch):
     """Let oneDNN and the kernels win everywhere; record the weight's layout in each call of oneDNN."""
-    monkeypatch.setattr(on_cpu, "takes_onednn", lambda *_: True)
+    monkeypatch.setattr(on_cpu, "takes_onednn", lambda dtype: dtype != torch.float64)
+    monkeypatch.setattr(on_cpu, "product_is_right", lambda *_: True)
     monkeypatch.setattr(on_cpu, "takes_host", lambda *_: True)
     monkeypatch.setattr(on_cpu, "is_below", lambda *_: False)
     layouts, onednn = [], gemm._onednn
@@ -68,6 +71,23 @@ def test_computes_the_same_and_is_undone(block, taken, dtype):
     assert not gemm._packs.own
     assert_same(run(block), expected)
     assert len(taken) == 5 and not packed_calls(taken)
+
+
+@pytest.mark.parametrize("factor", (1.0, 1.1))
+def test_a_wrong_product_on_packed_weights_is_not_used(block, monkeypatch, tmp_path, factor):
+    """Its self-check is part of that of `mlp`."""
+    onednn, x, weight = gemm._onednn, torch.randn(6, 32).bfloat16(), block.attn.proj.weight.detach().bfloat16()
+    monkeypatch.setattr(on_cpu, "product_is_right", PRODUCT_IS_RIGHT)
+    monkeypatch.setenv("DITFAST_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(selfcheck, "SIZE", (2, 9))
+    monkeypatch.setattr(selfcheck, "_answers", {})
+    monkeypatch.setattr(
+        gemm, "_onednn", lambda x, w, b: onednn(x, w, b) * (1 if w.layout == torch.strided else factor)
+    )
+    told = contextlib.nullcontext() if factor == 1 else pytest.warns(match="mlp/host .* failed its self-check")
+    with told, gemm.packed([weight]):
+        out = gemm.linear_with_autograd(x, weight, None, ("auto",))
+    torch.testing.assert_close(out, x @ weight.t(), rtol=0.02, atol=0.02)
 
 
 def test_a_whole_model(kit, taken):

@@ -118,9 +118,9 @@ def _has_fast_products():
     return isa() in PRODUCTS and not _has_amx()
 
 
-def product_is_right(width: int) -> bool:
+def product_is_right(dtype: torch.dtype, width: int) -> bool:
     """Whether the matrix product is right, by the self-check of `mlp` for tokens of this width."""
-    return _is_right("mlp", torch.float32, torch.float32, 4 * width)
+    return _is_right("mlp", dtype, dtype, 4 * width)
 
 
 def takes_norm() -> bool:
