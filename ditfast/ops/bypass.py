@@ -37,6 +37,8 @@ is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _has_function_mode():
-    """Whether a ``TorchFunctionMode`` is active, other than a default device: an operation has its arguments'."""
-    modes = range(torch._C._len_torch_function_stack())
-    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in modes)
+    """Whether a ``TorchFunctionMode`` is active, other than a default device, which concerns no call with tensors."""
+    for i in range(torch._C._len_torch_function_stack()):
+        if type(torch._C._get_function_stack_at(i)) is not DeviceContext:
+            return True
+    return False
