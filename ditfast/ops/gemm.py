@@ -112,8 +112,9 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         is_plain = not (torch.is_grad_enabled() or is_intercepted((dout, x, weight)) or _is_batched(dout))
         product = matmul if is_plain else torch.matmul  # which has derivatives of its own
-        dx = product(dout, weight) if ctx.needs_input_grad[0] else None
-        return dx, product(dout.t(), x) if ctx.needs_input_grad[1] else None
+        with torch._C._DisableAutocast():
+            dx = product(dout, weight) if ctx.needs_input_grad[0] else None
+            return dx, product(dout.t(), x) if ctx.needs_input_grad[1] else None
 
 
 def is_right(weight: Tensor) -> bool:

@@ -163,6 +163,16 @@ def test_a_linear_and_its_gradients(taken):
     assert len(taken) == 4
 
 
+def test_gradients_of_a_linear_do_not_see_autocast(taken):
+    x, weight = linear_problem()
+    for dout in (torch.ones(2, 9, 40).cos(), torch.ones(()).expand(2, 9, 40)):  # by the kernel, and by PyTorch
+        y = linear(x, weight, "host")
+        expected = torch.autograd.grad(y, (x, weight), dout, retain_graph=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch.autograd.grad(y, (x, weight), dout)
+        assert all(map(torch.equal, found, expected))
+
+
 def test_gradients_of_a_linear_may_be_differentiated_and_batched(taken):
     x, weight = linear_problem()
     results = []
