@@ -136,7 +136,7 @@ class DiT(nn.Module):
         return ops.unpatchify(x, self.patch_size, grid, backend=names_in_force(self.backend))
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, return_hidden: Sequence[int] | None = None, *, r: Tensor | None = None
+        self, x: Tensor, t: Tensor, y: Tensor, return_hidden: Sequence[int] | None = None, r: Tensor | None = None
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Predict the noise (and variance) in a noisy latent, or a velocity: whatever the model was trained for.
 
@@ -179,7 +179,6 @@ class DiT(nn.Module):
         y: Tensor,
         cfg_scale: float | Tensor,
         cfg_channels: int | None = None,
-        *,
         r: Tensor | None = None,
     ) -> Tensor:
         """Predict with classifier-free guidance, for a batch whose halves share their latents.

@@ -1,5 +1,7 @@
 """Exporters get operations they know, or one clear error."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn as nn
@@ -31,11 +33,21 @@ def test_width_of_a_norm_is_a_constant():
 
 
 def test_exporters_pass_every_argument_in_order(kit):
+    """The older ONNX exporter adds the defaults of all others, keyword-only ones too."""
     model, batch = kit.tiny(), kit.batch()
-    kit.close(model(*batch, None), model(*batch), 1e-6)
+    defaults = [each.default for each in inspect.signature(model.forward).parameters.values()][len(batch) :]
+    kit.close(model(*batch, *defaults), model(*batch), 1e-6)
     out, hidden = model(*batch, [torch.tensor(1)])
     kit.close(out, model(*batch), 1e-6)
     kit.close(hidden[0], model(*batch, return_hidden=[1])[1][0], 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_takes_any_batch(kit):
+    model, batch = kit.tiny(depth=1), kit.batch()
+    traced = torch.jit.trace(model, batch)
+    other = [torch.cat([each, each.flip(0)]) for each in batch]
+    kit.close(traced(*other), model(*other), 1e-6)
 
 
 def test_symbolic_trace_is_rejected(kit):
