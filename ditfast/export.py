@@ -25,7 +25,7 @@ from ditfast.paths import check_paths
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.average import youth
-from ditfast.training.checkpoint import Checkpoints, checkpoint_at
+from ditfast.training.checkpoint import Checkpoints, checkpoint_at, is_run
 from ditfast.training.resume import recorded_sampling
 
 
@@ -68,7 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         checkpoint = checkpoint_at(o.checkpoint)
         if checkpoint is None:
-            raise TrainError(f"{o.checkpoint} is neither a checkpoint nor a run")
+            why = "has no checkpoint yet" if is_run(o.checkpoint) else "is neither a checkpoint nor a run"
+            raise TrainError(f"{o.checkpoint} {why}")
         about = export(checkpoint, o.folder, o.weights, o.overwrite)
     except FileExistsError:
         sys.exit(f"error: {o.folder} already has a model: choose another folder, or replace it with --overwrite")

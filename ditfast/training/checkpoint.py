@@ -19,7 +19,7 @@ from ditfast.training import TrainError
 from ditfast.training.manifest import ABOUT, checksum, find_fault, read_about, write_about
 from ditfast.training.tensor_index import Reader
 
-FOLDER = "checkpoints"  # inside a run's folder
+FOLDER, CONFIG = "checkpoints", "config.yaml"  # inside a run's folder
 FAILURES = (Exception, CheckpointException)  # DCP wraps system errors in a BaseException
 
 
@@ -130,6 +130,11 @@ def checkpoint_at(path: Path) -> Path | None:
         return path
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     return Checkpoints(folder, 1, Ranks()).newest_whole()
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is a run's folder, with or without checkpoints."""
+    return (path / CONFIG).is_file()
 
 
 def step_name(step: int) -> str:

@@ -8,7 +8,7 @@ from ditfast.checkpoints.load import HOW_IT_RUNS
 from ditfast.data import Source
 from ditfast.ranks import Ranks
 from ditfast.training import TrainError
-from ditfast.training.checkpoint import Checkpoints, checkpoint_at
+from ditfast.training.checkpoint import Checkpoints, checkpoint_at, is_run
 from ditfast.training.config import Config
 from ditfast.training.encoder import Encoder
 from ditfast.training.objective import describe_objective
@@ -43,6 +43,8 @@ def _find_here(config, checkpoints):
         return checkpoints.newest_whole()
     if named := checkpoint_at(Path(config.resume)):
         return named
+    if is_run(Path(config.resume)):
+        raise TrainError(f"--resume {config.resume} has no checkpoint yet: use --resume auto to start at step 0")
     raise TrainError(f"--resume must be auto, a checkpoint or a run's folder, got {config.resume}")
 
 

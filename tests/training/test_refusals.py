@@ -2,6 +2,8 @@
 
 import pytest
 
+from ditfast.export import main as export
+
 
 @pytest.mark.parametrize(
     "flags, said",
@@ -41,6 +43,19 @@ import pytest
 def test_refused(kit, refused, flags, said):
     assert said in refused(*flags)
     assert not (kit.folder / "refused").exists()
+
+
+def test_a_run_without_a_checkpoint_yet(kit, refused, capsys):
+    run = kit.folder / "begun"
+    run.mkdir()
+    (run / "config.yaml").write_text("steps: 4")
+    assert (
+        refused("--resume", run)
+        == f"error: --resume {run} has no checkpoint yet: use --resume auto to start at step 0"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        export([str(run), str(kit.folder / "model")])
+    assert stopped.value.code == f"error: {run} has no checkpoint yet"
 
 
 def test_a_batch_that_is_not_divisible_by_the_ranks(kit):
