@@ -31,6 +31,7 @@ from ditfast.data.classes import print_classes
 from ditfast.data.folder import MOST, Images
 from ditfast.data.shards import TENSORS, Shards
 from ditfast.data.stream import MOST_WORKERS, load_batches
+from ditfast.failure import explain
 from ditfast.fingerprint import fingerprint
 from ditfast.paths import check_paths
 from ditfast.progress import progress
@@ -220,6 +221,8 @@ def main(arguments: list[str] | None = None) -> None:
         exit_rank(f"error: {error}")
     except KeyboardInterrupt as error:
         exit_rank("interrupted: finished shards are kept; repeat the command to resume", exit_status(error))
+    except Exception as error:
+        exit_rank(explain(error))
 
 
 if __name__ == "__main__":

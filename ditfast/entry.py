@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from ditfast.failure import explain
 from ditfast.signals import exit_status
 from ditfast.streams import lasting_streams
 
@@ -31,7 +32,7 @@ def command() -> Iterator[None]:
     """Context of a command's ``main``, as a decorator.
 
     Output streams never fail (`lasting_streams`). Ctrl-C that is not caught ends the process with one line and the
-    status that shells give it.
+    status that shells give it; any other error, with a traceback of bounded length, one line and status 1.
     """
     _undo.close()
     with lasting_streams():
@@ -40,3 +41,5 @@ def command() -> Iterator[None]:
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)
             sys.exit(exit_status(error))
+        except Exception as error:
+            sys.exit(explain(error))

@@ -30,6 +30,7 @@ import torch
 from ditfast.checkpoints.infer import MissingArgumentError
 from ditfast.checkpoints.load import read_source
 from ditfast.command import by_option, in_options
+from ditfast.failure import explain
 from ditfast.fingerprint import fingerprint
 from ditfast.heap import keep_freed_memory
 from ditfast.models.dit import DiT
@@ -275,6 +276,8 @@ def main(arguments: list[str] | None = None) -> None:
         exit_rank(f"error: {error}")
     except KeyboardInterrupt as error:
         exit_rank("interrupted: finished images are kept; repeat the command to resume", exit_status(error))
+    except Exception as error:
+        exit_rank(explain(error))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     before_imports()
 
 import argparse
-import traceback
 from contextlib import ExitStack
 
 import torch
@@ -25,6 +24,7 @@ from ditfast.data import DataError, Source, Unreadable, open_data
 from ditfast.data.classes import print_classes
 from ditfast.data.sources import BUILT_IN
 from ditfast.export import export
+from ditfast.failure import explain
 from ditfast.heap import keep_freed_memory
 from ditfast.optional import import_optional
 from ditfast.ranks import exit_rank, joined_ranks
@@ -80,8 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         exit_rank("interrupted; --resume auto resumes from the last checkpoint, if any", exit_status(error))
     except Exception as error:
-        traceback.print_exc()
-        exit_rank(f"error: {error!r}")
+        exit_rank(explain(error))
 
 
 def parse_config(arguments: list[str] | None = None) -> tuple[Config, bool]:

@@ -11,6 +11,7 @@ import pytest
 from ditfast.command import Parser, by_option, in_options, option_of, words
 from ditfast.counted import counted
 from ditfast.entry import command
+from ditfast.failure import in_brief
 
 COMMANDS = ["doctor", "encode", "evaluate", "export", "flops", "integrations/hub/__main__", "sample", "train"]
 
@@ -72,6 +73,31 @@ def test_an_interrupt_that_nothing_catches(capsys):
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 143 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_error_that_nothing_expects(capsys):
+    """Inductor's errors hold a compiler's command line and its whole output."""
+
+    @command()
+    def main():
+        output = "\n".join(f"a.cpp:{i}: note: {'x' * 1000}" for i in range(5000))
+        raise RuntimeError(
+            f"CppCompileError: C++ compile error\n\nCommand:\ng++ {'x' * 9999}\n{output}\na.cpp:1: error: no y"
+        )
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == "error: RuntimeError: CppCompileError: C++ compile error: a.cpp:1: error: no y"
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback ") and "in main" in said and said.endswith("a.cpp:1: error: no y\n")
+    assert len(said) < 50_000
+
+
+@pytest.mark.parametrize(
+    "text, said", [("", "ValueError"), ("a\nb", "ValueError: a"), ("x" * 400, f"ValueError: {'x' * 287}…")]
+)
+def test_an_error_in_brief(text, said):
+    assert in_brief(ValueError(text)) == said
 
 
 def test_a_terminal_with_few_characters():

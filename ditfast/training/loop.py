@@ -11,6 +11,7 @@ import torch
 from ditfast.atomic import atomic_write
 from ditfast.data import Source
 from ditfast.data.stream import stream_batches
+from ditfast.failure import in_brief
 from ditfast.models import DiT, cost
 from ditfast.ops.backends.log import record
 from ditfast.optional import import_optional
@@ -18,7 +19,7 @@ from ditfast.ranks import Ranks
 from ditfast.training import TrainError
 from ditfast.training.average import decay_at, wants_warmup
 from ditfast.training.backends import chosen_backends, compare_cpu, describe_cpu, repeat_backends
-from ditfast.training.checkpoint import FOLDER, Checkpoints, step_name
+from ditfast.training.checkpoint import CONFIG, FOLDER, Checkpoints, step_name
 from ditfast.training.config import NEW, Config, Init, model_arguments
 from ditfast.training.config_file import to_yaml
 from ditfast.training.encoder import Encoder
@@ -80,6 +81,8 @@ class Run:
         self.step = self.seen = self.skipped = self.unreadable = 0
         self.saved: Path | None = None
         begun = self._resume(start) if start else [said or "starting at step 0"]
+        self.rate = matmul_rate(ranks.device, torch.float32 if config.precision == "fp32" else torch.bfloat16)
+        lines.append(f"peak     {self.rate / 1e12:.3g} TFLOP/s in a matrix product, measured now: the 100% of MFU")
         if ranks.is_first:
             print("\n".join([*lines, *describe_average(config, self.about["ema_warmup"]), *begun]))
         self.preview = Preview(config, encoder, source.num_classes, ranks)
@@ -103,12 +106,11 @@ class Run:
         if ranks.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.checkpoints.set_aside_after(self.step)
-            with atomic_write(self.folder / "config.yaml") as part:
+            with atomic_write(self.folder / CONFIG) as part:
                 part.write_text(to_yaml(c), encoding="utf-8")
         log = Log(self.folder, self.step) if ranks.is_first else None
         order = {"seed": c.seed, "start": self.seen, "batch": c.batch, "rank": ranks.rank, "world": ranks.world}
         batches = stream_batches(self.source, **order, workers=c.workers or 0, unreadable=c.unreadable)
-        self.rate = matmul_rate(ranks.device, torch.float32 if c.precision == "fp32" else torch.bfloat16)
         with Stopper(ranks.is_first) as stopper:
             try:
                 with self._progress_bar() as bar:
@@ -118,14 +120,14 @@ class Run:
                     log.close()
             if self.step and (self.saved is None or self.saved.name != step_name(self.step)):
                 self._save_after(failure)
-        ends = ranks.gather((failure is not None, stopper.requested))
+        failed = failure is not None and not isinstance(failure, Stopped)
+        ends = ranks.gather((failed, stopper.requested))
         if failure:
             raise failure
-        stopped = f"stopped after step {self.step} of {c.steps}"
         if any(failed for failed, _ in ends):
-            raise TrainError(f"{stopped}, as another rank failed: use --resume auto to continue")
+            raise TrainError(f"{self._how_far()}, as another rank failed: use --resume auto to continue")
         if self.step < c.steps:
-            raise Stopped(f"{stopped}; resume with --resume auto", max(number or 0 for _, number in ends))
+            raise self._stopped(max(number or 0 for _, number in ends))
 
     def _run_steps(self, batches, log, bar, stopper):
         """Train until the last step or until a rank must stop; returns this rank's error, if any.
@@ -135,11 +137,12 @@ class Run:
         c, meter, since, failure = self.config, Meter(self.ranks), time.perf_counter(), None
         while self.step < c.steps:
             batch, failure = _attempt(lambda: next(batches), failure)
+            failure = self._unless_stopped(failure, stopper)
             if self.ranks.any(stopper.requested is not None or failure is not None):
                 break
             with record() as ran:
                 found, failure = _attempt(lambda batch=batch: self._step(batch))
-            if failure:
+            if failure := self._unless_stopped(failure, stopper):
                 if self.ranks.world > 1 or self.weights.torn:
                     raise failure
                 break
@@ -161,6 +164,19 @@ class Run:
         if len(meter):
             self._report(meter, log, bar, time.perf_counter() - since)
         return failure
+
+    def _unless_stopped(self, failure, stopper):
+        """The error, if any; after a signal, which may have ended a compiler or a reader of data, `Stopped`."""
+        if failure is None or stopper.requested is None:
+            return failure
+        self._print(f"after the signal, step {self.step + 1} ended in an error: {in_brief(failure)}")
+        return self._stopped(stopper.requested)
+
+    def _stopped(self, number):
+        return Stopped(f"{self._how_far()}; resume with --resume auto", number)
+
+    def _how_far(self):
+        return f"stopped after step {self.step} of {self.config.steps}"
 
     def _write_preview(self):
         """Write a grid of samples; returns the seconds it took."""
@@ -217,6 +233,7 @@ class Run:
         images = c.batch * len(meter) / seconds
         flops = images * self.objective.forwards * 2 * self.macs / self.ranks.world
         values = {**found, "samples": self.seen, "images_per_second": images, "mfu": flops / self.rate}
+        values["peak_tflops"] = self.rate / 1e12
         values |= {"gib": memory_gib(self.ranks.device), "nonfinite": self.skipped, "unreadable": self.unreadable}
         if log:
             log.write(self.step, values)

@@ -131,6 +131,26 @@ def test_a_signal_saves_and_the_run_resumes(kit, monkeypatch, capfd, number):
     assert kit.losses(kit.folder / "stopped") == kit.losses(whole)
 
 
+@pytest.mark.parametrize("where", ["step", "data"])
+def test_an_error_of_what_the_signal_also_ended(kit, monkeypatch, capfd, where):
+    """SIGTERM to a process group ends the compiler of a step, or a reader of data, as well."""
+
+    def fail(*given):
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("CppCompileError: C++ compile error\n" + "x" * 10**5)
+
+    if where == "step":
+        monkeypatch.setattr(loop.Run, "_step", fail)
+    else:
+        monkeypatch.setattr(loop, "stream_batches", lambda *given, **options: map(fail, range(9)))
+    with pytest.raises(SystemExit) as stopped:
+        kit.train("run")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    *_, warning, last = capfd.readouterr().err.splitlines()
+    assert warning == "after the signal, step 1 ended in an error: RuntimeError: CppCompileError: C++ compile error"
+    assert last == "stopped after step 0 of 6; resume with --resume auto"
+
+
 def test_a_second_interrupt_does_not_wait(kit, monkeypatch, capfd):
     def twice(run, batch):
         signal.raise_signal(signal.SIGINT)

@@ -41,15 +41,16 @@ def test_the_first_lines(kit, capsys):
     flags = ("--backend", "reference", "--precision", "bf16", "--objective", "flow", "--ema", 0)
     out = kit.train("run", "--steps", 2, *flags)
     said = capsys.readouterr().out.splitlines()
-    model, data, device, steps, begun = said
+    model, data, device, steps, peak, begun = said
     assert model.startswith("model    DiT 2 x 24, patch 2, adaln_zero, 0.0")
     assert model.endswith("M parameters, for flow")
     assert data.startswith("data     digits: samples of 1 x 8 x 8, 10 classes, ") and "epochs of 1,797" in data
     assert device.startswith("device   cpu, 1 thread, ") and device.endswith(", bf16, backend reference")
     assert steps == "steps    2 of batch 6 = 1 rank x 1 pass x 6 samples; 12 samples"
+    assert re.fullmatch(r"peak     [\d.e-]+ TFLOP/s in a matrix product, measured now: the 100% of MFU", peak)
     assert begun == "starting at step 0"
     kit.train("run", "--steps", 3, *flags, "--resume", "auto")
-    assert capsys.readouterr().out.splitlines()[4] == f"resuming from {out / 'checkpoints/step-00000002'} (step 2)"
+    assert capsys.readouterr().out.splitlines()[5] == f"resuming from {out / 'checkpoints/step-00000002'} (step 2)"
 
 
 def test_a_log_has_a_line_for_each_report(kit, capsys):
@@ -60,6 +61,17 @@ def test_a_log_has_a_line_for_each_report(kit, capsys):
     lines = [line.split(": loss ")[0] for line in said.splitlines() if line.startswith("step ")]
     assert lines == ["step 1 of 4", "step 2 of 4", "step 4 of 4"]
     assert re.search(r"^step 4 of 4: loss \d\.\d{4}, images/s [\d.e+]+, MFU \d+%, GiB [\d.]+$", said, re.MULTILINE)
+
+
+def test_mfu_is_logged_with_its_denominator(kit, monkeypatch):
+    """The rate of a matrix product, which another load of the machine changes, is measured by each part of a run."""
+    for steps, rate in ((2, 1e9), (4, 2e9)):
+        monkeypatch.setattr("ditfast.training.loop.matmul_rate", lambda device, dtype, rate=rate: rate)
+        out = kit.train("run", "--steps", steps, "--resume", "auto")
+    lines = kit.lines(out)
+    assert [line["peak_tflops"] for line in lines] == [0.001, 0.001, 0.002, 0.002]
+    per_image = [line["mfu"] * line["peak_tflops"] / line["images_per_second"] for line in lines]
+    assert per_image == [pytest.approx(per_image[0])] * 4
 
 
 def test_the_first_loss_is_logged_at_once(kit):
