@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from ditfast.checkpoints.infer import MissingArgumentError
-from ditfast.checkpoints.load import read_source
+from ditfast.checkpoints.load import read_model, read_source
 from ditfast.command import by_option, in_options
 from ditfast.failure import explain
 from ditfast.fingerprint import fingerprint
@@ -84,7 +84,8 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     takes = settle_decoder(o, record)
     sampler = make_sampler(o, record, True)  # what does not fit is refused before weights are loaded
     animation = Animation(len(sampler.times)) if o.gif else None
-    model = load_model(o, takes).to(ranks.device)
+    model, said = load_model(o, takes)
+    model.to(ranks.device)
     guidance = make_guidance(o, model)
     sampler = make_sampler(o, record, model.learn_sigma)
     height, width = model.x_embedder.img_size
@@ -101,7 +102,7 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
     ranks.wait()  # all ranks have checked before any changes anything
     if ranks.is_first:
         folder.start()
-        if assumed := assumption(o, record):
+        for assumed in filter(None, (assumption(o, record), said)):
             print(assumed, file=sys.stderr)
     ranks.wait()
     engine = speed.make_engine(o, model)
@@ -114,14 +115,19 @@ def run_rank(o: Namespace, ranks: Ranks) -> None:
         write_combined(o, folder, animation)
 
 
-def load_model(o: Namespace, takes: Takes) -> DiT:
-    """Load the checkpoint's model in float32, for --image-size and a decoder that takes ``takes``."""
+def load_model(o: Namespace, takes: Takes) -> tuple[DiT, str | None]:
+    """Load the checkpoint's model in float32, for --image-size and a decoder that takes ``takes``.
+
+    Returns:
+        The model, and a line about the null label if it is assumed or dropped.
+    """
     told: dict[str, Any] = {} if o.num_heads is None else {"num_heads": o.num_heads}
+    told |= {"class_dropout_prob": 0.0} if o.no_null_label else {}
     changes = told | input_size(o, takes.factor)
     try:
         if changes.keys() - told:
             check_image_size(o, takes.factor, read_source(o.ckpt, **changes)[0], changes["input_size"])
-        model = DiT.from_pretrained(o.ckpt, objective=o.objective, **changes).float().eval()
+        model, said = read_model(o.ckpt, objective=o.objective, **changes)
     except (ValueError, OSError, ImportError) as error:
         here = f", here {OPTIONS[error.argument]}" if isinstance(error, MissingArgumentError) else ""
         raise SampleError(f"--ckpt {o.ckpt}: {in_options(error, 'num_heads')}{here}") from error
@@ -132,7 +138,8 @@ def load_model(o: Namespace, takes: Takes) -> DiT:
     for label in o.classes or ():
         if not 0 <= label < known:
             raise SampleError(f"--classes must be in [0, {known - 1}], got {label}")
-    return model
+    here = "" if o.no_null_label else ", here --no-null-label"
+    return model.float(), f"{o.ckpt}: {said}{here}" if said else None
 
 
 def input_size(o: Namespace, factor: int) -> dict[str, Any]:
@@ -191,6 +198,7 @@ def sample_settings(o: Namespace, record: dict, model: DiT, guidance: Guidance) 
         "weights": fingerprint(model),
         "input_size": model.x_embedder.img_size,
         **({} if o.num_heads is None else {"num_heads": o.num_heads}),
+        **({"null_label": False} if o.no_null_label else {}),
         "classes": o.classes,
         "seeds": o.seeds or f"{o.seed} + i",
         "sampler": o.sampler,

@@ -57,12 +57,15 @@ def infer_config(state: dict, **known: Any) -> dict[str, Any]:
     }
 
 
-def infer_file(state: dict, args: dict, known: dict) -> dict[str, Any]:
+def infer_file(state: dict, args: dict, known: dict) -> tuple[dict[str, Any], str | None]:
     """`infer_config` for weights stored with the arguments of their training script.
 
     Args:
         args: as in the original's checkpoints; ``num_classes`` is the data's.
         known: arguments of the requested model, which take precedence over ``args``, except for the null label.
+
+    Returns:
+        The arguments, and a line if nothing tells whether there is a null label, or None: one is assumed.
     """
     names, rows = ("num_heads", "input_size"), len(state.get(TABLE, ()))
     told = {name: args[name] for name in names if args.get(name) is not None} | known
@@ -72,7 +75,10 @@ def infer_file(state: dict, args: dict, known: dict) -> dict[str, Any]:
         told["class_dropout_prob"] = 0.0  # a row for each class, and none for the null label
     elif rows - 1 in (args.get("num_classes"), known.get("num_classes")):
         told.pop("class_dropout_prob", None)  # there is a row for it, requested or not
-    return infer_config(state, **told)
+    elif "class_dropout_prob" not in told:
+        said = f"the last of {rows} rows of labels is assumed to be the null label's: if not, class_dropout_prob=0"
+        return infer_config(state, **told), said
+    return infer_config(state, **told), None
 
 
 def check_model_config(config: dict, cls: type) -> dict:

@@ -49,7 +49,9 @@ def from_pretrained(
             SiT's files have a DiT's weight names. Its fields have their defaults, such as the linear noise schedule.
             None for the recorded one; if there is none, ``sampling`` is {}.
         cls: `DiT` or a subclass.
-        changes: arguments of ``cls`` that override the config. A new ``input_size`` recomputes the position
+        changes: arguments of ``cls`` that override the config, or complete what is inferred from a file:
+            ``class_dropout_prob=0`` says that the label table of a bare state dict has no row for the null label;
+            otherwise the last row is taken for it, with a warning. A new ``input_size`` recomputes the position
             embedding. A new ``num_classes`` redraws the labels' rows from torch's global generator and keeps the
             null label's and all other weights, with a warning.
 
@@ -77,8 +79,8 @@ def read_model(
     cls: type[DiT] = DiT,
     **changes: Any,
 ) -> tuple[DiT, str | None]:
-    """The model of `from_pretrained`, and a line about label rows missing in the checkpoint, or None."""
-    stored, sampling, state = _read(source, subfolder, variant, changes)
+    """The model of `from_pretrained`, and a line about assumed or missing rows of labels, or None."""
+    stored, sampling, state, assumed = _read(source, subfolder, variant, changes)
     config = check_model_config({**stored, **changes}, cls)
     check_arguments(stored)  # including overridden ones: they give the shapes of the weights
     with on_meta():  # no memory or time for values that will be replaced
@@ -93,7 +95,7 @@ def read_model(
     if argument(stored, "num_classes") != argument(config, "num_classes"):
         model.sampling.pop("classes", None)
     check_sampling(model.sampling, model.config)
-    return model.eval(), said
+    return model.eval(), "; ".join(filter(None, (assumed, said))) or None
 
 
 def read_source(source: str | os.PathLike, **known: Any) -> tuple[dict, dict]:
@@ -105,7 +107,7 @@ def read_source(source: str | os.PathLike, **known: Any) -> tuple[dict, dict]:
     path = _locate(source)
     if path.is_file() or is_released(path):
         weights, args = read_file(path)
-        config, sampling = infer_file(weights, args, known), _sampling_of(path, weights, args)
+        (config, _), sampling = _infer(path, weights, args, known), _sampling_of(path, weights, args)
     else:
         config = read_config(path)
         sampling = _take_sampling(config)
@@ -178,16 +180,16 @@ def save_pretrained(model: DiT, folder: str | os.PathLike, *, overwrite: bool = 
 
 
 def _read(source, subfolder, variant, changes):
-    """The config, its ``sampling`` and the weights behind ``source``, in the format of this package."""
+    """The config, its ``sampling``, the weights behind ``source`` in this package's format, and what is assumed."""
     path = _locate(source, subfolder, variant)
     if path.is_file() or is_released(path):
         weights, args = read_file(path)
-        config, sampling = infer_file(weights, args, changes), _sampling_of(path, weights, args)
-        return config, sampling, {name: value.clone() for name, value in weights.items()}  # not the file's
+        (config, assumed), sampling = _infer(path, weights, args, changes), _sampling_of(path, weights, args)
+        return config, sampling, {name: value.clone() for name, value in weights.items()}, assumed  # not the file's
     config, state = read_folder(path, variant)
     if is_diffusers(config):
         config, state = from_diffusers(config, state)
-    return config, _take_sampling(config), state
+    return config, _take_sampling(config), state, None
 
 
 def _locate(source, subfolder="", variant=""):
@@ -201,6 +203,11 @@ def _locate(source, subfolder="", variant=""):
             raise FileNotFoundError(text + suggest_source(path))
         path = download(source, subfolder, variant)
     return path / subfolder
+
+
+def _infer(path, weights, args, known):
+    """`infer_file`, with what is known about the released weights."""
+    return infer_file(weights, {"num_classes": 1000, **args} if path.name in RELEASED else args, known)
 
 
 def _sampling_of(path, weights, args):

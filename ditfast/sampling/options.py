@@ -41,6 +41,8 @@ def make_parser(description: str | None) -> Parser:
     size: dict[str, Any] = {"type": int, "nargs": "+", "metavar": "PIXELS"}
     add("--image-size", **size, help="side, or height and width (the checkpoint's)")
     add("--num-heads", type=int, metavar="N", help="attention heads, if a bare weights file leaves them open")
+    no_null = "the label table of a bare weights file has no row for the null label, by default its last"
+    add("--no-null-label", action="store_true", help=no_null)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--classes", type=int, nargs="+", metavar="K", help="class labels, one per sample")
     which.add_argument("--num-samples", type=int, metavar="N", help="number of samples, of random classes")

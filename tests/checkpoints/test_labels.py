@@ -92,6 +92,26 @@ def test_a_file_without_arguments_whose_null_label_is_dropped(kit, tmp_path):
     assert torch.equal(table, old[:5]) and said[0].startswith("the row of the null label is dropped")
 
 
+@pytest.mark.parametrize("rows", [5, 6])
+def test_whether_a_file_has_a_null_label_is_assumed_aloud(kit, tmp_path, rows):
+    """A table of 5 rows may have 5 classes, or 4 and the null label: the last row is another label's then."""
+    model = kit.tiny(class_dropout_prob=0.0 if rows == 5 else 0.1)
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    loaded, said = load(tmp_path / "x.pt", num_heads=4)
+    assert loaded.config["num_classes"] == rows - 1
+    assert said == [
+        f"the last of {rows} rows of labels is assumed to be the null label's: if not, class_dropout_prob=0"
+    ]
+    assert said == load(tmp_path / "x.pt", num_heads=4, num_classes=9)[1][0].split("; ")[:1]
+    told, nothing = load(tmp_path / "x.pt", num_heads=4, class_dropout_prob=0)
+    assert told.config["num_classes"] == told.y_embedder.num_classes == rows and not nothing
+    for known in ({"num_classes": rows - 1}, {"class_dropout_prob": 0.1}):
+        assert not load(tmp_path / "x.pt", num_heads=4, **known)[1]
+    for args in ({"num_classes": rows}, {"num_classes": rows - 1}, {"class_dropout_prob": 0.0}):
+        loaded, said = load(save_file(model, tmp_path / "y.pt", **args))
+        assert loaded.config["num_classes"] == args.get("num_classes", rows) and not said
+
+
 def test_an_unchanged_model_logs_nothing(kit, tmp_path):
     kit.tiny().save_pretrained(tmp_path)
     assert load(tmp_path)[1] == load(tmp_path, num_classes=5, input_size=16)[1] == []

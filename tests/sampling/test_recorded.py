@@ -115,6 +115,27 @@ def test_what_is_assumed_is_said(run, tmp_path, capsys):
     assert "records no objective" not in capsys.readouterr().err and model
 
 
+def test_a_null_label_is_assumed_unless_denied(run, refusal, tmp_path, capsys):
+    """A file whose seven rows are seven classes; six of a table of seven, by default."""
+    model = DiT.from_pretrained(save_dit(tmp_path / "model", class_dropout_prob=0.0))
+    torch.save({"model": model.state_dict(), "args": {"num_heads": 2}}, tmp_path / "bare.pt")
+    options = {"model": tmp_path / "bare.pt", "steps": 1}
+    run("--classes", 5, "--cfg", 1, **options)
+    line = (
+        "the last of 7 rows of labels is assumed to be the null label's: if not, class_dropout_prob=0, here --no-nu"
+    )
+    assert line in capsys.readouterr().err
+    assert "--classes must be in [0, 5], got 6" in refusal("--classes", 6, **options)
+    deny = "--no-null-label", "--cfg", 1
+    assert "null_label was null, is false" in refusal("--classes", 5, *deny, **options)
+    np.testing.assert_array_equal(
+        run("--classes", 6, *deny, out="told", **options),
+        run("--classes", 6, "--cfg", 1, model=tmp_path / "model", out="f", steps=1),
+    )
+    assert "null label" not in capsys.readouterr().err
+    assert "--cfg 4 needs a null class" in refusal("--classes", 5, "--no-null-label", out="no", **options)
+
+
 def test_another_objective_is_not_sampled(refusal, tmp_path):
     model = record(save_dit(tmp_path / "model"), objective="consistency")
     assert "was trained for the objective 'consistency', which has no sampler here" in refusal(
