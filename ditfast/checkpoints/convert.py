@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 
+from ditfast.checkpoints.differences import first_difference
 from ditfast.checkpoints.infer import grid_of
 from ditfast.checkpoints.position import is_sincos, sincos
+from ditfast.models.dit import DiT
 from ditfast.models.limits import check_arguments, whole
+from ditfast.models.meta import on_meta
 
 _BLOCK = {
     "adaLN_modulation.1": "norm1.linear",
@@ -100,8 +103,12 @@ def to_diffusers(config: dict, state: dict) -> tuple[dict, dict]:
 
     Raises:
         ValueError: a model that diffusers cannot express: another conditioning, MLP or pos_embed, a
-            rectangle, no blocks.
+            rectangle, no blocks; weights that are not those of a `DiT` with this config.
     """
+    with on_meta():
+        built = DiT(**config).state_dict()
+    if found := first_difference(state, built, "the weights", "a DiT with this config"):
+        raise ValueError(f"the weights do not fit the config: {found}")
     table = state["y_embedder.embedding_table.weight"]
     size = config["input_size"] if isinstance(config["input_size"], int) else config["input_size"][0]
     expressible = {

@@ -1,6 +1,7 @@
 """Read weights from files without executing anything in them."""
 
 import os
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ WRAPPERS = (
     "_orig_mod",
     "_checkpoint_wrapped_module",
     "_fsdp_wrapped_module",
-)  # prefixes of names, see `_unwrap`
+)  # prefixes of names, see `unwrap`
 
 
 class Content(NamedTuple):
@@ -72,7 +73,7 @@ def read_file(path: Path) -> Content:
         raise OSError(f"{path} cannot be read: {error}") from error
     weights = _weights(path, content)
     _check_bytes(path, weights)
-    return Content(_unwrap(weights), _args(content))
+    return Content(unwrap(weights), _args(content))
 
 
 def near_path(path: Path) -> Path | None:
@@ -144,17 +145,21 @@ def _check_bytes(path, weights):
         )
 
 
-def _unwrap(state):
+def unwrap(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state dict under the model's own names, without wrappers.
 
     A wrapper of the whole model prefixes every name, one of a block is inside some. "module" may also be the model's
     own name, so it is only removed if every name starts with it. Covers torch's AveragedModel.
     """
-    names = {name: name.split(".") for name in state if name != "n_averaged"}
-    names = {name: [part for part in parts if part not in WRAPPERS[1:]] for name, parts in names.items()}
+    names = {name: unwrapped_name(name).split(".") for name in state if name != "n_averaged"}
     while names and all(parts[0] == WRAPPERS[0] and len(parts) > 1 for parts in names.values()):
         names = {name: parts[1:] for name, parts in names.items()}
     return {".".join(parts): state[name] for name, parts in names.items()}
+
+
+def unwrapped_name(name: str) -> str:
+    """A weight's or module's name without the wrappers of blocks."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS[1:])
 
 
 def _args(content):

@@ -12,17 +12,16 @@ from safetensors.torch import save_file
 
 from ditfast.atomic import atomic_write
 from ditfast.checkpoints.convert import config_from_diffusers, from_diffusers, is_diffusers
+from ditfast.checkpoints.differences import check_savable, first_difference
 from ditfast.checkpoints.files import RELEASED, is_released, read_file, suggest_source
 from ditfast.checkpoints.folders import download, is_hub_name, read_config, read_folder
 from ditfast.checkpoints.infer import SECOND_TIME, TABLE, argument, check_model_config, grid_of, infer_file
 from ditfast.checkpoints.labels import fit_labels
 from ditfast.checkpoints.position import regrid
 from ditfast.checkpoints.sampling import check_sampling, recorded_by_sit, settle_objective
-from ditfast.counted import counted
 from ditfast.models.dit import DiT
 from ditfast.models.limits import check_arguments
 from ditfast.models.meta import on_meta
-from ditfast.ops.checks import FLOATING
 
 RELEASED_SAMPLING = {"objective": "diffusion", "noise_schedule": "linear"}
 HOW_IT_RUNS = ("backend", "recompute_mlp")  # arguments that do not concern the weights
@@ -138,16 +137,8 @@ def load_into(model: torch.nn.Module, state: dict) -> None:
         ValueError: names, shapes or kinds of dtype differ; the first difference is named.
     """
     own = model.state_dict()
-    differing = [
-        name for name in (*own, *sorted(state.keys() - own.keys())) if _differs(own.get(name), state.get(name))
-    ]
-    if differing:
-        name, more = differing[0], len(differing) - 1
-        raise ValueError(
-            f"the weights do not fit the model: {name} is {_describe(state.get(name))} in the weights, "
-            f"{_describe(own.get(name))} in the model"
-            + (f"; {counted(more, 'more differs', 'more differ')}" if more else "")
-        )
+    if found := first_difference(state, own, "the weights", "the model"):
+        raise ValueError(f"the weights do not fit the model: {found}")
     model.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
 
 
@@ -159,23 +150,25 @@ def save_pretrained(model: DiT, folder: str | os.PathLike, *, overwrite: bool = 
     samplers then say what they assume.
 
     Raises:
-        ValueError: ``model.sampling`` is invalid.
+        ValueError: ``model.sampling`` is invalid, or the model is not the one that its config builds: one with
+            adapters, replaced parts or changed settings would be loaded as another, or not at all.
         FileExistsError: one of the files exists and ``overwrite`` is false.
     """
     sampling = check_sampling(model.sampling, model.config)
+    config = {name: value for name, value in model.config.items() if name not in HOW_IT_RUNS}
+    weights = check_savable(model, config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights_file, config_file = folder / "model.safetensors", folder / "config.json"
     for file in (weights_file, config_file):
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists; overwrite=True replaces it")
-    config = {name: value for name, value in model.config.items() if name not in HOW_IT_RUNS}
     config |= {"sampling": sampling} if sampling else {}
     with (
         atomic_write(config_file, concurrent=True) as config_part,
         atomic_write(weights_file, concurrent=True) as part,
     ):
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part, metadata={"format": "pt"})
+        save_file({k: v.contiguous() for k, v in weights.items()}, part, metadata={"format": "pt"})
         config_part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -228,11 +221,3 @@ def _take_sampling(config):
 
 def _defaults():
     return {name: each.default for name, each in inspect.signature(DiT).parameters.items()}
-
-
-def _differs(own, given):
-    return own is None or given is None or own.shape != given.shape or given.dtype not in FLOATING
-
-
-def _describe(tensor):
-    return "missing" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
