@@ -8,6 +8,7 @@ import torch
 
 from ditfast.checkpoints.files import find_model, near_path
 from ditfast.checkpoints.network import one_line, why_no_hub
+from ditfast.checkpoints.pipelines import INDEX, model_folder
 from ditfast.optional import import_optional
 from ditfast.small_files import read_object
 
@@ -32,7 +33,9 @@ def read_config(folder: Path) -> dict:
 
 
 def download(repo: str, subfolder: str = "", variant: str = "") -> Path:
-    """Download the model of a Hugging Face Hub repository, once, and return its folder.
+    """Download the model of a Hugging Face Hub repository, once, and return the repository's folder.
+
+    Of a pipeline of diffusers it is the transformer, unless there is a ``subfolder``.
 
     Raises:
         FileNotFoundError: there is no such repository or file, or neither a network nor an earlier download.
@@ -42,15 +45,17 @@ def download(repo: str, subfolder: str = "", variant: str = "") -> Path:
     steps += [] if variant else [[pattern for name in WEIGHTS for pattern in _patterns(name, ".*")]]
     for patterns in steps:  # stop at the first kind of weights found
         names = (str(PurePosixPath(subfolder, name)) for name in ("config.json", *patterns))
-        folder = _snapshot(repo, [*names], unreachable)
+        folder = _snapshot(repo, [*names, *([] if subfolder else [INDEX])], unreachable)
+        if not subfolder and (inside := model_folder(folder)) != folder:
+            return download(repo, inside.name, variant)
         if any(list_weights(folder / subfolder).values()):
             break
     return folder
 
 
-def download_config(repo: str) -> Path:
+def download_config(repo: str, subfolder: str = "") -> Path:
     """Like `download`, without the weights."""
-    return _snapshot(repo, ["config.json"], why_no_hub())
+    return _snapshot(repo, [str(PurePosixPath(subfolder, "config.json"))], why_no_hub())
 
 
 def _snapshot(repo, patterns, unreachable):

@@ -88,6 +88,8 @@ def check_model_config(config: dict, cls: type) -> dict:
         ValueError: an unknown or invalid argument.
     """
     names = [*inspect.signature(DiT).parameters, *inspect.signature(cls).parameters]
+    if "_class_name" in config:
+        raise ValueError(f"diffusers' {config['_class_name']} is no DiT: only its DiTTransformer2DModel is")
     for name in config:
         if name not in names:
             raise ValueError(f"unknown config key {name!r} for {cls.__name__}{did_you_mean(name, names)}")

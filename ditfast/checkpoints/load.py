@@ -4,7 +4,7 @@ import inspect
 import json
 import os
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ditfast.checkpoints.files import RELEASED, is_released, read_file, suggest_
 from ditfast.checkpoints.folders import download, is_hub_name, read_config, read_folder
 from ditfast.checkpoints.infer import SECOND_TIME, TABLE, argument, check_model_config, grid_of, infer_file
 from ditfast.checkpoints.labels import fit_labels
+from ditfast.checkpoints.pipelines import VAE, has_vae, model_folder
 from ditfast.checkpoints.position import regrid
 from ditfast.checkpoints.sampling import check_sampling, recorded_by_sit, settle_objective
 from ditfast.models.dit import DiT
@@ -39,10 +40,10 @@ def from_pretrained(
     """Load a model, in evaluation mode, in the dtype of the weights, on the CPU.
 
     Args:
-        source: a folder written by `save_pretrained` or diffusers' DiTTransformer2DModel, such a repository on the
-            Hugging Face Hub ("owner/name"), or a file or released name for `find_model`. A file's config is inferred
-            from its weights (`infer_config`) and from the ``args`` in a training checkpoint.
-        subfolder: the model's place in the folder or repository; "transformer" in a diffusers pipeline.
+        source: a folder written by `save_pretrained`, diffusers' DiTTransformer2DModel or a pipeline that has one,
+            such a repository on the Hugging Face Hub ("owner/name"), or a file or released name for `find_model`. A
+            file's config is inferred from its weights (`infer_config`) and the ``args`` in a training checkpoint.
+        subfolder: the model's place in the folder or repository. That in a diffusers pipeline is known.
         variant: of the weights files, such as "fp16" in model.fp16.safetensors. The only one need not be named.
         objective: the training objective, "diffusion", "flow" or "meanflow", if the checkpoint does not record it:
             SiT's files have a DiT's weight names. Its fields have their defaults, such as the linear noise schedule.
@@ -128,6 +129,14 @@ def read_sampling(source: str | os.PathLike, *, subfolder: str = "") -> dict:
     return _take_sampling(read_config(path))
 
 
+def vae_beside(source: str) -> str | None:
+    """The autoencoder, for `load_vae`, of a source that is a diffusers pipeline, local or on the Hub; else None."""
+    path = Path(source)
+    if not path.exists() and is_hub_name(source):
+        path = _locate(source).parent  # of the transformer
+    return str(PurePosixPath(source, VAE)) if has_vae(path) else None
+
+
 def load_into(model: torch.nn.Module, state: dict) -> None:
     """Load all weights into a model, or raise and leave it unchanged.
 
@@ -195,7 +204,7 @@ def _locate(source, subfolder="", variant=""):
             text = f"{str(source)!r} is not a file, a folder or a name on the Hugging Face Hub"
             raise FileNotFoundError(text + suggest_source(path))
         path = download(source, subfolder, variant)
-    return path / subfolder
+    return model_folder(path / subfolder)
 
 
 def _infer(path, weights, args, known):

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ditfast.checkpoints.folders import download, download_config, list_weights
+from ditfast.checkpoints.folders import download, download_config, is_hub_name, list_weights
+from ditfast.checkpoints.pipelines import VAE
 from ditfast.counted import counted
 from ditfast.fingerprint import sha256
 from ditfast.optional import import_optional
@@ -44,7 +45,7 @@ def load_vae(name: str, device: str | torch.device) -> Any:
     """Load a frozen AutoencoderKL in float32.
 
     Args:
-        name: "ema", "mse" or a folder.
+        name: "ema", "mse", a folder, or "owner/name/vae" in a pipeline on the Hugging Face Hub.
 
     Raises:
         SampleError: it cannot be found, lacks weights, or is another kind of autoencoder.
@@ -53,7 +54,7 @@ def load_vae(name: str, device: str | torch.device) -> Any:
     _read_config(name)
     kind = import_optional("diffusers").AutoencoderKL
     with _loading(name):
-        folder = download(PUBLISHED_VAES[name]) if name in PUBLISHED_VAES else Path(name)
+        folder = _folder(name, download)
         variants = sorted(list_weights(folder))
         variant = variants[0] or None if variants else None  # "" comes first
         vae, found = kind.from_pretrained(folder, variant=variant, output_loading_info=True, low_cpu_mem_usage=False)
@@ -64,14 +65,28 @@ def load_vae(name: str, device: str | torch.device) -> Any:
 
 def _read_config(name):
     """The autoencoder's config as stored."""
-    if name not in PUBLISHED_VAES and not Path(name).is_dir():
+    if not _on_hub(name) and not Path(name).is_dir():
         raise SampleError(f"vae must be ema, mse or a folder, got {name!r}")
     kind = import_optional("diffusers").AutoencoderKL
     with _loading(name):
-        config = kind.load_config(download_config(PUBLISHED_VAES[name]) if name in PUBLISHED_VAES else name)
+        config = kind.load_config(_folder(name, download_config))
     if (stored := config.get("_class_name", kind.__name__)) != kind.__name__:
         raise SampleError(f"vae {name} must be an {kind.__name__}, got an {stored}")
     return config
+
+
+def _folder(name, fetch):
+    """The autoencoder's folder; ``fetch`` downloads a repository's subfolder."""
+    place = _on_hub(name)
+    return fetch(*place) / place[1] if place else Path(name)
+
+
+def _on_hub(name):
+    """The repository and subfolder of an autoencoder on the Hub; None for a folder."""
+    if name in PUBLISHED_VAES:
+        return PUBLISHED_VAES[name], ""
+    repo, _, part = name.rpartition("/")
+    return (repo, VAE) if part == VAE and not Path(name).is_dir() and is_hub_name(repo) else None
 
 
 @contextmanager

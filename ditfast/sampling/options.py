@@ -65,7 +65,8 @@ def make_parser(description: str | None) -> Parser:
     add("--cfg-channels", type=int, metavar="C", help=guided)
     speed.add_options(add)
     add("--batch", type=int, default=32, metavar="B", help="images per batch (32)")
-    add("--vae", metavar="NAME", help="for latents: ema, mse or an AutoencoderKL's folder (ema)")
+    vae = "for latents: ema, mse or an AutoencoderKL's folder (that of a pipeline as --ckpt, else ema)"
+    add("--vae", metavar="NAME", help=vae)
     add("--decoder", choices=("vae", "pixel"), help="what decodes samples, if the model does not record it (vae)")
     mismatch = "allow a noise schedule, VAE, decoder, image size or guidance other than the model's"
     add("--allow-mismatch", action="store_true", help=mismatch)

@@ -5,6 +5,7 @@ from argparse import Namespace
 import torch
 
 from ditfast.checkpoints import read_sampling
+from ditfast.checkpoints.load import vae_beside
 from ditfast.checkpoints.sampling import OBJECTIVES, settle_objective
 from ditfast.command import by_option, in_options, option_of
 from ditfast.fingerprint import sha256
@@ -97,7 +98,7 @@ def settle_decoder(o: Namespace, record: dict) -> Takes:
         if o.vae is not None:
             raise SampleError(f"--vae is for models of latents, but this is a model of pixels, got {o.vae}")
         return PIXELS
-    o.vae = o.vae or "ema"
+    o.vae = o.vae or vae_beside(o.ckpt) or "ema"
     with by_option(SampleError, SampleError, "vae"):
         channels, factor = latents_of(o.vae)
     return Takes((channels,), factor)

@@ -9,6 +9,8 @@ import torch
 from ditfast import DiT
 from ditfast.checkpoints import folders, read_sampling
 from ditfast.checkpoints.folders import is_hub_name
+from ditfast.checkpoints.load import read_source, vae_beside
+from ditfast.sampling.autoencoder import latents_of, load_vae
 
 
 @pytest.fixture
@@ -149,6 +151,51 @@ def test_only_one_variant_is_downloaded(kit, hub):
     kit.tiny(seed=1).save_pretrained(there, overwrite=True)
     kit.same(DiT.from_pretrained("a/dit", variant="fp16"), kit.tiny(seed=2))
     assert sorted(path.name for path in here.iterdir()) == ["config.json", "model.fp16.safetensors"]
+
+
+@pytest.fixture
+def pipeline(theirs):
+    """Write a diffusers pipeline of the layout of facebook/DiT-XL-2-256; return what its model equals."""
+    import diffusers
+
+    def write(folder, **options):
+        vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+        diffusers.DiTPipeline(theirs, vae, diffusers.DDIMScheduler()).save_pretrained(folder, **options)
+        return DiT.from_pretrained(folder / "transformer")
+
+    return write
+
+
+@pytest.mark.parametrize("where", ["folder", "hub", "variant on the hub"])
+def test_the_transformer_of_a_pipeline(kit, hub, pipeline, where):
+    there, here, _ = hub
+    expected = pipeline(there, **({"variant": "fp16"} if "variant" in where else {}))
+    source = there if where == "folder" else "a/dit"
+    kit.same(DiT.from_pretrained(source), expected)
+    assert read_source(source)[0]["hidden_size"] == 32 and read_sampling(source) == {}
+    assert vae_beside(str(source)) == f"{source}/vae" and vae_beside(f"{there}/transformer") is None
+    if where == "folder":
+        return
+    assert sorted(path.name for path in here.rglob("*") if path.suffix != ".safetensors" and path.is_file()) == [
+        "config.json",
+        "model_index.json",
+    ]
+    assert latents_of("a/dit/vae") == (4, 1) and load_vae("a/dit/vae", "cpu").config.latent_channels == 4
+
+
+def test_a_pipeline_without_a_dit(hub, pipeline):
+    there, *_ = hub
+    pipeline(there)
+    part = there / "transformer" / "config.json"
+    part.write_text(json.dumps({**json.loads(part.read_text()), "_class_name": "PixArtTransformer2DModel"}))
+    with pytest.raises(ValueError, match="diffusers' PixArtTransformer2DModel is no DiT"):
+        DiT.from_pretrained(there)
+    index = json.loads((there / "model_index.json").read_text())
+    del index["transformer"]
+    (there / "model_index.json").write_text(json.dumps(index))
+    for source in (there, "a/dit"):
+        with pytest.raises(FileNotFoundError, match="is a DiTPipeline of diffusers without a transformer"):
+            DiT.from_pretrained(source)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,20 @@ def test_images_equal_decoded_latents(run, vae, latent):
     np.testing.assert_allclose(images.astype(int), expected.astype(int), atol=1)
 
 
+def test_a_pipeline_of_diffusers_brings_its_own(run, refusal, vae, tmp_path):
+    import diffusers
+
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 1}
+    model = diffusers.DiTTransformer2DModel(**sizes, sample_size=8, num_embeds_ada_norm=5)
+    parts = model, diffusers.AutoencoderKL.from_pretrained(vae), diffusers.DDIMScheduler()
+    diffusers.DiTPipeline(*parts).save_pretrained(tmp_path / "pipe")
+    images = run("--classes", 2, 4, model=tmp_path / "pipe", decoder="vae")
+    shared = {"model": tmp_path / "pipe" / "transformer", "decoder": "vae"}
+    np.testing.assert_array_equal(run("--classes", 2, 4, "--vae", vae, out="apart", **shared), images)
+    assert images.shape == (2, 16, 16, 3) and (images[0] != images[1]).any()
+
+
 def test_the_image_size_is_in_pixels(run, refusal, vae, latent):
     shared = {"model": latent, "decoder": "vae"}
     assert run("--num-samples", 1, "--vae", vae, "--image-size", 24, "--allow-mismatch", **shared).shape == (
