@@ -141,7 +141,7 @@ PYBIND11_MODULE(_C, m) {
           "Run an empty kernel on a device; return why it could not, or ''.");
     m.def("attention_forward_host", without_gil(ditfast::forward_host), py::kw_only(), "qkv"_a, "out"_a, "lse"_a,
           "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a, "scale"_a, "threads"_a,
-          "qkv (B, N, 3, H, d) -> out (B, N, H * d), lse (B, H, N).");
+          "qkv (B, N, 3, H, d) -> out (B, N, H * d), lse (B, 2 * H, N): the largest logits, 1 / the sums of exp.");
     m.def("attention_jvp_host", without_gil(ditfast::jvp_host), py::kw_only(), "qkv"_a, "qkv_t"_a, "out"_a, "lse"_a,
           "out_t"_a, "dtype"_a, "batch"_a, "tokens"_a, "heads"_a, "head_dim"_a, "stride_b"_a, "stride_n"_a,
           "qkv_t_stride_b"_a, "qkv_t_stride_n"_a, "scale"_a, "threads"_a,

@@ -25,7 +25,9 @@ struct AttentionForward {
     AttentionProblem problem;
     const void* qkv;  // (B, N, 3, H, d)
     void* out;        // (B, N, H, d), contiguous
-    float* lse;       // (B, H, N), contiguous: log of the sum over keys of exp(scale * q.k)
+    // (B, H, N), contiguous: log of the sum over keys of exp(scale * q.k). The host's is (B, 2 * H, N), in two parts:
+    // see store_lse.
+    float* lse;
 };
 
 struct AttentionJvp {
@@ -41,7 +43,7 @@ struct AttentionBackward {
     const void* dout;  // (B, N, H * d), any strides, zero for an expanded gradient
     const void* qkv;   // (B, N, 3, H, d)
     const void* out;   // (B, N, H, d), contiguous
-    const float* lse;  // (B, H, N), contiguous
+    const float* lse;  // of forward
     void* dqkv;        // (B, N, 3, H, d), contiguous
     // (rows, 3, H, d), contiguous, or null: rows that add up to the gradient of a bias on qkv, i.e. dqkv
     // summed over B and N. The host writes one per sample, a GPU more (plan.h).

@@ -7,17 +7,23 @@ from ditfast.kernels.strides import unit_stride
 from ditfast.ops.addresses import contiguous, strided, with_unit_stride
 
 
-def empty_outputs(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Uninitialized out (B, N, H*d) and lse (B, H, N) float32."""
+def empty_outputs(qkv: Tensor, num_heads: int, backend: str) -> tuple[Tensor, Tensor]:
+    """Uninitialized out (B, N, H*d) and lse (B, H, N) float32, the log-sum-exp of the logits.
+
+    "host" keeps lse in two parts, (B, 2*H, N): the largest logits (in units of ln 2 unless qkv is float32), then
+    1 / the sums of exp(logit - largest). Rounded to one number, it would move all weights of a query alike when
+    backward computes them again.
+    """
     b, n, width = qkv.shape
-    return qkv.new_empty(b, n, width // 3), qkv.new_empty(b, num_heads, n, dtype=torch.float32)
+    rows = 2 * num_heads if backend == "host" else num_heads
+    return qkv.new_empty(b, n, width // 3), qkv.new_empty(b, rows, n, dtype=torch.float32)
 
 
 def host_forward(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
     from ditfast import _C
 
     qkv = unit_stride(qkv)
-    out, lse = empty_outputs(qkv, num_heads)
+    out, lse = empty_outputs(qkv, num_heads, "host")
     pointers = {"qkv": with_unit_stride("qkv", qkv, qkv.dtype, qkv.shape), **_pointers(out=out, lse=lse)}
     _C.attention_forward_host(**pointers, **_geometry(qkv, num_heads), scale=scale, threads=torch.get_num_threads())
     return out, lse
@@ -28,7 +34,7 @@ def host_jvp(qkv: Tensor, qkv_t: Tensor, num_heads: int, scale: float) -> tuple[
     from ditfast import _C
 
     qkv, qkv_t = unit_stride(qkv), unit_stride(qkv_t)
-    out, lse = empty_outputs(qkv, num_heads)
+    out, lse = empty_outputs(qkv, num_heads, "host")
     out_t = out.new_empty(*out.shape)
     inputs = {name: with_unit_stride(name, t, qkv.dtype, qkv.shape) for name, t in (("qkv", qkv), ("qkv_t", qkv_t))}
     pointers = inputs | _pointers(out=out, lse=lse, out_t=out_t)
@@ -44,18 +50,18 @@ def host_backward(
     from ditfast import _C
 
     qkv = unit_stride(qkv)
-    (b, n, width), dtype = qkv.shape, qkv.dtype
+    (b, n, width), dtype, num_heads = qkv.shape, qkv.dtype, lse.shape[1] // 2
     inputs = {
         "qkv": with_unit_stride("qkv", qkv, dtype, qkv.shape),
         "dout": strided("dout", dout, dtype, (b, n, width // 3)),
         "out": contiguous("out", out, dtype, (b, n, width // 3)),
-        "lse": contiguous("lse", lse, torch.float32, (b, lse.shape[1], n)),
+        "lse": contiguous("lse", lse, torch.float32, (b, 2 * num_heads, n)),
     }
     dqkv = qkv.new_empty(*qkv.shape)
     strides = dict(zip(("dout_stride_b", "dout_stride_n", "dout_stride_c"), dout.stride(), strict=True))
     sums = _dbias_buffer(qkv, 1, bias_dtype)
     pointers = inputs | _pointers(dqkv=dqkv, **sums)
-    geometry = _geometry(qkv, lse.shape[1])
+    geometry = _geometry(qkv, num_heads)
     _C.attention_backward_host(**pointers, **geometry, **strides, scale=scale, threads=torch.get_num_threads())
     return dqkv, sums["dbias"].sum(0).to(bias_dtype) if sums else None
 
@@ -64,7 +70,7 @@ def cuda_forward(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Ten
     from ditfast import _C
 
     qkv = _aligned(qkv)
-    out, lse = empty_outputs(qkv, num_heads)
+    out, lse = empty_outputs(qkv, num_heads, "cuda")
     pointers = _pointers(qkv=qkv, out=out, lse=lse)
     _C.attention_forward_cuda(**pointers, **_geometry(qkv, num_heads), scale=scale, **_launch_target(qkv))
     return out, lse

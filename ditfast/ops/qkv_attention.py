@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditfast.ops import checks, gemm
+from ditfast.ops import checks, extension, gemm
 from ditfast.ops.attention import OP as ATTENTION
 from ditfast.ops.attention import (
     attend,
@@ -97,10 +97,9 @@ def _forward(h, weight, bias, num_heads, scale, backend):
 
 
 def _forward_fake(h, weight, bias, num_heads, scale, backend):
-    b, n, _ = h.shape
-    width = weight.shape[0]
-    out, qkv = h.new_empty(b, n, width // 3), h.new_empty(b, n, width)
-    return out, qkv, h.new_empty(b, num_heads, n, dtype=torch.float32)
+    qkv = h.new_empty(*h.shape[:2], weight.shape[0])
+    out, lse = extension.empty_outputs(qkv, num_heads, backend)
+    return out, qkv, lse
 
 
 def _jvp(h, weight, bias, num_heads, scale, h_t, weight_t, bias_t, backend):

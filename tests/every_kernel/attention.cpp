@@ -25,7 +25,7 @@ void check_shape(const Shape& s, DType dtype, Place place) {
     const Place dense{place.at_end, 0};
     Tensor qkv(place, dtype, s.batch, s.tokens, 3 * width);
     Tensor out(dense, dtype, s.batch, s.tokens, width),
-        lse(dense, DType::kFloat32, s.batch, s.heads, s.tokens);
+        lse(dense, DType::kFloat32, s.batch, 2 * s.heads, s.tokens);
     Tensor dqkv(dense, dtype, s.batch, s.tokens, 3 * width),
         dbias(dense, DType::kFloat32, s.batch, 1, 3 * width);
     Tensor rows(place, dtype, s.batch, s.tokens, width), columns(place, dtype, s.batch, width, s.tokens);

@@ -1,10 +1,12 @@
 """Calls of the extension's attention on the CPU, and how close to float64 it must be."""
 
+import math
+
 import pytest
 import torch
 from attention_cases import NAN, reference
 
-from ditfast.ops.contract import errors
+from ditfast.ops.contract import verdict
 
 _C = pytest.importorskip("ditfast._C")
 
@@ -26,13 +28,19 @@ def geometry(qkv, heads, scale=None, threads=2):
 
 
 def forward(qkv, heads, **options):
-    """out and lse, filled with NaN before the call."""
+    """out and lse, in two parts, filled with NaN before the call."""
     b, n, width = qkv.shape
     out = torch.full((b, n, width // 3), NAN, dtype=qkv.dtype)
-    lse = torch.full((b, heads, n), NAN)
+    lse = torch.full((b, 2 * heads, n), NAN)
     pointers = {"qkv": qkv.data_ptr(), "out": out.data_ptr(), "lse": lse.data_ptr()}
     _C.attention_forward_host(**pointers, **geometry(qkv, heads, **options))
     return out, lse
+
+
+def whole(lse, dtype):
+    """lse (B, H, N) in float64 from its two parts (B, 2*H, N), of which the first has another unit in 16 bits."""
+    largest, inverse = lse.double().chunk(2, dim=1)
+    return largest * (1.0 if dtype == torch.float32 else math.log(2)) - inverse.log()
 
 
 def backward(dout, qkv, out, lse, heads, **options):
@@ -50,20 +58,16 @@ def run(qkv, dout, heads, **options):
 
 
 def assert_right(qkv, dout, heads, scale=None):
-    """out, lse and dqkv meet the contract.
+    """out, lse and dqkv meet the contract, for lse a rule of its own.
 
-    In addition, a weight exp(logit - lse) may have the relative error caused by float32 logits and log-sum-exp; a
-    softmax that divides by its own sum does not have it.
+    One more ulp of float32 is allowed: by luck, plain PyTorch is sometimes that close to float64.
     """
     out, lse, dqkv = run(qkv, dout, heads, scale=scale)
     scale = (qkv.shape[-1] // (3 * heads)) ** -0.5 if scale is None else scale
-    exact_out, exact_lse, exact_dqkv, largest = reference(qkv, dout, heads, torch.float64, scale)
+    exact_out, exact_lse, exact_dqkv, _ = reference(qkv, dout, heads, torch.float64, scale)
     low_out, _, low_dqkv, _ = reference(qkv, dout, heads, qkv.dtype, scale)
-    weight_error = 2 * torch.finfo(torch.float32).eps * max(largest, exact_lse.abs().max().item())
-    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=2e-6)
+    torch.testing.assert_close(whole(lse, qkv.dtype), exact_lse, atol=1e-5, rtol=2e-6)
     triples = zip(*(t.chunk(3, dim=-1) for t in (dqkv, low_dqkv, exact_dqkv)), strict=True)
-    named = {"out": (out, low_out, exact_out), **dict(zip(("dq", "dk", "dv"), triples, strict=True))}
-    for name, (got, low, exact) in named.items():
-        for kind, error, limit in errors(got, low, exact):
-            slack = weight_error * (exact.abs().max().item() if kind == "max error" else 1.0)
-            assert error <= limit + slack, f"{name}: {kind} {error:.3g} > {limit + slack:.3g}"
+    for name, tensors in zip(("out", "dq", "dk", "dv"), ((out, low_out, exact_out), *triples), strict=True):
+        reason = verdict(name, *tensors, slack=torch.finfo(torch.float32).eps)["reason"]
+        assert reason is None, reason

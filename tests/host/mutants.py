@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 import ditfast
 
@@ -38,6 +39,14 @@ class Planted(NamedTuple):
 
 def plant(file, check, *changes, isa=BEST):
     return [Planted(what, f"simd/{file}", right, wrong, check, isa) for what, right, wrong in changes]
+
+
+def assert_same_on_two_threads(function, results):
+    torch.set_num_threads(2)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(function(), results, strict=True)), "depends on the threads"
+    finally:
+        torch.set_num_threads(1)
 
 
 class Build:

@@ -6,9 +6,8 @@ import time
 
 import pytest
 import torch
-from attention_cases import NAN, far_logits, padded, parts, reference, sample, token_major
-from contract import assert_contract
-from host.attention_calls import assert_right, forward, geometry, run
+from attention_cases import NAN, far_logits, padded, reference, sample, token_major
+from host.attention_calls import assert_right, forward, geometry, run, whole
 
 from ditfast.ops import extension
 
@@ -32,26 +31,6 @@ INF = float("inf")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_float64(shape, dtype, isa):
     assert_right(*sample(*shape, dtype), heads=shape[2])
-
-
-@pytest.mark.parametrize("d", (40, 238))
-def test_with_one_token_dv_is_dout(d, isa):
-    """The only weight is one, because backward sums and rounds its logit as forward does."""
-    qkv, dout = sample(8, 1, 8, d, torch.float32)
-    parts(qkv, 8)[0].mul_(5.0)
-    assert torch.equal(run(qkv, dout, 8)[2].chunk(3, dim=-1)[2], dout)
-
-
-@pytest.mark.parametrize("n, d", ((2, 64), (2, 152), (3, 152)))
-def test_gradients_of_few_keys_do_not_cancel(n, d, isa):
-    """One of few keys easily has nearly all the weight. Held to the contract, without the slack of `assert_right`."""
-    qkv, dout = sample(8, n, 2, d, torch.float32)
-    for t in parts(qkv, 2)[:2]:
-        t *= 3.0
-    dqkv = run(qkv, dout, 2)[2]
-    low, exact = (reference(qkv, dout, 2, dtype, d**-0.5)[2] for dtype in (torch.float32, torch.float64))
-    for name, *tensors in zip(("dq", "dk"), *(t.chunk(3, dim=-1) for t in (dqkv, low, exact)), strict=False):
-        assert_contract(name, *tensors)
 
 
 def test_scale_is_used():
@@ -172,7 +151,7 @@ def test_keys_of_logit_minus_infinity_have_no_weight(n, without, isa):
     out, lse = forward(qkv, 1)
     exact_out, exact_lse, _, _ = reference(qkv, out, 1, torch.float64, 8**-0.5)
     torch.testing.assert_close(out.double(), exact_out, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole(lse, qkv.dtype), exact_lse, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,16 +5,17 @@ from functools import cache, partial
 
 import pytest
 import torch
-from attention_cases import NAN, assert_right, padded, sample
+from attention_cases import NAN
 from contract import assert_contract, compare, run
-from host import attention_calls, mutants, test_attention, test_gelu, test_norm, test_product, test_rows
-from host.mutants import Planted, plant
+from host import attention_calls, mutants, test_gelu, test_norm, test_product, test_rows
+from host.mutants import Planted, assert_same_on_two_threads, plant
+from host.planted_in_attention import PLANTED_IN_ATTENTION
 from host.planted_in_jvp import PLANTED_IN_JVP
 from ops.row_ops import Case
 
 import ditfast
 from ditfast import ops
-from ditfast.ops import extension, host
+from ditfast.ops import host
 
 _C = pytest.importorskip("ditfast._C")
 pytestmark = pytest.mark.skipif(not (mutants.CMAKE and mutants.NINJA), reason="needs cmake and ninja")
@@ -29,14 +30,6 @@ def check_rows(*names):
             compare(case.call, case.inputs, names=case.names(), weights=case.weights(), backend="host")
         results = run(call, case.inputs(), case.weights())
         assert_same_on_two_threads(lambda: run(call, case.inputs(), case.weights()), results)  # noqa: B023
-
-
-def assert_same_on_two_threads(function, results):
-    torch.set_num_threads(2)
-    try:
-        assert all(torch.equal(a, b) for a, b in zip(function(), results, strict=True)), "depends on the threads"
-    finally:
-        torch.set_num_threads(1)
 
 
 def check_norm():
@@ -77,27 +70,6 @@ def check_product():
         assert_same_on_two_threads(lambda: [host.product(*test_product.problem(*size))], [result])  # noqa: B023
     test_product.test_what_is_packed_at_once_is_bounded(None)
     test_product.test_what_is_not_finite_stays_so(NAN, None)
-
-
-def check_attention():
-    """Head dims that fill no vector; two blocks of keys and queries; d in two pieces; a single key; NaN."""
-    wide, narrow = ((2, 301, 2, 8), (2, 45, 1, 150)), ((2, 45, 3, 23), (2, 1, 2, 72))
-    for (b, n, heads, d), dtype in (*((s, torch.float32) for s in wide), *((s, torch.bfloat16) for s in narrow)):
-        qkv, dout = sample(b, n, heads, d, dtype)
-        qkv *= torch.linspace(0.2, 1.5, n).view(1, n, 1)
-        assert_right(results := attention(qkv, dout, heads), qkv, dout, heads, scale=0.7)
-        assert_same_on_two_threads(lambda: attention(qkv, dout, heads), results)  # noqa: B023
-    assert not results[2][..., : 2 * heads * d].any(), "gradients of q and k of a single key"
-    test_attention.test_gradients_of_few_keys_do_not_cancel(2, 152, None)
-    for part in range(3):
-        test_attention.test_non_finite_values_propagate(part, NAN, 70, None)
-
-
-def attention(qkv, dout, heads):
-    qkv, dout = padded(qkv), padded(dout)
-    out, lse = extension.host_forward(qkv, heads, 0.7)
-    dqkv, dbias = extension.host_backward(dout, qkv, out, lse, 0.7, torch.float32)
-    return out, lse, dqkv, dbias.view(1, 1, -1)
 
 
 def check_patches():
@@ -256,65 +228,6 @@ PLANTED = [
         ("last rows not copied", "smaller(kTileRows, rows) - row", "smaller(kTileRows, rows - 1) - row"),
     ),
     *plant(
-        "attention.h",
-        check_attention,
-        ("sample 0 read", "data + b * p.stride_b", "data"),
-        ("old output not rescaled", "load(out + at) * correction[j]", "load(out + at)"),
-        ("last piece of keys alone", "first_word == 0 ? before(at, j) : load(to + at)", "before(at, j)"),
-        ("last piece of d alone", "first_word == 0 ? line[j] : load(to) + line[j]", "line[j]"),
-        ("scale of every piece", "if (is_whole) {", "{"),
-        ("heads before parts", "(part * p.heads + h)", "(h * 3 + part)"),
-        (
-            "NaN without weight",
-            "at_least(difference * kExponent<T>, splat(kZeroExponent))",
-            "at_least(splat(kZeroExponent), difference * kExponent<T>)",
-        ),
-    ),
-    *plant(
-        "attention_forward.cpp",
-        check_attention,
-        ("scale dropped", "factor(p.scale * kLogit<T>)", "factor(kLogit<T>)"),
-        ("old sum not rescaled", "softmax.sum[j] *= correction[j];", ""),
-        ("sum of the last piece", "softmax.sum[j] += sum;", "softmax.sum[j] = sum;"),
-        ("last key missed", "smaller(kKeys, head.tokens - first);", "smaller(kKeys, head.tokens - first - 1);"),
-        ("weight of a key past the last", "key + 1 < keys ? weight(key + 1) : Vec{}", "weight(key + 1)"),
-        ("values are keys", "(p, call.qkv, 2, b, h)", "(p, call.qkv, 1, b, h)"),
-        ("lse to the wrong base", "/ kExponent<T>) / kLogit<T>", "/ kExponent<T>)"),
-        ("head 0 written", "(b * p.tokens * p.heads + h) * p.head_dim", "(b * p.tokens * p.heads) * p.head_dim"),
-    ),
-    *plant(
-        "attention_backward.cpp",
-        check_attention,
-        ("dq of the last block", "first == 0 ? Vec{} : load(dq + at)", "Vec{}"),
-        ("dk and dv of the last block", "is_first && first_word == 0 ?", "first_word == 0 ?"),
-        ("dk and dv of the last piece", "is_first && first_word == 0 ?", "is_first ?"),
-        (
-            "dk without queries",
-            "add_product(head, head.dlogits, head.q_columns",
-            "add_product(head, head.dlogits, head.k_columns",
-        ),
-        ("dbias of dout", "row[c] = head.dq_sums[c]", "row[c] = head.dout_sums[c]"),
-        ("dbias of sample 0", "(b * 3 * p.heads + h) * p.head_dim", "h * p.head_dim"),
-        ("lse of sample 0", "call.lse + (b * p.heads + h)", "call.lse + h"),
-        ("stride of dout ignored", "return {from, call.dout_stride_n}", "return {from, p.heads * p.head_dim}"),
-    ),
-    *plant(
-        "attention_dlogits.h",
-        check_attention,
-        ("delta dropped", "(c[i][j] - delta)", "c[i][j]"),
-        ("delta of few keys dropped", "(dweight - delta)", "dweight"),
-        ("delta of few keys from out", "head.tokens <= kFewKeys", "head.tokens < 0"),
-        ("scale dropped", "weight[i][j] * scale * (", "weight[i][j] * (scale / scale) * ("),
-        ("scale dropped for few keys", "weight * head.scale * (", "weight * ("),
-        ("dq of dweights", "store(along_keys + key * kPanel, dlogit);", ""),
-        ("gradient of a single key", "head.tokens == 1 ? 0.0f : head.scale", "head.scale"),
-        ("queries of the first panel", "head.q_panels + panel * inner", "head.q_panels"),
-        ("last piece of d alone", "c[i][j] += part[i][j];", "c[i][j] = part[i][j];"),
-    ),
-    *plant(
-        "pack.h", check_attention, ("odd last number dropped", "if (numbers % 2 == 0) return pairs;", "return pairs;")
-    ),
-    *plant(
         "squares.cpp",
         check_squares,
         ("upper half dropped", "sums[2 * v + 1] += upper * upper;", ""),
@@ -352,6 +265,7 @@ PLANTED = [
     Planted("sample 0 of patches", "patches.cpp", "b * call.tokens_b", "0 * call.tokens_b", check_patches),
     Planted("patch upside down", "patches.cpp", "(c * p + ph) * p;", "(c * p + p - 1 - ph) * p;", check_patches),
     Planted("task skipped", "threads.cpp", "< job.count;", "< job.count - (job.count > 1);", check_junction),
+    *PLANTED_IN_ATTENTION,
     *PLANTED_IN_JVP,
 ]
 

@@ -12,12 +12,18 @@ namespace ditfast::host::DITFAST_ISA {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr std::int64_t kKeys = 256;  // per block
 
-// Words summed in one register: over keys or queries, and over d, where a second piece is expensive. For 16-bit types,
-// a sum over a whole block loses less than rounding the result.
+// Words summed in one register, over keys or queries. For 16-bit types, a sum over a whole block loses less than
+// rounding the result.
 template <class T>
 constexpr std::int64_t kPiece = sizeof(T) == sizeof(float) ? 128 : 256;
+constexpr std::int64_t kFewKeys = 16;
+
+// The same over d, where a second piece is expensive, except for few keys; plain PyTorch sums most exactly there.
 template <class T>
-constexpr std::int64_t kPieceOfRow = sizeof(T) == sizeof(float) ? 128 : 256;
+inline std::int64_t piece_of_row(std::int64_t tokens) {
+    if (sizeof(T) != sizeof(float)) return 256;
+    return tokens <= kFewKeys ? 16 : 96;
+}
 
 // The unit of logits: base 2, which saves a step before the exponential. In float32 base e: a factor of log2(e) would
 // round two large logits before they are subtracted.
@@ -78,10 +84,10 @@ inline void multiply_panel(std::int64_t piece, Words a, const float* b, std::int
 
 // logits[key][query] of some keys and a panel of queries; updates the maxima.
 template <class T>
-inline void logits_of(Words k, const float* query, std::int64_t keys, std::int64_t dim, float factor, float* logits,
-                      Vec (&maximum)[kColumns]) {
+inline void logits_of(std::int64_t piece, Words k, const float* query, std::int64_t keys, std::int64_t dim,
+                      float factor, float* logits, Vec (&maximum)[kColumns]) {
     using W = typename WordsOf<T>::type;
-    const std::int64_t inner = words(dim, W::kNumbers), piece = kPieceOfRow<T>;
+    const std::int64_t inner = words(dim, W::kNumbers);
     const auto finish = [&](std::int64_t row, auto& c, std::int64_t first_word) {
         const bool is_whole = first_word + piece >= inner;
 #pragma GCC unroll 6
@@ -108,6 +114,18 @@ inline void add_values(Words values, const float* weights, std::int64_t keys, st
     using W = typename WordsOf<T>::type;
     multiply_panel<W>(kPiece<T>, values, weights, dim, words(keys, W::kNumbers), out,
                       [&](std::int64_t at, int j) { return is_first ? Vec{} : load(out + at) * correction[j]; });
+}
+
+// Stores the log-sum-exp of a panel of queries in two parts: the largest logits and, H rows further on, 1 / the sums of
+// exp(logit - largest). In one part, rounded, it would move all weights of a query alike when backward makes them
+// again.
+inline void store_lse(const AttentionForward& call, std::int64_t panel, std::int64_t b, std::int64_t h,
+                      const Vec (&maximum)[kColumns], const Vec (&inverse)[kColumns]) {
+    const AttentionProblem& p = call.problem;
+    float* const to = call.lse + (b * 2 * p.heads + h) * p.tokens + panel;
+    const auto bytes = static_cast<std::size_t>(smaller(kPanel, p.tokens - panel)) * sizeof(float);
+    std::memcpy(to, maximum, bytes);
+    std::memcpy(to + p.heads * p.tokens, inverse, bytes);
 }
 
 template <class F>

@@ -49,11 +49,12 @@ void panel_pass(const Head<T>& head, std::int64_t first, std::int64_t keys, std:
     using W = typename WordsOf<T>::type;
     const std::int64_t column = panel % kQueries;
     const Valid valid(head.tokens - panel);
+    Vec mean[kColumns] = {};
     std::int64_t key = 0;
-    for (; key + 4 <= keys; key += 4) weights_and_dlogits<4>(head, valid, first, key, panel, column);
-    for (; key + 2 <= keys; key += 2) weights_and_dlogits<2>(head, valid, first, key, panel, column);
-    if (key < keys) weights_and_dlogits<1>(head, valid, first, key, panel, column);
-    if (has_few_keys(head)) dlogits_of_few_keys(head, valid, column);
+    for (; key + 4 <= keys; key += 4) weights_and_dlogits<4>(head, valid, first, key, panel, column, mean);
+    for (; key + 2 <= keys; key += 2) weights_and_dlogits<2>(head, valid, first, key, panel, column, mean);
+    if (key < keys) weights_and_dlogits<1>(head, valid, first, key, panel, column, mean);
+    if (corrects_delta(head)) correct_dlogits(head, valid, column, mean);
     float* const dq = head.dq + panel * head.dim;
     const Words k{head.k_columns + first / W::kNumbers * head.stride, 1, head.stride};
     multiply_panel<W>(kPiece<T>, k, head.dlogits_along_keys, head.dim, words(keys, W::kNumbers), dq,
@@ -136,9 +137,10 @@ void prepare(Head<T>& head, const AttentionBackward& call, const Rows<T>& q, con
     const T* out = static_cast<const T*>(call.out) + (b * p.tokens * p.heads + h) * p.head_dim;
     for (std::int64_t c = 0; c < head.stride; ++c) head.dq_sums[c] = head.dout_sums[c] = 0.0f;
     inner_products(head, dout, {out, p.heads * p.head_dim});
-    const float* lse = call.lse + (b * p.heads + h) * p.tokens;
+    const float *maximum = call.lse + (b * 2 * p.heads + h) * p.tokens, *inverse = maximum + p.heads * p.tokens;
     for (std::int64_t n = 0; n < (p.tokens + kPanel - 1) / kPanel * kPanel; ++n) {
-        head.lse[n] = n < p.tokens ? lse[n] * kLogit<T> : 0.0f;
+        head.maximum[n] = n < p.tokens ? maximum[n] : 0.0f;
+        head.inverse[n] = n < p.tokens ? inverse[n] : 0.0f;
         if (n >= p.tokens) head.delta[n] = 0.0f;
     }
 }

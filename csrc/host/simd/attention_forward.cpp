@@ -1,6 +1,5 @@
 #include "attention.h"
 #include "kernels.h"
-#include "log2.h"
 
 namespace ditfast::host::DITFAST_ISA {
 namespace {
@@ -75,7 +74,8 @@ void forward_panel(const Head<T>& head, const AttentionForward& call, std::int64
         const std::int64_t keys = smaller(kKeys, head.tokens - first);
         const Softmax before = softmax;
         const Words k{head.k.data + first * head.k.stride_row, head.k.stride_row, 1};
-        logits_of<T>(k, head.query, keys, head.dim, head.factor, head.logits, softmax.maximum);
+        logits_of<T>(piece_of_row<T>(head.tokens), k, head.query, keys, head.dim, head.factor, head.logits,
+                     softmax.maximum);
         Vec correction[kColumns];
         for (int j = 0; j < kColumns; ++j) {
             const Vec shift = before.maximum[j] - softmax.maximum[j];
@@ -87,13 +87,8 @@ void forward_panel(const Head<T>& head, const AttentionForward& call, std::int64
         add_values<T>(values, head.weights, keys, head.dim, first == 0, correction, head.out);
     }
     Vec inverse[kColumns];
-    float lse[kPanel];
-    for (int j = 0; j < kColumns; ++j) {
-        inverse[j] = 1.0f / softmax.sum[j];
-        store(lse + j * kLanes, (softmax.maximum[j] + log2(softmax.sum[j]) / kExponent<T>) / kLogit<T>);
-    }
-    const std::int64_t queries = smaller(kPanel, head.tokens - panel);
-    std::memcpy(call.lse + (b * p.heads + h) * p.tokens + panel, lse, static_cast<std::size_t>(queries) * 4);
+    for (int j = 0; j < kColumns; ++j) inverse[j] = 1.0f / softmax.sum[j];
+    store_lse(call, panel, b, h, softmax.maximum, inverse);
     T* out = static_cast<T*>(call.out) + (b * p.tokens * p.heads + h) * p.head_dim;
     store_panel(head.out, inverse, out, p.heads * p.head_dim, panel, p.tokens, p.head_dim, nullptr);
 }

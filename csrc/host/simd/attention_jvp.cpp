@@ -1,6 +1,5 @@
 #include "attention.h"
 #include "kernels.h"
-#include "log2.h"
 
 // Attention and its tangent in one pass over the keys, derived in the appendix of Lu & Song 2024, "Simplifying,
 // Stabilizing and Scaling Continuous-Time Consistency Models". The logits S = scale Q K^T have the tangents
@@ -80,10 +79,12 @@ void all_logits_of(const Head<T>& head, std::int64_t first, std::int64_t keys, S
     using W = typename WordsOf<T>::type;
     const auto from = [&](const Words& k) { return Words{k.data + first * k.stride_row, k.stride_row, 1}; };
     float* const logits_t = head.logits_t;
-    logits_of<T>(from(head.k), head.query, keys, head.dim, head.scale * kLogit<T>, head.weights, softmax.maximum);
-    multiply_panel<W>(kPieceOfRow<T>, from(head.k), head.query_t, keys, head.inner, logits_t,
+    const std::int64_t piece = piece_of_row<T>(head.tokens);
+    logits_of<T>(piece, from(head.k), head.query, keys, head.dim, head.scale * kLogit<T>, head.weights,
+                 softmax.maximum);
+    multiply_panel<W>(piece, from(head.k), head.query_t, keys, head.inner, logits_t,
                       [](std::int64_t, int) { return Vec{}; });
-    multiply_panel<W>(kPieceOfRow<T>, from(head.k_t), head.query, keys, head.inner, logits_t,
+    multiply_panel<W>(piece, from(head.k_t), head.query, keys, head.inner, logits_t,
                       [&](std::int64_t at, int) { return load(logits_t + at); });
 }
 
@@ -178,20 +179,17 @@ void store_results(const Head<T>& head, const AttentionJvp& call, const Softmax&
                    std::int64_t b, std::int64_t h) {
     const AttentionProblem& p = call.forward.problem;
     Vec inverse[kColumns];
-    float lse[kPanel];
     for (int j = 0; j < kColumns; ++j) {
         inverse[j] = 1.0f / softmax.sum[j];
-        store(lse + j * kLanes, (softmax.maximum[j] + log2(softmax.sum[j]) / kExponent<T>) / kLogit<T>);
         const Vec rest = softmax.rest[j] * inverse[j];
         for (std::int64_t at = j * kLanes; at < head.dim * kPanel; at += kPanel) {
             store(head.out_t + at, load(head.out_t + at) - rest * load(head.out + at));
         }
     }
-    const std::int64_t queries = smaller(kPanel, head.tokens - panel), stride = p.heads * p.head_dim;
-    std::memcpy(call.forward.lse + (b * p.heads + h) * p.tokens + panel, lse, static_cast<std::size_t>(queries) * 4);
+    store_lse(call.forward, panel, b, h, softmax.maximum, inverse);
     const auto write = [&](const float* from, void* to) {
         T* rows = static_cast<T*>(to) + (b * p.tokens * p.heads + h) * p.head_dim;
-        store_panel(from, inverse, rows, stride, panel, p.tokens, p.head_dim, nullptr);
+        store_panel(from, inverse, rows, p.heads * p.head_dim, panel, p.tokens, p.head_dim, nullptr);
     };
     write(head.out, call.forward.out);
     write(head.out_t, call.out_t);

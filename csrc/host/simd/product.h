@@ -25,6 +25,7 @@ struct Singles {
 
     // Stores x from number `first` of a row of words on.
     static void store_numbers(float* row, std::int64_t first, Vec x) { store(row + first, x); }
+    static Vec load_numbers(const float* row, std::int64_t first) { return load(row + first); }
 };
 
 #if defined(__AVX512BF16__)
@@ -45,6 +46,10 @@ struct Pairs {
     static void store_numbers(float* row, std::int64_t first, Vec x) {
         const __m256bh numbers = _mm512_cvtneps_pbh(x);
         std::memcpy(reinterpret_cast<BFloat16*>(row) + first, &numbers, sizeof numbers);
+    }
+
+    static Vec load_numbers(const float* row, std::int64_t first) {
+        return load(reinterpret_cast<const BFloat16*>(row) + first);
     }
 };
 #endif
