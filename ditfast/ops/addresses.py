@@ -41,3 +41,20 @@ def strided(name: str, t: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> i
     if not address and t.numel():
         raise ValueError(f"{name} must have memory, got a tensor of shape {tuple(t.shape)} without")
     return address
+
+
+def matrix(name: str, t: Tensor, shape: Sequence[int]) -> int:
+    """The address of a float32 matrix on the CPU, one of whose strides is 1."""
+    if 1 not in t.stride():
+        raise ValueError(f"{name} must have a stride of 1, got strides {t.stride()}")
+    return strided(name, t, torch.float32, shape)
+
+
+def contiguous_or_null(name: str, t: Tensor | None, dtype: torch.dtype, shape: Sequence[int]) -> int:
+    """`contiguous`; 0 for None."""
+    return 0 if t is None else contiguous(name, t, dtype, shape)
+
+
+def address_or_null(t: Tensor | None) -> int:
+    """The address of an output that the caller has allocated; 0 for None."""
+    return 0 if t is None else t.data_ptr()

@@ -8,7 +8,7 @@ Other mixtures run in float32 and are rounded once.
 import torch
 
 from ditfast.kernels.strides import unit_stride
-from ditfast.ops.addresses import contiguous, strided, with_unit_stride
+from ditfast.ops.addresses import address_or_null, contiguous, contiguous_or_null, matrix, strided, with_unit_stride
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType of csrc/host/calls.h
 _ROWS = "x", "y", "gate", "bias", "shift", "scale", "x_new", "h"
@@ -38,9 +38,9 @@ def product_gelu(a, b, bias, keep_product: bool):
 
 def _product_into(c, act, a, b, bias):
     (rows, inner), columns = a.shape, b.shape[1]
-    left = _matrix("a", a, (rows, inner)), *a.stride()
-    right = _matrix("b", b, (inner, columns)), *b.stride()[::-1]
-    pointers = _contiguous("bias", bias, torch.float32, (columns,)), _pointer(c), _pointer(act)
+    left = matrix("a", a, (rows, inner)), *a.stride()
+    right = matrix("b", b, (inner, columns)), *b.stride()[::-1]
+    pointers = contiguous_or_null("bias", bias, torch.float32, (columns,)), address_or_null(c), address_or_null(act)
     _extension().gemm((rows, columns, inner), left, right, *pointers, torch.get_num_threads())
 
 
@@ -75,7 +75,7 @@ def gelu_backward_(dact, pre, keep_act: bool):
     act = pre.new_empty(*pre.shape) if keep_act else None
     dbias = pre.new_empty(pre.shape[1])
     inputs = [contiguous(name, t, pre.dtype, pre.shape) for name, t in (("pre", pre), ("dact", dact))]
-    pointers = inputs[0], _pointer(act), inputs[1], dbias.data_ptr()
+    pointers = inputs[0], address_or_null(act), inputs[1], dbias.data_ptr()
     _extension().gelu_backward(CODES[pre.dtype], *pre.shape, *pointers, torch.get_num_threads())
     return act, dbias
 
@@ -205,7 +205,7 @@ def _forward(eps, x, y, gate, bias, shift, scale, x_new, h, mean, rstd):
     rows = _readable((x, y, gate, bias, shift, scale, x_new, h), x.dtype, branch)
     _extension().rows_forward(
         *(CODES[x.dtype], CODES[branch], shape, eps, *_rows(_ROWS, rows, x.dtype, branch, shape)),
-        *(_pointer(mean), _pointer(rstd), torch.get_num_threads()),
+        *(address_or_null(mean), address_or_null(rstd), torch.get_num_threads()),
     )
     _deliver(rows[-1], h)
 
@@ -217,7 +217,7 @@ def _jvp(eps, primals, mean, rstd, tangents):
     primals, tangents = (_readable(rows, x.dtype, branch) for rows in (primals, tangents))
     _extension().rows_jvp(
         *(CODES[x.dtype], CODES[branch], shape, eps, *_rows(_ROWS, primals, x.dtype, branch, shape)),
-        *(_pointer(mean), _pointer(rstd), *_rows(_TANGENTS, tangents, x.dtype, branch, shape)),
+        *(address_or_null(mean), address_or_null(rstd), *_rows(_TANGENTS, tangents, x.dtype, branch, shape)),
         torch.get_num_threads(),
     )
     _deliver(primals[-1], h)
@@ -250,7 +250,7 @@ def _backward(dx_new, dh, x_new, y, gate, bias, scale, mean, rstd, dx, dy, sums)
         *(_tokens("dx_new", dx_new, stream, shape), _tokens("dh", dh, branch, shape)),
         *(_tokens("x_new", x_new, stream, shape), _tokens("y", y, branch, shape)),
         *(_vectors("gate", gate, shape), _vectors("bias", bias, shape), _vectors("scale", scale, shape)),
-        *(_contiguous(name, t, torch.float32, shape[:2]) for name, t in (("mean", mean), ("rstd", rstd))),
+        *(contiguous_or_null(name, t, torch.float32, shape[:2]) for name, t in (("mean", mean), ("rstd", rstd))),
         *(_output(dx), _output(dy_out), *map(_sum, sums), torch.get_num_threads()),
     )
     _deliver(dy_out, dy)
@@ -275,20 +275,6 @@ def _deliver(written, out):
 def _dense(t, dtype=None):
     """``t`` in ``dtype`` with unit stride in its last dimension; copied only if needed."""
     return None if t is None else unit_stride(t if dtype is None else t.to(dtype))
-
-
-def _matrix(name, t, shape):
-    if 1 not in t.stride():
-        raise ValueError(f"{name} must have a stride of 1, got strides {t.stride()}")
-    return strided(name, t, torch.float32, shape)
-
-
-def _contiguous(name, t, dtype, shape):
-    return 0 if t is None else contiguous(name, t, dtype, shape)
-
-
-def _pointer(t):
-    return 0 if t is None else t.data_ptr()
 
 
 def _tokens(name, t, dtype, shape):
