@@ -1,5 +1,8 @@
 #include "patches.h"
 
+#include <stdexcept>
+#include <string>
+
 #include "threads.h"
 
 namespace ditfast::host {
@@ -31,6 +34,9 @@ void move_row(const Patches& call, std::int64_t b, std::int64_t y) {
 
 template <bool kToTokens>
 void move(const Patches& call, int threads) {
+    if (call.element_size != 2 && call.element_size != 4) {
+        throw std::invalid_argument("elements must have 2 or 4 bytes, got " + std::to_string(call.element_size));
+    }
     const auto task = [](const void* context, std::int64_t i, float*) {
         const Patches& patches = *static_cast<const Patches*>(context);
         const std::int64_t b = i / patches.grid_h, y = i % patches.grid_h;

@@ -59,13 +59,7 @@ def attend(qkv: Tensor, num_heads: int, scale: float, name: str) -> Tensor:
 
 
 def _check(qkv, num_heads):
-    _, n, width = checks.tokens("qkv", qkv)
-    checks.positive("num_heads", num_heads)
-    if n == 0:
-        raise ValueError(f"qkv must have N >= 1 tokens, got shape {tuple(qkv.shape)}")
-    if width % (3 * num_heads):
-        raise ValueError(f"qkv must have a last size divisible by 3 * num_heads={3 * num_heads}, got {width}")
-    return width // (3 * num_heads)
+    return checks.heads("qkv", checks.tokens("qkv", qkv, 1)[2], num_heads)
 
 
 def choose_attention(
@@ -159,11 +153,16 @@ def _warn_unaligned():
     )
 
 
+def _begin(qkv, num_heads, backend):
+    checks.heads("qkv", qkv.shape[2], num_heads)
+    if backend in ("auto", "sdpa"):
+        raise ValueError(f"backend must be that of a running attention, a kernel or reference, got {backend!r}")
+    note(OP.name, backend)
+
+
 def run_forward(qkv: Tensor, num_heads: int, scale: float, backend: str) -> tuple[Tensor, Tensor]:
     """out and lse; called inside a running operation."""
-    if qkv.shape[2] % (3 * num_heads):
-        raise ValueError(f"qkv must have a last size divisible by 3 * num_heads={3 * num_heads}, got {qkv.shape[2]}")
-    note(OP.name, backend)
+    _begin(qkv, num_heads, backend)
     if backend == "triton":
         from ditfast.kernels import attention as kernel
 
@@ -178,7 +177,7 @@ def _forward_fake(qkv, num_heads, scale, backend):
 def run_jvp(qkv: Tensor, num_heads: int, scale: float, qkv_t: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """out, lse and the tangent of out; called inside a running operation."""
     backend = "triton" if backend == "cuda" else backend  # "cuda" has no JVP
-    note(OP.name, backend)
+    _begin(qkv, num_heads, backend)
     if backend == "triton":
         from ditfast.kernels import attention_jvp as kernel
 
@@ -190,7 +189,7 @@ def run_backward(
     dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float, backend: str, bias_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
     """Contiguous dqkv, and its sum over B and N in ``bias_dtype`` if given; called inside a running operation."""
-    note(OP.name, backend)
+    _begin(qkv, lse.shape[1] // (2 if backend == "host" else 1), backend)
     if backend == "triton":
         from ditfast.kernels import attention as kernel
 
@@ -224,7 +223,7 @@ _backward_op = register_op(
     "attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, float scale, str backend) -> Tensor",
     _backward,
     _backward_fake,
-    {"out": "B,N,E dense qkv", "qkv": "B,N,3E", "lse": "B,H,N dense float32", "dout": "B,N,E qkv"},
+    {"out": "B,N,E dense qkv", "qkv": "B,N,3E", "lse": "B,H,N dense wide:qkv", "dout": "B,N,E qkv"},
     sample_dims=(0,),
 )
 

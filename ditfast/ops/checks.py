@@ -76,11 +76,13 @@ def parameter_dtypes(name: str, x: Tensor, **parameters: Tensor | None) -> None:
             raise TypeError(f"{key} must have the dtype of {name}, {x.dtype}, outside autocast, got {value.dtype}")
 
 
-def tokens(name: str, x: Any) -> torch.Size:
-    """Require (B, N, D) with D >= 1; return the shape."""
+def tokens(name: str, x: Any, least: int = 0) -> torch.Size:
+    """Require (B, N, D) with D >= 1 and at least so many tokens; return the shape."""
     shape = ranked(name, x, "(B, N, D)", 3)
     if shape[2] == 0:
         raise ValueError(f"{name} must have D >= 1, got shape {tuple(shape)}")
+    if shape[1] < least:
+        raise ValueError(f"{name} must have N >= {least} tokens, got shape {tuple(shape)}")
     return shape
 
 
@@ -123,3 +125,11 @@ def positive(name: str, value: Any) -> None:
     """Require an integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def heads(name: str, width: int, num_heads: Any, size: str = "last") -> int:
+    """Require the width of q, k and v of all heads, 3*H*d; return d."""
+    positive("num_heads", num_heads)
+    if width == 0 or width % (3 * num_heads):
+        raise ValueError(f"{name} must have a {size} size divisible by 3 * num_heads={3 * num_heads}, got {width}")
+    return width // (3 * num_heads)

@@ -5,10 +5,11 @@ from torch import Tensor
 
 from ditfast.kernels.strides import unit_stride
 from ditfast.ops.addresses import contiguous, strided, with_unit_stride
+from ditfast.ops.fallback import wide
 
 
 def empty_outputs(qkv: Tensor, num_heads: int, backend: str) -> tuple[Tensor, Tensor]:
-    """Uninitialized out (B, N, H*d) and lse (B, H, N) float32, the log-sum-exp of the logits.
+    """Uninitialized out (B, N, H*d) and lse (B, H, N), the log-sum-exp of the logits, in float32 (or float64).
 
     "host" keeps lse in two parts, (B, 2*H, N): the largest logits (in units of ln 2 unless qkv is float32), then
     1 / the sums of exp(logit - largest). Rounded to one number, it would move all weights of a query alike when
@@ -16,7 +17,7 @@ def empty_outputs(qkv: Tensor, num_heads: int, backend: str) -> tuple[Tensor, Te
     """
     b, n, width = qkv.shape
     rows = 2 * num_heads if backend == "host" else num_heads
-    return qkv.new_empty(b, n, width // 3), qkv.new_empty(b, rows, n, dtype=torch.float32)
+    return qkv.new_empty(b, n, width // 3), qkv.new_empty(b, rows, n, dtype=wide(qkv.dtype))
 
 
 def host_forward(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:

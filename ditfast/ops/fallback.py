@@ -1,16 +1,25 @@
 """Explicit formulas of the fused operations, their gradients and tangents, for when a kernel cannot run after all.
 
 A traced graph contains the operation itself, whose backend is decided at run time: if that is not a kernel, the
-operation needs explicit gradients. Modulation is (B, D) here; arithmetic and statistics are float32.
+operation needs explicit gradients. Modulation is (B, D) here; arithmetic and statistics are float32, or float64 for
+float64 tensors. Results are contiguous whatever the inputs' strides, like a kernel's: the graph relies on it.
 """
 
 import torch
 from torch import Tensor
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics of tensors in ``dtype``: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _wide(t):
-    """``t`` in float32, or float64 if it is that already."""
-    return t if t.dtype == torch.float64 else t.float()
+    return t.to(wide(t.dtype))
+
+
+def _result(t, dtype):
+    return t.to(dtype).contiguous()
 
 
 def layer_norm_modulate(
@@ -22,7 +31,7 @@ def layer_norm_modulate(
     xc = x - mean.unsqueeze(-1)
     rstd = torch.rsqrt(xc.square().mean(-1) + eps)
     h = xc * rstd.unsqueeze(-1) * (1 + _wide(scale)).unsqueeze(1) + _wide(shift).unsqueeze(1)
-    return h.to(out_dtype), mean, rstd
+    return _result(h, out_dtype), mean.contiguous(), rstd.contiguous()
 
 
 def layer_norm_modulate_backward(
@@ -33,13 +42,13 @@ def layer_norm_modulate_backward(
     xhat = (_wide(x) - mean.unsqueeze(-1)) * rstd  # (B, N, D)
     g = dh * (1 + _wide(scale)).unsqueeze(1)
     dx = rstd * (g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True))
-    return dx.to(x.dtype), torch.stack((dh.sum(1), (dh * xhat).sum(1))).to(scale.dtype)
+    return _result(dx, x.dtype), _result(torch.stack((dh.sum(1), (dh * xhat).sum(1))), scale.dtype)
 
 
 def gated_residual(x: Tensor, y: Tensor, gate: Tensor, bias: Tensor | None) -> Tensor:
     """x + gate * (y + bias), (B, N, D) in the dtype of x."""
     y = _wide(y) if bias is None else _wide(y) + _wide(bias)
-    return (_wide(x) + _wide(gate).unsqueeze(1) * y).to(x.dtype)
+    return _result(_wide(x) + _wide(gate).unsqueeze(1) * y, x.dtype)
 
 
 def gated_residual_backward(
@@ -49,9 +58,9 @@ def gated_residual_backward(
     dout = _wide(dout)
     dy = dout * _wide(gate).unsqueeze(1)
     biased = _wide(y) if bias is None else _wide(y) + _wide(bias)
-    dgate = (dout * biased).sum(1).to(gate.dtype)
+    dgate = _result((dout * biased).sum(1), gate.dtype)
     dbias = gate.new_empty(0) if bias is None else dy.sum((0, 1)).to(bias.dtype)
-    return dy.to(y.dtype), dgate, dbias
+    return _result(dy, y.dtype), dgate, dbias
 
 
 def junction(
@@ -84,8 +93,8 @@ def junction_backward(
     dx, dmodulation = layer_norm_modulate_backward(dh, _wide(x_new), _wide(scale), mean, rstd)
     dx = _wide(dx_new) + dx
     dy, dgate, dbias = gated_residual_backward(dx, y, gate, bias)
-    dmodulation = torch.cat((_wide(dgate).unsqueeze(0), dmodulation)).to(scale.dtype)
-    return dx.to(x_new.dtype), dy, dmodulation, dbias
+    dmodulation = _result(torch.cat((_wide(dgate).unsqueeze(0), dmodulation)), scale.dtype)
+    return _result(dx, x_new.dtype), dy, dmodulation, dbias
 
 
 def attention(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -94,7 +103,7 @@ def attention(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor
     logits = q @ k.mT * scale  # (B, H, N, N)
     lse = logits.logsumexp(-1)
     out = torch.exp(logits - lse.unsqueeze(-1)) @ v
-    return out.transpose(1, 2).flatten(2).to(qkv.dtype), lse
+    return _result(out.transpose(1, 2).flatten(2), qkv.dtype), lse.contiguous()
 
 
 def attention_backward(
@@ -107,7 +116,7 @@ def attention_backward(
     p = torch.exp(q @ k.mT * scale - lse.unsqueeze(-1))  # (B, H, N, N)
     ds = p * (dout @ v.mT - (dout * out).sum(-1, keepdim=True)) * scale
     dqkv = torch.stack((ds @ k, ds.mT @ q, p.mT @ dout))  # (3, B, H, N, d)
-    dqkv = dqkv.permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
+    dqkv = _result(dqkv.permute(1, 3, 0, 2, 4).flatten(2), qkv.dtype)
     return dqkv, dqkv.sum((0, 1), dtype=bias_dtype) if bias_dtype else None
 
 
@@ -133,7 +142,7 @@ def layer_norm_modulate_jvp(
         h_t += xhat * scale_t.unsqueeze(1)
     if shift_t is not None:
         h_t += shift_t.unsqueeze(1)
-    return h, mean, rstd, h_t.to(out_dtype)
+    return h, mean, rstd, _result(h_t, out_dtype)
 
 
 def gated_residual_jvp(
@@ -157,7 +166,7 @@ def gated_residual_jvp(
         x_new_t += gate_t.unsqueeze(1) * biased
     if x_t is not None:
         x_new_t += x_t
-    return gated_residual(x, y, gate, bias), x_new_t.to(x.dtype)
+    return gated_residual(x, y, gate, bias), _result(x_new_t, x.dtype)
 
 
 def junction_jvp(
@@ -189,7 +198,7 @@ def attention_jvp(qkv: Tensor, qkv_t: Tensor, num_heads: int, scale: float) -> t
     logits_t = (q_t @ k.mT + q @ k_t.mT) * scale
     p_t = p * (logits_t - (p * logits_t).sum(-1, keepdim=True))
     out_t = p_t @ v + p @ v_t  # (B, H, N, d)
-    return *attention(qkv, num_heads, scale), out_t.transpose(1, 2).flatten(2).to(qkv.dtype)
+    return *attention(qkv, num_heads, scale), _result(out_t.transpose(1, 2).flatten(2), qkv.dtype)
 
 
 def _heads(qkv, num_heads):

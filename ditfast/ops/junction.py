@@ -73,7 +73,7 @@ def _forward(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
 
 
 def _forward_fake(x, y, gate, shift, scale, eps, bias, out_dtype, backend):
-    stats = x.new_empty(x.shape[:2], dtype=torch.float32)
+    stats = x.new_empty(x.shape[:2], dtype=fallback.wide(x.dtype))
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype), stats, torch.empty_like(stats)
 
 
@@ -125,8 +125,8 @@ _backward_op = register_op(
         "gate": "B,D",
         "scale": "B,D",
         "bias": "D",
-        "mean": "B,N dense",
-        "rstd": "B,N dense",
+        "mean": "B,N dense wide:x_new",
+        "rstd": "B,N dense wide:x_new",
     },
     sample_dims=(0, 0, 1, None),
     shared=("bias",),

@@ -62,7 +62,7 @@ def _forward(x, shift, scale, eps, out_dtype, backend):
 
 
 def _forward_fake(x, shift, scale, eps, out_dtype, backend):
-    stats = x.new_empty(x.shape[:2], dtype=torch.float32)
+    stats = x.new_empty(x.shape[:2], dtype=fallback.wide(x.dtype))
     return x.new_empty(x.shape, dtype=out_dtype), stats, torch.empty_like(stats)
 
 
@@ -104,7 +104,7 @@ _backward_op = register_op(
     " -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
-    {"dh": "B,N,D", "x": "B,N,D", "scale": "B,D", "mean": "B,N dense", "rstd": "B,N dense"},
+    {"dh": "B,N,D", "x": "B,N,D", "scale": "B,D", "mean": "B,N dense wide:x", "rstd": "B,N dense wide:x"},
     sample_dims=(0, 1),
 )
 

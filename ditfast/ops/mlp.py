@@ -199,7 +199,7 @@ def _backward_fake(dy, h, w1, w2, pre, act, needs, backend):
     return tuple(dy.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
 
 
-_RULES = {"h": "B,N,D", "w1": "F,D", "b1": "F", "w2": "O,F", "b2": "O"}
+_RULES = {"h": "B,N,D", "w1": "F,D h", "b1": "F h", "w2": "O,F h", "b2": "O h"}
 _inference_op = register_op(
     "mlp_inference(Tensor h, Tensor w1, Tensor b1, Tensor w2, Tensor? b2, str backend) -> Tensor",
     _inference,
@@ -218,7 +218,8 @@ _backward_op = register_op(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
-    {"dy": "B,N,O", "h": "B,N,D", "w1": "F,D", "w2": "O,F", "pre": "BN,F dense", "act": "BN,F"},
+    {name: _RULES[name] for name in ("h", "w1", "w2")}
+    | {"dy": "B,N,O h", "pre": "BN,F dense h", "act": "BN,F unsaved h"},
 )
 
 

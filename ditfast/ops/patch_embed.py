@@ -83,7 +83,7 @@ def _forward(x, weight, bias, pos, patch_size, out_dtype, backend):
         return kernels.patch_embed(x, weight.contiguous(), unit_stride(bias), unit_stride(pos), patch_size, out_dtype)
     patches = host.patchify(x, patch_size, False) if name == "host" else reference.patchify(x, patch_size)
     tokens = torch.nn.functional.linear(patches, weight, bias)
-    return (tokens + pos).to(out_dtype)
+    return (tokens + pos).to(out_dtype).contiguous()
 
 
 def _forward_fake(x, weight, bias, pos, patch_size, out_dtype, backend):
@@ -104,7 +104,7 @@ def _backward(dout, x, weight, patch_size, needs, backend):
         patches = run_patchify(x, patch_size, False, backend)
         dweight = rows.t() @ patches.view(-1, weight.shape[1])
     dbias = dout.sum((0, 1), dtype=torch.float32).to(x.dtype) if needs[2] else x.new_empty(0)
-    dpos = dout.sum(0, dtype=torch.float32).to(dout.dtype) if needs[3] else dout.new_empty(0)
+    dpos = dout.sum(0, dtype=torch.float32).to(dout.dtype).contiguous() if needs[3] else dout.new_empty(0)
     return dx, dweight, dbias, dpos
 
 
@@ -118,7 +118,7 @@ _forward_op = register_op(
     " -> Tensor",
     _forward,
     _forward_fake,
-    {"x": "B,C,I,J", "weight": "D,K", "bias": "D", "pos": "N,D"},
+    {"x": "B,C,I,J", "weight": "D,K x", "bias": "D x", "pos": "N,D"},
     sample_dims=(0,),
     shared=("weight", "bias", "pos"),
 )
@@ -127,7 +127,7 @@ _backward_op = register_op(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
-    {"dout": "B,N,D", "x": "B,C,I,J", "weight": "D,K"},
+    {"dout": "B,N,D", "x": "B,C,I,J", "weight": "D,K x"},
 )
 
 

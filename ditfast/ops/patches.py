@@ -134,6 +134,8 @@ def run_unpatchify(
     tokens: Tensor, patch_size: int, grid_h: int, grid_w: int, channels_last: bool, backend: str
 ) -> Tensor:
     """`unpatchify` inside a running operation."""
+    for name, value in (("patch_size", patch_size), ("grid_h", grid_h), ("grid_w", grid_w)):
+        checks.positive(name, value)
     if tokens.shape[1] != grid_h * grid_w or tokens.shape[2] % patch_size**2:
         raise ValueError(
             f"unpatchify: tokens must have shape (B, {grid_h * grid_w}, C*{patch_size}*{patch_size}), "

@@ -68,18 +68,13 @@ def qkv_attention(
 
 
 def _check(h, weight, bias, num_heads):
-    _, n, d = checks.tokens("h", h)
-    device = h.device
-    checks.positive("num_heads", num_heads)
-    if n == 0:
-        raise ValueError(f"h must have N >= 1 tokens, got shape {tuple(h.shape)}")
+    d, device = checks.tokens("h", h, 1)[2], h.device
     width = checks.weight("weight", weight, "(3*H*d, D)", d, device)
-    if width == 0 or width % (3 * num_heads):
-        raise ValueError(f"weight must have a first size divisible by 3 * num_heads={3 * num_heads}, got {width}")
+    head_dim = checks.heads("weight", width, num_heads, "first")
     if bias is not None:
         checks.tensor("bias", bias, "(3*H*d,)", (width,), device)
     checks.parameter_dtypes("h", h, weight=weight, bias=bias)
-    return width // (3 * num_heads)
+    return head_dim
 
 
 def _takes_host(backend, weight):
@@ -134,7 +129,7 @@ _forward_op = register_op(
     " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
-    {"h": "B,N,D", "weight": "W,D", "bias": "W"},
+    {"h": "B,N,D", "weight": "W,D h", "bias": "W"},
     sample_dims=(0, 0, 0),
     shared=("weight", "bias"),
 )
@@ -146,10 +141,10 @@ _backward_op = register_op(
     {
         "out": "B,N,E dense qkv",
         "qkv": "B,N,3E",
-        "h": "B,N,D",
-        "weight": "3E,D",
+        "h": "B,N,D qkv",
+        "weight": "3E,D qkv",
         "dout": "B,N,E qkv",
-        "lse": "B,H,N dense float32",
+        "lse": "B,H,N dense wide:qkv",
     },
 )
 

@@ -63,8 +63,8 @@ def register_op(
     sizes, implementation = Sizes(schema, rules), _without_autocast(implementation)
     _library.define(schema)
     for device, function in (("CPU", implementation), ("CUDA", _on_its_device(implementation))):
-        _library.impl(sizes.op, _with_checks(sizes, function), device)
-    torch.library.register_fake(f"{NAMESPACE}::{sizes.op}", fake, lib=_library)
+        _library.impl(sizes.op, sizes.checked(function), device)
+    torch.library.register_fake(f"{NAMESPACE}::{sizes.op}", sizes.checked_fake(fake), lib=_library)
     op = getattr(getattr(torch.ops, NAMESPACE), sizes.op).default
     torch.library.register_vmap(op, vmap_rule(op, sample_dims, shared, sizes.dense), lib=_library)
     _implementations[op] = implementation
@@ -80,14 +80,6 @@ def _without_autocast(implementation):
             return implementation(*args)
 
     return run
-
-
-def _with_checks(sizes: Sizes, function):
-    def checked(*args):
-        sizes.check(args)
-        return function(*args)
-
-    return checked
 
 
 def _on_its_device(implementation):

@@ -46,6 +46,13 @@ def why_not(op: Op, name: str, device_type: str) -> str | None:
     """Why backend ``name`` cannot run ``op`` on this device type; None if it can."""
     if name not in op.backends:
         return f"{op.name} has no such backend (it has {', '.join(op.backends)})"
+    return why_not_backend(name, device_type)
+
+
+def why_not_backend(name: str, device_type: str) -> str | None:
+    """Why backend ``name``, or "auto", cannot run on this device type, whatever the operation; None if it can."""
+    if name not in ("auto", *BACKENDS):
+        return f"there is no such backend (there are {', '.join(BACKENDS)})"
     if name == "triton":
         return _why_not_triton(device_type)
     if name in ("cuda", "host"):
