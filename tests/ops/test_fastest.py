@@ -3,14 +3,16 @@
 import subprocess
 import sys
 import warnings
+from datetime import timedelta
 from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from ditfast import ops
-from ditfast.ops.backends import availability, cache, choice, fastest, selfcheck
+from ditfast.ops.backends import agreement, availability, cache, choice, fastest, selfcheck
 from ditfast.ops.backends.log import record
 from ditfast.ops.op import RandomTensors
 
@@ -130,21 +132,29 @@ from ditfast.ops.backends import agreement, availability, choice, fastest, log, 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 os.environ["DITFAST_CACHE_DIR"] = f"{folder}/{rank}"
 agreement.PATIENCE = timedelta(seconds=60)
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 choice._AUTO_DEVICES, selfcheck.SIZE = ("cpu",), (2, 27)
 availability._installed["ditfast._C"] = False
+def attend():
+    ops.attention(torch.randn(2, 5, 216).bfloat16(), 1)
 fastest.measure = lambda backend, *_: {"sdpa": 10.0, "triton": (5.0, 20.0)[rank]}[backend]
+if sys.argv[3] == "known" and rank == 1:
+    attend()
+    selfcheck._answers.clear(), fastest._choices.clear()
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+if sys.argv[3] == "known" and rank == 0:
+    dist.barrier()
 if sys.argv[3] == "silent" and rank == 0:
     dist.barrier()
     sys.exit()
 if sys.argv[3] == "silent":
-    agreement.PATIENCE = timedelta(seconds=0.1)
+    agreement.UNNOTICED = agreement.PATIENCE = timedelta(seconds=0.1)
 if sys.argv[3] == "failing" and rank == 0:
     fastest._answer = None
 with log.record() as ran, contextlib.suppress(TypeError):
-    ops.attention(torch.randn(2, 5, 216).bfloat16(), 1)
+    attend()
 print(*ran.get("attention", ["nothing"]), flush=True)
-dist.barrier()
+if sys.argv[3] != "known" or rank == 1:
+    dist.barrier()
 """
 
 
@@ -164,6 +174,27 @@ def test_ranks_with_different_clocks_use_the_same_backend(tmp_path):
 @pytest.mark.parametrize(("how", "rank0"), [("silent", ""), ("failing", "nothing")])
 def test_a_rank_without_an_answer_of_rank_0_decides_for_itself(tmp_path, how, rank0):
     assert run_ranks(tmp_path, how) == [rank0, "sdpa"]
+
+
+def test_a_rank_that_knows_the_answer_does_not_wait_for_rank_0(tmp_path):
+    """By rank 0's clock the kernel is faster, but it asks only later: all ranks use the first answer."""
+    assert run_ranks(tmp_path, "known") == ["sdpa", "sdpa"]
+
+
+def test_a_waiting_rank_says_what_it_waits_for(monkeypatch):
+    store = dist.HashStore()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    for name, value in (("is_initialized", True), ("get_world_size", 2), ("get_rank", 1)):
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    for name in ("UNNOTICED", "PATIENCE", "BRIEF"):
+        monkeypatch.setattr(agreement, name, timedelta(seconds=0.02))
+    monkeypatch.setattr(agreement, "_is_patient", True)
+    with pytest.warns(RuntimeWarning) as said:
+        assert agreement.agreed("a kernel", lambda: 1, is_known=lambda: False) == 1
+    waits, decides = (str(w.message) for w in said)
+    assert "rank 1 waits up to 0.02 s for rank 0 to check or time a kernel" in waits and "decides a kernel" in decides
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    assert agreement.agreed("a kernel", lambda: 2, is_known=lambda: False) == 1
 
 
 def test_a_wrong_kernel_is_not_even_timed(times, monkeypatch):

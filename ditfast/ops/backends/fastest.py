@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from ditfast.ops.backends import cache, selfcheck
-from ditfast.ops.backends.agreement import from_rank_zero
+from ditfast.ops.backends.agreement import agreed
 from ditfast.ops.backends.apart import run_apart
 from ditfast.ops.backends.availability import why_not
 from ditfast.ops.backends.choice import repeated_choice
@@ -61,11 +61,12 @@ def _decide(op, make_run, key) -> str:
     if selfcheck.is_capturing(device) and cache.load(device).get(name) is None:
         selfcheck.warn_of_capture(name, "train or sample a step")
         return op.fallback
-    choice = from_rank_zero(
+    choice = agreed(
         name,
         lambda: _answer(op, make_run, name, *problem, device),  # type: ignore[call-arg]  # problem is four values
+        is_known=lambda: isinstance(cache.load(device).get(name), dict),
     )
-    if why_not(op, choice, device.type) is not None:  # rank 0 has a backend that this rank lacks
+    if why_not(op, choice, device.type) is not None:  # another rank has a backend that this rank lacks
         choice = op.fallback
     return _choices.setdefault(key, choice)
 

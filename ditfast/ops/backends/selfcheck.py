@@ -3,7 +3,7 @@
 On first use of (operation, backend, dtypes, width) the kernel runs forward and backward on a small random problem,
 defined by the operation (``_self_check`` at the end of its file), and is held to the numerical contract. The verdict
 is kept in memory and on disk (`ditfast.ops.backends.cache`). If there is none, because memory ran out or compilation
-failed, the kernel is not used and the next process tries again. In a job all ranks use rank 0's answer
+failed, the kernel is not used and the next process tries again. In a job all ranks use one answer
 (`ditfast.ops.backends.agreement`). ``DITFAST_SELFCHECK=0`` trusts every kernel.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from ditfast.ops import contract
 from ditfast.ops.backends import cache
-from ditfast.ops.backends.agreement import from_rank_zero
+from ditfast.ops.backends.agreement import agreed
 from ditfast.ops.backends.apart import run_apart
 from ditfast.ops.op import Op, RandomTensors
 
@@ -79,7 +79,11 @@ def _decide(op, *kernel, device) -> bool:
             if is_capturing(device) and cache.load(device).get(name) is None:
                 warn_of_capture(name, "call ditfast.verify()")
                 return False  # no check can run now; the next call outside the capture runs it
-            _answers[key] = from_rank_zero(name, lambda: _answer(op, *kernel, device=device))
+            _answers[key] = agreed(
+                name,
+                lambda: _answer(op, *kernel, device=device),
+                is_known=lambda: isinstance(cache.load(device).get(name), bool),
+            )
         return _answers[key]
 
 
