@@ -5,6 +5,7 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from ditfast import use_backend
+from ditfast.ops.backends import availability, log, on_cpu
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,23 @@ def test_dynamic_batch(kit):
     for size in (3, 5, 2):
         with torch.compiler.set_stance("fail_on_recompile" if size != 3 else "default"):
             check(kit, model, fast, size)
+
+
+@pytest.mark.skipif(not availability._installed["ditfast._C"], reason="the extension is not built")
+@pytest.mark.parametrize("smallest", (1, 10_000))
+def test_one_graph_whatever_size_the_kernels_are_faster_from(kit, smallest, monkeypatch):
+    """Batches below and above it. The kernels run only where every batch is large enough."""
+    monkeypatch.setattr(on_cpu, "_faster_from", lambda *_: smallest)
+    model = kit.tiny(depth=1)
+    fast = compiled(model, dynamic=True)
+    for size in (2, 3, 40):
+        with torch.compiler.set_stance("fail_on_recompile" if size != 2 else "default"), log.record() as ran:
+            out = fast(*kit.batch(size))
+        assert ("host" in sum(ran.values(), [])) == (smallest == 1)
+        kit.close(out, model(*kit.batch(size)), 5e-6)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(model, kit.batch(3), dynamic_shapes=({0: batch},) * 3).module()
+    kit.close(exported(*kit.batch(40)), model(*kit.batch(40)), 5e-6)
 
 
 def test_return_hidden(kit):

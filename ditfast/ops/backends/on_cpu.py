@@ -2,7 +2,8 @@
 
 Nothing is measured at run time, so runs repeat bit for bit. For each instruction set the table holds the number of
 elements from which the kernel beat PyTorch, both forward and forward plus backward, as measured by
-``benchmarks/bench_host.py``. PyTorch runs everything else.
+``benchmarks/bench_host.py``. PyTorch runs everything else, and in a compiled or exported graph also what is not large
+enough at all sizes that the graph serves.
 """
 
 from collections.abc import Callable
@@ -73,7 +74,7 @@ def takes_host(
         is_able: tells whether the kernels can run on these arguments.
     """
     smallest = _faster_from(op.name, stream, branch)
-    if smallest is None or elements < smallest or _is_traced():
+    if smallest is None or not _reaches(elements, smallest) or _is_traced():
         return False
     return is_able() and _is_right(op.name, stream, branch, width)
 
@@ -89,7 +90,7 @@ def is_below(dtype: torch.dtype, elements: dict[str, int]) -> bool:
     table, precision = FASTER_FROM.get(isa(), {}), SHORT.get(dtype)
     for name, size in elements.items():
         smallest = table.get(name, {}).get(precision)
-        if smallest is not None and size >= smallest:
+        if smallest is not None and _reaches(size, smallest):
             return False
     return True
 
@@ -126,6 +127,18 @@ def product_is_right(dtype: torch.dtype, width: int) -> bool:
 def takes_norm() -> bool:
     """Whether `ditfast.ops.host.norm` beats PyTorch on the CPU, at any size."""
     return isa() in NORM
+
+
+def _reaches(elements, smallest):
+    """Whether a tensor has so many elements; for sizes that vary in a compiled graph, whether it always has.
+
+    A comparison would tie the graph to sizes on one side of ``smallest``.
+    """
+    if type(elements) is int and not torch.compiler.is_compiling():
+        return elements >= smallest
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports SymPy
+
+    return statically_known_true(elements >= smallest)
 
 
 def _is_traced():
