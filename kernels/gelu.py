@@ -25,14 +25,14 @@ def sigmoid_and_derivative(x):
     """sigmoid(z), so that gelu(x) = x * sigmoid(z), and gelu's derivative.
 
     Beyond END they are constant, since x itself would multiply what is left of the sigmoid; to the left of it they
-    are zero, so that gelu(-infinity) is NaN as in PyTorch.
+    are zero, so that gelu(-infinity) is NaN as in PyTorch. So is the derivative at both infinities.
     """
     inner = tl.where(x < -END, -END, tl.where(x > END, END, x))  # NaN stays NaN
     e = tl.exp(inner * (1.0 + inner * inner * CUBIC) * -SLOPE_AT_ZERO)  # exp(-z)
     sigmoid = tl.where(x < -END, 0.0, 1.0 / (1.0 + e))
     rest = e * sigmoid  # 1 - sigmoid, without cancellation
     slope = (1.0 + inner * inner * CUBIC_OF_SLOPE) * SLOPE_AT_ZERO  # dz/dx
-    return sigmoid, sigmoid * (1.0 + rest * (inner * slope))
+    return sigmoid, sigmoid * (1.0 + rest * (inner * slope)) + (x - x)
 
 
 @triton.jit

@@ -28,11 +28,12 @@ inline Sigmoid sigmoid_of(Vec x) {
     return {value, e * value};
 }
 
-// The derivative of gelu: 0 and 1 beyond the ends, where x itself would multiply what is left of the sigmoid.
+// The derivative of gelu: 0 and 1 beyond the ends, where x itself would multiply what is left of the sigmoid; NaN at
+// infinity, as in PyTorch.
 inline Vec derivative(Vec x, Sigmoid sigmoid) {
     const Vec inner = within_ends(x);
     const Vec slope = inner * inner * (3 * kCubic * kSlopeAtZero) + kSlopeAtZero;  // dz/dx
-    return sigmoid.rest * (inner * sigmoid.value * slope) + sigmoid.value;
+    return sigmoid.rest * (inner * sigmoid.value * slope) + (sigmoid.value + (x - x));
 }
 
 template <class T>
