@@ -70,7 +70,7 @@ def test_no_intact_checkpoint(kit, out, refused):
     for path in (out / "checkpoints").iterdir():
         (path / "checkpoint.json").write_text("{")
     with pytest.warns(UserWarning, match="checkpoint.json is damaged"):
-        assert "none of the 2 checkpoints" in refused("--resume", "auto", name="run")
+        assert "none of 2 checkpoints" in refused("--resume", "auto", name="run")
 
 
 def test_a_full_disk_keeps_existing_checkpoints_and_training_continues(kit, monkeypatch, capsys):
