@@ -118,13 +118,15 @@ class Config:
     out: str = "runs/train"
     """Output folder."""
     resume: str | None = None
-    """auto: resume the run in the output folder, if any; or a checkpoint."""
+    """auto: resume the run in the output folder, if any; or a checkpoint, or another run's folder for its newest."""
     take_over: bool = False
     """Take the output folder over from a run that is dead; needed if it ran on another host."""
     save_every: int = 50_000
+    """Steps between checkpoints."""
     keep: int = 3
     """Number of checkpoints to keep."""
     log_every: int = 100
+    """Steps between lines of metrics.jsonl, TensorBoard and the log."""
     sample_every: int = 10_000
     """Steps between sample grids, drawn from the averaged weights; 0 for none."""
     sample_steps: int | None = None
