@@ -48,9 +48,9 @@ def check_savable(model: DiT, config: dict) -> dict[str, torch.Tensor]:
         return weights
     with on_meta():
         built = type(model)(**config)
-    found = first_difference(weights, built.state_dict(), "the model", "the one that its config builds")
+    found = first_difference(weights, built.state_dict(), "the model", "what it builds")
     if found := found or next(_other_settings(model, built), None):
-        raise ValueError(f"a model must be the one that its config builds to be saved, but {found}: {_REMEDY}")
+        raise ValueError(f"model.config must build the model for it to be saved, but {found}: {_REMEDY}")
     return weights
 
 
@@ -73,11 +73,11 @@ def _other_settings(model: nn.Module, built: nn.Module) -> Iterator[str]:
         if (found := modules.get(name)) is None:  # inside a replaced part that has its own way to compute
             continue
         if not expected.state_dict() and not isinstance(found, type(expected) | nn.Dropout):
-            yield f"{name} is a {type(found).__name__} in the model, a {type(expected).__name__} in that one"
+            yield f"{name} is a {type(found).__name__} in the model, a {type(expected).__name__} in what it builds"
         for key in SETTINGS:
             ours, theirs = getattr(found, key, None), getattr(expected, key, None)
             if None not in (ours, theirs) and ours != theirs:
-                yield f"{name}{'.' * bool(name)}{key} is {ours!r} in the model, {theirs!r} in that one"
+                yield f"{name}{'.' * bool(name)}{key} is {ours!r} in the model, {theirs!r} in what it builds"
 
 
 def _differs(expected, given):

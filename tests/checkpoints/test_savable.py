@@ -75,27 +75,29 @@ def quantize(model):
     [
         (
             adapt,
-            r"blocks.1.attn.proj.weight is missing in the model, \(32, 32\) float32 in the one .*; 7 more differ",
+            r"blocks.1.attn.proj.weight is missing in the model, \(32, 32\) float32 in what it builds; 7 more differ",
         ),
         (drop_block, "blocks.1.attn.qkv.weight is missing in the model"),
         (
             change_labels,
-            r"y_embedder.\S+weight is \(10, 32\) float32 in the model, \(6, 32\) float32 in the one that",
+            r"y_embedder.\S+weight is \(10, 32\) float32 in the model, \(6, 32\) float32 in what it",
         ),
-        (move_null_label, "y_embedder.num_classes is 6 in the model, 5 in that one"),
-        (change_heads, "blocks.1.attn.num_heads is 2 in the model, 4 in that one"),
-        (change_eps, "blocks.0.norm2.eps is 0.1 in the model, 1e-06 in that one"),
+        (move_null_label, "y_embedder.num_classes is 6 in the model, 5 in what it builds"),
+        (change_heads, "blocks.1.attn.num_heads is 2 in the model, 4 in what it builds"),
+        (change_eps, "blocks.0.norm2.eps is 0.1 in the model, 1e-06 in what it builds"),
         (change_scale, "blocks.0.attn.scale is 0.5 in the model, 0.35"),
-        (change_time, "t_embedder.freq_shift is 1 in the model, 0 in that one"),
-        (change_activation, "blocks.0.mlp.act is a Square in the model, a GELU in that one"),
-        (change_gelu, "blocks.0.mlp.act.approximate is 'none' in the model, 'tanh' in that one"),
+        (change_time, "t_embedder.freq_shift is 1 in the model, 0 in what it builds"),
+        (change_activation, "blocks.0.mlp.act is a Square in the model, a GELU in what it builds"),
+        (change_gelu, "blocks.0.mlp.act.approximate is 'none' in the model, 'tanh' in what it builds"),
         (quantize, r"blocks.0.mlp.fc1.weight is \(128, 32\) int8 in the model"),
     ],
 )
 def test_another_model_than_its_config(kit, tmp_path, change, said):
     model = kit.tiny()
     change(model)
-    with pytest.raises(ValueError, match=f"the one that its config builds to be saved, but {said}") as error:
+    with pytest.raises(
+        ValueError, match=f"model.config must build the model for it to be saved, but {said}"
+    ) as error:
         model.save_pretrained(tmp_path / "x")
     assert "merge adapters such as LoRA first, or build the DiT with arguments" in str(error.value)
     assert not (tmp_path / "x").exists()
