@@ -75,7 +75,8 @@ def infer_file(state: dict, args: dict, known: dict) -> tuple[dict[str, Any], st
         told["class_dropout_prob"] = 0.0  # a row for each class, and none for the null label
     elif rows - 1 in (args.get("num_classes"), known.get("num_classes")):
         told.pop("class_dropout_prob", None)  # there is a row for it, requested or not
-    elif "class_dropout_prob" not in told:
+    elif told.get("class_dropout_prob", 0.1) > 0 and ("num_classes" in known or "class_dropout_prob" not in known):
+        # nothing tells: with other classes, a probability above 0 is the requested model's
         said = f"the last of {rows} rows of labels is assumed to be the null label's: if not, class_dropout_prob=0"
         return infer_config(state, **told), said
     return infer_config(state, **told), None

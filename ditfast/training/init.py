@@ -55,6 +55,7 @@ def make_model(config: Config, arguments: dict[str, Any], vae: dict[str, Any] | 
         model, said = read_model(config.init, **arguments)
     except (ValueError, OSError, ImportError) as error:
         raise TrainError(f"--init {config.init}: {error}") from error
+    said = said and said.replace("class_dropout_prob=0", f"{option_of('label_drop')} 0")
     line = f"starting from {config.init}; {said or 'all of its weights are kept'}"
     known = (init.sampling.get("vae") or {}).get("sha256")
     if known and vae and vae["sha256"] not in (None, known):

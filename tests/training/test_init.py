@@ -90,6 +90,21 @@ def test_a_training_checkpoint_of_the_original(kit, begun):
     assert torch.equal(begun[0][1]["blocks.0.attn.qkv.weight"], model.blocks[0].attn.qkv.weight)
 
 
+def test_a_file_without_arguments(kit, begun, capsys):
+    """Whether its ten rows are the data's ten classes is not known; without a null label in the run, they are."""
+    model = DiT.from_pretrained(save_dit(kit.folder / "m", in_channels=1, num_classes=10, class_dropout_prob=0.0))
+    torch.save(model.state_dict(), kit.folder / "x.pt")
+    flags = ("--init", kit.folder / "x.pt", "--num-heads", 2, *FLAGS)
+    kit.bare("assumed", *flags)
+    line = (
+        "the last of 10 rows of labels is assumed to be the null label's: if not, --label-drop 0; new: the rows of 10"
+    )
+    assert line in capsys.readouterr().out
+    kit.bare("told", *flags, "--label-drop", 0)
+    assert "all of its weights are kept" in capsys.readouterr().out
+    assert torch.equal(begun[1][1][TABLE], model.state_dict()[TABLE])
+
+
 def test_the_schedule_comes_from_the_model_unless_given(kit):
     model = DiT.from_pretrained(save_dit(kit.folder / "model", in_channels=1))
     model.sampling["noise_schedule"] = "squaredcos_cap_v2"
