@@ -12,7 +12,7 @@
 #include "patches.h"
 #include "threads.h"
 
-// Nothing is validated here or in ditfast/ops/host.py: the operations already did. Arguments are positional, which is
+// Nothing is validated here: ditfast/ops has compared all tensors with their sizes. Arguments are positional, which is
 // the cheapest way to pass this many.
 
 namespace py = pybind11;
