@@ -160,13 +160,17 @@ def save_pretrained(model: DiT, folder: str | os.PathLike, *, overwrite: bool = 
 
     Raises:
         ValueError: ``model.sampling`` is invalid, or the model is not the one that its config builds: one with
-            adapters, replaced parts or changed settings would be loaded as another, or not at all.
+            adapters, replaced parts or changed settings would be loaded as another, or not at all. What was trained
+            is not lost: its weights are then in the folder's modified.safetensors.
         FileExistsError: one of the files exists and ``overwrite`` is false.
     """
     sampling = check_sampling(model.sampling, model.config)
     config = {name: value for name, value in model.config.items() if name not in HOW_IT_RUNS}
-    weights = check_savable(model, config)
     folder = Path(folder)
+    try:
+        weights = check_savable(model, config)
+    except ValueError as error:
+        raise ValueError(f"{error}; its weights are now in {_rescue(model, folder)}") from None
     folder.mkdir(parents=True, exist_ok=True)
     weights_file, config_file = folder / "model.safetensors", folder / "config.json"
     for file in (weights_file, config_file):
@@ -179,6 +183,14 @@ def save_pretrained(model: DiT, folder: str | os.PathLike, *, overwrite: bool = 
     ):
         save_file({k: v.contiguous() for k, v in weights.items()}, part, metadata={"format": "pt"})
         config_part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _rescue(model, folder):
+    """The file with the weights of a model that cannot be loaded from a folder: a script may end with the error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file := folder / "modified.safetensors", concurrent=True) as part:
+        save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}, part)
+    return file
 
 
 def _read(source, subfolder, variant, changes):

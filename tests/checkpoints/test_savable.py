@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -100,7 +101,10 @@ def test_another_model_than_its_config(kit, tmp_path, change, said):
     ) as error:
         model.save_pretrained(tmp_path / "x")
     assert "merge adapters such as LoRA first, or build the DiT with arguments" in str(error.value)
-    assert not (tmp_path / "x").exists()
+    (rescued,) = (tmp_path / "x").iterdir()
+    assert str(error.value).endswith(f"; its weights are now in {rescued}")
+    saved, state = load_file(rescued), model.state_dict()
+    assert saved.keys() == state.keys() and all(torch.equal(saved[name], state[name]) for name in saved)
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def takes_host(
         is_able: tells whether the kernels can run on these arguments.
     """
     smallest = _faster_from(op.name, stream, branch)
-    if smallest is None or not _reaches(elements, smallest) or _is_traced():
+    if smallest is None or _is_traced() or not _reaches(elements, smallest):
         return False
     return is_able() and _is_right(op.name, stream, branch, width)
 
@@ -134,8 +134,8 @@ def _reaches(elements, smallest):
 
     A comparison would tie the graph to sizes on one side of ``smallest``.
     """
-    if type(elements) is int and not torch.compiler.is_compiling():
-        return elements >= smallest
+    if not torch.compiler.is_compiling() and not isinstance(elements, torch.SymInt):
+        return bool(elements >= smallest)  # in a trace, elements is a tensor
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports SymPy
 
     return statically_known_true(elements >= smallest)
