@@ -102,7 +102,7 @@ PLANTED_IN_ATTENTION = [
     *plant(
         "attention.h",
         check_precision,
-        ("rows of few keys in one piece", "tokens <= kFewKeys ? 16 : 96", "96"),
+        ("rows of few keys in one piece", "tokens <= kFewKeys ? 16 : 96", "256"),
     ),
     *plant(
         "attention_dlogits.h",
@@ -112,7 +112,6 @@ PLANTED_IN_ATTENTION = [
         ("delta of few keys not corrected in 16 bits", "? kKeys : kFewKeys", "? kKeys : 0"),
         ("keys past the last", "if (key == head.tokens) return Vec{};", ""),
         ("mean without weights", "mean[j] += weight[i][j] * c[i][j];", "mean[j] += c[i][j];"),
-        ("logits rounded otherwise than in forward", "uncontracted(c[i][j] * factor)", "c[i][j] * factor"),
     ),
     *plant(
         "pack.h", check_attention, ("odd last number dropped", "if (numbers % 2 == 0) return pairs;", "return pairs;")
