@@ -17,22 +17,23 @@ from ditfast.kernels.sums import sum_partials
 SLOPE_AT_ZERO = tl.constexpr(1.5957691216057308)  # dz/dx at 0: 2 * sqrt(2/pi)
 CUBIC = tl.constexpr(0.044715)
 CUBIC_OF_SLOPE = tl.constexpr(0.134145)  # 3 * CUBIC
-END = tl.constexpr(10.0)  # where exp(z) leaves float32
+END = tl.constexpr(-10.0)  # where exp(-z) leaves float32
+LARGE = tl.constexpr(1e37)  # upper limit for exp(-z): infinity times a sigmoid of zero would be NaN
+STEEP = tl.constexpr(1e3)  # upper limit for x dz/dx, which is 230 where the sigmoid ends
 
 
 @triton.jit
 def sigmoid_and_derivative(x):
     """sigmoid(z), so that gelu(x) = x * sigmoid(z), and gelu's derivative.
 
-    Beyond END they are constant, since x itself would multiply what is left of the sigmoid; to the left of it they
-    are zero, so that gelu(-infinity) is NaN as in PyTorch. So is the derivative at both infinities.
+    The sigmoid is zero to the left of END, so that gelu(-infinity) is NaN as in PyTorch. So is the derivative at both
+    infinities.
     """
-    inner = tl.where(x < -END, -END, tl.where(x > END, END, x))  # NaN stays NaN
-    e = tl.exp(inner * (1.0 + inner * inner * CUBIC) * -SLOPE_AT_ZERO)  # exp(-z)
-    sigmoid = tl.where(x < -END, 0.0, 1.0 / (1.0 + e))
+    e = tl.minimum(tl.exp(x * (1.0 + x * x * CUBIC) * -SLOPE_AT_ZERO), LARGE)  # exp(-z)
+    sigmoid = tl.where(x < END, 0.0, 1.0 / (1.0 + e))
     rest = e * sigmoid  # 1 - sigmoid, without cancellation
-    slope = (1.0 + inner * inner * CUBIC_OF_SLOPE) * SLOPE_AT_ZERO  # dz/dx
-    return sigmoid, sigmoid * (1.0 + rest * (inner * slope)) + (x - x)
+    steep = x * (1.0 + x * x * CUBIC_OF_SLOPE) * SLOPE_AT_ZERO  # x dz/dx
+    return sigmoid, sigmoid * (1.0 + rest * tl.clamp(steep, -STEEP, STEEP)) + (x - x)
 
 
 @triton.jit

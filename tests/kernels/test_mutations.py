@@ -123,7 +123,7 @@ PLANTED = [
     *plant(BACKWARD, "dx0 + through0", "dx0", "dh ignored", (JUNCTION,)),
     *plant(BACKWARD, "dx1 + through1", "dx1", "dh of the tail ignored", (JUNCTION,), d=48),
     # the MLP
-    *plant("sigmoid_and_derivative", " * (1.0 + rest * (inner * slope))", "", "slope dropped", MLP),
+    *plant("sigmoid_and_derivative", " * (1.0 + rest * tl.clamp(steep, -STEEP, STEEP))", "", "slope dropped", MLP),
     *plant("sigmoid_and_derivative", "CUBIC_OF_SLOPE", "CUBIC", "cubic term of the slope", MLP),
     *plant(BACKWARD, "total += dpre", "total += dgelu", "dbias after GELU", MLP),
     *plant(BACKWARD, "(x * sigmoid).to", "x.to", "activation not applied again", MLP),

@@ -77,7 +77,7 @@ def test_any_operation():
     )
 
     def backward(ctx, dout):
-        return run_in_backward(op, dout, *ctx.saved_tensors, ""), None, None
+        return run_in_backward(op, dout, *ctx.saved_tensors, "reference"), None, None
 
     def jvp(args, tangents):
         return call(*args), (call(tangents[0], *args[1:]),)
@@ -87,8 +87,11 @@ def test_any_operation():
     )
     a, b = torch.randn(4, 4), torch.randn(4, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(op(a, b, ""), call(a, b, "")) and call(a, b, "").dtype == torch.float32
-        call(a.requires_grad_(), b, "").sum().backward()
-        torch.func.jvp(lambda a: call(a, b, ""), (a.detach(),), (a.detach(),))
-        torch.func.grad(lambda a: call(a, b, "").sum())(a.detach())
+        assert (
+            torch.equal(op(a, b, "reference"), call(a, b, "reference"))
+            and call(a, b, "reference").dtype == torch.float32
+        )
+        call(a.requires_grad_(), b, "reference").sum().backward()
+        torch.func.jvp(lambda a: call(a, b, "reference"), (a.detach(),), (a.detach(),))
+        torch.func.grad(lambda a: call(a, b, "reference").sum())(a.detach())
     assert seen == [False] * len(seen) and len(seen) == 9
