@@ -85,12 +85,12 @@ class Sizes:
         self._right.add(signature)
 
     def _check_device(self, args):
-        """Require that all tensors are on the first one's device; return it."""
+        """Require all tensors on the first one's device; return it."""
         given = self._given(args)
         device = next(iter(given.values())).device
         for name, t in given.items():
             if t.device != device:
-                raise ValueError(f"{self.op}: {name} must be on the first tensor's device, {device}, got {t.device}")
+                raise ValueError(f"{self.op}: {name} must be on the first argument's device, {device}, got {t.device}")
         return device
 
     def _given(self, args):
@@ -98,18 +98,13 @@ class Sizes:
         return {name: args[i] for name, i in self.positions.items() if args[i] is not None}
 
     def _check_backend(self, args):
-        backend, given = args[-1], {name: args[i] for name, i in self.positions.items() if args[i] is not None}
-        device = next(iter(given.values())).device
-        for name, t in given.items():
-            if t.device != device:
-                raise ValueError(
-                    f"{self.op}: {name} must be on the first argument's device, {device}, got {t.device}"
-                )
+        backend, device = args[-1], self._check_device(args)
         reason = why_not_backend(backend, device.type)
         if reason is not None:
             raise RuntimeError(f"{self.op}: backend {backend!r} cannot run: {reason}")
         supported = FLOATING if backend in PYTORCH else KERNEL_DTYPES
-        dtypes = {name: t.dtype for name, t in given.items()} | {name: args[i] for name, i in self.dtypes.items()}
+        dtypes = {name: t.dtype for name, t in self._given(args).items()}
+        dtypes |= {name: args[i] for name, i in self.dtypes.items()}
         for name, dtype in dtypes.items():
             if dtype not in supported:
                 words = ", ".join(map(_name, supported))
