@@ -4,12 +4,7 @@ from numbers import Integral, Real
 
 import torch
 
-
-def dense(name: str, value: torch.Tensor) -> None:
-    """Check that ``value`` is not sparse or nested."""
-    if value.layout is not torch.strided or value.is_nested:
-        got = "a nested tensor" if value.layout is torch.strided else value.layout
-        raise TypeError(f"{name} must be a dense tensor, torch.strided, got {got}")
+from ditfast.dense import dense
 
 
 def floating(name: str, value: object) -> None:

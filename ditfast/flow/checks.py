@@ -6,7 +6,7 @@ from numbers import Integral, Real
 
 import torch
 
-from ditfast.diffusion.checks import dense
+from ditfast.dense import dense
 from ditfast.suggest import did_you_mean
 
 MOST = 10**6  # steps; each calls the model

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ditfast.ops.checks import dense
+from ditfast.dense import dense
 
 POSITIONS = 2**28  # values in the position embedding, N * D, which is computed in float64
 _WHOLE = {

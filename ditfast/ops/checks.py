@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditfast.dense import dense
 from ditfast.ops.autocast import autocasts
 
 _STRIDED = torch.strided
@@ -39,13 +40,6 @@ def tensor(
     if device is not None and value.device != device:
         raise ValueError(f"{name} must be on the first argument's device, {device}, got {value.device}")
     raise ValueError(f"{name} must have shape {rule} = {tuple(shape or ())}, got {tuple(value.shape)}")
-
-
-def dense(name: str, value: Tensor) -> None:
-    """Require a dense tensor."""
-    if value.layout is not _STRIDED or value.is_nested:
-        got = "a nested tensor" if value.layout is _STRIDED else value.layout
-        raise TypeError(f"{name} must be a dense tensor, torch.strided, got {got}")
 
 
 def ranked(name: str, value: Any, rule: str, dims: int, device: torch.device | None = None) -> torch.Size:

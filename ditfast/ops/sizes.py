@@ -90,7 +90,8 @@ class Sizes:
         device = next(iter(given.values())).device
         for name, t in given.items():
             if t.device != device:
-                raise ValueError(f"{self.op}: {name} must be on the first argument's device, {device}, got {t.device}")
+                where = f"the first argument's device, {device}"
+                raise ValueError(f"{self.op}: {name} must be on {where}, got {t.device}")
         return device
 
     def _given(self, args):
